@@ -1,0 +1,35 @@
+"""Handwritten digits: the whole pipeline on real data, in minutes on a laptop."""
+
+from __future__ import annotations
+
+from experiments.schema import EvaluationConfig, Experiment
+from ig_core.config import (
+    Guidance,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+
+
+def digits() -> Experiment:
+    """A tiny SiT with Internal Guidance on scikit-learn's digits.
+
+    The recipe was chosen by hand on seeds other than the ones it reports with (training seed 0,
+    evaluation seed 0 are used here only).
+    """
+    return Experiment(
+        name="digits",
+        model=ModelConfig(
+            depth=4, width=64, num_heads=4, patch_size=2, input_size=8, in_channels=1,
+            num_classes=10, aux_layer=1, time_scale=100.0, embedding_std=0.1,
+        ),
+        loss=LossConfig(aux_weight=0.5),
+        optim=OptimConfig(lr=4e-3, warmup_steps=50, ema_decay=0.99),
+        train=TrainConfig(steps=600, batch_size=128, checkpoint_every=75),
+        guidance=Guidance(ig_scale=1.8),
+        ig_scales=(1.0, 1.4, 1.8, 2.2, 2.6, 3.2),
+        sampler=SamplerConfig(method="heun", num_steps=8),
+        evaluation=EvaluationConfig(),
+    )  # fmt: skip

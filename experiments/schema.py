@@ -1,0 +1,224 @@
+"""What an experiment is: one frozen value from which everything else follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+# The configurations are fields here, resolved at run time by tyro and by experiment_from_json.
+from ig_core.config import (
+    Guidance,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+
+IMAGE_SHAPES = {"digits": (1, 8, 10)}
+"""Data source -> channels, side in pixels, number of classes."""
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, but got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learnt."""
+
+    source: Literal["digits"] = "digits"
+    """digits: the 1,797 handwritten 8x8 digits that ship with scikit-learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How samples are judged."""
+
+    extractor: Literal["digits-cnn", "inception-v3-compat"] = "digits-cnn"
+    """Feature extractor, by its name in torch-fidelity's registry."""
+    extractor_weights: str | None = None
+    """Weights file of inception-v3-compat; digits-cnn is trained by the data stage."""
+    extractor_epochs: int = 15
+    """digits-cnn: passes over the data."""
+    extractor_seed: int = 0
+    """digits-cnn: seed of its training."""
+    num_samples: int = 5000
+    """Images for each guidance scale at the last checkpoint."""
+    curve_samples: int = 1000
+    """Images for each point of the FID curve over training; the first of those above."""
+    shard_size: int = 1000
+    """Images that one task samples; shards of different sizes are not shared."""
+    seed: int = 0
+    """Seed bank of the sampling noise; image i of a seed has the same noise everywhere."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """balanced: label of image i is i modulo the number of classes."""
+    groups: int = 50
+    """Groups of the jackknife behind the 95 % intervals."""
+    kid_subsets: int = 20
+    """Random subsets of the kernel distance."""
+    kid_subset_size: int = 500
+    """Images in each of them."""
+    isc_splits: int = 10
+    """Splits of the Inception Score."""
+
+    def __post_init__(self) -> None:
+        for name in ("extractor_epochs", "shard_size", "kid_subsets", "isc_splits"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
+        _require(self.groups >= 2, "groups", self.groups, "at least 2")
+        for name in ("num_samples", "curve_samples"):
+            _require(getattr(self, name) >= 2 * self.groups, name, getattr(self, name),
+                     f"at least {2 * self.groups} (two for each of {self.groups} groups)")  # fmt: skip
+        _require(0 <= self.seed < 2**63, "evaluation.seed", self.seed, "in 0..2^63 - 1")
+        needs_weights = self.extractor == "inception-v3-compat"
+        _require(not needs_weights or self.extractor_weights is not None, "extractor_weights",
+                 self.extractor_weights, f"the weights file of {self.extractor}")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Who computes: never changes a result, nor what is reused."""
+
+    num_workers: int = 2
+    """Training workers; 1 trains in a plain task and saves the set-up of a worker group."""
+    cpus_per_worker: int = 1
+    """CPU threads of a training worker."""
+    use_gpu: bool = False
+    """One GPU for each training worker and each sampling task."""
+    micro_batch: int | None = None
+    """Most images of a batch that a worker holds at once; more are accumulated. None: all."""
+    sample_tasks: int = 2
+    """Sampling and evaluation tasks at a time."""
+    sample_batch: int = 250
+    """Images that a sampling task integrates at once."""
+    max_failures: int = 3
+    """Lost workers that a training survives before it gives up."""
+    runner: Literal["ray", "inline"] = "ray"
+    """inline: everything in this process, for debuggers; one training worker."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "sample_tasks", "sample_batch"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch",
+                 self.micro_batch, "None or at least 1")  # fmt: skip
+        _require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
+        _require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
+                 "1 with the inline runner")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """data -> train -> sample -> evaluate, completely specified."""
+
+    name: str
+    """Name in the registry; labels results, changes none."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is learnt."""
+    model: ModelConfig
+    """Architecture."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Objective."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and weight average."""
+    train: TrainConfig
+    """Length, batch and seed."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """Guidance of the FID curve over training (drawn beside the unguided one)."""
+    ig_scales: tuple[float, ...] = ()
+    """Internal guidance scales compared at the last checkpoint, beside 1 (off) and the curve's."""
+    sampler: SamplerConfig
+    """Integrator."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Samples, features, intervals."""
+    resources: Resources = field(default_factory=Resources)
+    """Workers and batch sizes."""
+
+    def __post_init__(self) -> None:
+        _require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
+                 "name", self.name, "a file name")  # fmt: skip
+        channels, side, classes = IMAGE_SHAPES[self.data.source]
+        for name, value, expected in (
+            ("model.in_channels", self.model.in_channels, channels),
+            ("model.input_size", self.model.input_size, side),
+            ("model.num_classes", self.model.num_classes, classes),
+        ):
+            _require(value == expected, name, value, f"{expected} for {self.data.source}")
+        _require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
+                 f"the path of the loss, {self.loss.path!r}")  # fmt: skip
+        _require(self.train.batch_size % self.resources.num_workers == 0, "train.batch_size",
+                 self.train.batch_size,
+                 f"a multiple of resources.num_workers={self.resources.num_workers}")  # fmt: skip
+        guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
+        _require(self.model.aux_layer is not None or not guided, "ig scales", guided,
+                 "all 1 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
+        _require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
+                 "finite")  # fmt: skip
+        _require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
+                 "1 (experiments name no weaker checkpoint yet)")  # fmt: skip
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Internal guidance scales to compare, ascending; 1 and the curve's are among them."""
+        return tuple(sorted({1.0, float(self.guidance.ig_scale), *map(float, self.ig_scales)}))
+
+
+def experiment_to_json(experiment: Experiment) -> str:
+    """The resolved experiment as JSON; `experiment_from_json` gives it back."""
+    return json.dumps(dataclasses.asdict(experiment), indent=2) + "\n"
+
+
+def experiment_from_json(text: str) -> Experiment:
+    """Read a resolved experiment.
+
+    Raises:
+        ValueError: not JSON, an unknown or missing field, or a value of the wrong type.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"experiment file is not JSON: {error}") from error
+    return _build(Experiment, values, "experiment")
+
+
+def _build(cls: type[Any], values: object, where: str) -> Any:  # noqa: ANN401
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object, but got {values!r}")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{where} has no field {unknown[0]!r}; fields are {', '.join(hints)}")
+    read = {key: _read(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**read)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
+    """Check a JSON value against a type of the schema and convert it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _read(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        _require(value in args, where, value, f"one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), where, value, "a list")
+        items: Any = value
+        if args[-1] is not Ellipsis:
+            _require(len(items) == len(args), where, value, f"a list of {len(args)}")
+        return tuple(_read(args[0], item, where) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    _require(fits, where, value, f"of type {hint.__name__}")
+    return value

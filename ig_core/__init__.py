@@ -1,0 +1,5 @@
+"""Internal Guidance for diffusion transformers (arXiv 2512.24176): the method, on torch alone.
+
+Import what you need from the modules; this package imports nothing by itself, so that
+configurations (`ig_core.config`) can be read without loading torch.
+"""

@@ -1,0 +1,264 @@
+"""Every scientific knob, as frozen values. Importing this module loads no torch.
+
+A configuration is valid or does not exist: `__post_init__` raises `ValueError` naming the field,
+the value it got and what was expected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Interval = tuple[float, float]
+PathType = Literal["linear", "cosine"]
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, but got {value!r}")
+
+
+def _require_interval(name: str, value: Interval) -> None:
+    low, high = value
+    _require(0.0 <= low <= high <= 1.0, name, value, "(low, high) with 0 <= low <= high <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of a diffusion transformer; one class serves SiT and LightningDiT."""
+
+    backbone: Literal["sit", "lightningdit"] = "sit"
+    """Family: names the checkpoint layout and the preset it came from."""
+    depth: int
+    """Number of transformer blocks."""
+    width: int
+    """Channels of a token."""
+    num_heads: int
+    """Attention heads; must divide width."""
+    patch_size: int
+    """Side of the square patch that becomes one token, in latent pixels."""
+    input_size: int
+    """Side of the square latent (or image), in pixels."""
+    in_channels: int
+    """Channels of the latent (or image)."""
+    num_classes: int
+    """Number of labels; the null label of classifier-free guidance is num_classes."""
+    aux_layer: int | None
+    """The auxiliary head reads the tokens after this block (1-based, 1..depth-1); None: no head."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over width (SwiGLU uses two thirds of it)."""
+    rope: bool = False
+    """Rotary position embedding on queries and keys."""
+    rms_norm: bool = False
+    """RMSNorm with a gain instead of LayerNorm without one."""
+    swiglu: bool = False
+    """SwiGLU MLP instead of GELU."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head."""
+    adaln_shift: bool = True
+    """Blocks are modulated by shift, scale and gate; False leaves the shift out."""
+    time_scale: float = 1.0
+    """Factor on t before its sinusoidal embedding; 1 for the published models."""
+    embedding_std: float = 0.02
+    """Standard deviation of the initial label and time embeddings; 0.02 for published models."""
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "num_heads", "patch_size", "input_size", "in_channels"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        _require(self.width % self.num_heads == 0, "width", self.width,
+                 f"a multiple of num_heads={self.num_heads}")  # fmt: skip
+        _require(self.width % 4 == 0, "width", self.width,
+                 "a multiple of 4 (2-d sin-cos position table)")  # fmt: skip
+        _require(self.input_size % self.patch_size == 0, "input_size", self.input_size,
+                 f"a multiple of patch_size={self.patch_size}")  # fmt: skip
+        if self.rope:
+            _require(self.head_dim % 4 == 0, "width / num_heads", self.head_dim,
+                     "a multiple of 4 with rope (two axes of rotated pairs)")  # fmt: skip
+        if self.aux_layer is not None:
+            _require(1 <= self.aux_layer <= self.depth - 1, "aux_layer", self.aux_layer,
+                     f"None or in 1..{self.depth - 1} (depth - 1)")  # fmt: skip
+        _require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "positive")
+        _require(self.time_scale > 0, "time_scale", self.time_scale, "positive")
+        _require(self.embedding_std > 0, "embedding_std", self.embedding_std, "positive")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side of the image."""
+        return self.input_size // self.patch_size
+
+    @property
+    def null_label(self) -> int:
+        """Label that stands for "no class"."""
+        return self.num_classes
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    sizes = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+    light = {key: sizes[key] for key in ("B", "L", "XL")}
+    light |= {"1p0B": (24, 1536, 24), "1p6B": (28, 1792, 28)}
+    sit_latents = {"backbone": "sit", "input_size": 32, "in_channels": 4, "num_classes": 1000}
+    vavae_latents = {"backbone": "lightningdit", "input_size": 16, "in_channels": 32,
+                     "num_classes": 1000, "rope": True, "rms_norm": True, "swiglu": True}  # fmt: skip
+    shape = ("depth", "width", "num_heads")
+    return {
+        f"SiT-{size}/{patch}": {**sit_latents, **dict(zip(shape, dims, strict=True)),
+                                "patch_size": patch, "aux_layer": 4 if size in "SB" else 8}
+        for size, dims in sizes.items() for patch in (2, 4, 8)
+    } | {
+        f"LightningDiT-{size}/{patch}": {**vavae_latents, **dict(zip(shape, dims, strict=True)),
+                                         "patch_size": patch, "aux_layer": 4 if size == "B" else 8}
+        for size, dims in light.items() for patch in (1, 2)
+    }  # fmt: skip
+
+
+MODELS: dict[str, dict[str, Any]] = _presets()
+"""Published architectures by name (SiT, Ma et al. 2024; LightningDiT, Yao et al. 2025), with the
+auxiliary layer of the IG paper: 4 for S and B, 8 for L and XL."""
+
+
+def model_config(name: str, **overrides: Any) -> ModelConfig:  # noqa: ANN401
+    """Build the named architecture, e.g. `model_config("SiT-XL/2", aux_layer=None)`.
+
+    Raises:
+        ValueError: the name is not in `MODELS`, or an override makes the architecture invalid.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, but got {name!r}")
+    return ModelConfig(**(MODELS[name] | overrides))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Flow matching on both heads (IG paper, training objective)."""
+
+    path: PathType = "linear"
+    """Interpolation between data (t=0) and noise (t=1)."""
+    time_distribution: Literal["uniform", "lognormal", "logit_normal"] = "uniform"
+    """Distribution of the training time t."""
+    aux_weight: float = 0.5
+    """Weight of the auxiliary head's loss."""
+    cosine_weight: float = 0.0
+    """Weight of 1 - cos(v_final, v) over channels (LightningDiT uses 1)."""
+    label_dropout: float = 0.1
+    """Probability that a label is replaced by the null label."""
+
+    def __post_init__(self) -> None:
+        _require(self.aux_weight >= 0, "aux_weight", self.aux_weight, "at least 0")
+        _require(self.cosine_weight >= 0, "cosine_weight", self.cosine_weight, "at least 0")
+        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, gradient clipping and the moving average of the weights."""
+
+    lr: float = 1e-4
+    """Learning rate after warm-up; constant from then on."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moment decays."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to lr."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    ema_decay: float = 0.9999
+    """Decay of the weight average that is sampled."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", self.lr, "positive")
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "both in [0, 1)")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
+        _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """What steers sampling; a scale of 1 is off. Intervals are in t and include both ends."""
+
+    ig_scale: float = 1.0
+    """Internal guidance: v_aux + ig_scale (v_final - v_aux)."""
+    ig_interval: Interval = (0.0, 1.0)
+    """Times at which internal guidance acts."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance: v_null + cfg_scale (v_label - v_null), after internal guidance."""
+    cfg_interval: Interval = (0.0, 1.0)
+    """Times at which classifier-free guidance acts."""
+    auto_scale: float = 1.0
+    """Autoguidance: v_weak + auto_scale (v - v_weak) with a second, weaker checkpoint."""
+    auto_interval: Interval = (0.0, 1.0)
+    """Times at which autoguidance acts."""
+
+    def __post_init__(self) -> None:
+        for kind in ("ig", "cfg", "auto"):
+            scale = getattr(self, f"{kind}_scale")
+            _require(abs(scale) < float("inf"), f"{kind}_scale", scale, "a finite number")
+            _require_interval(f"{kind}_interval", getattr(self, f"{kind}_interval"))
+
+    def canonical(self) -> Guidance:
+        """The same guidance with the intervals of kinds that are off reset to their default.
+
+        Two guidances that give the same samples compare equal in canonical form.
+        """
+        off = {
+            f"{kind}_interval": (0.0, 1.0)
+            for kind in ("ig", "cfg", "auto")
+            if getattr(self, f"{kind}_scale") == 1.0
+        }
+        return replace(self, **off)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How the probability-flow ODE or its SDE is integrated from t=1 (noise) to t=0 (data)."""
+
+    method: Literal["euler", "heun", "dopri5", "sde"] = "heun"
+    """Euler, Heun or adaptive dopri5 for the ODE; Euler-Maruyama for the SDE."""
+    num_steps: int
+    """Number of intervals of the time grid (dopri5 chooses its own steps)."""
+    shift: float = 1.0
+    """t -> shift t / (1 + (shift - 1) t); above 1 puts more steps near the noise."""
+    last_step: float = 0.04
+    """SDE only: time from which one step without noise leads to t=0."""
+    path: PathType = "linear"
+    """Path the model was trained on."""
+    state_dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the sampler's state; the network always sees float32."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        _require(self.shift > 0, "shift", self.shift, "positive")
+        _require(0 < self.last_step < 1, "last_step", self.last_step, "in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length and randomness of a training run."""
+
+    steps: int
+    """Optimizer steps; a longer run continues a shorter one of otherwise equal settings."""
+    batch_size: int
+    """Images per step over all workers: constant, whatever their number."""
+    checkpoint_every: int
+    """Steps between published checkpoints."""
+    seed: int = 0
+    """Seed of weights, data order, times, noise and label dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2^63 - 1")
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """Steps at which a checkpoint is published; the last step is always one of them."""
+        every = range(self.checkpoint_every, self.steps, self.checkpoint_every)
+        return (*every, self.steps)

@@ -1,0 +1,101 @@
+"""Guidance: extrapolation from a weaker prediction past a stronger one.
+
+Internal Guidance takes the weak prediction from an intermediate layer of the same network,
+classifier-free guidance from the null label, autoguidance from a weaker checkpoint. All three are
+one formula, applied outside the model and outside the integrator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ig_core.config import Guidance, Interval
+    from ig_core.transformer import DiffusionTransformer
+
+    Velocity = Callable[[Tensor, float], Tensor]
+    """(x (B, C, H, W), t) -> dx/dt (B, C, H, W)."""
+
+
+def extrapolate(strong: Tensor, weak: Tensor, scale: float) -> Tensor:
+    """Move from the weak prediction towards the strong one and past it (IG paper, guidance).
+
+    Args:
+        strong: Velocity to improve, (B, C, H, W).
+        weak: Velocity of the weaker predictor, same shape.
+        scale: 1 returns `strong` itself, 0 `weak`; above 1 extrapolates.
+
+    Returns:
+        weak + scale (strong - weak), (B, C, H, W).
+    """
+    return strong if scale == 1 else torch.lerp(weak, strong, scale)
+
+
+def guided_velocity(
+    model: DiffusionTransformer,
+    y: Tensor,
+    guidance: Guidance,
+    weak_model: DiffusionTransformer | None = None,
+) -> Velocity:
+    """Velocity field that a sampler integrates.
+
+    Order: internal guidance on the labelled and on the null velocity, then classifier-free
+    guidance between them, then autoguidance against `weak_model` with the labels y. What cannot
+    change the result is not computed: no null half outside the interval of classifier-free
+    guidance, no auxiliary head outside that of internal guidance, no weak model at scale 1.
+
+    Args:
+        model: Velocity model.
+        y: Labels, (B,) int64.
+        guidance: Scales and the intervals of t in which they act, both ends included.
+        weak_model: The weaker checkpoint of autoguidance.
+
+    Returns:
+        A function of x (B, C, H, W) and t that gives dx/dt.
+
+    Raises:
+        ValueError: internal guidance is on and the model has no auxiliary head, or autoguidance
+            is on and there is no weak model.
+    """
+    if guidance.ig_scale != 1 and getattr(model, "aux_head", model) is None:
+        raise ValueError(f"ig_scale must be 1 for a model without auxiliary head (aux_layer is "
+                         f"None), but got {guidance.ig_scale!r}")  # fmt: skip
+    if guidance.auto_scale != 1 and weak_model is None:
+        raise ValueError(f"auto_scale must be 1 without a weak model, but got "
+                         f"{guidance.auto_scale!r}")  # fmt: skip
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        ig_scale = _scale_at(t, guidance.ig_scale, guidance.ig_interval)
+        cfg_scale = _scale_at(t, guidance.cfg_scale, guidance.cfg_interval)
+        auto_scale = _scale_at(t, guidance.auto_scale, guidance.auto_interval)
+        if cfg_scale == 1:
+            v = _internally_guided(model, x, t, y, ig_scale)
+        else:
+            labels = torch.cat([y, torch.full_like(y, model.config.null_label)])
+            both = _internally_guided(model, torch.cat([x, x]), t, labels, ig_scale)
+            with_label, without = both.chunk(2)
+            v = extrapolate(with_label, without, cfg_scale)
+        if auto_scale != 1 and weak_model is not None:
+            v = extrapolate(v, _internally_guided(weak_model, x, t, y, 1.0), auto_scale)
+        return v
+
+    return velocity
+
+
+def _scale_at(t: float, scale: float, interval: Interval) -> float:
+    return scale if interval[0] <= t <= interval[1] else 1.0
+
+
+def _internally_guided(
+    model: DiffusionTransformer, x: Tensor, t: float, y: Tensor, scale: float
+) -> Tensor:
+    times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+    if scale == 1 and hasattr(model, "final_velocity"):
+        return model.final_velocity(x, times, y)
+    final, aux = model(x, times, y)
+    return final if aux is None else extrapolate(final, aux, scale)

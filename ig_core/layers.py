@@ -1,0 +1,195 @@
+"""Building blocks of the transformer: embeddings, attention, MLPs, the block, the velocity head.
+
+Parameter names follow the published SiT and LightningDiT checkpoints. T is the number of tokens,
+D the width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ig_core.config import ModelConfig
+
+NORM_EPS = 1e-6
+TIME_FEATURES = 256
+
+
+def sincos_table(width: int, grid: int) -> Tensor:
+    """Fixed 2-d sin-cos position table (1, grid * grid, width); first half columns, then rows."""
+    omega = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    columns, rows = axis.repeat(grid, 1), axis.repeat_interleave(grid, dim=0)
+    return torch.cat([columns, rows], dim=1).float()[None]
+
+
+def rope_tables(head_dim: int, grid: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 2-d rotary embedding, each (grid * grid, head_dim); rows first."""
+    omega = 10000 ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
+    angle = (torch.arange(grid, dtype=torch.float64)[:, None] * omega).repeat_interleave(2, dim=1)
+    both = torch.cat([angle.repeat_interleave(grid, dim=0), angle.repeat(grid, 1)], dim=1)
+    return both.cos().float(), both.sin().float()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate neighbouring channel pairs of x (B, heads, T, head_dim) by the tables' angles."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return x * tables[0] + quarter_turn * tables[1]
+
+
+def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
+    """X (1 + scale) + shift, with (B, D) conditioning of x (B, T, D)."""
+    x = x * (1 + scale[:, None])
+    return x if shift is None else x + shift[:, None]
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """Norm in front of attention, MLP and head."""
+    if config.rms_norm:
+        return nn.RMSNorm(config.width, eps=NORM_EPS)
+    return nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
+
+
+class PatchEmbed(nn.Module):
+    """Image (B, C, H, W) to tokens (B, T, D), row-major."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        side = config.patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimeEmbed(nn.Module):
+    """Sinusoidal features of t (B,) followed by an MLP: (B, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.scale = config.time_scale
+        self.mlp = nn.Sequential(
+            nn.Linear(TIME_FEATURES, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+        )
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The matrices of the MLP."""
+        return [layer.weight for layer in self.mlp if isinstance(layer, nn.Linear)]
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = TIME_FEATURES // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angle = (t.float() * self.scale)[:, None] * torch.exp(-math.log(10000) * exponent)
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+class LabelEmbed(nn.Module):
+    """Label (B,) to (B, D); the last row is the null label."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.num_classes + 1, config.width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.q_norm, self.k_norm = self._head_norm(config), self._head_norm(config)
+        self.proj = nn.Linear(config.width, config.width)
+
+    @staticmethod
+    def _head_norm(config: ModelConfig) -> nn.Module:
+        if not config.qk_norm:
+            return nn.Identity()
+        if config.rms_norm:
+            return nn.RMSNorm(config.head_dim, eps=NORM_EPS)
+        return nn.LayerNorm(config.head_dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope).to(v.dtype), rotate(k, rope).to(v.dtype)
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, head_dim)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two layers with tanh-approximated GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.width, hidden)
+        self.fc2 = nn.Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class SwiGlu(nn.Module):
+    """Gated MLP (Shazeer 2020), two thirds of the plain MLP's hidden width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = int(2 / 3 * int(config.width * config.mlp_ratio))
+        self.w12 = nn.Linear(config.width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated and gated by the conditioning (adaLN-Zero, DiT)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = make_norm(config), make_norm(config)
+        self.attn = Attention(config)
+        self.mlp = SwiGlu(config) if config.swiglu else Mlp(config)
+        self.parts = 6 if config.adaln_shift else 4
+        # Sequential(SiLU, Linear) in the published code: the index 1 is part of the name.
+        self.adaLN_modulation = nn.ModuleDict(
+            {"1": nn.Linear(config.width, self.parts * config.width)}
+        )
+
+    def forward(self, x: Tensor, condition: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """X (B, T, D); condition (B, D), the SiLU of the summed time and label embedding."""
+        chunks = self.adaLN_modulation["1"](condition).chunk(self.parts, dim=1)
+        if self.parts == 6:
+            shift1, scale1, gate1, shift2, scale2, gate2 = chunks
+        else:
+            (scale1, gate1, scale2, gate2), shift1, shift2 = chunks, None, None
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class VelocityHead(nn.Module):
+    """Tokens (B, T, D) to patches (B, T, p * p * C); the final and the auxiliary head are equal."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_final = make_norm(config)
+        self.linear = nn.Linear(config.width, config.patch_size**2 * config.in_channels)
+        self.adaLN_modulation = nn.ModuleDict({"1": nn.Linear(config.width, 2 * config.width)})
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation["1"](condition).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))

@@ -1,0 +1,110 @@
+"""Samplers: from noise at t=1 to data at t=0, given a velocity function and a time grid."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ig_core.path import score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ig_core.config import PathType, SamplerConfig
+    from ig_core.guidance import Velocity
+
+    NoiseFn = Callable[[int, Tensor], Tensor]
+    """(step, x) -> standard normal of x's shape, dtype and device."""
+
+
+def time_grid(config: SamplerConfig) -> list[float]:
+    """`num_steps + 1` times from 1 down to 0.
+
+    ODE: equal intervals, then `t -> shift t / (1 + (shift - 1) t)`. SDE: `num_steps` equally
+    spaced times from 1 to `last_step`, shifted, then 0 (SiT's grid).
+    """
+    n = config.num_steps
+    if config.method == "sde":
+        raw = [1 - (1 - config.last_step) * k / max(n - 1, 1) for k in range(n)] + [0.0]
+    else:
+        raw = [1 - k / n for k in range(n + 1)]
+    return [config.shift * t / (1 + (config.shift - 1) * t) for t in raw]
+
+
+@torch.no_grad()
+def sample(
+    velocity: Velocity, x: Tensor, config: SamplerConfig, noise_fn: NoiseFn | None = None
+) -> Tensor:
+    """Integrate the velocity field from t=1 to t=0.
+
+    Args:
+        velocity: Field dx/dt, called with float32 x (B, C, H, W) and a float t.
+        x: Standard normal noise, (B, C, H, W).
+        config: Method, grid and precision of the state.
+        noise_fn: SDE only: standard normal noise for each step.
+
+    Returns:
+        Samples at t=0, float32, (B, C, H, W).
+
+    Raises:
+        ValueError: the SDE is asked for without `noise_fn`.
+    """
+    state = x.to(getattr(torch, config.state_dtype))
+
+    def field(x: Tensor, t: float) -> Tensor:
+        return velocity(x.float(), t).to(x.dtype)
+
+    times = time_grid(config)
+    if config.method == "sde":
+        if noise_fn is None:
+            raise ValueError("method 'sde' needs noise_fn, but got None")
+        return euler_maruyama(field, state, times, config.path, noise_fn).float()
+    integrate = {"euler": euler, "heun": heun, "dopri5": dopri5}[config.method]
+    return integrate(field, state, times).float()
+
+
+def euler(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
+    """First order, one evaluation a step."""
+    for t, t_next in itertools.pairwise(times):
+        x = x + (t_next - t) * velocity(x, t)
+    return x
+
+
+def heun(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
+    """Second order (explicit trapezoid), two evaluations a step, the last one included."""
+    for t, t_next in itertools.pairwise(times):
+        v = velocity(x, t)
+        ahead = velocity(x + (t_next - t) * v, t_next)
+        x = x + (t_next - t) * (v + ahead) / 2
+    return x
+
+
+def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
+    """Adaptive Dormand-Prince 5(4) by torchdiffeq (rtol 1e-3, atol 1e-6), one step for a batch."""
+    from torchdiffeq import odeint
+
+    ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
+    path = odeint(lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6,
+                  method="dopri5")  # fmt: skip
+    return path[-1]
+
+
+def euler_maruyama(
+    velocity: Velocity, x: Tensor, times: list[float], path: PathType, noise_fn: NoiseFn
+) -> Tensor:
+    """Reverse SDE with diffusion w(t) = 2t (SiT, section 3); the last step adds no noise.
+
+    dx = (v - w/2 score) dt + sqrt(w) dW.
+    """
+    last = len(times) - 2
+    for step, (t, t_next) in enumerate(itertools.pairwise(times)):
+        v = velocity(x, t)
+        x_next = x + (t_next - t) * (v - t * score(path, x, v, t))
+        if step < last:
+            x_next = x_next + math.sqrt(2 * t * (t - t_next)) * noise_fn(step, x)
+        x = x_next
+    return x

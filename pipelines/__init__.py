@@ -1,0 +1,1 @@
+"""The experiment pipeline: content-addressed stages on Ray, recorded in MLflow."""

@@ -1,0 +1,159 @@
+"""The program `igdit`."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from experiments import EXPERIMENTS, Experiment, experiment_from_json, get_experiment
+from pipelines.artifacts import ArtifactError
+from pipelines.dag import TrainingFailedError, make_plan
+from pipelines.graph import Graph
+from pipelines.home import Home
+from pipelines.runners import WorkerLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+USAGE = f"""\
+igdit - train, sample, sweep and compare diffusion transformers with Internal Guidance
+
+  igdit run NAME [options]     run an experiment; what is in the store is not done again
+  igdit plan NAME [options]    say what is cached and what would run; changes nothing
+  igdit store ls|gc [options]  list artifacts; collect what no experiment needs
+  igdit ui                     open the results in MLflow
+
+NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier run.
+`igdit run NAME --help` lists every setting with its value. Results lie in ./runs or $IGDIT_HOME.
+"""
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `igdit run` and `igdit plan` take."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    rebuild: bool = False
+    """Check every artifact of the experiment, set damaged ones aside and build them again."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": run_command,
+        "plan": plan_command,
+        "store": store_command,
+        "ui": ui_command,
+    }
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in commands:
+            close = difflib.get_close_matches(name, commands, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UsageError(f"command must be one of {', '.join(commands)}, but got "
+                             f"{name!r}{hint}")  # fmt: skip
+        return commands[name](rest)
+    except (ValueError, ArtifactError, TrainingFailedError, WorkerLostError) as error:
+        print(f"igdit: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("\nigdit: stopped; the same command continues from what was published",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+def _options(arguments: list[str], command: str) -> RunOptions:
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
+                         f"or a file ending in .json")  # fmt: skip
+    name, *overrides = arguments
+    if name.endswith(".json"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"experiment file {name} does not exist")
+        experiment = experiment_from_json(path.read_text())
+    else:
+        experiment = get_experiment(name)
+    return tyro.cli(
+        RunOptions, default=RunOptions(experiment), args=overrides, prog=f"igdit {command} {name}"
+    )
+
+
+def run_command(arguments: list[str]) -> int:
+    """`igdit run`."""
+    from pipelines.experiment_run import run_experiment
+
+    options = _options(arguments, "run")
+    console = Console()
+    return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
+
+
+def plan_command(arguments: list[str]) -> int:
+    """`igdit plan`."""
+    from pipelines.report import print_plan
+
+    options = _options(arguments, "plan")
+    graph, store = Graph(options.experiment), Home.default().store
+    print_plan(graph, store, make_plan(store, graph.targets), Console())
+    return 0
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """What `igdit store gc` takes."""
+
+    forget: tuple[str, ...] = ()
+    """Recorded runs (the first digits of their key) whose artifacts are not kept any more."""
+    delete: bool = False
+    """Delete; without it the command only says what would go."""
+
+
+def store_command(arguments: list[str]) -> int:
+    """`igdit store ls` and `igdit store gc`."""
+    from pipelines.collection import collect_garbage, find_garbage
+    from pipelines.report import print_garbage, print_store
+
+    if not arguments or arguments[0] not in ("ls", "gc"):
+        raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
+    store, console = Home.default().store, Console()
+    if arguments[0] == "ls":
+        print_store(store, console)
+        return 0
+    options = tyro.cli(CollectOptions, args=arguments[1:], prog="igdit store gc")
+    garbage = find_garbage(store, options.forget)
+    print_garbage(garbage, console, deleting=options.delete)
+    if options.delete:
+        collect_garbage(store, garbage, options.forget)
+    return 0
+
+
+@dataclass(frozen=True)
+class UiOptions:
+    """What `igdit ui` takes."""
+
+    port: int = 5000
+    """Port on loopback."""
+
+
+def ui_command(arguments: list[str]) -> int:
+    """`igdit ui`."""
+    from pipelines.tracking import serve_ui
+
+    options = tyro.cli(UiOptions, args=arguments, prog="igdit ui")
+    return serve_ui(Home.default(), options.port, print)

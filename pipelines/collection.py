@@ -1,0 +1,124 @@
+"""Garbage collection: what no recorded experiment needs any more.
+
+Every run leaves its resolved experiment in the store. Artifacts that one of them leads to are kept;
+the rest can go. Runs hold a shared lock and collection an exclusive one, so that nothing is
+deleted under a run.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments import Experiment, experiment_from_json, experiment_to_json
+from pipelines.artifacts import Artifact, ArtifactError, Store, write_durably
+from pipelines.graph import Graph, closure
+from pipelines.locks import FileLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def in_use(store: Store) -> Iterator[None]:
+    """Mark the store as used by a run.
+
+    Raises:
+        ArtifactError: it is being collected right now.
+    """
+    lock = FileLock(store.root / ".in-use.lock", shared=True)
+    if not lock.acquire():
+        raise ArtifactError(f"the store {store.root} is being collected; try again in a moment")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remember(store: Store, experiment: Experiment, run_key: str) -> None:
+    """Record an experiment as a root of garbage collection (published whole, then renamed)."""
+    folder = store.root / ".runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{run_key}.json"
+    if not target.exists():
+        aside = folder / f".{run_key}.{id(experiment):x}.tmp"
+        write_durably(aside, experiment_to_json(experiment))
+        aside.replace(target)
+
+
+def recorded_runs(store: Store) -> dict[str, Experiment]:
+    """Experiments that were run, by run key.
+
+    Raises:
+        ValueError: a record cannot be read (so that nothing is taken for garbage by mistake).
+    """
+    runs = {}
+    for path in sorted((store.root / ".runs").glob("*.json")):
+        try:
+            runs[path.stem] = experiment_from_json(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"the record {path} cannot be read: {error}") from error
+    return runs
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What can go."""
+
+    artifacts: tuple[Artifact, ...]
+    set_aside: tuple[Path, ...]
+    """Damaged artifacts that were rebuilt."""
+
+
+def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
+    """Artifacts that no recorded run leads to, except through the forgotten ones.
+
+    Raises:
+        ValueError: a run to forget is not recorded, or a record cannot be read.
+    """
+    runs = recorded_runs(store)
+    kept = dict(runs)
+    for prefix in forget:
+        matching = [key for key in runs if key.startswith(prefix)]
+        if len(matching) != 1:
+            raise ValueError(f"--forget must name one recorded run ({', '.join(runs)}), but got "
+                             f"{prefix!r}")  # fmt: skip
+        kept.pop(matching[0], None)
+    needed = {(n.kind, n.key) for e in kept.values() for n in closure(Graph(e).targets)}
+    unneeded = tuple(a for a in store.list() if (a.kind, a.key) not in needed)
+    return Garbage(unneeded, tuple(sorted((store.root / ".corrupt").glob("*"))))
+
+
+def collect_garbage(store: Store, garbage: Garbage, forget: tuple[str, ...]) -> None:
+    """Delete garbage and forget runs.
+
+    Raises:
+        ArtifactError: a run is using the store.
+    """
+    import shutil
+
+    lock = FileLock(store.root / ".in-use.lock")
+    if not lock.acquire():
+        raise ArtifactError(f"a run is using the store {store.root}; nothing was deleted")
+    try:
+        for prefix in forget:
+            for path in (store.root / ".runs").glob(f"{prefix}*.json"):
+                path.unlink()
+        for artifact in garbage.artifacts:
+            store.delete(artifact)
+        for path in garbage.set_aside:
+            shutil.rmtree(path)
+        store.sweep()
+    finally:
+        lock.release()
+
+
+def store_summary(store: Store) -> list[tuple[str, int, int]]:
+    """(kind, number of artifacts, bytes) for each kind in the store."""
+    totals: dict[str, tuple[int, int]] = {}
+    for artifact in store.list():
+        count, size = totals.get(artifact.kind, (0, 0))
+        totals[artifact.kind] = (count + 1, size + artifact.size)
+    return [(kind, count, size) for kind, (count, size) in sorted(totals.items())]

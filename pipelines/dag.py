@@ -1,0 +1,211 @@
+"""Run what is missing: every artifact once, in the order of its inputs, as many as fit at a time.
+
+Checkpoints are built together by one training; samples and evaluations of a checkpoint start when
+it is published, while the training goes on, also when another process does the training.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from experiments import experiment_to_json
+from pipelines.artifacts import CorruptArtifactError
+from pipelines.graph import Graph, Node, closure
+from pipelines.stages.build import Job
+from pipelines.stages.train import TrainJob, missing_steps, published_steps, starting_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from experiments import Experiment
+    from pipelines.artifacts import Store
+    from pipelines.runners import Runner
+    from pipelines.stages.train import TrainProgress
+
+POLL_SECONDS = 0.2
+
+
+class TrainingFailedError(RuntimeError):
+    """A training stopped because a loss was not finite."""
+
+
+class Listener(Protocol):
+    """Hears of progress; called from several threads."""
+
+    def waiting(self, node: Node) -> None:
+        """Another process builds the node."""
+
+    def training(self, progress: TrainProgress) -> None:
+        """A training moved on."""
+
+    def finished(self, node: Node, done: int, total: int) -> None:
+        """An artifact is there."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is in the store and what would be built."""
+
+    cached: frozenset[Node]
+    missing: tuple[Node, ...]
+    """Inputs first."""
+
+
+def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
+    """Which of the targets, and of what they need, is missing; changes nothing.
+
+    Inputs of what is published are not looked at: they are not needed.
+    """
+    cached: set[Node] = set()
+    missing: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node in cached or node in missing:
+            return
+        if store.find(node.kind, node.key):
+            cached.add(node)
+            return
+        for source in node.inputs.values():
+            visit(source)
+        missing[node] = None
+
+    for target in targets:
+        visit(target)
+    return Plan(frozenset(cached), tuple(missing))
+
+
+def set_corrupt_aside(store: Store, targets: Iterable[Node]) -> list[Node]:
+    """Check every artifact of the graph and set the damaged ones aside; returns them."""
+    found = []
+    for node in closure(targets):
+        try:
+            if store.find(node.kind, node.key):
+                store.open(node.kind, node.key)
+        except CorruptArtifactError:
+            store.quarantine(node.kind, node.key)
+            found.append(node)
+    return found
+
+
+class Pipeline:
+    """Brings the targets of one experiment into the store."""
+
+    def __init__(
+        self, store: Store, experiment: Experiment, runner: Callable[[], Runner], listener: Listener
+    ) -> None:
+        self.store, self.experiment, self.listener = store, experiment, listener
+        self.graph = Graph(experiment)
+        self._make_runner = runner
+        self._resolved = experiment_to_json(experiment)
+
+    def run(self, targets: Iterable[Node]) -> None:
+        """Build what is missing. Starts no runner if nothing is.
+
+        Raises:
+            TrainingFailedError: a loss was not finite.
+            CorruptArtifactError: an artifact that is needed is damaged.
+        """
+        plan = make_plan(self.store, targets)
+        if not plan.missing:
+            return
+        runner = self._make_runner()
+        try:
+            self._execute(runner, plan)
+        finally:
+            runner.close()
+
+    def _execute(self, runner: Runner, plan: Plan) -> None:
+        pending = dict.fromkeys(plan.missing)
+        total, done = len(pending), set(plan.cached)
+        running: dict[Future[None], Node | None] = {}
+        tasks = ThreadPoolExecutor(self.experiment.resources.sample_tasks, "build")
+        trainer = ThreadPoolExecutor(1, "train")
+        trains = [node for node in pending if node.kind == "checkpoint"]
+        training: Future[None] | None = None
+        try:
+            while pending or running:
+                for node in self._arrived(pending, running):
+                    pending.pop(node, None)
+                    done.add(node)
+                    self.listener.finished(node, total - len(pending), total)
+                if trains and training is None and self.graph.data in done:
+                    training = trainer.submit(self._train, runner)
+                    running[training] = None
+                ready = [n for n in pending if n.kind != "checkpoint"
+                         and n not in running.values()
+                         and all(source in done for source in n.inputs.values())]  # fmt: skip
+                free = self.experiment.resources.sample_tasks - sum(
+                    node is not None for node in running.values()
+                )
+                for node in ready[: max(free, 0)]:
+                    running[tasks.submit(self._build, runner, node)] = node
+                if running:
+                    wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        finally:
+            for future in running:
+                future.cancel()
+            tasks.shutdown(wait=False, cancel_futures=True)
+            trainer.shutdown(wait=False, cancel_futures=True)
+
+    def _arrived(
+        self, pending: dict[Node, None], running: dict[Future[None], Node | None]
+    ) -> list[Node]:
+        """Nodes that are published now: built by a finished future, or by a training."""
+        arrived = []
+        for future in [future for future in running if future.done()]:
+            node = running.pop(future)
+            future.result()  # raises what the work raised
+            if node is not None:
+                arrived.append(node)
+        trained = (node for node in pending if node.kind == "checkpoint")
+        arrived.extend(node for node in trained if self.store.find(node.kind, node.key))
+        return arrived
+
+    def _build(self, runner: Runner, node: Node) -> None:
+        with self.store.lease(node.kind, node.key, self._published(node)):
+            if not self.store.find(node.kind, node.key):
+                runner.build(Job(str(self.store.root), node, self._resolved))
+
+    def _train(self, runner: Runner) -> None:
+        last = self.graph.checkpoints[-1]
+        with self.store.lease("train", last.hash, self._published(last)):
+            if not missing_steps(self.store, self.graph):
+                return
+            # Damage in what the training starts from shows here, not in every worker.
+            self.store.open(self.graph.data.kind, self.graph.data.key)
+            start = starting_step(self.store, self.graph)
+            if start:
+                self.store.open("checkpoint", self.graph.checkpoint(start).key)
+            job = TrainJob(str(self.store.root), self._resolved)
+            outcome = runner.train(job, self.listener.training)
+        if outcome.non_finite_step is not None:
+            raise TrainingFailedError(self._explain(outcome.non_finite_step))
+        missing = missing_steps(self.store, self.graph)
+        if missing:
+            raise TrainingFailedError(f"training ended at step {outcome.step}, but the checkpoints "
+                                      f"of steps {missing} were not published")  # fmt: skip
+
+    def _explain(self, step: int) -> str:
+        good = max(published_steps(self.store, self.graph), default=None)
+        kept = "no checkpoint was published before it"
+        if good is not None:
+            node = self.graph.checkpoint(good)
+            kept = (f"the last good checkpoint is step {good}: "
+                    f"{self.store.root / node.kind / node.key}")  # fmt: skip
+        return (f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
+                f"--optim.lr or --optim.grad-clip.")  # fmt: skip
+
+    def _published(self, node: Node) -> Callable[[], bool]:
+        """For waiting on a lease: tells the listener once, gives up when the node is there."""
+        told: list[float] = []
+
+        def check() -> bool:
+            if not told:
+                told.append(time.monotonic())
+                self.listener.waiting(node)
+            return self.store.find(node.kind, node.key) is not None
+
+        return check

@@ -1,0 +1,99 @@
+"""`igdit run`: one experiment from what is in the store to its report."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pipelines.collection import in_use, remember
+from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
+from pipelines.graph import Graph
+from pipelines.progress import ProgressDisplay
+from pipelines.report import print_report, write_report
+from pipelines.results import collect
+from pipelines.runners import make_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from experiments import Experiment
+    from pipelines.home import Home
+
+
+def run_experiment(
+    experiment: Experiment, home: Home, console: Console, *, rebuild: bool = False
+) -> int:
+    """Run what is missing, then report and track; returns the exit code.
+
+    Raises:
+        ArtifactError: an artifact that is needed is damaged (and `rebuild` was not asked for).
+        TrainingFailedError: a loss was not finite.
+    """
+    started, graph, store = time.monotonic(), Graph(experiment), home.store
+    with in_use(store):
+        remember(store, experiment, graph.run_key)
+        store.sweep()
+        if rebuild:
+            for node in set_corrupt_aside(store, graph.targets):
+                console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
+        plan = make_plan(store, graph.targets)
+        console.print(
+            f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
+            f"to build, results in {home.root}", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        if plan.missing:
+            _execute(experiment, graph, home, console)
+        results = collect(store, graph)
+        directory = home.report / f"{experiment.name}-{graph.run_key[:8]}"
+        files = write_report(results, directory)
+        print_report(results, console)
+        page = _track(home, graph, files, console)
+        _print_end(console, directory, page, time.monotonic() - started)
+    return 0
+
+
+def _execute(experiment: Experiment, graph: Graph, home: Home, console: Console) -> None:
+    from pipelines.tracking import BackgroundSync, MlflowTracker
+
+    store = home.store
+
+    def sync() -> None:
+        MlflowTracker(home.tracking_uri, home.mlartifacts).sync(
+            collect(store, graph), finished=False
+        )
+
+    background = BackgroundSync(sync)
+    try:
+        with ProgressDisplay(console, store, graph, background.request) as display:
+            Pipeline(
+                store, experiment, lambda: make_runner(experiment.resources, home.scratch), display
+            ).run(graph.targets)
+    finally:
+        background.close()
+
+
+def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:
+    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    from pipelines.tracking import MlflowTracker
+
+    try:
+        tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
+        results = collect(home.store, graph)
+        return tracker.sync(results, files, finished=results.complete)
+    except Exception as error:  # noqa: BLE001 - any server, any failure; the store has it all
+        console.print(f"[yellow]MLflow at {home.tracking_uri} could not be updated: {error}. "
+                      f"Run the same command again to log what is missing.[/yellow]")  # fmt: skip
+        return None
+
+
+def _print_end(console: Console, directory: Path, page: str | None, seconds: float) -> None:
+    def line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    line(f"Plots, samples and table: {directory}")
+    if page is not None:
+        line(f"Compare in MLflow:        igdit ui    (this run: {page})")
+    line(f"Done in {seconds:.1f} s.")

@@ -1,0 +1,204 @@
+"""From an experiment to its stages: what depends on what, and under which key.
+
+A node's key is a hash of its kind, its version, its slice of the configuration and the keys of
+its inputs. Nothing about workers, devices, batch sizes or storage enters a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipelines.artifacts import content_key, file_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from experiments import Experiment
+    from ig_core.config import Guidance
+
+VERSIONS = {
+    "data": 1,
+    "extractor": 1,
+    "reference": 1,
+    "checkpoint": 1,
+    "images": 1,
+    "sample": 1,
+    "features": 1,
+    "evaluate": 1,
+}
+"""Kind -> version. Raise one when its builder starts to give other results for the same input."""
+
+STAGES = {
+    "data": "data",
+    "extractor": "data",
+    "reference": "data",
+    "checkpoint": "train",
+    "images": "sample",
+    "sample": "sample",
+    "features": "evaluate",
+    "evaluate": "evaluate",
+}
+"""Kind -> stage of the pipeline (data -> train -> sample -> evaluate)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact to be: what it is made from, and therefore its name."""
+
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, Node] = field(default_factory=dict)
+    suffix: str = ""
+    """Appended to the hash; the checkpoints of one training differ in nothing else."""
+
+    @cached_property
+    def key(self) -> str:
+        """Key of the artifact."""
+        return self.hash + self.suffix
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash; for checkpoints that of the trajectory they lie on."""
+        return content_key({
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            "config": self.config,
+            "inputs": {name: node.key for name, node in self.inputs.items()},
+        })  # fmt: skip
+
+    @property
+    def stage(self) -> str:
+        """Stage of the pipeline that builds it."""
+        return STAGES[self.kind]
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.key))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and (self.kind, self.key) == (other.kind, other.key)
+
+
+def closure(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes and everything they are made from, inputs first, each once."""
+    seen: set[Node] = set()
+
+    def visit(node: Node) -> Iterator[Node]:
+        if node not in seen:
+            seen.add(node)
+            for source in node.inputs.values():
+                yield from visit(source)
+            yield node
+
+    for node in nodes:
+        yield from visit(node)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of the report: a checkpoint evaluated under a guidance."""
+
+    step: int
+    guidance: Guidance
+    evaluate: Node
+    images: tuple[Node, ...]
+
+
+class Graph:
+    """The stages of an experiment."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        evaluation = experiment.evaluation
+        self.data = Node("data", _slice(experiment.data))
+        self.extractor = self._extractor()
+        self.reference = Node("reference", {},
+                              {"data": self.data, "extractor": self.extractor})  # fmt: skip
+        self.checkpoints = tuple(map(self.checkpoint, experiment.train.checkpoint_steps))
+        base = experiment.guidance
+        curve = {base.ig_scale, 1.0}
+        self.curve = tuple(
+            self.point(step, dataclasses.replace(base, ig_scale=scale), evaluation.curve_samples)
+            for step in experiment.train.checkpoint_steps
+            for scale in sorted(curve)
+        )
+        self.final = tuple(
+            self.point(experiment.train.steps, dataclasses.replace(base, ig_scale=scale),
+                       evaluation.num_samples)
+            for scale in experiment.scales
+        )  # fmt: skip
+
+    @property
+    def targets(self) -> tuple[Node, ...]:
+        """What the report needs; everything else is made on the way."""
+        return tuple(dict.fromkeys(p.evaluate for p in (*self.curve, *self.final)))
+
+    @property
+    def run_key(self) -> str:
+        """Identity of the experiment: everything but its name and resources."""
+        values = dataclasses.asdict(self.experiment)
+        del values["resources"], values["name"]
+        return content_key(values)
+
+    def checkpoint(self, step: int) -> Node:
+        """Checkpoint after `step` steps; its hash does not depend on how long training goes on."""
+        train = _slice(self.experiment.train)
+        del train["steps"], train["checkpoint_every"]
+        config = {
+            "model": _slice(self.experiment.model),
+            "loss": _slice(self.experiment.loss),
+            "optim": _slice(self.experiment.optim),
+            "train": train,
+        }
+        return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
+
+    def point(self, step: int, guidance: Guidance, num_samples: int) -> Point:
+        """`num_samples` images of a checkpoint under a guidance, and their evaluation."""
+        evaluation, size = self.experiment.evaluation, self.experiment.evaluation.shard_size
+        sampling = {
+            "guidance": _slice(guidance.canonical()),
+            "sampler": _slice(self.experiment.sampler),
+            "seed": evaluation.seed,
+            "labels": evaluation.labels,
+        }
+        checkpoint = self.checkpoint(step)
+        images = tuple(
+            Node("images", {**sampling, "start": start, "stop": min(start + size, num_samples)},
+                 {"checkpoint": checkpoint})
+            for start in range(0, num_samples, size)
+        )  # fmt: skip
+        features = [Node("features", {}, {"images": i, "extractor": self.extractor})
+                    for i in images]  # fmt: skip
+        sample = Node("sample", {"num_samples": num_samples}, _numbered(images))
+        metrics = ("groups", "kid_subsets", "kid_subset_size", "isc_splits")
+        evaluate = Node(
+            "evaluate",
+            {name: getattr(evaluation, name) for name in metrics},
+            {"reference": self.reference, "sample": sample, **_numbered(features)},
+        )
+        return Point(step, guidance, evaluate, images)
+
+    def _extractor(self) -> Node:
+        evaluation = self.experiment.evaluation
+        config: dict[str, Any] = {"name": evaluation.extractor}
+        if evaluation.extractor_weights is not None:
+            # The weights' content is their identity, not where they lie.
+            from pathlib import Path
+
+            path = Path(evaluation.extractor_weights)
+            if not path.is_file():
+                raise ValueError(f"extractor_weights must be a file, but got {str(path)!r}")
+            config["weights_sha256"] = file_digest(path)
+            return Node("extractor", config)
+        config |= {"epochs": evaluation.extractor_epochs, "seed": evaluation.extractor_seed}
+        return Node("extractor", config, {"data": self.data})
+
+
+def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    return dataclasses.asdict(value)
+
+
+def _numbered(nodes: Iterable[Node]) -> dict[str, Node]:
+    return {f"part-{number:05d}": node for number, node in enumerate(nodes)}

@@ -1,0 +1,46 @@
+"""Where everything lies: one folder, `runs/` or `IGDIT_HOME`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.artifacts import Store
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of all results."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Home:
+        """`IGDIT_HOME`, or `runs` in the current directory."""
+        return cls(Path(os.environ.get("IGDIT_HOME", "runs")).absolute())
+
+    @property
+    def store(self) -> Store:
+        """The artifact store."""
+        return Store(self.root / "store")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's backend: `MLFLOW_TRACKING_URI`, or a SQLite file here."""
+        return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{self.root / 'mlflow.db'}")
+
+    @property
+    def mlartifacts(self) -> Path:
+        """MLflow's files."""
+        return self.root / "mlartifacts"
+
+    @property
+    def report(self) -> Path:
+        """Plots and tables, a folder for each experiment."""
+        return self.root / "report"
+
+    @property
+    def scratch(self) -> Path:
+        """What may be deleted at any time."""
+        return self.root / "scratch"

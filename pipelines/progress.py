@@ -1,0 +1,107 @@
+"""What a person sees while it runs: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from pipelines.results import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from pipelines.artifacts import Store
+    from pipelines.graph import Graph, Node
+    from pipelines.stages.train import TrainProgress
+
+PLAIN_EVERY_SECONDS = 5.0
+
+
+class ProgressDisplay:
+    """A `dag.Listener` that shows the stages, the loss and each FID as it comes."""
+
+    def __init__(
+        self, console: Console, store: Store, graph: Graph, evaluated: Callable[[], None]
+    ) -> None:
+        self.console, self.store = console, store
+        self.evaluated = evaluated
+        self._points = {p.evaluate: p for p in (*graph.curve, *graph.final)}
+        self._bars = Progress(
+            TextColumn("{task.description:<9}"), BarColumn(bar_width=28), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+            console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+        self._last_plain = 0.0
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(text, highlight=False, soft_wrap=True)
+
+    def waiting(self, node: Node) -> None:
+        """Another process builds the node."""
+        self.say(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
+
+    def training(self, progress: TrainProgress) -> None:
+        """A training moved on."""
+        left = (progress.steps - progress.step) / max(progress.steps_per_second, 1e-9)
+        note = (f"loss {progress.loss:.4f}  {progress.steps_per_second:.1f} steps/s  "
+                f"{_clock(left)} left")  # fmt: skip
+        self._show("train", progress.step, progress.steps, note)
+
+    def finished(self, node: Node, done: int, total: int) -> None:
+        """An artifact is there."""
+        point = self._points.get(node)
+        if node.stage == "data":
+            self.say(f"{node.stage:<9} {node.kind} ready")
+        elif node.kind == "checkpoint":
+            self.say(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
+        elif point is not None:
+            path = self.store.open(node.kind, node.key).path / METRICS
+            metrics = json.loads(path.read_text())
+            self.say(
+                f"{node.stage:<9} step {point.step:>6}  ig scale {point.guidance.ig_scale:<4g} "
+                f"FID {metrics['fid']:8.2f}  [{metrics['fid_low']:.2f} .. "
+                f"{metrics['fid_high']:.2f}]  {metrics['num_samples']:,} samples"
+            )
+            self.evaluated()
+        self._show("artifacts", done, total, f"last: {node.kind}")
+
+    def _show(self, name: str, done: int, total: int, note: str) -> None:
+        with self._lock:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, note=note)
+            self._bars.update(self._tasks[name], completed=done, total=total, note=note)
+            late = time.monotonic() - self._last_plain > PLAIN_EVERY_SECONDS
+            plain = not self.console.is_terminal and name == "train" and (late or done == total)
+            if plain:
+                self._last_plain = time.monotonic()
+        if plain:
+            self.say(f"{name:<9} step {done} of {total}  {note}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,161 @@
+"""What an experiment has shown so far, read from the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipelines.graph import Graph, closure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experiments import Experiment
+    from pipelines.artifacts import Artifact, Store
+    from pipelines.graph import Point
+
+METRICS = "metrics.json"
+PREVIEW = "preview.png"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An evaluated point."""
+
+    point: Point
+    artifact: Artifact
+    metrics: dict[str, Any]
+
+    @property
+    def scale(self) -> float:
+        """Internal guidance scale."""
+        return self.point.guidance.ig_scale
+
+    @property
+    def fid(self) -> float:
+        """Frechet distance to the reference."""
+        return float(self.metrics["fid"])
+
+
+@dataclass(frozen=True)
+class Results:
+    """All measurements of an experiment that are published."""
+
+    graph: Graph
+    store: Store
+    curve: tuple[Measurement, ...]
+    """By checkpoint: the unguided and the guided point."""
+    final: tuple[Measurement, ...]
+    """The last checkpoint by guidance scale, ascending."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment."""
+        return self.graph.experiment
+
+    @property
+    def complete(self) -> bool:
+        """Everything was measured."""
+        return len(self.curve) == len(self.graph.curve) and len(self.final) == len(self.graph.final)
+
+    def headline(self) -> Measurement | None:
+        """The last checkpoint under the experiment's own guidance scale."""
+        scale = self.experiment.guidance.ig_scale
+        return next((m for m in self.final if m.scale == scale), None)
+
+    def history(self) -> pd.DataFrame | None:
+        """Losses by step of the newest checkpoint, if there is one."""
+        from ig_core.checkpoints import load_history
+        from ig_core.training import HISTORY_COLUMNS
+
+        for node in reversed(self.graph.checkpoints):
+            if self.store.find(node.kind, node.key):
+                values = load_history(self.store.open(node.kind, node.key).path)
+                frame = pd.DataFrame(values.numpy(), columns=list(HISTORY_COLUMNS))
+                return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="step"))
+        return None
+
+    def improvements(self) -> list[tuple[float, float, float] | None]:
+        """Relative fall of FID against scale 1 with its paired 95 % interval, for `final`."""
+        base = next((m for m in self.final if m.scale == 1.0), None)
+        return [None if base is None or m is base else _improvement(m, base) for m in self.final]
+
+    def best(self) -> tuple[Measurement, list[float]] | None:
+        """Scale with the lowest FID, and the scales that its interval cannot tell from it.
+
+        The choice is made on the very samples that are reported.
+        """
+        if not self.final:
+            return None
+        best = min(self.final, key=lambda m: m.fid)
+        equal = [m.scale for m in self.final if m is not best and _overlaps(best, m)]
+        return best, equal
+
+    def costs(self) -> pd.DataFrame:
+        """Artifacts, seconds of work and bytes of each stage, whenever they were made."""
+        rows = []
+        for node in closure(self.graph.targets):
+            artifact = self.store.find(node.kind, node.key)
+            if artifact is not None:
+                rows.append((node.stage, artifact.seconds, artifact.size))
+        frame = pd.DataFrame(rows, columns=["stage", "seconds", "bytes"])
+        grouped = frame.groupby("stage", sort=False)
+        table = grouped.agg(artifacts=("seconds", "size"), seconds=("seconds", "sum"),
+                            bytes=("bytes", "sum"))  # fmt: skip
+        order = [s for s in ("data", "train", "sample", "evaluate") if s in table.index]
+        return table.loc[order]
+
+    def table(self) -> pd.DataFrame:
+        """All measurements as one tidy table."""
+        rows = []
+        for part, measurements in (("curve", self.curve), ("final", self.final)):
+            for m in measurements:
+                values = {k: v for k, v in m.metrics.items() if not isinstance(v, list)}
+                rows.append({"part": part, "step": m.point.step, "ig_scale": m.scale, **values})
+        return pd.DataFrame(rows)
+
+
+def collect(store: Store, graph: Graph) -> Results:
+    """Read the published measurements of an experiment."""
+
+    def read(points: tuple[Point, ...]) -> tuple[Measurement, ...]:
+        found = []
+        for point in points:
+            if store.find(point.evaluate.kind, point.evaluate.key):
+                artifact = store.open(point.evaluate.kind, point.evaluate.key)
+                metrics = json.loads((artifact.path / METRICS).read_text())
+                found.append(Measurement(point, artifact, metrics))
+        return tuple(found)
+
+    return Results(graph, store, read(graph.curve), read(graph.final))
+
+
+def preview(results: Results, measurement: Measurement) -> Path | None:
+    """Contact sheet of a measurement's samples."""
+    node = measurement.point.evaluate.inputs["sample"]
+    if not results.store.find(node.kind, node.key):
+        return None
+    return results.store.open(node.kind, node.key).path / PREVIEW
+
+
+def _jackknife(measurement: Measurement) -> Any:  # noqa: ANN401
+    import torch
+
+    from ig_core.metrics import Jackknife
+
+    without = torch.tensor(measurement.metrics["fid_without_group"], dtype=torch.float64)
+    return Jackknife(measurement.fid, without)
+
+
+def _improvement(measurement: Measurement, base: Measurement) -> tuple[float, float, float]:
+    gain = _jackknife(measurement).improvement_over(_jackknife(base))
+    return (gain.value, *gain.interval())
+
+
+def _overlaps(best: Measurement, other: Measurement) -> bool:
+    """Whether the paired interval of the difference contains 0."""
+    _, low, high = _improvement(best, other)
+    return low <= 0 <= high

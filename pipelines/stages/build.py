@@ -1,0 +1,115 @@
+"""Build one artifact in a worker: the frame around every stage."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from experiments import Experiment, experiment_from_json, experiment_to_json
+from pipelines.artifacts import Store
+from pipelines.graph import VERSIONS, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+EXPERIMENT_FILE = "experiment.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to build an artifact; travels by pickle."""
+
+    store: str
+    node: Node
+    experiment: str
+    """The resolved experiment, as JSON."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage sees of the world."""
+
+    store: Store
+    node: Node
+    experiment: Experiment
+
+    def input(self, name: str) -> Path:
+        """Folder of a verified input artifact."""
+        node = self.node.inputs[name]
+        return self.store.open(node.kind, node.key).path
+
+    def parts(self) -> list[Path]:
+        """Folders of the inputs that are parts of a whole, in order."""
+        return [self.input(name) for name in self.node.inputs if name.startswith("part-")]
+
+    @property
+    def device(self) -> str:
+        """Where tensors go."""
+        import torch
+
+        return "cuda" if self.experiment.resources.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+@functools.cache
+def open_store(root: str) -> Store:
+    """One store a process, so that files are checked once."""
+    return Store(root)
+
+
+def describe(node: Node) -> dict[str, Any]:
+    """The part of the manifest that says what an artifact was made from."""
+    return {
+        "stage": node.stage,
+        "version": VERSIONS[node.kind],
+        "config": node.config,
+        "inputs": {name: f"{source.kind}/{source.key}" for name, source in node.inputs.items()},
+        "host": platform.node(),
+        "packages": package_versions(),
+    }
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of what results may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "torch-fidelity", "scikit-learn", "igdit"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_experiment(experiment: Experiment, directory: Path) -> None:
+    """Store the resolved experiment with an artifact: `igdit run FILE` runs it again."""
+    (directory / EXPERIMENT_FILE).write_text(experiment_to_json(experiment))
+
+
+def build(job: Job) -> None:
+    """Build and publish an artifact whose inputs are published."""
+    import torch
+
+    from pipelines.stages.data import build_data, build_extractor, build_reference
+    from pipelines.stages.evaluate import build_evaluation, build_features
+    from pipelines.stages.sample import build_images, build_sample
+
+    builders: dict[str, Callable[[Context, Path], None]] = {
+        "data": build_data,
+        "extractor": build_extractor,
+        "reference": build_reference,
+        "images": build_images,
+        "sample": build_sample,
+        "features": build_features,
+        "evaluate": build_evaluation,
+    }
+    node = job.node
+    context = Context(open_store(job.store), node, experiment_from_json(job.experiment))
+    torch.set_num_threads(1)
+    context.store.log("execute", node.kind, node.key, stage=node.stage)
+    with context.store.publish(node.kind, node.key, describe(node)) as directory:
+        write_experiment(context.experiment, directory)
+        builders[node.kind](context, directory)

@@ -1,0 +1,159 @@
+"""Train stage: checkpoints of one trajectory, published as they come."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments import experiment_from_json
+from pipelines.graph import Graph
+from pipelines.stages.build import describe, open_store, write_experiment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from experiments import Experiment
+    from ig_core.training import Dataset, TrainState
+    from pipelines.artifacts import Store
+    from pipelines.graph import Node
+
+REPORT_EVERY = 25
+"""Steps between progress reports; losses are gathered and checked then."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a training worker needs; travels by pickle."""
+
+    store: str
+    experiment: str
+    """The resolved experiment, as JSON."""
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where a training is."""
+
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a training ended: at its last step, or where a loss was not finite."""
+
+    step: int
+    non_finite_step: int | None = None
+
+
+def published_steps(store: Store, graph: Graph) -> list[int]:
+    """Steps of the trajectory that have a checkpoint, ascending.
+
+    They may come from runs of another length or with other checkpoint steps.
+    """
+    trajectory = graph.checkpoint(0).hash
+    found = store.list("checkpoint", f"{trajectory}-")
+    return sorted(int(artifact.key.rpartition("-")[2]) for artifact in found)
+
+
+def missing_steps(store: Store, graph: Graph) -> list[int]:
+    """Checkpoint steps of the experiment that are not published, ascending."""
+    return sorted(set(graph.experiment.train.checkpoint_steps) - set(published_steps(store, graph)))
+
+
+def starting_step(store: Store, graph: Graph) -> int:
+    """Newest published step from which the first missing checkpoint can be reached; 0: none."""
+    first = min(missing_steps(store, graph), default=graph.experiment.train.steps + 1)
+    return max((step for step in published_steps(store, graph) if step < first), default=0)
+
+
+def train_worker(
+    job: TrainJob,
+    rank: int,
+    world_size: int,
+    post: Callable[[TrainProgress], None],
+) -> TrainOutcome:
+    """Train from the last published checkpoint to the last wanted one.
+
+    Runs on every worker; with more than one the process group is up. Rank 0 publishes.
+
+    Args:
+        job: What to train.
+        rank: This worker's number.
+        world_size: Number of workers.
+        post: Takes progress reports (rank 0 only).
+    """
+    import torch
+
+    from ig_core.training import NonFiniteLossError, Share, train
+
+    experiment = experiment_from_json(job.experiment)
+    store, graph = open_store(job.store), Graph(experiment)
+    torch.set_num_threads(experiment.resources.cpus_per_worker)
+    state = _start(store, graph, rank, world_size)
+    dataset = _dataset(store, graph)
+    share = Share(rank, world_size, experiment.resources.micro_batch)
+    wanted = set(missing_steps(store, graph))
+    store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train", rank=rank,
+              from_step=state.step, to_step=experiment.train.steps)  # fmt: skip
+    begun, first, published = time.monotonic(), state.step, time.monotonic()
+    try:
+        for step in train(state, dataset, experiment.loss, experiment.train, share, REPORT_EVERY):
+            if rank == 0 and step in wanted:
+                _publish(store, graph, state, time.monotonic() - published)
+                published = time.monotonic()
+            if rank == 0 and (step in wanted or step % REPORT_EVERY == 0):
+                recent = state.history[-REPORT_EVERY:, 0].mean().item()
+                rate = (step - first) / (time.monotonic() - begun)
+                post(TrainProgress(step, experiment.train.steps, recent, rate))
+    except NonFiniteLossError as error:
+        return TrainOutcome(state.step, error.step)
+    return TrainOutcome(state.step)
+
+
+def _start(store: Store, graph: Graph, rank: int, world_size: int) -> TrainState:
+    """The newest published state, or a new one; all workers take rank 0's word for which."""
+    import torch
+    from torch import distributed
+
+    from ig_core.checkpoints import load_checkpoint
+    from ig_core.training import TrainState
+
+    experiment = graph.experiment
+    device = _device(experiment)
+    newest = starting_step(store, graph) if rank == 0 else 0
+    if world_size > 1:
+        message = torch.tensor([newest], device=device)
+        distributed.broadcast(message, src=0)
+        newest = int(message)
+    if newest:
+        node = graph.checkpoint(newest)
+        return load_checkpoint(store.open(node.kind, node.key).path, device)
+    return TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
+
+
+def _device(experiment: Experiment) -> str:
+    import torch
+
+    return "cuda" if experiment.resources.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+def _dataset(store: Store, graph: Graph) -> Dataset:
+    from ig_core.images import ImageDataset, read_images
+    from pipelines.stages.data import IMAGES
+
+    artifact = store.open(graph.data.kind, graph.data.key)
+    return ImageDataset(read_images([artifact.path / IMAGES]))
+
+
+def _publish(store: Store, graph: Graph, state: TrainState, seconds: float) -> None:
+    from ig_core.checkpoints import save_checkpoint
+
+    node: Node = graph.checkpoint(state.step)
+    description = {**describe(node), "work_seconds": round(seconds, 3)}
+    with store.publish(node.kind, node.key, description) as directory:
+        write_experiment(graph.experiment, directory)
+        save_checkpoint(state, directory)

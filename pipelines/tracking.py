@@ -1,0 +1,313 @@
+"""MLflow as a projection of the store. The only module that imports mlflow.
+
+Nothing is true because MLflow says so: `MlflowTracker.sync` compares what a run shows with the
+results in the store and adds what is missing, so that doing it twice, from anywhere, changes
+nothing. Time stamps are those of the artifacts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pipelines.results import preview
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from pipelines.home import Home
+    from pipelines.results import Measurement, Results
+
+RUN_TAG = "igdit.run_key"
+CHECKPOINT_TAG = "igdit.checkpoint"
+LOSS_POINTS = 200
+"""Points of a loss curve; each is the mean over the steps since the one before."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One metric value."""
+
+    key: str
+    step: int
+    value: float
+    timestamp_ms: int
+
+
+def import_mlflow() -> Any:  # noqa: ANN401
+    """Import mlflow with its telemetry off."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
+
+
+class MlflowTracker:
+    """One MLflow run for each distinct experiment."""
+
+    def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
+        self._mlflow = import_mlflow()
+        self._client = self._mlflow.MlflowClient(tracking_uri=tracking_uri)
+        self._artifact_root = artifact_root
+
+    def sync(self, results: Results, files: Iterable[Path] = (), *, finished: bool) -> str:
+        """Bring the run of an experiment up to date.
+
+        Args:
+            results: What was measured so far.
+            files: Report files to attach (their names are fixed, so they replace themselves).
+            finished: Whether the experiment is complete.
+
+        Returns:
+            Path of the run's page below the tracking server's address.
+        """
+        experiment_id = self._experiment(results.experiment.name)
+        run_id = self._run(experiment_id, results)
+        values = sorted(set(metric_values(results)), key=lambda v: (v.key, v.step))
+        self._log(run_id, values)
+        self._register(experiment_id, run_id, results)
+        self._attach(run_id, results, files)
+        if finished:
+            self._finish(run_id)
+        return f"#/experiments/{experiment_id}/runs/{run_id}"
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            location = (self._artifact_root / quote(name)).as_uri()
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except self._mlflow.exceptions.MlflowException:
+            found = self._client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _run(self, experiment_id: str, results: Results) -> str:
+        key = results.graph.run_key
+        found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
+        if found:
+            return str(found[0].info.run_id)
+        tags = {
+            RUN_TAG: key,
+            "igdit.store": str(results.store.root),
+            "igdit.data": f"data/{results.graph.data.key}",
+            "igdit.trajectory": results.graph.checkpoint(0).hash,
+        }
+        name = f"{results.experiment.name}-{key[:8]}"
+        run_id = str(self._client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+        param = self._mlflow.entities.Param
+        params = [param(k, str(v)) for k, v in comparable_parameters(results).items()]
+        self._client.log_batch(run_id, params=params)
+        return run_id
+
+    def _log(self, run_id: str, values: list[Value]) -> None:
+        """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
+        known = {
+            (key, metric.step)
+            for key in {value.key for value in values}
+            for metric in self._client.get_metric_history(run_id, key)
+        }
+        metric = self._mlflow.entities.Metric
+        new = [metric(v.key, v.value, v.timestamp_ms, v.step) for v in values
+               if (v.key, v.step) not in known]  # fmt: skip
+        for first in range(0, len(new), 1000):
+            self._client.log_batch(run_id, metrics=new[first : first + 1000])
+
+    def _register(self, experiment_id: str, run_id: str, results: Results) -> None:
+        """Register evaluated checkpoints as models with their FID, so that they can be ranked."""
+        guided = {m.point.step: m for m in results.curve if m.scale == _curve_scale(results)}
+        known = self._registered(experiment_id, run_id)
+        for step, measurement in guided.items():
+            node = results.graph.checkpoint(step)
+            if node.key in known:
+                continue
+            path = results.store.root / node.kind / node.key
+            model = self._client.create_logged_model(
+                experiment_id, name=f"step-{step}", source_run_id=run_id, model_type="checkpoint",
+                tags={CHECKPOINT_TAG: node.key, "igdit.uri": path.as_uri()},
+                params={"step": str(step), "ig_scale": f"{measurement.scale:g}"},
+            )  # fmt: skip
+            self._client.log_metric(run_id, "checkpoint_fid", measurement.fid, step=step,
+                                    timestamp=_timestamp(measurement),
+                                    model_id=model.model_id)  # fmt: skip
+            self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _registered(self, experiment_id: str, run_id: str) -> set[str]:
+        """Keys of this run's checkpoints that carry their FID already; half-made ones go."""
+        complete = set()
+        for model in self._client.search_logged_models([experiment_id]):
+            if model.source_run_id != run_id:
+                continue
+            if str(model.status) in ("READY", "LoggedModelStatus.READY"):
+                complete.add(model.tags[CHECKPOINT_TAG])
+            else:
+                self._client.delete_logged_model(model.model_id)
+        return complete
+
+    def _attach(self, run_id: str, results: Results, files: Iterable[Path]) -> None:
+        for path in files:
+            self._client.log_artifact(run_id, str(path))
+        have = {item.path for item in self._client.list_artifacts(run_id, "grids")}
+        for m in (*results.curve, *results.final):
+            name = f"step-{m.point.step:08d}-ig-{m.scale:g}.png"
+            sheet = preview(results, m)
+            if f"grids/{name}" not in have and sheet is not None:
+                self._log_as(run_id, sheet, "grids", name)
+                have.add(f"grids/{name}")
+
+    def _log_as(self, run_id: str, path: Path, folder: str, name: str) -> None:
+        """Log a file under another name."""
+        import shutil
+        import tempfile
+        from pathlib import Path as LocalPath
+
+        with tempfile.TemporaryDirectory() as temporary:
+            copy = LocalPath(temporary) / name
+            shutil.copyfile(path, copy)
+            self._client.log_artifact(run_id, str(copy), folder)
+
+    def _finish(self, run_id: str) -> None:
+        if self._client.get_run(run_id).info.status != "FINISHED":
+            self._client.set_terminated(run_id, "FINISHED")
+
+
+def comparable_parameters(results: Results) -> dict[str, object]:
+    """What a person compares; the same keys on every run."""
+    e = results.experiment
+    return {
+        "aux_layer": e.model.aux_layer,
+        "aux_weight": e.loss.aux_weight,
+        "ig_scale": e.guidance.ig_scale,
+        "cfg_scale": e.guidance.cfg_scale,
+        "model": f"{e.model.backbone} {e.model.depth}x{e.model.width}/{e.model.patch_size}",
+        "lr": e.optim.lr,
+        "ema_decay": e.optim.ema_decay,
+        "batch_size": e.train.batch_size,
+        "steps": e.train.steps,
+        "seed": e.train.seed,
+        "sampler": f"{e.sampler.method}-{e.sampler.num_steps}",
+        "num_samples": e.evaluation.num_samples,
+    }
+
+
+def metric_values(results: Results) -> Iterable[Value]:
+    """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses."""
+    scale = _curve_scale(results)
+    for m in results.curve:
+        key = "fid" if m.scale == scale else "fid_unguided"
+        yield Value(key, m.point.step, m.fid, _timestamp(m))
+    for m in results.final:
+        yield Value("fid_by_ig_scale", round(100 * m.scale), m.fid, _timestamp(m))
+    headline = results.headline()
+    if headline is not None:
+        step, stamp = headline.point.step, _timestamp(headline)
+        names = {"fid_final": "fid", "fid_low": "fid_low", "fid_high": "fid_high", "kid": "kid",
+                 "precision": "precision", "recall": "recall",
+                 "inception_score": "inception_score"}  # fmt: skip
+        for key, source in names.items():
+            yield Value(key, step, float(headline.metrics[source]), stamp)
+    yield from _losses(results)
+
+
+def _losses(results: Results) -> Iterable[Value]:
+    """Loss curves thinned to LOSS_POINTS at steps that do not move while training goes on."""
+    history = results.history()
+    if history is None:
+        return
+    every = max(1, results.experiment.train.steps // LOSS_POINTS)
+    stamp = 0
+    for node in results.graph.checkpoints:
+        artifact = results.store.find(node.kind, node.key)
+        if artifact is not None:
+            step = int(node.key.rpartition("-")[2])
+            stamp = round(1000 * float(artifact.manifest["created"]))
+            rate = step - _previous(results, step)
+            yield Value("train_steps_per_second", step, rate / max(artifact.seconds, 1e-3), stamp)
+    means = history.groupby((history.index - 1) // every).mean()
+    for block, row in means.iterrows():
+        last = (int(str(block)) + 1) * every
+        if last <= len(history):
+            for column in ("total", "final", "aux"):
+                yield Value(f"loss_{column}", last, float(row[column]), stamp)
+
+
+def _previous(results: Results, step: int) -> int:
+    earlier = [s for s in results.experiment.train.checkpoint_steps if s < step]
+    return earlier[-1] if earlier else 0
+
+
+def _curve_scale(results: Results) -> float:
+    return results.experiment.guidance.ig_scale
+
+
+def _timestamp(measurement: Measurement) -> int:
+    return round(1000 * float(measurement.artifact.manifest["created"]))
+
+
+class BackgroundSync:
+    """Syncs in a thread, so that tracking never holds up the work; the last state always lands."""
+
+    def __init__(self, sync: Callable[[], None], pause_seconds: float = 5.0) -> None:
+        self._sync, self._pause = sync, pause_seconds
+        self._wanted, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def request(self) -> None:
+        """Ask for a sync soon."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Stop; the caller syncs the final state itself."""
+        self._stop.set()
+        self._wanted.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            self._wanted.wait()
+            if self._stop.is_set():
+                return
+            self._wanted.clear()
+            try:
+                self._sync()
+            except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
+                logger.warning("MLflow is behind, will try again: %s", error)
+            self._stop.wait(self._pause)
+
+
+def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
+    """Serve MLflow's pages on loopback until interrupted; returns its exit code."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        say(f"Results are tracked by the server at {home.tracking_uri}: open it there.")
+        return 0
+    if not (home.root / "mlflow.db").exists():
+        raise ValueError(f"there are no results in {home.root} yet: run an experiment first")
+    import_mlflow()
+    say(f"MLflow: http://127.0.0.1:{port}/#/experiments   (Ctrl-C ends it)")
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", home.tracking_uri,
+        "--artifacts-destination", home.mlartifacts.as_uri(),
+    ]  # fmt: skip
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
