@@ -16,8 +16,9 @@ from ig_core.config import (
 def digits() -> Experiment:
     """A tiny SiT with Internal Guidance on scikit-learn's digits.
 
-    The recipe was chosen by hand on seeds other than the ones it reports with (training seed 0,
-    evaluation seed 0 are used here only).
+    Learning rate and scale of the embeddings were chosen by hand on training seeds 1 to 3 and
+    another bank of sampling noise than the one reported here (training seed 0, evaluation seed 0).
+    Expected at step 600: FID about 12 unguided and 8 at scale 1.8.
     """
     return Experiment(
         name="digits",
@@ -26,7 +27,7 @@ def digits() -> Experiment:
             num_classes=10, aux_layer=1, time_scale=100.0, embedding_std=0.1,
         ),
         loss=LossConfig(aux_weight=0.5),
-        optim=OptimConfig(lr=4e-3, warmup_steps=50, ema_decay=0.99),
+        optim=OptimConfig(lr=3e-3, warmup_steps=50, ema_decay=0.99),
         train=TrainConfig(steps=600, batch_size=128, checkpoint_every=75),
         guidance=Guidance(ig_scale=1.8),
         ig_scales=(1.0, 1.4, 1.8, 2.2, 2.6, 3.2),

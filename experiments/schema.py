@@ -72,8 +72,9 @@ class EvaluationConfig:
         _require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
         _require(self.groups >= 2, "groups", self.groups, "at least 2")
         for name in ("num_samples", "curve_samples"):
-            _require(getattr(self, name) >= 2 * self.groups, name, getattr(self, name),
-                     f"at least {2 * self.groups} (two for each of {self.groups} groups)")  # fmt: skip
+            least = 2 * self.groups
+            _require(getattr(self, name) >= least, name, getattr(self, name),
+                     f"at least {least} (two for each of {self.groups} groups)")  # fmt: skip
         _require(0 <= self.seed < 2**63, "evaluation.seed", self.seed, "in 0..2^63 - 1")
         needs_weights = self.extractor == "inception-v3-compat"
         _require(not needs_weights or self.extractor_weights is not None, "extractor_weights",

@@ -104,7 +104,8 @@ def _presets() -> dict[str, dict[str, Any]]:
     light |= {"1p0B": (24, 1536, 24), "1p6B": (28, 1792, 28)}
     sit_latents = {"backbone": "sit", "input_size": 32, "in_channels": 4, "num_classes": 1000}
     vavae_latents = {"backbone": "lightningdit", "input_size": 16, "in_channels": 32,
-                     "num_classes": 1000, "rope": True, "rms_norm": True, "swiglu": True}  # fmt: skip
+                     "num_classes": 1000,
+                     "rope": True, "rms_norm": True, "swiglu": True}  # fmt: skip
     shape = ("depth", "width", "num_heads")
     return {
         f"SiT-{size}/{patch}": {**sit_latents, **dict(zip(shape, dims, strict=True)),

@@ -96,15 +96,15 @@ class ImageDataset:
         return from_uint8(self.images.image[index]), self.images.label[index]
 
 
-def contact_sheet(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
-    """Lay images (N, C, H, W) out in rows, one pixel apart, each pixel `zoom` wide.
+def contact_sheet(images: Tensor, columns: int, zoom: int = 1, gap: int = 255) -> Tensor:
+    """Lay images (N, C, H, W) out in rows, one pixel of value `gap` apart.
 
     Returns:
-        uint8 (C, height, width); missing images of the last row are white.
+        uint8 (C, height, width), each pixel repeated `zoom` times; what the last row lacks is gap.
     """
     rows = -(-len(images) // columns)
     channels, height, width = images.shape[1:]
-    sheet = images.new_full((rows * columns, channels, height + 1, width + 1), 255)
+    sheet = images.new_full((rows * columns, channels, height + 1, width + 1), gap)
     sheet[: len(images), :, :height, :width] = images
     sheet = sheet.view(rows, columns, channels, height + 1, width + 1)
     flat = sheet.permute(2, 0, 3, 1, 4).reshape(channels, rows * (height + 1), -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class RunOptions:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command,
@@ -73,9 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"igdit: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
-        print("\nigdit: stopped; the same command continues from what was published",
+        print("igdit: stopped; the same command continues from what was published",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: workers are let go, what is published stays."""
+    raise KeyboardInterrupt
 
 
 def _options(arguments: list[str], command: str) -> RunOptions:

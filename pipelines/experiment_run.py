@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
 from pipelines.graph import Graph
+from pipelines.plots import write_report
 from pipelines.progress import ProgressDisplay
-from pipelines.report import print_report, write_report
+from pipelines.report import print_report
 from pipelines.results import collect
 from pipelines.runners import make_runner
 

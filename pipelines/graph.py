@@ -140,6 +140,8 @@ class Graph:
         """Identity of the experiment: everything but its name and resources."""
         values = dataclasses.asdict(self.experiment)
         del values["resources"], values["name"]
+        # The extractor counts by its weights, not by where they lie.
+        values["evaluation"]["extractor_weights"] = self.extractor.key
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:

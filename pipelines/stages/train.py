@@ -97,8 +97,16 @@ def train_worker(
     dataset = _dataset(store, graph)
     share = Share(rank, world_size, experiment.resources.micro_batch)
     wanted = set(missing_steps(store, graph))
-    store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train", rank=rank,
-              from_step=state.step, to_step=experiment.train.steps)  # fmt: skip
+    if rank == 0:
+        store.log(
+            "execute",
+            "checkpoint",
+            graph.checkpoints[-1].hash,
+            stage="train",
+            world_size=world_size,
+            from_step=state.step,
+            to_step=experiment.train.steps,
+        )
     begun, first, published = time.monotonic(), state.step, time.monotonic()
     try:
         for step in train(state, dataset, experiment.loss, experiment.train, share, REPORT_EVERY):
