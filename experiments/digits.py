@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.schema import EvaluationConfig, Experiment
+from experiments.schema import EvaluationConfig, Experiment, Resources
 from ig_core.config import (
     Guidance,
     LossConfig,
@@ -33,4 +33,6 @@ def digits() -> Experiment:
         ig_scales=(1.0, 1.4, 1.8, 2.2, 2.6, 3.2),
         sampler=SamplerConfig(method="heun", num_steps=8),
         evaluation=EvaluationConfig(),
+        # One and two workers then add the same two gradients: the same weights, bit for bit.
+        resources=Resources(micro_batch=64),
     )  # fmt: skip

@@ -92,7 +92,8 @@ class Resources:
     use_gpu: bool = False
     """One GPU for each training worker and each sampling task."""
     micro_batch: int | None = None
-    """Most images of a batch that a worker holds at once; more are accumulated. None: all."""
+    """Most images of a batch that a worker holds at once; more are accumulated. None: all.
+    Half the batch makes one and two workers agree bit for bit."""
     sample_tasks: int = 2
     """Sampling and evaluation tasks at a time."""
     sample_batch: int = 250

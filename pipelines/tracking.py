@@ -12,14 +12,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from pipelines.locks import FileLock
 from pipelines.results import preview
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from pipelines.home import Home
@@ -60,8 +63,20 @@ class MlflowTracker:
 
     def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
         self._mlflow = import_mlflow()
-        self._client = self._mlflow.MlflowClient(tracking_uri=tracking_uri)
         self._artifact_root = artifact_root
+        with self._alone():  # a new database is set up by one process
+            self._client = self._mlflow.MlflowClient(tracking_uri=tracking_uri)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time, so that two of the same experiment make one run."""
+        lock = FileLock(self._artifact_root.parent / ".tracking.lock")
+        while not lock.acquire():
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def sync(self, results: Results, files: Iterable[Path] = (), *, finished: bool) -> str:
         """Bring the run of an experiment up to date.
@@ -74,14 +89,15 @@ class MlflowTracker:
         Returns:
             Path of the run's page below the tracking server's address.
         """
-        experiment_id = self._experiment(results.experiment.name)
-        run_id = self._run(experiment_id, results)
-        values = sorted(set(metric_values(results)), key=lambda v: (v.key, v.step))
-        self._log(run_id, values)
-        self._register(experiment_id, run_id, results)
-        self._attach(run_id, results, files)
-        if finished:
-            self._finish(run_id)
+        with self._alone():
+            experiment_id = self._experiment(results.experiment.name)
+            run_id = self._run(experiment_id, results)
+            values = sorted(set(metric_values(results)), key=lambda v: (v.key, v.step))
+            self._log(run_id, values)
+            self._register(experiment_id, run_id, results)
+            self._attach(run_id, results, files)
+            if finished:
+                self._finish(run_id)
         return f"#/experiments/{experiment_id}/runs/{run_id}"
 
     def _experiment(self, name: str) -> str:
@@ -91,8 +107,10 @@ class MlflowTracker:
         location = None
         if "MLFLOW_TRACKING_URI" not in os.environ:
             location = (self._artifact_root / quote(name)).as_uri()
+        # Without the kind the pages open in the view for language models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            return str(self._client.create_experiment(name, artifact_location=location))
+            return str(self._client.create_experiment(name, location, tags))
         except self._mlflow.exceptions.MlflowException:
             found = self._client.get_experiment_by_name(name)  # another process was faster
             if found is None:
@@ -102,20 +120,25 @@ class MlflowTracker:
     def _run(self, experiment_id: str, results: Results) -> str:
         key = results.graph.run_key
         found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
-        if found:
-            return str(found[0].info.run_id)
-        tags = {
-            RUN_TAG: key,
-            "igdit.store": str(results.store.root),
-            "igdit.data": f"data/{results.graph.data.key}",
-            "igdit.trajectory": results.graph.checkpoint(0).hash,
-        }
-        name = f"{results.experiment.name}-{key[:8]}"
-        run_id = str(self._client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+        run = found[0] if found else self._create_run(experiment_id, results)
         param = self._mlflow.entities.Param
-        params = [param(k, str(v)) for k, v in comparable_parameters(results).items()]
-        self._client.log_batch(run_id, params=params)
-        return run_id
+        missing = [param(name, str(value)) for name, value in comparable_parameters(results).items()
+                   if name not in run.data.params]  # fmt: skip
+        if missing:
+            self._client.log_batch(run.info.run_id, params=missing)
+        return str(run.info.run_id)
+
+    def _create_run(self, experiment_id: str, results: Results) -> Any:  # noqa: ANN401
+        graph, name = results.graph, results.experiment.name
+        tags = {
+            RUN_TAG: graph.run_key,
+            "igdit.store": str(results.store.root),
+            "igdit.data": f"data/{graph.data.key}",
+            "igdit.trajectory": graph.checkpoint(0).hash,
+            "mlflow.source.name": f"igdit run {name}",
+        }
+        run_name = f"{name}-{graph.run_key[:8]}"
+        return self._client.create_run(experiment_id, tags=tags, run_name=run_name)
 
     def _log(self, run_id: str, values: list[Value]) -> None:
         """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
@@ -144,22 +167,29 @@ class MlflowTracker:
                 tags={CHECKPOINT_TAG: node.key, "igdit.uri": path.as_uri()},
                 params={"step": str(step), "ig_scale": f"{measurement.scale:g}"},
             )  # fmt: skip
-            self._client.log_metric(run_id, "checkpoint_fid", measurement.fid, step=step,
+            # The same (value, time, step) as the curve's: on the run it is that point.
+            self._client.log_metric(run_id, "fid", measurement.fid, step=step,
                                     timestamp=_timestamp(measurement),
                                     model_id=model.model_id)  # fmt: skip
+            output = self._mlflow.entities.LoggedModelOutput(model.model_id, step)
+            self._client.log_outputs(run_id, [output])
             self._client.finalize_logged_model(model.model_id, "READY")
 
     def _registered(self, experiment_id: str, run_id: str) -> set[str]:
         """Keys of this run's checkpoints that carry their FID already; half-made ones go."""
-        complete = set()
-        for model in self._client.search_logged_models([experiment_id]):
-            if model.source_run_id != run_id:
-                continue
-            if str(model.status) in ("READY", "LoggedModelStatus.READY"):
-                complete.add(model.tags[CHECKPOINT_TAG])
-            else:
-                self._client.delete_logged_model(model.model_id)
-        return complete
+        complete, token = set(), None
+        while True:
+            page = self._client.search_logged_models(
+                [experiment_id], filter_string=f"source_run_id = '{run_id}'", page_token=token
+            )
+            for model in page:
+                if str(model.status) in ("READY", "LoggedModelStatus.READY"):
+                    complete.add(model.tags[CHECKPOINT_TAG])
+                else:
+                    self._client.delete_logged_model(model.model_id)
+            token = page.token
+            if not token:
+                return complete
 
     def _attach(self, run_id: str, results: Results, files: Iterable[Path]) -> None:
         for path in files:

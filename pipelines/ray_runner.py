@@ -1,0 +1,187 @@
+"""Ray tasks and Ray Train. The only module that imports ray.
+
+Import it after `runners.prepare_ray_environment`: Ray reads its settings when it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import NodeDiedError, RayError, RayTaskError, WorkerCrashedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ig_core.process_group import join_group, serve_store
+from pipelines.runners import WorkerLostError
+from pipelines.stages.build import Job, build
+from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from experiments import Resources
+
+
+class RayRunner:
+    """Ray tasks for artifacts; Ray Train for trainings with more than one worker.
+
+    With `RAY_ADDRESS` set it joins that cluster. Otherwise it starts Ray on this machine, bound to
+    loopback, and stops it at the end.
+    """
+
+    def __init__(self, resources: Resources, scratch: Path) -> None:
+        self.resources, self.scratch = resources, scratch
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            workers = resources.num_workers * resources.cpus_per_worker + resources.sample_tasks
+            ray.init(
+                # More slots than cores on a laptop: evaluation goes on beside the training.
+                num_cpus=max(os.cpu_count() or 1, workers),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=200 * 2**20,
+                _node_ip_address="127.0.0.1",
+                **_scratch_option(scratch),
+            )
+        gpus = 1 if resources.use_gpu else 0
+        # A killed worker is replaced; an error of the work itself is not tried again.
+        self._build = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=resources.max_failures)(
+            build
+        )
+
+    def build(self, job: Job) -> None:
+        self._get(self._build.remote(job))
+
+    def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
+        board: Any = ray.remote(num_cpus=0)(_Board).remote()
+        stop = threading.Event()
+        relay = threading.Thread(target=self._relay, args=(board, post, stop), daemon=True)
+        relay.start()
+        try:
+            if self.resources.num_workers == 1:
+                return self._train_in_task(job, board)
+            return self._train_in_group(job, board)
+        finally:
+            stop.set()
+            relay.join()
+            ray.kill(board)
+
+    def _train_in_task(self, job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
+        remote = ray.remote(
+            num_cpus=self.resources.cpus_per_worker,
+            num_gpus=1 if self.resources.use_gpu else 0,
+            max_retries=self.resources.max_failures,
+        )(_train_alone)
+        return self._get(remote.remote(job, board))
+
+    def _train_in_group(self, job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
+        resources = self.resources
+        per_worker = {"CPU": float(resources.cpus_per_worker)}
+        trainer = TorchTrainer(
+            _train_in_worker,  # type: ignore[arg-type]  # annotated as if it returned nothing
+            train_loop_config={"job": job, "board": board},
+            torch_config=BoundTorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=resources.num_workers,
+                use_gpu=resources.use_gpu,
+                resources_per_worker=per_worker | ({"GPU": 1.0} if resources.use_gpu else {}),
+            ),
+            # Checkpoints go to our store; what Ray keeps for itself is scratch.
+            run_config=RunConfig(
+                storage_path=str(self.scratch / "ray_train"),
+                failure_config=FailureConfig(max_failures=resources.max_failures),
+            ),
+        )
+        result: Any = trainer.fit()
+        return result.return_value
+
+    def _relay(
+        self,
+        board: Any,  # noqa: ANN401
+        post: Callable[[TrainProgress], None],
+        stop: threading.Event,
+    ) -> None:
+        last = None
+        while not stop.wait(0.5):
+            try:
+                now = ray.get(board.read.remote())
+            except RayError:
+                return  # progress is a courtesy; the work reports its own end
+            if now is not None and now != last:
+                last = now
+                post(now)
+
+    def _get(self, reference: Any) -> Any:  # noqa: ANN401
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from None
+        except (WorkerCrashedError, NodeDiedError) as error:
+            raise WorkerLostError(f"a worker died more than {self.resources.max_failures} times: "
+                                  f"{error}") from error  # fmt: skip
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+class _Board:
+    """Where a training worker leaves its progress for the driver; a Ray actor."""
+
+    def __init__(self) -> None:
+        self.progress: TrainProgress | None = None
+
+    def write(self, progress: TrainProgress) -> None:
+        self.progress = progress
+
+    def read(self) -> TrainProgress | None:
+        return self.progress
+
+
+def _train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
+    return train_worker(job, 0, 1, board.write.remote)
+
+
+def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
+    context = get_context()
+    return train_worker(config["job"], context.get_world_rank(), context.get_world_size(),
+                        config["board"].write.remote)  # fmt: skip
+
+
+def _scratch_option(scratch: Path) -> dict[str, Any]:
+    """Ray's session folder, if its socket paths stay below the 107 bytes that Linux allows."""
+    folder = scratch / "ray"
+    return {"_temp_dir": str(folder)} if len(os.fsencode(folder)) <= 40 else {}
+
+
+@dataclass
+class BoundTorchConfig(TorchConfig):
+    """Ray's torch backend, but its store listens on the worker's own address only."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What sets the group up."""
+        return _BoundTorchBackend
+
+
+class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
+        size = len(worker_group)
+        address = worker_group.execute_single(0, _serve_store, size)
+        ray.get([
+            worker_group.execute_single_async(rank, join_group, address, rank, size,
+                                              backend_config.backend, backend_config.timeout_s)
+            for rank in range(size)
+        ])  # fmt: skip
+
+
+def _serve_store(world_size: int) -> tuple[str, int]:
+    return serve_store(ray.util.get_node_ip_address(), world_size)

@@ -1,0 +1,227 @@
+"""The real thing in processes of its own: Ray, Ray Train over gloo, kills, two runs at once."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import experiment_from_json
+from pipelines.artifacts import Store
+from pipelines.graph import Graph
+from pipelines.locks import FileLock
+from tests.processes import alive, children, is_loopback, kill_tree, listeners, title, wait_for
+
+SETTINGS = {
+    # Slow enough that a signal sent at one checkpoint lands before the next.
+    "train.steps": 160,
+    "train.checkpoint-every": 32,
+    "evaluation.num-samples": 400,
+    "evaluation.curve-samples": 200,
+    "evaluation.shard-size": 200,
+    "evaluation.extractor-epochs": 2,
+    "evaluation.kid-subsets": 2,
+    "evaluation.kid-subset-size": 100,
+    "ig-scales": 1.5,
+    "resources.sample-tasks": 1,
+}
+OPTIONS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+
+
+class Run:
+    """`igdit run digits` in a process of its own."""
+
+    def __init__(self, home: Path, workers: int, *more: str) -> None:
+        self.home, self.store = home, Store(home / "store")
+        command = [sys.executable, "-m", "pipelines", "run", "digits", *OPTIONS, *more,
+                   "--resources.num-workers", str(workers)]  # fmt: skip
+        self.log = home.with_suffix(".log").open("a")
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        self.process = subprocess.Popen(
+            command, env={**environment, "IGDIT_HOME": str(home)}, stdout=self.log, stderr=self.log
+        )
+
+    def finish(self) -> None:
+        code = self.process.wait(timeout=240)
+        assert code == 0, self.home.with_suffix(".log").read_text()[-4000:]
+
+    def published(self, kind: str) -> list[str]:
+        return [event["key"] for event in events(self.store, "published", kind)]
+
+    def wait_published(self, kind: str, count: int) -> None:
+        def ready():
+            assert self.process.poll() is None, self.home.with_suffix(".log").read_text()[-4000:]
+            return len(self.published(kind)) >= count
+
+        wait_for(ready)
+
+    def kill(self) -> None:
+        """SIGKILL the driver alone, then see its workers go by themselves.
+
+        Ray's own agents, which do none of the work, may look for their dead node for a minute.
+        """
+        below = children(self.process.pid)
+        agents = [pid for pid in below if "Agent" in title(pid)]
+        self.process.kill()
+        self.process.wait()
+        wait_for(lambda: not any(alive(pid) for pid in below if pid not in agents), 60)
+        for pid in filter(alive, agents):
+            os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self, name: str) -> None:
+        """SIGKILL a Ray worker process that runs the named task or actor."""
+        name = f"ray::{name}"
+        pid = wait_for(lambda: next((p for p in children(self.process.pid) if name in title(p)), 0))
+        os.kill(pid, signal.SIGKILL)
+
+
+def events(store: Store, event: str, kind: str | None = None) -> list[dict]:
+    return [e for e in store.events() if e["event"] == event and kind in (None, e["kind"])]
+
+
+def final_graph(store: Store) -> Graph:
+    path = next((store.root / ".runs").glob("*.json"))
+    return Graph(experiment_from_json(path.read_text()))
+
+
+def final_weights(store: Store, name: str) -> bytes:
+    node = final_graph(store).checkpoints[-1]
+    return (store.open(node.kind, node.key).path / f"{name}.safetensors").read_bytes()
+
+
+def fids(store: Store) -> list[float]:
+    graph = final_graph(store)
+    paths = [store.open("evaluate", p.evaluate.key).path / "metrics.json" for p in graph.final]
+    return [json.loads(path.read_text())["fid"] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    """An undisturbed run with two Ray Train workers; the addresses it listened on are kept."""
+    run = Run(tmp_path_factory.mktemp("two") / "home", 2)
+    try:
+        run.wait_published("checkpoint", 1)
+        run.addresses = listeners([run.process.pid, *children(run.process.pid)])
+        run.titles = [title(pid) for pid in children(run.process.pid)]
+        run.finish()
+    finally:
+        kill_tree(run.process.pid)
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("one") / "home", 1)
+    try:
+        run.finish()
+    finally:
+        kill_tree(run.process.pid)
+    return run
+
+
+def test_two_workers_run_as_ray_train_workers_listening_on_loopback_only(two_workers):
+    assert sum("RayTrainWorker" in name for name in two_workers.titles) == 2
+    assert len(two_workers.addresses) >= 4
+    assert [a for a in two_workers.addresses if not is_loopback(a)] == []
+
+
+def test_everything_is_built_once_and_a_second_run_builds_nothing(two_workers):
+    before = list(two_workers.store.events())
+    counts = collections.Counter((e["kind"], e["key"]) for e in before if e["event"] == "execute")
+    assert set(counts.values()) == {1}
+    again = Run(two_workers.home, 1, "--resources.sample-batch", "100")
+    again.finish()
+    assert list(two_workers.store.events()) == before
+
+
+def test_one_and_two_workers_give_the_same_losses_weights_and_fid(one_worker, two_workers):
+    for name in ("history", "ema", "model", "optimizer"):
+        assert final_weights(one_worker.store, name) == final_weights(two_workers.store, name)
+    assert fids(one_worker.store) == fids(two_workers.store)
+
+
+def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two_workers, tmp_path):
+    home = tmp_path / "home"
+    runs = []
+
+    def start() -> Run:
+        runs.append(Run(home, 2))
+        return runs[-1]
+
+    try:
+        run = start()
+        run.wait_published("data", 1)
+        run.kill()  # 1: the driver, before anything was trained
+
+        run = start()
+        run.wait_published("checkpoint", 1)
+        run.kill()  # 2: the driver, in the middle of training
+
+        run = start()
+        run.wait_published("checkpoint", 2)
+        run.kill_worker("RayTrainWorker")  # 3: a training worker; Ray Train starts a new group
+        run.wait_published("checkpoint", 4)
+        run.kill_worker("build")  # 4: the builder of an artifact; its task runs again
+        run.wait_published("evaluate", 9)
+        run.kill()  # 5: the driver, among samples and evaluations
+
+        start().finish()
+    finally:
+        for each in runs:
+            kill_tree(each.process.pid)
+
+    store = Store(home / "store")
+    for name in ("ema", "model", "optimizer", "history"):
+        assert final_weights(store, name) == final_weights(two_workers.store, name)
+    assert fids(store) == fids(two_workers.store)
+    published = collections.Counter((e["kind"], e["key"]) for e in events(store, "published"))
+    assert set(published.values()) == {1}
+    starts = [e["from_step"] for e in events(store, "execute", "checkpoint")]
+    assert starts == sorted(starts)
+    assert starts[0] == 0
+    assert all(step % 32 == 0 and step > 0 for step in starts[1:])
+    assert len(starts) == 3  # from nothing, after kill 2, after kill 3
+    executed = collections.Counter(e["kind"] for e in events(store, "execute"))
+    undisturbed = collections.Counter(e["kind"] for e in events(two_workers.store, "execute"))
+    del executed["checkpoint"], undisturbed["checkpoint"]
+    # A kill costs at most what was being built then: one task and the driver's next one.
+    assert sum(executed.values()) <= sum(undisturbed.values()) + 5 * 2
+    assert Store(store.root).sweep() >= 0
+    assert not list((store.root / ".staging").iterdir())
+
+
+def test_two_runs_at_once_build_each_artifact_once(tmp_path):
+    home = tmp_path / "home"
+    runs = [Run(home, 1), Run(home, 1)]
+    try:
+        for run in runs:
+            run.finish()
+    finally:
+        for run in runs:
+            kill_tree(run.process.pid)
+    counts = collections.Counter(
+        (e["kind"], e["key"]) for e in Store(home / "store").events() if e["event"] == "execute"
+    )
+    assert set(counts.values()) == {1}
+
+
+def test_sigterm_lets_workers_go_and_keeps_what_was_published(tmp_path):
+    run = Run(tmp_path / "home", 1)
+    try:
+        run.wait_published("checkpoint", 1)
+        below = children(run.process.pid)
+        run.process.terminate()
+        assert run.process.wait(timeout=60) == 130
+        wait_for(lambda: not any(alive(pid) for pid in below), 60)
+        assert run.published("checkpoint")
+        lock = FileLock(run.store.root / ".in-use.lock")
+        assert lock.acquire()
+        lock.release()
+    finally:
+        kill_tree(run.process.pid)

@@ -1,0 +1,121 @@
+"""The rules of the house: who may import what, and how long things may get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("ig_core", "experiments", "pipelines")
+STANDARD = set(sys.stdlib_module_names)
+
+MAY_IMPORT = {
+    "ig_core": {"ig_core", "torch", "numpy", "pyarrow", "safetensors"},
+    "experiments": {"experiments", "ig_core"},
+    "pipelines": {"pipelines", "experiments", "ig_core", "torch", "pandas", "safetensors", "rich"},
+}
+"""Package -> what any of its modules may import (besides the standard library)."""
+
+ONLY_IN = {
+    "ray": {"pipelines/ray_runner.py"},
+    "mlflow": {"pipelines/tracking.py"},
+    "tyro": {"pipelines/cli.py"},
+    "matplotlib": {"pipelines/plots.py"},
+    "sklearn": {"pipelines/stages/data.py"},
+    "PIL": {"pipelines/stages/sample.py"},
+    "torch_fidelity": {"ig_core/fidelity.py"},
+    "torchvision": {"ig_core/torchvision_shim.py"},
+    "torchdiffeq": {"ig_core/sampling.py"},
+}
+"""Library -> the modules that may import it."""
+
+ONLY_INSIDE_FUNCTIONS = {"torch_fidelity", "torchvision", "torchdiffeq", "PIL", "sklearn",
+                         "matplotlib", "mlflow"}  # fmt: skip
+LONGEST_FILE, LONGEST_FUNCTION = 340, 50
+
+
+def modules() -> list[Path]:
+    return [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+
+
+def imported(tree: ast.AST, *, top_level_only: bool = False) -> set[str]:
+    """Top-level names of the packages a module imports, type checking included."""
+    nodes = tree.body if top_level_only and isinstance(tree, ast.Module) else ast.walk(tree)
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add((node.module or "").partition(".")[0])
+    return names - STANDARD
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_module_keeps_to_its_layer(path):
+    name = path.relative_to(ROOT).as_posix()
+    tree = ast.parse(path.read_text())
+    special = {library for library, homes in ONLY_IN.items() if name in homes}
+    assert imported(tree) <= MAY_IMPORT[name.partition("/")[0]] | special
+    assert not imported(tree, top_level_only=True) & ONLY_INSIDE_FUNCTIONS
+
+
+def test_experiments_take_only_configurations_from_ig_core():
+    for path in (ROOT / "experiments").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ig_core"):
+                assert node.module == "ig_core.config", path
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_and_functions_fit_on_a_screen_or_a_page(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONGEST_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, node.name
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Packages in memory after a statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys; print(*{{m.partition('.')[0] for m in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_experiments_loads_no_torch():
+    loaded = loaded_after("import experiments; experiments.get_experiment('digits')")
+    assert "experiments" in loaded
+    assert not loaded & {"torch", "numpy", "ray", "mlflow"}
+
+
+def test_importing_all_of_ig_core_loads_no_orchestration():
+    names = [path.stem for path in (ROOT / "ig_core").glob("*.py") if path.stem != "__init__"]
+    loaded = loaded_after("; ".join(f"import ig_core.{name}" for name in sorted(names)))
+    assert "torch" in loaded
+    assert not loaded & {"ray", "mlflow", "optuna", "pandas", "tyro", "experiments", "pipelines"}
+
+
+def test_planning_loads_neither_torch_nor_ray():
+    loaded = loaded_after(
+        "import os, tempfile; os.environ['IGDIT_HOME'] = tempfile.mkdtemp()\n"
+        "import contextlib, io\nfrom pipelines.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['plan', 'digits'])"
+    )
+    assert not loaded & {"ray", "mlflow", "torch"}
+
+
+def test_python_pins_are_complete():
+    """Every requirement of pyproject.toml stands in the lock that is installed without resolving."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {item.partition(">=")[0].partition("[")[0].lower().replace("_", "-") for item in wanted}
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lock if "==" in line}
+    assert names <= pinned
