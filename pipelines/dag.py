@@ -6,7 +6,7 @@ it is published, while the training goes on, also when another process does the 
 
 from __future__ import annotations
 
-import time
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -100,6 +100,7 @@ class Pipeline:
         self.graph = Graph(experiment)
         self._make_runner = runner
         self._resolved = experiment_to_json(experiment)
+        self._stopped = threading.Event()
 
     def run(self, targets: Iterable[Node]) -> None:
         """Build what is missing. Starts no runner if nothing is.
@@ -145,10 +146,11 @@ class Pipeline:
                 if running:
                     wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         finally:
-            for future in running:
-                future.cancel()
-            tasks.shutdown(wait=False, cancel_futures=True)
-            trainer.shutdown(wait=False, cancel_futures=True)
+            self._stopped.set()
+            if running:  # left by an error or an interrupt
+                runner.stop()
+            tasks.shutdown(cancel_futures=True)
+            trainer.shutdown(cancel_futures=True)
 
     def _arrived(
         self, pending: dict[Node, None], running: dict[Future[None], Node | None]
@@ -165,14 +167,14 @@ class Pipeline:
         return arrived
 
     def _build(self, runner: Runner, node: Node) -> None:
-        with self.store.lease(node.kind, node.key, self._published(node)):
-            if not self.store.find(node.kind, node.key):
+        with self.store.lease(node.kind, node.key, self._published(node)) as held:
+            if held and not self.store.find(node.kind, node.key):
                 runner.build(Job(str(self.store.root), node, self._resolved))
 
     def _train(self, runner: Runner) -> None:
         last = self.graph.checkpoints[-1]
-        with self.store.lease("train", last.hash, self._published(last)):
-            if not missing_steps(self.store, self.graph):
+        with self.store.lease("train", last.hash, self._published(last)) as held:
+            if not held or not missing_steps(self.store, self.graph):
                 return
             # Damage in what the training starts from shows here, not in every worker.
             self.store.open(self.graph.data.kind, self.graph.data.key)
@@ -200,12 +202,12 @@ class Pipeline:
 
     def _published(self, node: Node) -> Callable[[], bool]:
         """For waiting on a lease: tells the listener once, gives up when the node is there."""
-        told: list[float] = []
+        told = threading.Event()
 
         def check() -> bool:
-            if not told:
-                told.append(time.monotonic())
+            if not told.is_set():
+                told.set()
                 self.listener.waiting(node)
-            return self.store.find(node.kind, node.key) is not None
+            return self._stopped.is_set() or self.store.find(node.kind, node.key) is not None
 
         return check

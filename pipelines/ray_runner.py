@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ig_core.process_group import join_group, serve_store
-from pipelines.runners import WorkerLostError
+from pipelines.runners import StoppedError, WorkerLostError
 from pipelines.stages.build import Job, build
 from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
 
@@ -38,20 +39,11 @@ class RayRunner:
 
     def __init__(self, resources: Resources, scratch: Path) -> None:
         self.resources, self.scratch = resources, scratch
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            workers = resources.num_workers * resources.cpus_per_worker + resources.sample_tasks
-            ray.init(
-                # More slots than cores on a laptop: evaluation goes on beside the training.
-                num_cpus=max(os.cpu_count() or 1, workers),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=200 * 2**20,
-                _node_ip_address="127.0.0.1",
-                **_scratch_option(scratch),
-            )
+        self._stopped = threading.Event()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        _connect(resources, scratch)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
         gpus = 1 if resources.use_gpu else 0
         # A killed worker is replaced; an error of the work itself is not tried again.
         self._build = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=resources.max_failures)(
@@ -63,55 +55,36 @@ class RayRunner:
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
         board: Any = ray.remote(num_cpus=0)(_Board).remote()
-        stop = threading.Event()
-        relay = threading.Thread(target=self._relay, args=(board, post, stop), daemon=True)
+        done = threading.Event()
+        relay = threading.Thread(target=self._relay, args=(board, post, done), daemon=True)
         relay.start()
         try:
-            if self.resources.num_workers == 1:
-                return self._train_in_task(job, board)
-            return self._train_in_group(job, board)
+            return self._get(self._start_training(job, board))
         finally:
-            stop.set()
+            done.set()
             relay.join()
             ray.kill(board)
 
-    def _train_in_task(self, job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
-        remote = ray.remote(
-            num_cpus=self.resources.cpus_per_worker,
-            num_gpus=1 if self.resources.use_gpu else 0,
-            max_retries=self.resources.max_failures,
-        )(_train_alone)
-        return self._get(remote.remote(job, board))
-
-    def _train_in_group(self, job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
+    def _start_training(self, job: TrainJob, board: Any) -> Any:  # noqa: ANN401
         resources = self.resources
-        per_worker = {"CPU": float(resources.cpus_per_worker)}
-        trainer = TorchTrainer(
-            _train_in_worker,  # type: ignore[arg-type]  # annotated as if it returned nothing
-            train_loop_config={"job": job, "board": board},
-            torch_config=BoundTorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=resources.num_workers,
-                use_gpu=resources.use_gpu,
-                resources_per_worker=per_worker | ({"GPU": 1.0} if resources.use_gpu else {}),
-            ),
-            # Checkpoints go to our store; what Ray keeps for itself is scratch.
-            run_config=RunConfig(
-                storage_path=str(self.scratch / "ray_train"),
-                failure_config=FailureConfig(max_failures=resources.max_failures),
-            ),
-        )
-        result: Any = trainer.fit()
-        return result.return_value
+        retries = resources.max_failures
+        if resources.num_workers == 1:
+            gpus = 1 if resources.use_gpu else 0
+            alone = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus,
+                               max_retries=retries)(_train_alone)  # fmt: skip
+            return alone.remote(job, board)
+        # The group is looked after by a task of its own, so that it can be cancelled.
+        group = ray.remote(num_cpus=0, max_retries=retries)(_train_in_group)
+        return group.remote(job, board, resources, str(self.scratch))
 
     def _relay(
         self,
         board: Any,  # noqa: ANN401
         post: Callable[[TrainProgress], None],
-        stop: threading.Event,
+        done: threading.Event,
     ) -> None:
         last = None
-        while not stop.wait(0.5):
+        while not done.wait(0.5):
             try:
                 now = ray.get(board.read.remote())
             except RayError:
@@ -122,12 +95,20 @@ class RayRunner:
 
     def _get(self, reference: Any) -> Any:  # noqa: ANN401
         try:
-            return ray.get(reference)
+            while not self._stopped.is_set():
+                ready, _ = ray.wait([reference], timeout=0.2)
+                if ready:
+                    return ray.get(reference)
         except RayTaskError as error:
             raise error.cause from None
         except (WorkerCrashedError, NodeDiedError) as error:
             raise WorkerLostError(f"a worker died more than {self.resources.max_failures} times: "
                                   f"{error}") from error  # fmt: skip
+        ray.cancel(reference, force=True)
+        raise StoppedError("the work was stopped")
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         ray.shutdown()
@@ -150,10 +131,54 @@ def _train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
     return train_worker(job, 0, 1, board.write.remote)
 
 
+def _train_in_group(
+    job: TrainJob,
+    board: Any,  # noqa: ANN401
+    resources: Resources,
+    scratch: str,
+) -> TrainOutcome:
+    per_worker = {"CPU": float(resources.cpus_per_worker)}
+    trainer = TorchTrainer(
+        _train_in_worker,  # type: ignore[arg-type]  # annotated as if it returned nothing
+        train_loop_config={"job": job, "board": board},
+        torch_config=BoundTorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker=per_worker | ({"GPU": 1.0} if resources.use_gpu else {}),
+        ),
+        # Checkpoints go to our store; what Ray keeps for itself is scratch.
+        run_config=RunConfig(
+            storage_path=f"{scratch}/ray_train",
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    result: Any = trainer.fit()
+    return result.return_value
+
+
 def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
     context = get_context()
     return train_worker(config["job"], context.get_world_rank(), context.get_world_size(),
                         config["board"].write.remote)  # fmt: skip
+
+
+def _connect(resources: Resources, scratch: Path) -> None:
+    """Join the cluster of `RAY_ADDRESS`, or start Ray here."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return
+    workers = resources.num_workers * resources.cpus_per_worker + resources.sample_tasks
+    ray.init(
+        # More slots than cores on a laptop: evaluation goes on beside the training.
+        num_cpus=max(os.cpu_count() or 1, workers),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=200 * 2**20,
+        _node_ip_address="127.0.0.1",
+        **_scratch_option(scratch),
+    )
 
 
 def _scratch_option(scratch: Path) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class WorkerLostError(RuntimeError):
     """Workers died more often than the resources allow."""
 
 
+class StoppedError(RuntimeError):
+    """The runner was told to stop before the work was done."""
+
+
 class Runner(Protocol):
     """Executes work; errors of the work itself come out as they were raised."""
 
@@ -34,8 +38,11 @@ class Runner(Protocol):
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
         """Train and publish checkpoints; `post` gets progress while it runs."""
 
+    def stop(self) -> None:
+        """Make calls that are running end soon with `StoppedError`, and their workers with them."""
+
     def close(self) -> None:
-        """Let go of what was started."""
+        """Let go of what was started; no call may be running."""
 
 
 class InlineRunner:
@@ -43,14 +50,23 @@ class InlineRunner:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def build(self, job: Job) -> None:
         with self._lock:
             build(job)
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
+        def post_or_stop(progress: TrainProgress) -> None:
+            if self._stopped.is_set():
+                raise StoppedError("training was stopped")
+            post(progress)
+
         with self._lock:
-            return train_worker(job, 0, 1, post)
+            return train_worker(job, 0, 1, post_or_stop)
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         pass

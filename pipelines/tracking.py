@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pipelines.locks import FileLock
+from pipelines.projection import comparable_parameters, metric_values, timestamp_ms
 from pipelines.results import preview
 
 if TYPE_CHECKING:
@@ -26,24 +26,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.home import Home
-    from pipelines.results import Measurement, Results
+    from pipelines.projection import Value
+    from pipelines.results import Results
 
 RUN_TAG = "igdit.run_key"
 CHECKPOINT_TAG = "igdit.checkpoint"
-LOSS_POINTS = 200
-"""Points of a loss curve; each is the mean over the steps since the one before."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Value:
-    """One metric value."""
-
-    key: str
-    step: int
-    value: float
-    timestamp_ms: int
 
 
 def import_mlflow() -> Any:  # noqa: ANN401
@@ -155,7 +144,11 @@ class MlflowTracker:
 
     def _register(self, experiment_id: str, run_id: str, results: Results) -> None:
         """Register evaluated checkpoints as models with their FID, so that they can be ranked."""
-        guided = {m.point.step: m for m in results.curve if m.scale == _curve_scale(results)}
+        guided = {
+            m.point.step: m
+            for m in results.curve
+            if m.scale == results.experiment.guidance.ig_scale
+        }
         known = self._registered(experiment_id, run_id)
         for step, measurement in guided.items():
             node = results.graph.checkpoint(step)
@@ -169,7 +162,7 @@ class MlflowTracker:
             )  # fmt: skip
             # The same (value, time, step) as the curve's: on the run it is that point.
             self._client.log_metric(run_id, "fid", measurement.fid, step=step,
-                                    timestamp=_timestamp(measurement),
+                                    timestamp=timestamp_ms(measurement),
                                     model_id=model.model_id)  # fmt: skip
             output = self._mlflow.entities.LoggedModelOutput(model.model_id, step)
             self._client.log_outputs(run_id, [output])
@@ -216,79 +209,6 @@ class MlflowTracker:
     def _finish(self, run_id: str) -> None:
         if self._client.get_run(run_id).info.status != "FINISHED":
             self._client.set_terminated(run_id, "FINISHED")
-
-
-def comparable_parameters(results: Results) -> dict[str, object]:
-    """What a person compares; the same keys on every run."""
-    e = results.experiment
-    return {
-        "aux_layer": e.model.aux_layer,
-        "aux_weight": e.loss.aux_weight,
-        "ig_scale": e.guidance.ig_scale,
-        "cfg_scale": e.guidance.cfg_scale,
-        "model": f"{e.model.backbone} {e.model.depth}x{e.model.width}/{e.model.patch_size}",
-        "lr": e.optim.lr,
-        "ema_decay": e.optim.ema_decay,
-        "batch_size": e.train.batch_size,
-        "steps": e.train.steps,
-        "seed": e.train.seed,
-        "sampler": f"{e.sampler.method}-{e.sampler.num_steps}",
-        "num_samples": e.evaluation.num_samples,
-    }
-
-
-def metric_values(results: Results) -> Iterable[Value]:
-    """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses."""
-    scale = _curve_scale(results)
-    for m in results.curve:
-        key = "fid" if m.scale == scale else "fid_unguided"
-        yield Value(key, m.point.step, m.fid, _timestamp(m))
-    for m in results.final:
-        yield Value("fid_by_ig_scale", round(100 * m.scale), m.fid, _timestamp(m))
-    headline = results.headline()
-    if headline is not None:
-        step, stamp = headline.point.step, _timestamp(headline)
-        names = {"fid_final": "fid", "fid_low": "fid_low", "fid_high": "fid_high", "kid": "kid",
-                 "precision": "precision", "recall": "recall",
-                 "inception_score": "inception_score"}  # fmt: skip
-        for key, source in names.items():
-            yield Value(key, step, float(headline.metrics[source]), stamp)
-    yield from _losses(results)
-
-
-def _losses(results: Results) -> Iterable[Value]:
-    """Loss curves thinned to LOSS_POINTS at steps that do not move while training goes on."""
-    history = results.history()
-    if history is None:
-        return
-    every = max(1, results.experiment.train.steps // LOSS_POINTS)
-    stamp = 0
-    for node in results.graph.checkpoints:
-        artifact = results.store.find(node.kind, node.key)
-        if artifact is not None:
-            step = int(node.key.rpartition("-")[2])
-            stamp = round(1000 * float(artifact.manifest["created"]))
-            rate = step - _previous(results, step)
-            yield Value("train_steps_per_second", step, rate / max(artifact.seconds, 1e-3), stamp)
-    means = history.groupby((history.index - 1) // every).mean()
-    for block, row in means.iterrows():
-        last = (int(str(block)) + 1) * every
-        if last <= len(history):
-            for column in ("total", "final", "aux"):
-                yield Value(f"loss_{column}", last, float(row[column]), stamp)
-
-
-def _previous(results: Results, step: int) -> int:
-    earlier = [s for s in results.experiment.train.checkpoint_steps if s < step]
-    return earlier[-1] if earlier else 0
-
-
-def _curve_scale(results: Results) -> float:
-    return results.experiment.guidance.ig_scale
-
-
-def _timestamp(measurement: Measurement) -> int:
-    return round(1000 * float(measurement.artifact.manifest["created"]))
 
 
 class BackgroundSync:

@@ -93,10 +93,10 @@ def train_worker(
     experiment = experiment_from_json(job.experiment)
     store, graph = open_store(job.store), Graph(experiment)
     torch.set_num_threads(experiment.resources.cpus_per_worker)
-    state = _start(store, graph, rank, world_size)
+    wanted, start, stop = _agree(store, graph, rank, world_size)
+    state = _state_at(store, graph, start)
     dataset = _dataset(store, graph)
     share = Share(rank, world_size, experiment.resources.micro_batch)
-    wanted = set(missing_steps(store, graph))
     if rank == 0:
         store.log(
             "execute",
@@ -105,40 +105,55 @@ def train_worker(
             stage="train",
             world_size=world_size,
             from_step=state.step,
-            to_step=experiment.train.steps,
+            to_step=stop,
         )
-    begun, first, published = time.monotonic(), state.step, time.monotonic()
+    begun, first = time.monotonic(), state.step
+    since, from_step = begun, first
     try:
         for step in train(state, dataset, experiment.loss, experiment.train, share, REPORT_EVERY):
             if rank == 0 and step in wanted:
-                _publish(store, graph, state, time.monotonic() - published)
-                published = time.monotonic()
+                work = {"work_seconds": round(time.monotonic() - since, 3),
+                        "work_from_step": from_step}  # fmt: skip
+                _publish(store, graph, state, work)
+                since, from_step = time.monotonic(), step
             if rank == 0 and (step in wanted or step % REPORT_EVERY == 0):
                 recent = state.history[-REPORT_EVERY:, 0].mean().item()
                 rate = (step - first) / (time.monotonic() - begun)
-                post(TrainProgress(step, experiment.train.steps, recent, rate))
+                post(TrainProgress(step, stop, recent, rate))
+            if step == stop:
+                break
     except NonFiniteLossError as error:
         return TrainOutcome(state.step, error.step)
     return TrainOutcome(state.step)
 
 
-def _start(store: Store, graph: Graph, rank: int, world_size: int) -> TrainState:
-    """The newest published state, or a new one; all workers take rank 0's word for which."""
+def _agree(store: Store, graph: Graph, rank: int, world_size: int) -> tuple[set[int], int, int]:
+    """Steps to publish, where to start and where to stop.
+
+    All workers take rank 0's word for the last two: what each of them saw in the store might
+    differ, while workers of a driver that was killed are still publishing.
+    """
     import torch
     from torch import distributed
 
+    wanted = set(missing_steps(store, graph))
+    start, stop = starting_step(store, graph), max(wanted, default=0)
+    if world_size > 1:
+        message = torch.tensor([start, stop], device=_device(graph.experiment))
+        distributed.broadcast(message, src=0)
+        start, stop = message.tolist()
+    return (wanted if rank == 0 else set()), start, stop
+
+
+def _state_at(store: Store, graph: Graph, step: int) -> TrainState:
+    """The published state of a step; a new one for step 0."""
     from ig_core.checkpoints import load_checkpoint
     from ig_core.training import TrainState
 
     experiment = graph.experiment
     device = _device(experiment)
-    newest = starting_step(store, graph) if rank == 0 else 0
-    if world_size > 1:
-        message = torch.tensor([newest], device=device)
-        distributed.broadcast(message, src=0)
-        newest = int(message)
-    if newest:
-        node = graph.checkpoint(newest)
+    if step:
+        node = graph.checkpoint(step)
         return load_checkpoint(store.open(node.kind, node.key).path, device)
     return TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
 
@@ -157,11 +172,10 @@ def _dataset(store: Store, graph: Graph) -> Dataset:
     return ImageDataset(read_images([artifact.path / IMAGES]))
 
 
-def _publish(store: Store, graph: Graph, state: TrainState, seconds: float) -> None:
+def _publish(store: Store, graph: Graph, state: TrainState, work: dict[str, float]) -> None:
     from ig_core.checkpoints import save_checkpoint
 
     node: Node = graph.checkpoint(state.step)
-    description = {**describe(node), "work_seconds": round(seconds, 3)}
-    with store.publish(node.kind, node.key, description) as directory:
+    with store.publish(node.kind, node.key, {**describe(node), **work}) as directory:
         write_experiment(graph.experiment, directory)
         save_checkpoint(state, directory)

@@ -1,0 +1,90 @@
+"""What a run shows in a tracking server: parameters to compare and metrics by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipelines.results import Measurement, Results
+
+LOSS_POINTS = 200
+"""Points of a loss curve; each is the mean over the steps since the one before."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One metric value."""
+
+    key: str
+    step: int
+    value: float
+    timestamp_ms: int
+
+
+def comparable_parameters(results: Results) -> dict[str, object]:
+    """What a person compares; the same keys on every run."""
+    e = results.experiment
+    return {
+        "aux_layer": e.model.aux_layer,
+        "aux_weight": e.loss.aux_weight,
+        "ig_scale": e.guidance.ig_scale,
+        "cfg_scale": e.guidance.cfg_scale,
+        "model": f"{e.model.backbone} {e.model.depth}x{e.model.width}/{e.model.patch_size}",
+        "lr": e.optim.lr,
+        "ema_decay": e.optim.ema_decay,
+        "batch_size": e.train.batch_size,
+        "steps": e.train.steps,
+        "seed": e.train.seed,
+        "sampler": f"{e.sampler.method}-{e.sampler.num_steps}",
+        "num_samples": e.evaluation.num_samples,
+    }
+
+
+def metric_values(results: Results) -> Iterable[Value]:
+    """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses."""
+    scale = results.experiment.guidance.ig_scale
+    for m in results.curve:
+        key = "fid" if m.scale == scale else "fid_unguided"
+        yield Value(key, m.point.step, m.fid, timestamp_ms(m))
+    for m in results.final:
+        yield Value("fid_by_ig_scale", round(100 * m.scale), m.fid, timestamp_ms(m))
+    headline = results.headline()
+    if headline is not None:
+        step, stamp = headline.point.step, timestamp_ms(headline)
+        names = {"fid_final": "fid", "fid_low": "fid_low", "fid_high": "fid_high", "kid": "kid",
+                 "precision": "precision", "recall": "recall",
+                 "inception_score": "inception_score"}  # fmt: skip
+        for key, source in names.items():
+            yield Value(key, step, float(headline.metrics[source]), stamp)
+    yield from _losses(results)
+
+
+def _losses(results: Results) -> Iterable[Value]:
+    """Throughput, and loss curves thinned to LOSS_POINTS, stamped by the checkpoint they led to."""
+    history = results.history()
+    if history is None:
+        return
+    stamps: dict[int, int] = {}
+    for node in results.graph.checkpoints:
+        artifact = results.store.find(node.kind, node.key)
+        if artifact is not None:
+            step = int(node.key.rpartition("-")[2])
+            stamps[step] = round(1000 * float(artifact.manifest["created"]))
+            rate = (step - artifact.manifest["work_from_step"]) / max(artifact.seconds, 1e-3)
+            yield Value("train_steps_per_second", step, rate, stamps[step])
+    every = max(1, results.experiment.train.steps // LOSS_POINTS)
+    means = history.groupby((history.index - 1) // every).mean()
+    for block, row in means.iterrows():
+        last = (int(str(block)) + 1) * every
+        if last <= len(history):
+            stamp = next(stamps[step] for step in sorted(stamps) if step >= last)
+            for column in ("total", "final", "aux"):
+                yield Value(f"loss_{column}", last, float(row[column]), stamp)
+
+
+def timestamp_ms(measurement: Measurement) -> int:
+    """When a measurement was published."""
+    return round(1000 * float(measurement.artifact.manifest["created"]))
