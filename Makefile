@@ -18,15 +18,15 @@ $(READY): requirements.lock pyproject.toml
 	  { rm -rf $(VENV); echo "no venv module: apt-get install python3-venv"; exit 1; }
 	@torch=$$(grep '^torch==' requirements.lock); \
 	if nvidia-smi -L >/dev/null 2>&1; then \
-	  echo "GPU found: $$torch with CUDA"; $(BIN)/pip install -q $$torch; \
+	  echo "GPU found: $$torch with CUDA"; $(BIN)/pip install -qq $$torch; \
 	else \
-	  $(BIN)/pip install -q --no-deps "$$torch+cpu" 2>/dev/null || { \
+	  $(BIN)/pip install -qq --no-deps "$$torch+cpu" 2>/dev/null || { \
 	    echo "no CPU build of $$torch in pip's indexes: taking the default one (large; see README)"; \
-	    $(BIN)/pip install -q $$torch; }; \
+	    $(BIN)/pip install -qq $$torch; }; \
 	fi
 	@grep -v '^torch==' requirements.lock > $(VENV)/others.txt
-	@$(BIN)/pip install -q --no-deps -r $(VENV)/others.txt
-	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/pip install -qq --no-deps -r $(VENV)/others.txt
+	@$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup

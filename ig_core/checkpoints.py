@@ -7,16 +7,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ig_core.config import ModelConfig, OptimConfig
 from ig_core.optim import make_optimizer
-from ig_core.training import TrainState
+from ig_core.training import HISTORY_COLUMNS, TrainState
 from ig_core.transformer import DiffusionTransformer
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable
+
     from torch import Tensor
 
 FORMAT = "igdit-checkpoint-1"
@@ -62,27 +64,34 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     """
     directory = Path(directory)
     header = _read_header(directory)
-    optim = OptimConfig(**_tuples(header["optim"]))
-    model = DiffusionTransformer(ModelConfig(**header["model"]))
-    _fill(model, _read_tensors(directory / "model.safetensors"), directory)
+    model = _read_model(directory, header, "model")
+    optim = _parse(directory, lambda: OptimConfig(**_tuples(header["optim"])))
+    step = _parse(directory, lambda: int(header["step"]))
     model.to(device)
-    names = [name for name, _ in model.named_parameters()]
-    ema = _read_tensors(directory / "ema.safetensors")
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    ema = _read_tensors(
+        directory / "ema.safetensors", shapes | {"pos_embed": model.pos_embed.shape}
+    )
     optimizer = make_optimizer(model, optim)
+    # AdamW keeps three moments of every parameter, and none before the first step.
+    moments = {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None}
+    wanted = {
+        f"{name}/{moment}": shape if fixed is None else fixed
+        for name, shape in shapes.items() for moment, fixed in moments.items()
+    } if step else {}  # fmt: skip
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _read_tensors(directory / "optimizer.safetensors").items():
+    numbers = {name: number for number, name in enumerate(shapes)}
+    for key, value in _read_tensors(directory / "optimizer.safetensors", wanted).items():
         name, _, moment = key.rpartition("/")
-        if name not in names:
-            raise ValueError(f"{directory}: optimizer state of unknown parameter {name!r}")
-        state.setdefault(names.index(name), {})[moment] = value
+        state.setdefault(numbers[name], {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return TrainState(
         model=model,
         optim=optim,
-        ema={name: ema[name].to(device) for name in names},
+        ema={name: ema[name].to(device) for name in shapes},
         optimizer=optimizer,
-        step=header["step"],
-        history=_read_tensors(directory / "history.safetensors")["history"],
+        step=step,
+        history=load_history(directory),
     )
 
 
@@ -93,39 +102,57 @@ def load_ema(directory: str | Path, device: torch.device | str = "cpu") -> Diffu
         ValueError: a file is missing or damaged, or a tensor does not fit the model.
     """
     directory = Path(directory)
-    model = DiffusionTransformer(ModelConfig(**_read_header(directory)["model"]))
-    _fill(model, _read_tensors(directory / "ema.safetensors"), directory)
+    model = _read_model(directory, _read_header(directory), "ema")
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_history(directory: str | Path) -> Tensor:
     """Loss history of a checkpoint: one row of `training.HISTORY_COLUMNS` for each step."""
-    return _read_tensors(Path(directory) / "history.safetensors")["history"]
+    path = Path(directory) / "history.safetensors"
+    history = _read_tensors(path).get("history")
+    if history is None or history.dim() != 2 or history.shape[1] != len(HISTORY_COLUMNS):
+        raise ValueError(f"{path} holds no history of {len(HISTORY_COLUMNS)} columns")
+    return history
 
 
 def _read_header(directory: Path) -> dict[str, Any]:
+    path = directory / "state.json"
     try:
-        header: dict[str, Any] = json.loads((directory / "state.json").read_text())
+        header: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{directory} is not a checkpoint: state.json: {error}") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{directory}: format must be {FORMAT!r}, but got "
-                         f"{header.get('format')!r}")  # fmt: skip
+        raise ValueError(f"{path} is no checkpoint header: {error}") from error
+    found = header.get("format") if isinstance(header, dict) else header
+    if found != FORMAT:
+        raise ValueError(f"{path}: format must be {FORMAT!r}, but got {found!r}")
     return header
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _parse(directory: Path, build: Callable[[], Any]) -> Any:  # noqa: ANN401
     try:
-        return load_file(path)
+        return build()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory / 'state.json'} is no checkpoint header: {error!r}"
+        ) from error
+
+
+def _read_model(directory: Path, header: dict[str, Any], name: str) -> DiffusionTransformer:
+    model = DiffusionTransformer(_parse(directory, lambda: ModelConfig(**header["model"])))
+    path = directory / f"{name}.safetensors"
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    model.load_state_dict(_read_tensors(path, shapes))
+    return model
+
+
+def _read_tensors(path: Path, shapes: dict[str, torch.Size] | None = None) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _fill(model: DiffusionTransformer, tensors: dict[str, Tensor], source: Path) -> None:
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the model: {error}") from error
+    if shapes is not None and (found := {k: v.shape for k, v in tensors.items()}) != shapes:
+        wrong = sorted(dict(found.items() ^ shapes.items()))
+        raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
+    return tensors
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

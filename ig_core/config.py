@@ -7,7 +7,7 @@ the value it got and what was expected.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Interval = tuple[float, float]
 PathType = Literal["linear", "cosine"]
@@ -16,6 +16,17 @@ PathType = Literal["linear", "cosine"]
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
         raise ValueError(f"{name} must be {expected}, but got {value!r}")
+
+
+def _check_fields(config: object) -> None:
+    """What holds for every field: choices are among those named, numbers are finite."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal:
+            choices = get_args(kind)
+            _require(value in choices, name, value, f"one of {', '.join(choices)}")
+        elif kind is float:
+            _require(abs(value) < float("inf"), name, value, "a finite number")
 
 
 def _require_interval(name: str, value: Interval) -> None:
@@ -63,6 +74,7 @@ class ModelConfig:
     """Standard deviation of the initial label and time embeddings; 0.02 for published models."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         for name in ("depth", "width", "num_heads", "patch_size", "input_size", "in_channels"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
@@ -150,6 +162,7 @@ class LossConfig:
     """Probability that a label is replaced by the null label."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(self.aux_weight >= 0, "aux_weight", self.aux_weight, "at least 0")
         _require(self.cosine_weight >= 0, "cosine_weight", self.cosine_weight, "at least 0")
         _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
@@ -173,6 +186,7 @@ class OptimConfig:
     """Decay of the weight average that is sampled."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(self.lr > 0, "lr", self.lr, "positive")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "both in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
@@ -199,9 +213,8 @@ class Guidance:
     """Times at which autoguidance acts."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         for kind in ("ig", "cfg", "auto"):
-            scale = getattr(self, f"{kind}_scale")
-            _require(abs(scale) < float("inf"), f"{kind}_scale", scale, "a finite number")
             _require_interval(f"{kind}_interval", getattr(self, f"{kind}_interval"))
 
     def canonical(self) -> Guidance:
@@ -235,6 +248,7 @@ class SamplerConfig:
     """Precision of the sampler's state; the network always sees float32."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
         _require(self.shift > 0, "shift", self.shift, "positive")
         _require(0 < self.last_step < 1, "last_step", self.last_step, "in (0, 1)")

@@ -149,7 +149,8 @@ def fid_jackknife(features: Tensor, reference: Frechet, groups: int) -> Jackknif
     if groups < 2 or len(features) < 2 * groups:
         raise ValueError(f"{groups} groups need at least 2 groups and {2 * groups} features, "
                          f"but got {len(features)} features")  # fmt: skip
-    parts = [FeatureStats.from_features(part) for part in features.tensor_split(groups)]
+    ends = [len(features) * group // groups for group in range(1, groups)]
+    parts = [FeatureStats.from_features(part) for part in features.tensor_split(ends)]
     whole = parts[0]
     for part in parts[1:]:
         whole = whole + part

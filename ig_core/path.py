@@ -75,6 +75,9 @@ def training_time(draw: Tensor, config: LossConfig) -> Tensor:
     """
     if config.time_distribution == "uniform":
         return draw
+    # Float64 inside: in float32 the vectorised and the single function differ in the last bit, and
+    # a time would depend on the size of its batch.
+    wide = draw.double()
     if config.time_distribution == "logit_normal" or config.path == "linear":
-        return torch.sigmoid(draw)
-    return (2 / math.pi) * torch.atan(draw.exp())
+        return torch.sigmoid(wide).to(draw.dtype)
+    return ((2 / math.pi) * torch.atan(wide.exp())).to(draw.dtype)

@@ -29,10 +29,12 @@ def time_grid(config: SamplerConfig) -> list[float]:
     """
     n = config.num_steps
     if config.method == "sde":
-        raw = [1 - (1 - config.last_step) * k / max(n - 1, 1) for k in range(n)] + [0.0]
+        span = 1 - config.last_step
+        raw = [1.0, *(config.last_step + span * k / (n - 1) for k in range(n - 2, -1, -1)), 0.0]
     else:
-        raw = [1 - k / n for k in range(n + 1)]
-    return [config.shift * t / (1 + (config.shift - 1) * t) for t in raw]
+        raw = [k / n for k in range(n, -1, -1)]
+    # This form of the shift gives exactly 1 at t=1, which intervals that end at 1 must hold.
+    return [config.shift * t / (config.shift * t + (1 - t)) for t in raw]
 
 
 @torch.no_grad()

@@ -173,8 +173,7 @@ def train(
         loss: Objective.
         config: Length, global batch and seed.
         share: This worker's part; everything by default.
-        flush_every: Steps after which losses are gathered and checked. A caller that needs
-            `state.history` complete at a step makes it a multiple of this or calls `flush`.
+        flush_every: Steps after which losses are gathered from the workers and checked.
 
     Yields:
         The number of steps done. At a multiple of `flush_every` and at checkpoint steps the

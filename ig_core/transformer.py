@@ -98,7 +98,9 @@ class DiffusionTransformer(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear | nn.Conv2d):
                 flat = module.weight.data.view(module.weight.shape[0], -1)
                 nn.init.xavier_uniform_(flat, generator=generator)
                 if module.bias is not None:

@@ -77,7 +77,9 @@ def test_files_and_functions_fit_on_a_screen_or_a_page(path):
     assert len(text.splitlines()) <= LONGEST_FILE
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, node.name
+            documented = ast.get_docstring(node) is not None
+            first = node.body[1 if documented and len(node.body) > 1 else 0]
+            assert (node.end_lineno or 0) - first.lineno < LONGEST_FUNCTION, node.name
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -110,7 +112,7 @@ def test_planning_loads_neither_torch_nor_ray():
 
 
 def test_python_pins_are_complete():
-    """Every requirement of pyproject.toml stands in the lock that is installed without resolving."""
+    """Every requirement of pyproject.toml stands in the lock, which nothing resolves."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
