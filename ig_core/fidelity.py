@@ -6,9 +6,14 @@ Extractors: `inception-v3-compat` (the port of the reference network; give its w
 
 from __future__ import annotations
 
+import pickle
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,10 +21,9 @@ from ig_core.torchvision_shim import declare_missing_operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-DIGITS_CNN = "digits-cnn"
-FEATURE_LAYERS = {DIGITS_CNN: ("64", "logits"), "inception-v3-compat": ("2048", "logits_unbiased")}
+DIGITS_CNN, INCEPTION = "digits-cnn", "inception-v3-compat"
+FEATURE_LAYERS = {DIGITS_CNN: ("64", "logits"), INCEPTION: ("2048", "logits_unbiased")}
 """Extractor name -> (layer of FID, KID, precision and recall; layer of the Inception Score)."""
 
 
@@ -72,7 +76,6 @@ def train_digits_net(images: Tensor, labels: Tensor, seed: int, epochs: int) -> 
 
 
 def _register_digits() -> None:
-    from safetensors.torch import load_file
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
@@ -91,7 +94,7 @@ def _register_digits() -> None:
             if feature_extractor_weights_path is None:
                 raise ValueError(f"extractor {DIGITS_CNN!r} needs a weights file, but got None")
             self.net = DigitsNet()
-            self.net.load_state_dict(load_file(feature_extractor_weights_path))
+            self.net.load_state_dict(read_weights(feature_extractor_weights_path))
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -119,6 +122,24 @@ def _register_digits() -> None:
     register_feature_extractor(DIGITS_CNN, DigitsExtractor)
 
 
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a weights file, safetensors or a torch checkpoint of tensors; runs nothing in it.
+
+    Raises:
+        ValueError: the file is neither, or holds more than tensors.
+    """
+    try:
+        try:
+            return load_file(path)
+        except SafetensorError:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a weights file: {error}") from error
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise ValueError(f"{path} is not a weights file: it must hold tensors by name")
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
 def make_extractor(
     name: str, weights: str | Path, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -126,15 +147,15 @@ def make_extractor(
 
     Args:
         name: Key of `FEATURE_LAYERS`.
-        weights: Weights file, so that nothing is ever downloaded.
+        weights: safetensors file, so that nothing is ever downloaded or unpickled.
         device: Where to run.
 
     Returns:
         Function of uint8 images (N, C, H, W) that gives features (N, F) and logits (N, K), float32
-        on the CPU.
+        on the CPU. Inception takes images of one channel as grey ones.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or weights that do not fit it.
     """
     if name not in FEATURE_LAYERS:
         raise ValueError(f"extractor must be one of {', '.join(FEATURE_LAYERS)}, but got {name!r}")
@@ -142,13 +163,22 @@ def make_extractor(
     from torch_fidelity.utils import create_feature_extractor
 
     _register_digits()
-    network = create_feature_extractor(
-        name, list(FEATURE_LAYERS[name]), cuda=False, verbose=False,
-        feature_extractor_weights_path=str(weights),
-    ).to(device)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        # torch-fidelity unpickles the file it is given: it gets one that was written right here.
+        pickled = Path(folder) / "weights.pth"
+        torch.save(load_file(weights), pickled)
+        try:
+            network = create_feature_extractor(
+                name, list(FEATURE_LAYERS[name]), cuda=False, verbose=False,
+                feature_extractor_weights_path=str(pickled),
+            ).to(device)  # fmt: skip
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not fit extractor {name!r}: {error}") from error
 
     @torch.no_grad()
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
+        if name == INCEPTION and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
         features, logits = network(images.to(device))
         return features.float().cpu(), logits.float().cpu()
 

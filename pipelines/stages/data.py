@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
-from ig_core.fidelity import DIGITS_CNN, make_extractor, train_digits_net
+from ig_core.fidelity import DIGITS_CNN, make_extractor, read_weights, train_digits_net
 from ig_core.images import ImageSet, read_images, write_images
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def build_extractor(context: Context, directory: Path) -> None:
     """Keep the weights of the feature extractor: given by a file, or trained here on the data."""
     evaluation = context.experiment.evaluation
     if evaluation.extractor_weights is not None:
-        shutil.copyfile(evaluation.extractor_weights, directory / WEIGHTS)
+        save_file(read_weights(evaluation.extractor_weights), directory / WEIGHTS)
         return
     images = read_images([context.input("data") / IMAGES])
     net = train_digits_net(images.image, images.label,

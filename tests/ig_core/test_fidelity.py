@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +11,7 @@ from ig_core.fidelity import (
     kernel_distance,
     make_extractor,
     precision_recall,
+    read_weights,
     train_digits_net,
 )
 from ig_core.metrics import FeatureStats, frechet_distance
@@ -246,3 +249,59 @@ def test_declaring_operators_twice_is_harmless():
     import torch_fidelity
 
     assert torch_fidelity.calculate_metrics
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """Random weights of the reference network's architecture, as a torch checkpoint."""
+    declare_missing_operators()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):
+            return None
+
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    net = Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def test_inception_runs_from_a_weights_file_and_takes_grey_images(inception_weights, tmp_path):
+    safe = tmp_path / "inception.safetensors"
+    save_file(read_weights(inception_weights), safe)
+    extract = make_extractor("inception-v3-compat", safe)
+    grey = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    features, logits = extract(grey)
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+    assert torch.equal(extract(grey.expand(-1, 3, -1, -1))[0], features)
+
+
+def test_weights_that_do_not_fit_are_named(inception_weights, tmp_path):
+    safe = tmp_path / "weights.safetensors"
+    save_file({"some.other.layer": torch.zeros(2)}, safe)
+    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit extractor 'inception"):
+        make_extractor("inception-v3-compat", safe)
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": Trap()}, path)
+    with pytest.raises(ValueError, match="is not a weights file"):
+        read_weights(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x04N."])
+def test_what_is_no_weights_file_is_said_to_be_none(content, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth is not a weights file"):
+        read_weights(path)
