@@ -12,7 +12,7 @@ from pipelines.plots import write_report
 from pipelines.progress import ProgressDisplay
 from pipelines.report import print_report
 from pipelines.results import collect
-from pipelines.runners import make_runner
+from pipelines.runners import Runner, describe_runner, make_runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +69,12 @@ def _execute(experiment: Experiment, graph: Graph, home: Home, console: Console)
     background = BackgroundSync(sync)
     try:
         with ProgressDisplay(console, store, graph, background.request) as display:
-            Pipeline(
-                store, experiment, lambda: make_runner(experiment.resources, home.scratch), display
-            ).run(graph.targets)
+
+            def start_runner() -> Runner:
+                display.say(f"start     {describe_runner(experiment.resources)}")
+                return make_runner(experiment.resources, home.scratch)
+
+            Pipeline(store, experiment, start_runner, display).run(graph.targets)
     finally:
         background.close()
 

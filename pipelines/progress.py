@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from pipelines.stages.train import TrainProgress
 
 PLAIN_EVERY_SECONDS = 5.0
+DATA_NAMES = {
+    "data": "training images",
+    "extractor": "feature extractor",
+    "reference": "reference features",
+}
 
 
 class ProgressDisplay:
@@ -74,7 +79,7 @@ class ProgressDisplay:
         """An artifact is there."""
         point = self._points.get(node)
         if node.stage == "data":
-            self.say(f"{node.stage:<9} {node.kind} ready")
+            self.say(f"{node.stage:<9} {DATA_NAMES[node.kind]} ready")
         elif node.kind == "checkpoint":
             self.say(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
         elif point is not None:

@@ -82,6 +82,15 @@ def make_runner(resources: Resources, scratch: Path) -> Runner:
     return RayRunner(resources, scratch)
 
 
+def describe_runner(resources: Resources) -> str:
+    """What `make_runner` is about to start, for people."""
+    if resources.runner == "inline":
+        return "everything in this process"
+    where = os.environ.get("RAY_ADDRESS")
+    place = f"at {where}" if where else "on this machine"
+    return f"Ray {place}, training workers: {resources.num_workers}"
+
+
 def prepare_ray_environment() -> None:
     """Set what Ray reads when it is imported: no usage reports; loopback if it is to be local."""
     settings = {
