@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ig_core.config import ModelConfig, OptimConfig
+from ig_core.official import load_official, save_official
 from ig_core.optim import make_optimizer
 from ig_core.training import HISTORY_COLUMNS, TrainState
 from ig_core.transformer import DiffusionTransformer
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+__all__ = [
+    "load_checkpoint",
+    "load_ema",
+    "load_history",
+    "load_official",
+    "save_checkpoint",
+    "save_official",
+]
 
 FORMAT = "igdit-checkpoint-1"
 

@@ -1,0 +1,150 @@
+"""Published checkpoints in and out: SiT+IG, LightningDiT+IG, and both without auxiliary head.
+
+The published names differ from ours in the heads alone. LightningDiT runs time the other way (t = 1
+is data, v = data - noise); it is turned round once, here, in the weights: the features of 1 - t are
+a reflection of those of t, which the first layer of the time MLP absorbs, and the heads change
+sign. (`v(x, t) = -net(x, 1 - t)`.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ig_core.layers import TIME_FEATURES
+from ig_core.transformer import DiffusionTransformer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ig_core.config import ModelConfig
+
+HEADS = {"final_layer.": "final_head.", "final_layer_xr.": "aux_head."}
+"""Published prefix -> ours."""
+ALLOWED_CLASSES: list[Any] = [argparse.Namespace]
+"""The only class a published pickle may hold besides tensors and plain containers (`args`)."""
+_COMPUTED = ("feat_rope.",)
+_TIME_WEIGHT = "t_embedder.mlp.0.weight"
+
+
+def load_official(
+    source: str | Path | Mapping[str, Any], config: ModelConfig
+) -> DiffusionTransformer:
+    """Read a published checkpoint as a model of ours.
+
+    Args:
+        source: File (`.pt`, `.pth`, `.safetensors`) or what it holds: a state dict, or a dict with
+            one under `ema` (taken first) or `model`. A `module.` prefix is dropped.
+        config: Architecture; `aux_layer=None` for a checkpoint without auxiliary head.
+
+    Returns:
+        The model in evaluation mode; the position table is the file's.
+
+    Raises:
+        ValueError: the file cannot be read, holds a class that is not in `ALLOWED_CLASSES`, or its
+            tensors do not fit the architecture; the message names every one that does not.
+    """
+    name = str(source) if isinstance(source, str | Path) else "the state dict"
+    held = _read(Path(source)) if isinstance(source, str | Path) else source
+    tensors = {_our_name(key): value for key, value in _state_dict(held, name).items()}
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(_COMPUTED)}
+    model = DiffusionTransformer(config)
+    _check(tensors, model, name)
+    converted = {key: value.detach().float() for key, value in tensors.items()}
+    if config.backbone == "lightningdit":
+        converted = _reverse_time(converted, config)
+    model.load_state_dict(converted)
+    return model.eval()
+
+
+def save_official(model: DiffusionTransformer) -> dict[str, Tensor]:
+    """The state dict of a model under the published names and, for LightningDiT, time direction.
+
+    SiT goes in and out bit for bit, LightningDiT to rounding.
+    """
+    tensors = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    if model.config.backbone == "lightningdit":
+        tensors = _reverse_time(tensors, model.config)
+    if model.config.rope:
+        tensors["feat_rope.freqs_cos"] = model.rope_cos.cpu().clone()
+        tensors["feat_rope.freqs_sin"] = model.rope_sin.cpu().clone()
+    return {_published_name(key): value for key, value in tensors.items()}
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401
+    """Tensors and plain values of a file; code in it is refused, not run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(ALLOWED_CLASSES):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
+def _state_dict(held: Any, name: str) -> dict[str, Tensor]:  # noqa: ANN401
+    for key in ("ema", "model"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+            break
+    if not hasattr(held, "items"):
+        raise ValueError(f"{name} must hold tensors by name, but got {type(held).__name__}")
+    strange = [str(key) for key, value in held.items() if not torch.is_tensor(value)]
+    if strange:
+        raise ValueError(f"{name} must hold tensors by name, but these are none: "
+                         f"{', '.join(strange[:5])}")  # fmt: skip
+    return {key.removeprefix("module."): value for key, value in held.items()}
+
+
+def _our_name(key: str) -> str:
+    for published, ours in HEADS.items():
+        if key.startswith(published):
+            return ours + key.removeprefix(published)
+    return key
+
+
+def _published_name(key: str) -> str:
+    for published, ours in HEADS.items():
+        if key.startswith(ours):
+            return published + key.removeprefix(ours)
+    return key
+
+
+def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str) -> None:
+    """Compare names and shapes; one message says all that does not fit."""
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    problems = [f"missing {_published_name(key)}" for key in sorted(wanted.keys() - found.keys())]
+    problems += [f"unexpected {_published_name(k)}" for k in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{_published_name(key)} has shape {found[key]} instead of {wanted[key]}"
+        for key in sorted(wanted.keys() & found.keys()) if found[key] != wanted[key]
+    ]  # fmt: skip
+    if problems:
+        hint = ""
+        if model.aux_head is not None and not any(key.startswith("aux_head.") for key in found):
+            hint = " (a checkpoint without auxiliary head needs aux_layer=None)"
+        raise ValueError(f"{name} does not fit the model: {'; '.join(problems)}{hint}")
+
+
+def _reverse_time(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Turn a network for (t, v) into the one for (1 - t, -v); twice gives the first again."""
+    half = TIME_FEATURES // 2
+    exponent = torch.arange(half, dtype=torch.float32) / half
+    # The frequencies exactly as the time embedding rounds them.
+    angle = (config.time_scale * torch.exp(-math.log(10000) * exponent)).double()
+    cos, sin = angle.cos(), angle.sin()
+    of_cos, of_sin = tensors[_TIME_WEIGHT].double().split(half, dim=1)
+    reflected = torch.cat([of_cos * cos + of_sin * sin, of_cos * sin - of_sin * cos], dim=1)
+    signs = {key: -value for key, value in tensors.items()
+             if key.startswith(("final_head.linear.", "aux_head.linear."))}  # fmt: skip
+    return {**tensors, **signs, _TIME_WEIGHT: reflected.to(tensors[_TIME_WEIGHT].dtype)}

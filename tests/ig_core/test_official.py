@@ -1,0 +1,137 @@
+"""Published checkpoints in and out."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ig_core.checkpoints import load_official, save_official
+from ig_core.config import ModelConfig
+from ig_core.transformer import DiffusionTransformer
+
+SIT = ModelConfig(
+    backbone="sit", depth=3, width=32, num_heads=2, patch_size=2, input_size=8, in_channels=4,
+    num_classes=10, aux_layer=2,
+)  # fmt: skip
+LIGHT = replace(SIT, backbone="lightningdit", patch_size=1, rope=True, rms_norm=True, swiglu=True)
+BOTH = pytest.mark.parametrize("config", [SIT, LIGHT], ids=["sit", "lightningdit"])
+
+
+def published(config, seed=0):
+    """A state dict in published names, no tensor of it zero."""
+    torch.manual_seed(seed)
+    tensors = save_official(DiffusionTransformer(config))
+    noisy = {k: v if k.startswith("feat_rope.") else v + 0.1 * torch.randn(v.shape)
+             for k, v in tensors.items()}  # fmt: skip
+    return {key: value.contiguous() for key, value in noisy.items()}
+
+
+def test_sit_goes_in_and_out_bit_for_bit():
+    before = published(SIT)
+    after = save_official(load_official(before, SIT))
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_lightningdit_goes_in_and_out_to_rounding():
+    before = published(LIGHT)
+    after = save_official(load_official(before, LIGHT))
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert (after[key] - value).norm() <= 1e-6 * value.norm(), key
+
+
+def test_lightningdit_time_is_turned_round():
+    tensors = published(LIGHT)
+    ours = load_official(tensors, LIGHT)
+    # The same weights under SiT's convention are the published network as it is.
+    plain = {k: v for k, v in tensors.items() if not k.startswith("feat_rope.")}
+    theirs = load_official(plain, replace(LIGHT, backbone="sit"))
+    x, t, y = torch.randn(5, 4, 8, 8), torch.rand(5), torch.randint(11, (5,))
+    with torch.no_grad():
+        for mine, other in zip(ours(x, t, y), theirs(x, 1 - t, y), strict=True):
+            # float32 rounding of 1 - t inside cosines, relative
+            assert (mine + other).norm() <= 1e-5 * other.norm()
+
+
+@BOTH
+def test_the_position_table_is_the_files(config):
+    tensors = published(config)
+    assert torch.equal(load_official(tensors, config).pos_embed, tensors["pos_embed"])
+
+
+@BOTH
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_hold_a_state_dict(config, suffix, tmp_path):
+    tensors, path = published(config), tmp_path / f"weights{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    loaded = load_official(path, config)
+    again = load_official(tensors, config)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(),
+                                                 strict=True))  # fmt: skip
+
+
+def test_ema_is_taken_before_model_and_the_arguments_are_let_through(tmp_path):
+    ema, raw = published(SIT, 0), published(SIT, 1)
+    path = tmp_path / "sit.pt"
+    prefixed = {f"module.{key}": value for key, value in raw.items()}
+    torch.save({"model": prefixed, "ema": ema, "opt": {"state": {}}, "steps": 7,
+                "args": argparse.Namespace(lr=1e-4)}, path)  # fmt: skip
+    weight = load_official(path, SIT).x_embedder.proj.weight
+    assert torch.equal(weight, ema["x_embedder.proj.weight"])
+    torch.save({"model": prefixed}, path)
+    weight = load_official(path, SIT).x_embedder.proj.weight
+    assert torch.equal(weight, raw["x_embedder.proj.weight"])
+
+
+@BOTH
+def test_a_checkpoint_without_auxiliary_head(config):
+    plain = {k: v for k, v in published(config).items() if not k.startswith("final_layer_xr.")}
+    assert load_official(plain, replace(config, aux_layer=None)).aux_head is None
+    with pytest.raises(ValueError, match=r"missing final_layer_xr\..*needs aux_layer=None"):
+        load_official(plain, config)
+
+
+def test_one_message_names_everything_that_does_not_fit():
+    tensors = published(SIT)
+    del tensors["blocks.1.attn.qkv.bias"]
+    tensors["projectors.0.weight"] = torch.zeros(1)
+    tensors["final_layer.linear.bias"] = torch.zeros(5)
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        load_official(tensors, SIT)
+    message = str(caught.value)
+    assert "missing blocks.1.attn.qkv.bias" in message
+    assert "unexpected projectors.0.weight" in message
+    assert "final_layer.linear.bias has shape (5,) instead of (16,)" in message
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = tmp_path / "sit.pt"
+    torch.save(published(SIT), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"sit\.pt cannot be read as a checkpoint"):
+        load_official(path, SIT)
+
+
+def test_what_is_no_tensor_is_named():
+    with pytest.raises(ValueError, match="these are none: epoch"):
+        load_official({"epoch": 3}, SIT)
+    with pytest.raises(ValueError, match="must hold tensors by name, but got list"):
+        load_official([1, 2], SIT)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    path = tmp_path / "sit.pt"
+    torch.save({"ema": published(SIT), "args": Trap()}, path)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load_official(path, SIT)
+    assert not (tmp_path / "sprung").exists()
