@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from experiments import experiment_to_json
@@ -124,33 +125,39 @@ class Pipeline:
         running: dict[Future[None], Node | None] = {}
         tasks = ThreadPoolExecutor(self.experiment.resources.sample_tasks, "build")
         trainer = ThreadPoolExecutor(1, "train")
-        trains = [node for node in pending if node.kind == "checkpoint"]
-        training: Future[None] | None = None
         try:
             while pending or running:
                 for node in self._arrived(pending, running):
                     pending.pop(node, None)
                     done.add(node)
                     self.listener.finished(node, total - len(pending), total)
-                if trains and training is None and self.graph.data in done:
-                    training = trainer.submit(self._train, runner)
-                    running[training] = None
-                ready = [n for n in pending if n.kind != "checkpoint"
-                         and n not in running.values()
-                         and all(source in done for source in n.inputs.values())]  # fmt: skip
-                free = self.experiment.resources.sample_tasks - sum(
-                    node is not None for node in running.values()
-                )
-                for node in ready[: max(free, 0)]:
+                trains = any(node.kind == "checkpoint" for node in pending)
+                if trains and None not in running.values() and self.graph.data in done:
+                    running[trainer.submit(self._train, runner)] = None
+                for node in self._ready(pending, running, done):
                     running[tasks.submit(self._build, runner, node)] = node
                 if running:
                     wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                elif pending:
+                    raise RuntimeError(f"nothing can build {next(iter(pending))}")
         finally:
             self._stopped.set()
             if running:  # left by an error or an interrupt
                 runner.stop()
             tasks.shutdown(cancel_futures=True)
             trainer.shutdown(cancel_futures=True)
+
+    def _ready(
+        self, pending: Iterable[Node], running: dict[Future[None], Node | None], done: set[Node]
+    ) -> list[Node]:
+        """Nodes whose inputs are there, as many as there are free slots, in the order of need."""
+        busy = {node for node in running.values() if node is not None}
+        ready = (
+            node for node in pending
+            if node.kind != "checkpoint" and node not in busy
+            and all(source in done for source in node.inputs.values())
+        )  # fmt: skip
+        return list(islice(ready, self.experiment.resources.sample_tasks - len(busy)))
 
     def _arrived(
         self, pending: dict[Node, None], running: dict[Future[None], Node | None]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments import Experiment
+    from pipelines.graph import Node
     from pipelines.home import Home
 
 
@@ -37,16 +38,17 @@ def run_experiment(
     with in_use(store):
         remember(store, experiment, graph.run_key)
         store.sweep()
-        if rebuild:
-            for node in set_corrupt_aside(store, graph.targets):
-                console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
-        plan = make_plan(store, graph.targets)
+        aside = set_corrupt_aside(store, graph.targets) if rebuild else []
+        for node in aside:
+            console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
+        targets = (*graph.targets, *aside)
+        plan = make_plan(store, targets)
         console.print(
             f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
             f"to build, results in {home.root}", highlight=False, soft_wrap=True,
         )  # fmt: skip
         if plan.missing:
-            _execute(experiment, graph, home, console)
+            _execute(graph, targets, home, console)
         results = collect(store, graph)
         directory = home.report / f"{experiment.name}-{graph.run_key[:8]}"
         files = write_report(results, directory)
@@ -56,10 +58,10 @@ def run_experiment(
     return 0
 
 
-def _execute(experiment: Experiment, graph: Graph, home: Home, console: Console) -> None:
+def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console) -> None:
     from pipelines.tracking import BackgroundSync, MlflowTracker
 
-    store = home.store
+    store, experiment = home.store, graph.experiment
 
     def sync() -> None:
         MlflowTracker(home.tracking_uri, home.mlartifacts).sync(
@@ -74,7 +76,7 @@ def _execute(experiment: Experiment, graph: Graph, home: Home, console: Console)
                 display.say(f"start     {describe_runner(experiment.resources)}")
                 return make_runner(experiment.resources, home.scratch)
 
-            Pipeline(store, experiment, start_runner, display).run(graph.targets)
+            Pipeline(store, experiment, start_runner, display).run(targets)
     finally:
         background.close()
 

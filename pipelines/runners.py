@@ -54,16 +54,21 @@ class InlineRunner:
 
     def build(self, job: Job) -> None:
         with self._lock:
+            self._check()
             build(job)
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
-        def post_or_stop(progress: TrainProgress) -> None:
-            if self._stopped.is_set():
-                raise StoppedError("training was stopped")
+        def post_unless_stopped(progress: TrainProgress) -> None:
+            self._check()
             post(progress)
 
         with self._lock:
-            return train_worker(job, 0, 1, post_or_stop)
+            self._check()
+            return train_worker(job, 0, 1, post_unless_stopped)
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("the work was stopped")
 
     def stop(self) -> None:
         self._stopped.set()

@@ -1,0 +1,202 @@
+"""A tiny experiment, one finished run of it that tests may read, and processes to talk to."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments import Experiment, Resources, get_experiment
+from pipelines.artifacts import Store
+from pipelines.dag import Pipeline
+from pipelines.experiment_run import run_experiment
+from pipelines.graph import Graph
+from pipelines.home import Home
+from pipelines.runners import InlineRunner
+
+ROOT = Path(__file__).parent.parent.parent
+OUTSIDE = ("IGDIT_HOME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+"""Variables of the environment that would lead a test out of its folder."""
+
+
+def tiny(**changes) -> Experiment:
+    """Digits in seconds, inline. A dict changes fields of a part, anything else is the part."""
+    digits, replace = get_experiment("digits"), dataclasses.replace
+    base = replace(
+        digits,
+        name="tiny",
+        model=replace(digits.model, depth=2, width=16, num_heads=2),
+        train=replace(digits.train, steps=20, checkpoint_every=10, batch_size=16),
+        guidance=replace(digits.guidance, ig_scale=1.5),
+        ig_scales=(1.5,),
+        sampler=replace(digits.sampler, method="euler", num_steps=2),
+        evaluation=replace(
+            digits.evaluation,
+            num_samples=200,
+            curve_samples=100,
+            shard_size=100,
+            groups=10,
+            extractor_epochs=1,
+            kid_subsets=2,
+            kid_subset_size=50,
+            isc_splits=2,
+        ),
+        resources=Resources(runner="inline", num_workers=1),
+    )
+    parts = {
+        name: replace(getattr(base, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return replace(base, **parts)
+
+
+class Deaf:
+    """A listener that does not care."""
+
+    def waiting(self, node) -> None:
+        pass
+
+    def training(self, progress) -> None:
+        pass
+
+    def finished(self, node, done, total) -> None:
+        pass
+
+
+def run_inline(store: Store, experiment: Experiment, targets=None, runner=InlineRunner) -> Graph:
+    """Build what is missing in this process."""
+    pipeline = Pipeline(store, experiment, runner, Deaf())
+    pipeline.run(pipeline.graph.targets if targets is None else targets)
+    return pipeline.graph
+
+
+def events(store: Store, event: str, kind: str | None = None) -> list[dict]:
+    return [e for e in store.events() if e["event"] == event and kind in (None, e["kind"])]
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: contents of files, None for folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def damage(path: Path) -> None:
+    """Edit a file without changing its size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over."""
+
+    experiment: Experiment
+    home: Home
+    output: str
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(self.experiment)
+
+    def copy_store(self, target: Path) -> Store:
+        """A store of one's own with the same artifacts."""
+        return Store(shutil.copytree(self.home.store.root, target))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Finished:
+    """A finished run of `tiny()`, report and MLflow included. Read it, do not change it."""
+    home, output = Home(tmp_path_factory.mktemp("finished")), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OUTSIDE:
+            patch.delenv(name, raising=False)
+        assert run_experiment(tiny(), home, Console(file=output, width=200)) == 0
+    return Finished(tiny(), home, output.getvalue())
+
+
+@pytest.fixture
+def store(finished, tmp_path) -> Store:
+    """A copy of the finished run's store, to be changed."""
+    return finished.copy_store(tmp_path / "home" / "store")
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(monkeypatch, tmp_path):
+    """No test reads or writes outside its folder; threads and signals are as they were."""
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("IGDIT_HOME", str(tmp_path / "home"))
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
+class Child:
+    """A Python process that a test talks to by lines."""
+
+    def __init__(self, code: str, *arguments: object, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        # A child that hangs fails its test instead of holding it up.
+        self._watchdog = threading.Timer(120, self.process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def read(self) -> str:
+        """Next line it prints; empty if it ended."""
+        return self.process.stdout.readline().strip()
+
+    def say(self, line: str = "go") -> None:
+        """What its `input()` returns."""
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def finish(self) -> int:
+        """Wait for its end; returns the exit code."""
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self._watchdog.cancel()
+        self.kill()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def child():
+    """Factory of `Child`; all are gone at the end of the test."""
+    children = []
+
+    def start(code: str, *arguments: object, **environment: str) -> Child:
+        children.append(Child(code, *arguments, **environment))
+        return children[-1]
+
+    yield start
+    for each in children:
+        each.close()
