@@ -43,6 +43,8 @@ class EvaluationConfig:
     """Feature extractor, by its name in torch-fidelity's registry."""
     extractor_weights: str | None = None
     """Weights file of inception-v3-compat; digits-cnn is trained by the data stage."""
+    weights_sha256: str | None = None
+    """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     extractor_epochs: int = 15
     """digits-cnn: passes over the data."""
     extractor_seed: int = 0
@@ -70,7 +72,9 @@ class EvaluationConfig:
         for name in ("extractor_epochs", "shard_size", "kid_subsets", "isc_splits"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
-        _require(self.groups >= 2, "groups", self.groups, "at least 2")
+        _require(self.groups >= 5, "groups", self.groups, "at least 5 (fewer give no interval)")
+        _require(self.isc_splits <= self.curve_samples, "isc_splits", self.isc_splits,
+                 f"at most curve_samples={self.curve_samples}")  # fmt: skip
         for name in ("num_samples", "curve_samples"):
             least = 2 * self.groups
             _require(getattr(self, name) >= least, name, getattr(self, name),
@@ -111,6 +115,11 @@ class Resources:
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
         _require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
                  "1 with the inline runner")  # fmt: skip
+
+    @property
+    def device(self) -> str:
+        """Where tensors go."""
+        return "cuda" if self.use_gpu else "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +164,16 @@ class Experiment:
         _require(self.train.batch_size % self.resources.num_workers == 0, "train.batch_size",
                  self.train.batch_size,
                  f"a multiple of resources.num_workers={self.resources.num_workers}")  # fmt: skip
+        _require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
+                 "finite numbers")  # fmt: skip
         guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
         _require(self.model.aux_layer is not None or not guided, "ig scales", guided,
                  "all 1 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
-        _require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
-                 "finite")  # fmt: skip
+        _require(all(abs(100 * s - round(100 * s)) < 1e-6 for s in self.scales), "ig scales",
+                 self.scales, "multiples of 0.01 (their step in the tracked curve)")  # fmt: skip
+        _require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,
+                 "euler, heun or sde (dopri5 has one step size for a whole batch, so that an "
+                 "image would depend on the batch it is in)")  # fmt: skip
         _require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
                  "1 (experiments name no weaker checkpoint yet)")  # fmt: skip
 

@@ -253,6 +253,10 @@ class SamplerConfig:
         _require(self.shift > 0, "shift", self.shift, "positive")
         _require(0 < self.last_step < 1, "last_step", self.last_step, "in (0, 1)")
 
+    def canonical(self) -> SamplerConfig:
+        """The same sampler with what its method does not read reset to the default."""
+        return self if self.method == "sde" else replace(self, last_step=0.04)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

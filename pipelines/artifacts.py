@@ -14,7 +14,6 @@ manifest and is checked before the file is used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,42 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.errors import CorruptArtifactError, MissingArtifactError
+from pipelines.keys import file_digest
 from pipelines.locks import FileLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-
-
-class ArtifactError(RuntimeError):
-    """Base of the store's errors."""
-
-
-class MissingArtifactError(ArtifactError):
-    """An artifact that was asked for is not in the store."""
-
-
-class CorruptArtifactError(ArtifactError):
-    """An artifact's files are not those that were published."""
-
-    def __init__(self, kind: str, key: str, path: Path, reason: str) -> None:
-        super().__init__(
-            f"artifact {kind}/{key} is damaged: {reason} ({path}). It was not used. Run the same "
-            f"command with --rebuild to set it aside and build it again."
-        )
-        self.kind, self.key = kind, key
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Raised in workers: exceptions pickle their message only, not these arguments.
-        return _rebuild_corrupt, (str(self), self.kind, self.key)
-
-
-def _rebuild_corrupt(message: str, kind: str, key: str) -> CorruptArtifactError:
-    error = CorruptArtifactError(kind, key, Path(), "")
-    error.args = (message,)
-    return error
 
 
 @dataclass(frozen=True)
@@ -83,26 +55,6 @@ class Artifact:
         return float(self.manifest.get("work_seconds", self.manifest["seconds"]))
 
 
-def canonical_json(value: object) -> str:
-    """JSON in which equal values are equal text: sorted keys, 2.0 written as 2."""
-
-    def plain(item: object) -> object:
-        if isinstance(item, dict):
-            return {str(key): plain(item[key]) for key in sorted(item)}
-        if isinstance(item, list | tuple):
-            return [plain(entry) for entry in item]
-        if isinstance(item, float) and item.is_integer():
-            return int(item)
-        return item
-
-    return json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
-
-
-def content_key(value: object) -> str:
-    """Key of a value: 20 hexadecimal digits of its canonical JSON's SHA-256."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
-
-
 class Store:
     """A folder of artifacts, safe for any number of processes at once."""
 
@@ -119,16 +71,21 @@ class Store:
             CorruptArtifactError: it is there, but its manifest cannot be read.
         """
         path = self._path(kind, key)
+        text = _read_if_there(path / MANIFEST)
+        if text is None:
+            if not path.exists():
+                return None
+            text = _read_if_there(path / MANIFEST)  # published between the two looks
+            if text is None:
+                raise CorruptArtifactError(kind, key, path, f"{MANIFEST} is missing")
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            if manifest["kind"] != kind or manifest["key"] != key or "files" not in manifest:
+            manifest = json.loads(text)
+            if manifest["kind"] != kind or manifest["key"] != key:
                 raise ValueError("it describes another artifact")
-        except FileNotFoundError:
-            if path.exists():
-                raise CorruptArtifactError(kind, key, path, f"{MANIFEST} is missing") from None
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptArtifactError(kind, key, path, f"{MANIFEST}: {error}") from error
+            for entry in manifest["files"].values():
+                int(entry["size"]), str(entry["sha256"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtifactError(kind, key, path, f"{MANIFEST}: {error!r}") from error
         return Artifact(kind, key, path, manifest)
 
     def open(self, kind: str, key: str) -> Artifact:
@@ -161,16 +118,17 @@ class Store:
         if state.st_size != expected:
             raise CorruptArtifactError(artifact.kind, artifact.key, path,
                                        f"{state.st_size} bytes instead of {expected}")  # fmt: skip
-        return state.st_size, state.st_mtime_ns, state.st_ino
+        # The time of change, unlike that of modification, cannot be set back.
+        return state.st_size, state.st_ctime_ns, state.st_ino
 
     def list(self, kind: str | None = None, prefix: str = "") -> list[Artifact]:
         """Published artifacts whose manifest can be read, by kind and key."""
         found = []
-        for folder in sorted(self.root.glob(f"{kind or '[!.]*'}/{prefix}*")):
+        for folder in sorted(self.root.glob(f"{kind or '[!.]*'}/{prefix}[!.]*")):
             try:
-                artifact = self.find(folder.parent.name, folder.name)
-            except CorruptArtifactError:
-                continue
+                artifact = self.find(folder.parent.name, folder.name) if folder.is_dir() else None
+            except (CorruptArtifactError, ValueError):
+                continue  # damaged, or no artifact at all
             if artifact is not None:
                 found.append(artifact)
         return found
@@ -195,10 +153,7 @@ class Store:
             description: What else the manifest says (configuration, inputs, versions).
         """
         target, started = self._path(kind, key), time.time()
-        staging = self.root / ".staging" / f"{kind}-{key}-{uuid.uuid4().hex[:12]}"
-        lock = FileLock(staging.with_suffix(".lock"))
-        if not lock.acquire():
-            raise ArtifactError(f"{lock.path} is locked although its name is new")
+        staging, lock = self._new_staging(f"{kind}-{key}")
         try:
             staging.mkdir()
             yield staging
@@ -217,6 +172,14 @@ class Store:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             lock.release(remove=True)
+
+    def _new_staging(self, label: str) -> tuple[Path, FileLock]:
+        """A fresh name in `.staging` and the lock that says its builder lives."""
+        while True:
+            staging = self.root / ".staging" / f"{label}-{uuid.uuid4().hex[:12]}"
+            lock = FileLock(staging.with_suffix(".lock"))
+            if lock.acquire():  # unless a sweep looked at it in that very moment
+                return staging, lock
 
     def _rename(self, staging: Path, target: Path) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +209,7 @@ class Store:
         Yields:
             True if the lease is held, False if `waiting` gave up.
         """
+        self._path(kind, key)  # refuses names that lead elsewhere
         lock = FileLock(self.root / ".leases" / f"{kind}-{key}")
         while not lock.acquire():
             if waiting():
@@ -268,12 +232,10 @@ class Store:
         finally:
             os.close(file)
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Sequence[dict[str, Any]]:
         """The event log, oldest first."""
-        path = self.root / "events.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines():
-                yield json.loads(line)
+        text = _read_if_there(self.root / "events.jsonl") or ""
+        return [json.loads(line) for line in text.splitlines()]
 
     # Housekeeping
 
@@ -302,9 +264,7 @@ class Store:
 
     def delete(self, artifact: Artifact) -> None:
         """Remove an artifact: out of sight in one step, then from the disk."""
-        trash = self.root / ".staging" / f"trash-{uuid.uuid4().hex[:12]}"
-        lock = FileLock(trash.with_suffix(".lock"))
-        lock.acquire()
+        trash, lock = self._new_staging("trash")
         try:
             artifact.path.rename(trash)
             self.log("deleted", artifact.kind, artifact.key)
@@ -313,10 +273,11 @@ class Store:
             lock.release(remove=True)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_if_there(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -14,11 +15,10 @@ import tyro
 from rich.console import Console
 
 from experiments import EXPERIMENTS, Experiment, experiment_from_json, get_experiment
-from pipelines.artifacts import ArtifactError
-from pipelines.dag import TrainingFailedError, make_plan
-from pipelines.graph import Graph
+from pipelines.dag import make_plan
+from pipelines.errors import PipelineError
+from pipelines.graph import Graph, resolve
 from pipelines.home import Home
-from pipelines.runners import WorkerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(f"command must be one of {', '.join(commands)}, but got "
                              f"{name!r}{hint}")  # fmt: skip
         return commands[name](rest)
-    except (ValueError, ArtifactError, TrainingFailedError, WorkerLostError) as error:
+    except (ValueError, OSError, PipelineError) as error:
+        if os.environ.get("IGDIT_DEBUG"):
+            raise
         print(f"igdit: {error}", file=sys.stderr)
+        if not isinstance(error, UsageError):
+            print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print("igdit: stopped; the same command continues from what was published",
@@ -90,16 +94,21 @@ def _options(arguments: list[str], command: str) -> RunOptions:
         raise UsageError(f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
                          f"or a file ending in .json")  # fmt: skip
     name, *overrides = arguments
-    if name.endswith(".json"):
-        path = Path(name)
-        if not path.is_file():
-            raise UsageError(f"experiment file {name} does not exist")
-        experiment = experiment_from_json(path.read_text())
-    else:
-        experiment = get_experiment(name)
-    return tyro.cli(
-        RunOptions, default=RunOptions(experiment), args=overrides, prog=f"igdit {command} {name}"
-    )
+    try:
+        default = RunOptions(_named(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return tyro.cli(RunOptions, default=default, args=overrides, prog=f"igdit {command} {name}")
+
+
+def _named(name: str) -> Experiment:
+    """The experiment of that name, or of that file."""
+    if not name.endswith(".json"):
+        return get_experiment(name)
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"experiment file {name} does not exist")
+    return experiment_from_json(path.read_text())
 
 
 def run_command(arguments: list[str]) -> int:
@@ -116,7 +125,7 @@ def plan_command(arguments: list[str]) -> int:
     from pipelines.report import print_plan
 
     options = _options(arguments, "plan")
-    graph, store = Graph(options.experiment), Home.default().store
+    graph, store = Graph(resolve(options.experiment)), Home.default().store
     print_plan(graph, store, make_plan(store, graph.targets), Console())
     return 0
 
@@ -143,10 +152,8 @@ def store_command(arguments: list[str]) -> int:
         print_store(store, console)
         return 0
     options = tyro.cli(CollectOptions, args=arguments[1:], prog="igdit store gc")
-    garbage = find_garbage(store, options.forget)
-    print_garbage(garbage, console, deleting=options.delete)
-    if options.delete:
-        collect_garbage(store, garbage, options.forget)
+    collect = collect_garbage if options.delete else find_garbage
+    print_garbage(collect(store, options.forget), console, deleted=options.delete)
     return 0
 
 

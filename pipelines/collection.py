@@ -7,18 +7,24 @@ deleted under a run.
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
-from pipelines.artifacts import Artifact, ArtifactError, Store, write_durably
+from pipelines.artifacts import Artifact, Store, write_durably
+from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
 from pipelines.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+IN_USE = ".in-use.lock"
 
 
 @contextmanager
@@ -28,7 +34,7 @@ def in_use(store: Store) -> Iterator[None]:
     Raises:
         ArtifactError: it is being collected right now.
     """
-    lock = FileLock(store.root / ".in-use.lock", shared=True)
+    lock = FileLock(store.root / IN_USE, shared=True)
     if not lock.acquire():
         raise ArtifactError(f"the store {store.root} is being collected; try again in a moment")
     try:
@@ -43,7 +49,7 @@ def remember(store: Store, experiment: Experiment, run_key: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{run_key}.json"
     if not target.exists():
-        aside = folder / f".{run_key}.{id(experiment):x}.tmp"
+        aside = folder / f".{run_key}.{uuid.uuid4().hex[:8]}.tmp"
         write_durably(aside, experiment_to_json(experiment))
         aside.replace(target)
 
@@ -91,18 +97,20 @@ def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
     return Garbage(unneeded, tuple(sorted((store.root / ".corrupt").glob("*"))))
 
 
-def collect_garbage(store: Store, garbage: Garbage, forget: tuple[str, ...]) -> None:
-    """Delete garbage and forget runs.
+def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
+    """Delete garbage and forget runs; returns what was deleted.
+
+    What is garbage is decided while no run can begin.
 
     Raises:
         ArtifactError: a run is using the store.
+        ValueError: a run to forget is not recorded, or a record cannot be read.
     """
-    import shutil
-
-    lock = FileLock(store.root / ".in-use.lock")
+    lock = FileLock(store.root / IN_USE)
     if not lock.acquire():
         raise ArtifactError(f"a run is using the store {store.root}; nothing was deleted")
     try:
+        garbage = find_garbage(store, forget)
         for prefix in forget:
             for path in (store.root / ".runs").glob(f"{prefix}*.json"):
                 path.unlink()
@@ -113,6 +121,7 @@ def collect_garbage(store: Store, garbage: Garbage, forget: tuple[str, ...]) -> 
         store.sweep()
     finally:
         lock.release()
+    return garbage
 
 
 def store_summary(store: Store) -> list[tuple[str, int, int]]:

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from experiments import experiment_to_json
-from pipelines.artifacts import CorruptArtifactError
+from pipelines.errors import CorruptArtifactError, TrainingFailedError
 from pipelines.graph import Graph, Node, closure
 from pipelines.stages.build import Job
-from pipelines.stages.train import TrainJob, missing_steps, published_steps, starting_step
+from pipelines.stages.train import TrainJob, published_steps, starting_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from pipelines.stages.train import TrainProgress
 
 POLL_SECONDS = 0.2
-
-
-class TrainingFailedError(RuntimeError):
-    """A training stopped because a loss was not finite."""
 
 
 class Listener(Protocol):
@@ -78,10 +74,14 @@ def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
     return Plan(frozenset(cached), tuple(missing))
 
 
-def set_corrupt_aside(store: Store, targets: Iterable[Node]) -> list[Node]:
-    """Check every artifact of the graph and set the damaged ones aside; returns them."""
+def set_corrupt_aside(store: Store, graph: Graph) -> list[Node]:
+    """Check every artifact of the experiment and set the damaged ones aside; returns them.
+
+    All checkpoints of its trajectory are looked at: a training may start from any of them.
+    """
+    trajectory = [graph.checkpoint(step) for step in published_steps(store, graph)]
     found = []
-    for node in closure(targets):
+    for node in dict.fromkeys((*closure(graph.targets), *trajectory)):
         try:
             if store.find(node.kind, node.key):
                 store.open(node.kind, node.key)
@@ -131,9 +131,9 @@ class Pipeline:
                     pending.pop(node, None)
                     done.add(node)
                     self.listener.finished(node, total - len(pending), total)
-                trains = any(node.kind == "checkpoint" for node in pending)
-                if trains and None not in running.values() and self.graph.data in done:
-                    running[trainer.submit(self._train, runner)] = None
+                steps = tuple(sorted(n.step for n in pending if n.kind == "checkpoint"))
+                if steps and None not in running.values() and self.graph.data in done:
+                    running[trainer.submit(self._train, runner, steps)] = None
                 for node in self._ready(pending, running, done):
                     running[tasks.submit(self._build, runner, node)] = node
                 if running:
@@ -174,28 +174,32 @@ class Pipeline:
         return arrived
 
     def _build(self, runner: Runner, node: Node) -> None:
-        with self.store.lease(node.kind, node.key, self._published(node)) as held:
+        published = self._waiting(node, lambda: self.store.find(node.kind, node.key) is not None)
+        with self.store.lease(node.kind, node.key, published) as held:
             if held and not self.store.find(node.kind, node.key):
                 runner.build(Job(str(self.store.root), node, self._resolved))
 
-    def _train(self, runner: Runner) -> None:
-        last = self.graph.checkpoints[-1]
-        with self.store.lease("train", last.hash, self._published(last)) as held:
-            if not held or not missing_steps(self.store, self.graph):
+    def _train(self, runner: Runner, steps: tuple[int, ...]) -> None:
+        def missing() -> tuple[int, ...]:
+            return tuple(sorted(set(steps) - set(published_steps(self.store, self.graph))))
+
+        last = self.graph.checkpoint(steps[-1])
+        with self.store.lease("train", last.hash, self._waiting(last, lambda: not missing())):
+            wanted = missing()
+            if self._stopped.is_set() or not wanted:
                 return
             # Damage in what the training starts from shows here, not in every worker.
             self.store.open(self.graph.data.kind, self.graph.data.key)
-            start = starting_step(self.store, self.graph)
+            start = starting_step(self.store, self.graph, wanted)
             if start:
                 self.store.open("checkpoint", self.graph.checkpoint(start).key)
-            job = TrainJob(str(self.store.root), self._resolved)
+            job = TrainJob(str(self.store.root), self._resolved, wanted)
             outcome = runner.train(job, self.listener.training)
         if outcome.non_finite_step is not None:
             raise TrainingFailedError(self._explain(outcome.non_finite_step))
-        missing = missing_steps(self.store, self.graph)
-        if missing:
+        if missing():
             raise TrainingFailedError(f"training ended at step {outcome.step}, but the checkpoints "
-                                      f"of steps {missing} were not published")  # fmt: skip
+                                      f"of steps {missing()} were not published")  # fmt: skip
 
     def _explain(self, step: int) -> str:
         good = max(published_steps(self.store, self.graph), default=None)
@@ -207,14 +211,14 @@ class Pipeline:
         return (f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
                 f"--optim.lr or --optim.grad-clip.")  # fmt: skip
 
-    def _published(self, node: Node) -> Callable[[], bool]:
-        """For waiting on a lease: tells the listener once, gives up when the node is there."""
+    def _waiting(self, node: Node, settled: Callable[[], bool]) -> Callable[[], bool]:
+        """For waiting on a lease: tells the listener once, gives up when there is no need."""
         told = threading.Event()
 
         def check() -> bool:
             if not told.is_set():
                 told.set()
                 self.listener.waiting(node)
-            return self._stopped.is_set() or self.store.find(node.kind, node.key) is not None
+            return self._stopped.is_set() or settled()
 
         return check

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
-from pipelines.graph import Graph
+from pipelines.graph import Graph, resolve
 from pipelines.plots import write_report
 from pipelines.progress import ProgressDisplay
 from pipelines.report import print_report
@@ -34,11 +34,12 @@ def run_experiment(
         ArtifactError: an artifact that is needed is damaged (and `rebuild` was not asked for).
         TrainingFailedError: a loss was not finite.
     """
-    started, graph, store = time.monotonic(), Graph(experiment), home.store
+    started, experiment = time.monotonic(), resolve(experiment)
+    graph, store = Graph(experiment), home.store
     with in_use(store):
         remember(store, experiment, graph.run_key)
         store.sweep()
-        aside = set_corrupt_aside(store, graph.targets) if rebuild else []
+        aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
             console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
         targets = (*graph.targets, *aside)
@@ -78,7 +79,7 @@ def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console
 
             Pipeline(store, experiment, start_runner, display).run(targets)
     finally:
-        background.close()
+        background.close(seconds=15)
 
 
 def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:

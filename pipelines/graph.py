@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import content_key, file_digest
+from pipelines.keys import content_key, file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,6 +69,11 @@ class Node:
             "config": self.config,
             "inputs": {name: node.key for name, node in self.inputs.items()},
         })  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        """Training step of a checkpoint."""
+        return int(self.suffix[1:])
 
     @property
     def stage(self) -> str:
@@ -132,16 +138,21 @@ class Graph:
 
     @property
     def targets(self) -> tuple[Node, ...]:
-        """What the report needs; everything else is made on the way."""
-        return tuple(dict.fromkeys(p.evaluate for p in (*self.curve, *self.final)))
+        """What the report shows; everything else is made on the way."""
+        points = (*self.curve, *self.final)
+        shown = (self.data, *(point.images[0] for point in self.final))
+        return tuple(dict.fromkeys((*shown, *(point.evaluate for point in points))))
 
     @property
     def run_key(self) -> str:
         """Identity of the experiment: everything but its name and resources."""
-        values = dataclasses.asdict(self.experiment)
-        del values["resources"], values["name"]
-        # The extractor counts by its weights, not by where they lie.
-        values["evaluation"]["extractor_weights"] = self.extractor.key
+        experiment = self.experiment
+        same = dataclasses.replace(
+            experiment, ig_scales=experiment.scales, guidance=experiment.guidance.canonical(),
+            sampler=experiment.sampler.canonical(),
+        )  # fmt: skip
+        values = dataclasses.asdict(same)
+        del values["resources"], values["name"], values["evaluation"]["extractor_weights"]
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
@@ -161,7 +172,7 @@ class Graph:
         evaluation, size = self.experiment.evaluation, self.experiment.evaluation.shard_size
         sampling = {
             "guidance": _slice(guidance.canonical()),
-            "sampler": _slice(self.experiment.sampler),
+            "sampler": _slice(self.experiment.sampler.canonical()),
             "seed": evaluation.seed,
             "labels": evaluation.labels,
         }
@@ -187,15 +198,29 @@ class Graph:
         config: dict[str, Any] = {"name": evaluation.extractor}
         if evaluation.extractor_weights is not None:
             # The weights' content is their identity, not where they lie.
-            from pathlib import Path
-
-            path = Path(evaluation.extractor_weights)
-            if not path.is_file():
-                raise ValueError(f"extractor_weights must be a file, but got {str(path)!r}")
-            config["weights_sha256"] = file_digest(path)
-            return Node("extractor", config)
+            return Node("extractor", config | {"weights_sha256": evaluation.weights_sha256})
         config |= {"epochs": evaluation.extractor_epochs, "seed": evaluation.extractor_seed}
         return Node("extractor", config, {"data": self.data})
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with what it refers to pinned: the weights file by its content.
+
+    Raises:
+        ValueError: the file is not there, or is not the one that the experiment was run with.
+    """
+    evaluation = experiment.evaluation
+    if evaluation.extractor_weights is None:
+        return experiment
+    path = Path(evaluation.extractor_weights).absolute()
+    if not path.is_file():
+        raise ValueError(f"extractor_weights must be a file, but got {str(path)!r}")
+    digest = file_digest(path)
+    if evaluation.weights_sha256 not in (None, digest):
+        raise ValueError(f"extractor_weights must be the file with SHA-256 "
+                         f"{evaluation.weights_sha256}, but {path} has {digest}")  # fmt: skip
+    pinned = dataclasses.replace(evaluation, extractor_weights=str(path), weights_sha256=digest)
+    return dataclasses.replace(experiment, evaluation=pinned)
 
 
 def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipelines.artifacts import Store
@@ -20,7 +21,7 @@ class Home:
         """`IGDIT_HOME`, or `runs` in the current directory."""
         return cls(Path(os.environ.get("IGDIT_HOME", "runs")).absolute())
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """The artifact store."""
         return Store(self.root / "store")

@@ -116,9 +116,10 @@ def _by_class(images: Any, labels: Any, classes: int) -> Any:  # noqa: ANN401
     """The first images of each class, one row a class, and the length of a row."""
     import torch
 
-    chosen = [images[labels == label] for label in range(min(classes, GRID_ROWS))]
-    columns = min(GRID_COLUMNS, *(len(row) for row in chosen))
-    return torch.cat([row[:columns] for row in chosen]), columns
+    chosen = [images[labels == label] for label in range(classes)]
+    rows = [row for row in chosen if len(row)][:GRID_ROWS]
+    columns = min([GRID_COLUMNS, *map(len, rows)])
+    return torch.cat([row[:columns] for row in rows]), columns
 
 
 def _real_images(results: Results) -> Any:  # noqa: ANN401

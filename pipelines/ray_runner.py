@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import NodeDiedError, RayError, RayTaskError, WorkerCrashedError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ig_core.process_group import join_group, serve_store
-from pipelines.runners import StoppedError, WorkerLostError
+from pipelines.errors import PipelineError, StoppedError, WorkerLostError
 from pipelines.stages.build import Job, build
 from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experiments import Resources
+
+
+GPU_KINDS = {"images", "features", "reference"}
+"""Kinds of artifacts whose builders use a GPU."""
 
 
 class RayRunner:
@@ -44,14 +48,24 @@ class RayRunner:
         _connect(resources, scratch)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
-        gpus = 1 if resources.use_gpu else 0
-        # A killed worker is replaced; an error of the work itself is not tried again.
-        self._build = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=resources.max_failures)(
-            build
-        )
+        self._check_resources()
+
+    def _check_resources(self) -> None:
+        """Raise ValueError if the cluster can never run what is asked for: Ray would wait."""
+        there, wanted = ray.cluster_resources(), self.resources
+        needs = {"CPU": wanted.num_workers * wanted.cpus_per_worker,
+                 "GPU": wanted.num_workers if wanted.use_gpu else 0}  # fmt: skip
+        for kind, need in needs.items():
+            if need > there.get(kind, 0):
+                raise ValueError(f"resources ask for {need} {kind}s to train on, but the cluster "
+                                 f"has {there.get(kind, 0):g}")  # fmt: skip
 
     def build(self, job: Job) -> None:
-        self._get(self._build.remote(job))
+        on_gpu = self.resources.use_gpu and job.node.kind in GPU_KINDS
+        # A killed worker is replaced; an error of the work itself is not tried again.
+        task = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0,
+                          max_retries=self.resources.max_failures)(build)  # fmt: skip
+        self._get(task.remote(job))
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
         board: Any = ray.remote(num_cpus=0)(_Board).remote()
@@ -100,10 +114,10 @@ class RayRunner:
                 if ready:
                     return ray.get(reference)
         except RayTaskError as error:
-            raise error.cause from None
-        except (WorkerCrashedError, NodeDiedError) as error:
-            raise WorkerLostError(f"a worker died more than {self.resources.max_failures} times: "
-                                  f"{error}") from error  # fmt: skip
+            raise error.cause from error
+        except RayError as error:
+            raise WorkerLostError(f"a worker was lost more than {self.resources.max_failures} "
+                                  f"times: {error}") from error  # fmt: skip
         ray.cancel(reference, force=True)
         raise StoppedError("the work was stopped")
 
@@ -153,8 +167,20 @@ def _train_in_group(
             failure_config=FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    result: Any = trainer.fit()
+    try:
+        result: Any = trainer.fit()
+    except WorkerGroupError as error:
+        raise _cause(error) from error
     return result.return_value
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """What a group of workers died of: its own error if one raised, else that they died."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, PipelineError | ValueError):
+            return cause
+    return WorkerLostError(f"training workers were lost: {error}")
 
 
 def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
@@ -168,10 +194,10 @@ def _connect(resources: Resources, scratch: Path) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    workers = resources.num_workers * resources.cpus_per_worker + resources.sample_tasks
     ray.init(
-        # More slots than cores on a laptop: evaluation goes on beside the training.
-        num_cpus=max(os.cpu_count() or 1, workers),
+        "local",  # not a cluster that somebody else started on this machine
+        # Maybe more slots than cores: evaluation goes on beside the training.
+        num_cpus=resources.num_workers * resources.cpus_per_worker + resources.sample_tasks,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

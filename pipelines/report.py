@@ -136,8 +136,8 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
     if not missing:
         return ""
     if kind == "checkpoint":
-        start = starting_step(store, graph)
-        return f"training from step {start} to {graph.experiment.train.steps}"
+        steps = [node.step for node in missing]
+        return f"training from step {starting_step(store, graph, steps)} to {max(steps)}"
     if kind == "images":
         count = sum(node.config["stop"] - node.config["start"] for node in missing)
         return f"{count:,} images"
@@ -162,16 +162,16 @@ def print_store(store: Store, console: Console) -> None:
     console.print(table)
 
 
-def print_garbage(garbage: Garbage, console: Console, *, deleting: bool) -> None:
-    """Print what collection would remove."""
+def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
+    """Print what collection removed or would remove."""
     for artifact in garbage.artifacts:
         console.print(f"{artifact.kind}/{artifact.key}  {artifact.size / 2**20:.1f} MiB",
                       highlight=False)  # fmt: skip
     for path in garbage.set_aside:
         console.print(f"set aside: {path.name}", highlight=False)
     total = sum(artifact.size for artifact in garbage.artifacts) / 2**20
-    verb = "Deleting" if deleting else "Would delete"
+    verb = "Deleted" if deleted else "Would delete"
     console.print(f"{verb} {len(garbage.artifacts)} artifacts ({total:.1f} MiB) and "
                   f"{len(garbage.set_aside)} set aside.", highlight=False)  # fmt: skip
-    if not deleting and (garbage.artifacts or garbage.set_aside):
+    if not deleted and (garbage.artifacts or garbage.set_aside):
         console.print("Nothing was deleted; add --delete to do it.")

@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from pipelines.errors import StoppedError
 from pipelines.stages.build import Job, build
 from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
 
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experiments import Resources
-
-
-class WorkerLostError(RuntimeError):
-    """Workers died more often than the resources allow."""
-
-
-class StoppedError(RuntimeError):
-    """The runner was told to stop before the work was done."""
 
 
 class Runner(Protocol):

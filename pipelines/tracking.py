@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +19,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from experiments import experiment_to_json
 from pipelines.locks import FileLock
 from pipelines.projection import comparable_parameters, metric_values, timestamp_ms
 from pipelines.results import preview
+from pipelines.stages.build import EXPERIMENT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +44,9 @@ def import_mlflow() -> Any:  # noqa: ANN401
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # A server that is away is given up soon; what it misses is logged later.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -127,7 +134,10 @@ class MlflowTracker:
             "mlflow.source.name": f"igdit run {name}",
         }
         run_name = f"{name}-{graph.run_key[:8]}"
-        return self._client.create_run(experiment_id, tags=tags, run_name=run_name)
+        run = self._client.create_run(experiment_id, tags=tags, run_name=run_name)
+        resolved = experiment_to_json(results.experiment)
+        self._client.log_text(run.info.run_id, resolved, EXPERIMENT_FILE)
+        return run
 
     def _log(self, run_id: str, values: list[Value]) -> None:
         """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
@@ -212,7 +222,7 @@ class MlflowTracker:
 
 
 class BackgroundSync:
-    """Syncs in a thread, so that tracking never holds up the work; the last state always lands."""
+    """Syncs in a thread, so that tracking never holds up the work; a failed sync is tried again."""
 
     def __init__(self, sync: Callable[[], None], pause_seconds: float = 5.0) -> None:
         self._sync, self._pause = sync, pause_seconds
@@ -224,40 +234,62 @@ class BackgroundSync:
         """Ask for a sync soon."""
         self._wanted.set()
 
-    def close(self) -> None:
-        """Stop; the caller syncs the final state itself."""
+    def close(self, seconds: float) -> None:
+        """Do what is still asked for, but wait no longer than this."""
         self._stop.set()
         self._wanted.set()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _loop(self) -> None:
+        asked = False
         while True:
             self._wanted.wait()
-            if self._stop.is_set():
-                return
             self._wanted.clear()
-            try:
-                self._sync()
-            except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
-                logger.warning("MLflow is behind, will try again: %s", error)
+            last = self._stop.is_set()
+            if not last or asked:
+                asked = not self._succeeds()
+            if last:
+                return
+            if asked:
+                self._wanted.set()
             self._stop.wait(self._pause)
+            asked = asked or self._wanted.is_set()
+
+    def _succeeds(self) -> bool:
+        try:
+            self._sync()
+        except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
+            logger.warning("MLflow is behind, will try again: %s", error)
+            return False
+        return True
 
 
 def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
-    """Serve MLflow's pages on loopback until interrupted; returns its exit code."""
+    """Serve MLflow's pages on loopback until interrupted; returns its exit code.
+
+    Raises:
+        ValueError: there are no results yet, or the port is taken.
+    """
     if "MLFLOW_TRACKING_URI" in os.environ:
         say(f"Results are tracked by the server at {home.tracking_uri}: open it there.")
         return 0
     if not (home.root / "mlflow.db").exists():
         raise ValueError(f"there are no results in {home.root} yet: run an experiment first")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise ValueError(f"port must be free, but something listens on 127.0.0.1:{port}")
     import_mlflow()
-    say(f"MLflow: http://127.0.0.1:{port}/#/experiments   (Ctrl-C ends it)")
+    say(f"MLflow starts at http://127.0.0.1:{port}/#/experiments   (Ctrl-C ends it)")
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1", "--backend-store-uri", home.tracking_uri,
         "--artifacts-destination", home.mlartifacts.as_uri(),
     ]  # fmt: skip
+    # A session of its own: the server's many processes are ended together.
+    server = subprocess.Popen(command, start_new_session=True)
     try:
-        return subprocess.run(command, check=False).returncode
+        return server.wait()
     except KeyboardInterrupt:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
         return 0

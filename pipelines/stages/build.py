@@ -49,9 +49,7 @@ class Context:
     @property
     def device(self) -> str:
         """Where tensors go."""
-        import torch
-
-        return "cuda" if self.experiment.resources.use_gpu and torch.cuda.is_available() else "cpu"
+        return self.experiment.resources.device
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,10 +12,10 @@ from safetensors.torch import save_file
 
 from ig_core.fidelity import DIGITS_CNN, make_extractor, read_weights, train_digits_net
 from ig_core.images import ImageSet, read_images, write_images
+from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pipelines.stages.build import Context
 
@@ -45,7 +47,10 @@ def build_extractor(context: Context, directory: Path) -> None:
     """Keep the weights of the feature extractor: given by a file, or trained here on the data."""
     evaluation = context.experiment.evaluation
     if evaluation.extractor_weights is not None:
-        save_file(read_weights(evaluation.extractor_weights), directory / WEIGHTS)
+        path = Path(evaluation.extractor_weights)
+        if file_digest(path) != context.node.config["weights_sha256"]:
+            raise ValueError(f"extractor_weights {path} changed since the run began")
+        save_file(read_weights(path), directory / WEIGHTS)
         return
     images = read_images([context.input("data") / IMAGES])
     net = train_digits_net(images.image, images.label,
@@ -56,17 +61,21 @@ def build_extractor(context: Context, directory: Path) -> None:
     (directory / "report.json").write_text(json.dumps(report) + "\n")
 
 
-def open_extractor(
+def _extractor(
     context: Context,
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """The extractor of an evaluation, with the weights of its artifact."""
     name = context.experiment.evaluation.extractor
-    return make_extractor(name, context.input("extractor") / WEIGHTS, context.device)
+    return _made_extractor(name, context.input("extractor") / WEIGHTS, context.device)
+
+
+# The last one used: a worker extracts features of many shards.
+_made_extractor = functools.lru_cache(maxsize=1)(make_extractor)
 
 
 def write_features(context: Context, images: ImageSet, path: Path) -> None:
     """Features (N, F) and logits (N, K) of images, float32."""
-    extract, size = open_extractor(context), context.experiment.resources.sample_batch
+    extract, size = _extractor(context), context.experiment.resources.sample_batch
     pieces = [extract(batch) for batch in images.image.split(size)]
     features, logits = (torch.cat(column) for column in zip(*pieces, strict=True))
     save_file({"features": features, "logits": logits}, path)

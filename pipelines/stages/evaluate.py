@@ -34,6 +34,7 @@ def build_evaluation(context: Context, directory: Path) -> None:
     parts = [load_file(part / FEATURES) for part in context.parts()]
     features = torch.cat([part["features"] for part in parts])
     logits = torch.cat([part["logits"] for part in parts])
+    del parts
 
     fid = fid_jackknife(features, Frechet(FeatureStats.from_features(reference)), config["groups"])
     low, high = fid.interval()

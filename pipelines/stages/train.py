@@ -11,9 +11,8 @@ from pipelines.graph import Graph
 from pipelines.stages.build import describe, open_store, write_experiment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from experiments import Experiment
     from ig_core.training import Dataset, TrainState
     from pipelines.artifacts import Store
     from pipelines.graph import Node
@@ -29,6 +28,8 @@ class TrainJob:
     store: str
     experiment: str
     """The resolved experiment, as JSON."""
+    steps: tuple[int, ...]
+    """Steps whose checkpoints are wanted, ascending."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,9 @@ def published_steps(store: Store, graph: Graph) -> list[int]:
     return sorted(int(artifact.key.rpartition("-")[2]) for artifact in found)
 
 
-def missing_steps(store: Store, graph: Graph) -> list[int]:
-    """Checkpoint steps of the experiment that are not published, ascending."""
-    return sorted(set(graph.experiment.train.checkpoint_steps) - set(published_steps(store, graph)))
-
-
-def starting_step(store: Store, graph: Graph) -> int:
-    """Newest published step from which the first missing checkpoint can be reached; 0: none."""
-    first = min(missing_steps(store, graph), default=graph.experiment.train.steps + 1)
+def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
+    """Newest published step from which all wanted steps can be reached; 0: there is none."""
+    first = min(wanted)
     return max((step for step in published_steps(store, graph) if step < first), default=0)
 
 
@@ -93,7 +89,8 @@ def train_worker(
     experiment = experiment_from_json(job.experiment)
     store, graph = open_store(job.store), Graph(experiment)
     torch.set_num_threads(experiment.resources.cpus_per_worker)
-    wanted, start, stop = _agree(store, graph, rank, world_size)
+    wanted, stop = set(job.steps), max(job.steps)
+    start = _agree_on_start(store, graph, job.steps, world_size)
     state = _state_at(store, graph, start)
     dataset = _dataset(store, graph)
     share = Share(rank, world_size, experiment.resources.micro_batch)
@@ -127,22 +124,21 @@ def train_worker(
     return TrainOutcome(state.step)
 
 
-def _agree(store: Store, graph: Graph, rank: int, world_size: int) -> tuple[set[int], int, int]:
-    """Steps to publish, where to start and where to stop.
+def _agree_on_start(store: Store, graph: Graph, wanted: Iterable[int], world_size: int) -> int:
+    """The step to start from, on rank 0's word.
 
-    All workers take rank 0's word for the last two: what each of them saw in the store might
-    differ, while workers of a driver that was killed are still publishing.
+    What each worker saw in the store might differ, while workers of a driver that was killed are
+    still publishing.
     """
     import torch
     from torch import distributed
 
-    wanted = set(missing_steps(store, graph))
-    start, stop = starting_step(store, graph), max(wanted, default=0)
+    start = starting_step(store, graph, wanted)
     if world_size > 1:
-        message = torch.tensor([start, stop], device=_device(graph.experiment))
+        message = torch.tensor([start], device=graph.experiment.resources.device)
         distributed.broadcast(message, src=0)
-        start, stop = message.tolist()
-    return (wanted if rank == 0 else set()), start, stop
+        start = int(message)
+    return start
 
 
 def _state_at(store: Store, graph: Graph, step: int) -> TrainState:
@@ -151,17 +147,11 @@ def _state_at(store: Store, graph: Graph, step: int) -> TrainState:
     from ig_core.training import TrainState
 
     experiment = graph.experiment
-    device = _device(experiment)
+    device = experiment.resources.device
     if step:
         node = graph.checkpoint(step)
         return load_checkpoint(store.open(node.kind, node.key).path, device)
     return TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
-
-
-def _device(experiment: Experiment) -> str:
-    import torch
-
-    return "cuda" if experiment.resources.use_gpu and torch.cuda.is_available() else "cpu"
 
 
 def _dataset(store: Store, graph: Graph) -> Dataset:

@@ -12,7 +12,8 @@ import torch
 from experiments import experiment_to_json
 from ig_core.images import ImageDataset
 from pipelines.artifacts import MANIFEST, CorruptArtifactError, Store
-from pipelines.dag import Pipeline, TrainingFailedError, make_plan, set_corrupt_aside
+from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
+from pipelines.errors import TrainingFailedError
 from pipelines.graph import Graph, Node, closure
 from pipelines.locks import FileLock
 from pipelines.runners import InlineRunner
@@ -454,7 +455,7 @@ def test_what_was_damaged_is_set_aside_and_comes_out_the_same(store, finished, k
     before = contents(store, node)
     victim = max(name for name in before if name != "experiment.json")
     damage(folder(store, node) / victim)
-    assert set_corrupt_aside(store, targets) == [node]
+    assert set_corrupt_aside(store, finished.graph) == [node]
     run_inline(store, tiny(), [node])
     assert contents(store, node) == before
     assert len(list((store.root / ".corrupt").iterdir())) == 1
@@ -464,7 +465,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_comes_out_the_same(store, finishe
     graph = finished.graph
     before = contents(store, graph.checkpoints[-1])
     (folder(store, graph.checkpoints[-1]) / "model.safetensors").unlink()
-    assert set_corrupt_aside(store, graph.targets) == [graph.checkpoints[-1]]
+    assert set_corrupt_aside(store, graph) == [graph.checkpoints[-1]]
     known = logged(store)
     run_inline(store, tiny(), graph.checkpoints)
     assert [e["from_step"] for e in since(store, known, "execute")] == [10]
@@ -475,13 +476,13 @@ def test_a_checkpoint_that_was_set_aside_is_made_again_beside_its_evaluations(st
     """It is a result: MLflow's models point at it, and a longer training starts from it."""
     checkpoint = finished.graph.checkpoints[-1]
     damage(folder(store, checkpoint) / "ema.safetensors")
-    aside = set_corrupt_aside(store, finished.graph.targets)
+    aside = set_corrupt_aside(store, finished.graph)
     run_inline(store, tiny(), [*finished.graph.targets, *aside])
     assert store.find(checkpoint.kind, checkpoint.key) is not None
 
 
 def test_nothing_is_set_aside_where_nothing_is_damaged(store, finished):
-    assert set_corrupt_aside(store, finished.graph.targets) == []
+    assert set_corrupt_aside(store, finished.graph) == []
     assert not (store.root / ".corrupt").exists()
 
 

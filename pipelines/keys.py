@@ -1,0 +1,36 @@
+"""Content keys: names of results made from what the results are made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def canonical_json(value: object) -> str:
+    """JSON in which equal values are equal text: sorted keys, 2.0 written as 2."""
+
+    def plain(item: object) -> object:
+        if isinstance(item, dict):
+            return {str(key): plain(item[key]) for key in sorted(item)}
+        if isinstance(item, list | tuple):
+            return [plain(entry) for entry in item]
+        if isinstance(item, float) and item.is_integer():
+            return int(item)
+        return item
+
+    return json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
+
+
+def content_key(value: object) -> str:
+    """Key of a value: 20 hexadecimal digits of its canonical JSON's SHA-256."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments import EXPERIMENTS, experiment_to_json
+from pipelines import experiment_run
+from pipelines.artifacts import Store
+from pipelines.cli import main
+from pipelines.collection import recorded_runs
+from pipelines.errors import WorkerLostError
+from pipelines.graph import Graph
+from tests.pipelines.conftest import damage, events, tiny, tree
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """The folder of the results, in an otherwise empty current directory of a wide terminal."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    """The tiny experiment as a file."""
+    path = tmp_path / "experiment.json"
+    path.write_text(experiment_to_json(tiny()))
+    return str(path)
+
+
+def igdit(*words: str) -> int:
+    """Exit code of a command line."""
+    try:
+        return main(list(words))
+    except SystemExit as end:
+        return end.code
+
+
+def said(capsys) -> tuple[str, str]:
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+# What cannot be understood: exit code 2, a message, nothing done
+
+WRONG = [
+    (["run", "digits", "--trian.steps", "5"], ["--trian.steps", "--train.steps"]),
+    (["run", "digits", "--train.steps", "five"], ["--train.steps", "'five'"]),
+    (["run", "digits", "--train.steps"], ["--train.steps"]),
+    (["run", "digits", "--sampler.method", "rk4"], ["--sampler.method", "rk4", "heun"]),
+    (["run", "digits", "--model.aux-layer", "9"], ["aux_layer", "1..3", "9"]),
+    (["run", "digits", "--train.batch-size", "127"], ["train.batch_size", "num_workers=2", "127"]),
+    (["run", "digits", "--ig-scales", "1", "nan"], ["ig_scales", "finite", "nan"]),
+    (["run", "digits", "--sampler.path", "cosine"], ["sampler.path", "'linear'", "'cosine'"]),
+    (["plan", "digits", "--optim.lr", "inf"], ["lr", "finite", "inf"]),
+    (["run", "digitz"], ["'digitz'", "did you mean 'digits'?"]),
+    (["plan", "qqq"], ["'qqq'", *EXPERIMENTS, ".json"]),
+    (["run"], ["run needs an experiment", *EXPERIMENTS]),
+    (["plan", "--train.steps", "5"], ["plan needs an experiment"]),
+    (["run", "missing.json"], ["missing.json does not exist"]),
+    (["rum", "digits"], ["'rum'", "did you mean 'run'?"]),
+    (["qqq"], ["'qqq'", "run", "plan", "store", "ui"]),
+    (["store"], ["ls or gc", "nothing"]),
+    (["store", "rm"], ["ls or gc", "rm"]),
+    (["store", "gc", "--forget", "abc"], ["--forget", "'abc'"]),
+    (["store", "gc", "--dleete"], ["--dleete"]),
+    (["ui"], ["no results"]),
+    (["ui", "--port", "high"], ["--port", "'high'"]),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_what_cannot_be_understood_is_explained_and_does_nothing(words, expected, home, capsys):
+    assert igdit(*words) == 2
+    out, err = said(capsys)
+    assert [word for word in expected if word not in err] == []
+    assert "Traceback" not in out + err
+    assert len(err.splitlines()) < 15
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be an object"),
+        (experiment_to_json(tiny()).replace('"steps"', '"stepz"'), "'stepz'"),
+        (experiment_to_json(tiny()).replace('"steps": 20', '"steps": "20"'), "'20'"),
+        (experiment_to_json(tiny()).replace('"aux_layer": 1', '"aux_layer": 2'), "aux_layer"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_explained(text, expected, tmp_path, home, capsys):
+    (tmp_path / "bad.json").write_text(text)
+    assert igdit("run", str(tmp_path / "bad.json")) == 2
+    err = said(capsys)[1]
+    assert err.startswith("igdit: ")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert not home.exists()
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_commands_and_experiments(words, capsys):
+    assert igdit(*words) == 0
+    out = said(capsys)[0]
+    for word in ("igdit run", "igdit plan", "igdit store", "igdit ui", *EXPERIMENTS, "IGDIT_HOME"):
+        assert word in out
+
+
+def test_help_of_run_lists_every_setting_with_its_value(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert igdit("run", "digits", "--help") == 0
+    out = " ".join(said(capsys)[0].replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
+    for option, value in (
+        ("--train.steps INT", "600"), ("--optim.lr FLOAT", "0.003"), ("--loss.aux-weight", "0.5"),
+        ("--model.aux-layer", "1"), ("--resources.num-workers", "2"), ("--rebuild", "False"),
+    ):  # fmt: skip
+        after = out[out.index(option) :]
+        assert f"(default: {value})" in after[:400], option
+
+
+@pytest.mark.parametrize("words", [["store", "gc", "--help"], ["ui", "--help"]])
+def test_other_commands_have_help(words, capsys):
+    assert igdit(*words) == 0
+    assert " ".join(["usage: igdit", *words[:-1]]) in said(capsys)[0]
+
+
+# Running
+
+
+def test_a_stored_experiment_gives_its_results_without_any_work(store, finished, capsys):
+    before = list(store.events())
+    report = finished.home.report / f"tiny-{finished.graph.run_key[:8]}"
+    assert igdit("run", str(report / "experiment.json")) == 0
+    out, err = said(capsys)
+    assert list(store.events()) == before
+    assert "0 artifacts to build" in out
+    assert "FID by internal guidance scale" in out
+    assert "igdit ui" in out
+    assert err == ""
+
+
+def test_the_results_of_a_cached_run_are_those_of_the_first(store, finished, capsys, file):
+    assert igdit("run", file) == 0
+    table = said(capsys)[0].split("FID by internal")[1].split("Cost:")[0]
+    assert table.split() == finished.output.split("FID by internal")[1].split("Cost:")[0].split()
+
+
+def test_an_override_of_a_file_builds_only_what_it_changes(store, file, home, capsys):
+    known = len(events(store, "execute"))
+    assert igdit("run", file, "--ig-scales", "1.5", "2.5") == 0
+    executed = [e["kind"] for e in events(store, "execute")[known:]]
+    assert sorted(executed) == ["evaluate", "features", "features", "images", "images", "sample"]
+    assert len(recorded_runs(store)) == 2
+    out = said(capsys)[0]
+    assert "6 artifacts to build" in out
+    assert str(home) in out
+
+
+def test_a_run_leaves_its_files_in_the_home_and_nowhere_else(store, file, home, tmp_path):
+    assert igdit("run", file) == 0
+    assert not list((tmp_path / "here").iterdir())
+    assert {path.name for path in home.iterdir()} >= {"store", "report", "mlflow.db", "mlartifacts"}
+    (report,) = (home / "report").iterdir()
+    assert report.name == f"tiny-{Graph(tiny()).run_key[:8]}"
+
+
+def test_without_a_home_results_lie_in_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("IGDIT_HOME")
+    assert igdit("store", "ls") == 0
+    assert str(tmp_path / "here" / "runs") in said(capsys)[0]
+
+
+# Planning
+
+
+def test_a_plan_says_what_would_run_and_changes_nothing(store, file, home, capsys):
+    before = tree(home)
+    assert igdit("plan", file, "--train.steps", "30") == 0
+    out = said(capsys)[0]
+    assert "training from step 20 to 30" in out
+    assert "images" in out
+    assert tree(home) == before
+
+
+def test_a_plan_of_what_is_there_says_so(store, file, capsys):
+    assert igdit("plan", file) == 0
+    assert "Everything is there" in said(capsys)[0]
+
+
+def test_a_plan_does_not_even_make_the_home(home, capsys):
+    assert igdit("plan", "digits") == 0
+    assert "training from step 0 to 600" in said(capsys)[0]
+    assert not home.exists()
+
+
+# Failing: exit code 1 and one line
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("igdit: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_damage_is_explained_and_a_rebuild_mends_it(store, file, finished, capsys):
+    node = finished.graph.final[0].evaluate
+    path = store.root / node.kind / node.key / "metrics.json"
+    before = path.read_bytes()
+    damage(path)
+    assert igdit("run", file) == 1
+    err = one_line(said(capsys)[1])
+    assert f"evaluate/{node.key} is damaged" in err
+    assert "--rebuild" in err
+
+    assert igdit("run", file, "--rebuild") == 0
+    assert f"set aside damaged evaluate/{node.key}" in said(capsys)[0]
+    assert path.read_bytes() == before
+
+
+def test_a_training_that_diverges_is_explained(store, file, capsys):
+    assert igdit("run", file, "--optim.lr", "1e30") == 1
+    err = one_line(said(capsys)[1])
+    assert "step 2 is not finite" in err
+    assert "--optim.lr" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(WorkerLostError("a worker died"), 1), (KeyboardInterrupt(), 130), (ValueError("bad"), 2)],
+)
+def test_exit_codes_tell_mistakes_failures_and_interrupts_apart(
+    file, monkeypatch, error, code, capsys
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(experiment_run, "run_experiment", fail)
+    assert igdit("run", file) == code
+    err = one_line(said(capsys)[1])
+    assert str(error) in err
+
+
+def test_sigterm_ends_a_run_as_an_interrupt_does(file, monkeypatch, capsys):
+    monkeypatch.setattr(
+        experiment_run, "run_experiment", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert igdit("run", file) == 130
+    assert "the same command continues" in one_line(said(capsys)[1])
+
+
+# The other commands, and the program itself
+
+
+def test_the_store_can_be_listed(store, finished, capsys):
+    assert igdit("store", "ls") == 0
+    out = said(capsys)[0]
+    assert finished.graph.run_key[:8] in out
+    assert "checkpoint" in out
+
+
+def test_listing_and_collecting_nothing_makes_no_home(home, capsys):
+    assert igdit("store", "ls") == 0
+    assert igdit("store", "gc") == 0
+    assert "Would delete 0 artifacts" in said(capsys)[0]
+    assert not home.exists()
+
+
+def test_the_package_can_be_run_as_a_program(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "pipelines", "rum"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert "did you mean 'run'?" in run.stderr
+    assert Store(tmp_path / "home" / "store").root.exists() is False

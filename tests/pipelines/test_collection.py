@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from pipelines.artifacts import Store
+from pipelines.cli import main
+from pipelines.collection import (
+    collect_garbage,
+    find_garbage,
+    in_use,
+    recorded_runs,
+    remember,
+    store_summary,
+)
+from pipelines.errors import ArtifactError
+from pipelines.graph import Graph, closure
+from tests.pipelines.conftest import events, run_inline, tiny, tree
+
+
+def names(garbage) -> set[tuple[str, str]]:
+    return {(artifact.kind, artifact.key) for artifact in garbage.artifacts}
+
+
+def reachable(experiment) -> set[tuple[str, str]]:
+    return {(node.kind, node.key) for node in closure(Graph(experiment).targets)}
+
+
+def record(store: Store, experiment) -> str:
+    key = Graph(experiment).run_key
+    remember(store, experiment, key)
+    return key
+
+
+@pytest.fixture
+def two_runs(store):
+    """The finished run, and one with another scale that shares its training."""
+    other = tiny(ig_scales=(2.5,), name="other")
+    run_inline(store, other)
+    record(store, other)
+    return store, other
+
+
+# Records
+
+
+def test_a_run_records_what_it_was(finished):
+    assert recorded_runs(finished.home.store) == {finished.graph.run_key: finished.experiment}
+
+
+def test_a_run_is_recorded_once_under_its_first_name(store, finished):
+    before = tree(store.root / ".runs")
+    remember(store, tiny(name="renamed"), finished.graph.run_key)
+    assert tree(store.root / ".runs") == before
+
+
+def test_no_store_has_no_runs_and_no_garbage(tmp_path):
+    store = Store(tmp_path / "nothing")
+    assert recorded_runs(store) == {}
+    assert names(find_garbage(store)) == set()
+    assert store_summary(store) == []
+    assert not store.root.exists()
+
+
+# What is garbage
+
+
+def test_what_a_recorded_run_leads_to_is_no_garbage(two_runs):
+    store, _ = two_runs
+    assert names(find_garbage(store)) == set()
+
+
+def test_exactly_what_no_recorded_run_leads_to_is_garbage(store):
+    unrecorded = tiny(ig_scales=(2.5,))
+    run_inline(store, unrecorded)
+    extra = reachable(unrecorded) - reachable(tiny())
+    assert len(extra) == 6
+    assert names(find_garbage(store)) == extra
+
+
+def test_checkpoints_that_no_run_wants_any_more_are_garbage(store):
+    finer = tiny(train={"checkpoint_every": 5})
+    graph = run_inline(store, finer, Graph(finer).checkpoints)
+    extra = {(node.kind, node.key) for node in (graph.checkpoints[0], graph.checkpoints[2])}
+    assert names(find_garbage(store)) == extra
+
+
+def test_forgetting_a_run_frees_only_what_no_other_needs(two_runs, finished):
+    store, other = two_runs
+    freed = names(find_garbage(store, (Graph(other).run_key[:6],)))
+    assert freed == reachable(other) - reachable(tiny())
+    freed = names(find_garbage(store, (finished.graph.run_key[:6],)))
+    assert freed == reachable(tiny()) - reachable(other) == set()
+    both = (Graph(other).run_key, finished.graph.run_key)
+    assert names(find_garbage(store, both)) == reachable(other)
+
+
+@pytest.mark.parametrize("prefix", ["", "zzz"])
+def test_forgetting_must_name_one_run(two_runs, prefix, finished):
+    store, other = two_runs
+    with pytest.raises(ValueError, match=f"--forget must name one recorded run.*{prefix!r}") as e:
+        find_garbage(store, (prefix,))
+    assert finished.graph.run_key in str(e.value)
+    assert Graph(other).run_key in str(e.value)
+
+
+def test_a_record_that_cannot_be_read_refuses(store):
+    (store.root / ".runs" / "0000.json").write_text("{")
+    with pytest.raises(ValueError, match=r"0000\.json cannot be read.*not JSON"):
+        find_garbage(store)
+
+
+# Collecting
+
+
+def test_collecting_deletes_the_garbage_and_nothing_else(two_runs):
+    store, other = two_runs
+    forget = (Graph(other).run_key[:6],)
+    garbage = find_garbage(store, forget)
+    collect_garbage(store, garbage, forget)
+    assert {(a.kind, a.key) for a in store.list()} == reachable(tiny())
+    assert {(e["kind"], e["key"]) for e in events(store, "deleted")} == names(garbage)
+    assert list(recorded_runs(store)) == [Graph(tiny()).run_key]
+    assert not list((store.root / ".staging").iterdir())
+    run_inline(store, tiny(), runner=None)  # everything is still there
+
+
+def test_collecting_deletes_what_was_set_aside(store, finished):
+    aside = store.quarantine("data", finished.graph.data.key)
+    garbage = find_garbage(store)
+    assert garbage.set_aside == (aside,)
+    collect_garbage(store, garbage, ())
+    assert not aside.exists()
+    assert len(store.list()) == 28
+
+
+def test_collecting_twice_does_nothing_more(store):
+    run_inline(store, tiny(ig_scales=(2.5,)))
+    collect_garbage(store, find_garbage(store), ())
+    before = tree(store.root)
+    collect_garbage(store, find_garbage(store), ())
+    assert tree(store.root) == before
+
+
+def test_a_run_that_holds_the_store_prevents_collecting(two_runs):
+    store, other = two_runs
+    forget = (Graph(other).run_key[:6],)
+    garbage, before = find_garbage(store, forget), tree(store.root)
+    with in_use(store), pytest.raises(ArtifactError, match="a run is using the store"):
+        collect_garbage(store, garbage, forget)
+    assert {k: v for k, v in tree(store.root).items() if k != ".in-use.lock"} == {
+        k: v for k, v in before.items() if k != ".in-use.lock"
+    }
+    collect_garbage(store, garbage, forget)
+    assert len(store.list()) == 29
+
+
+def test_what_a_run_came_to_need_since_is_not_deleted(store):
+    """Between finding and deleting a run may begin and end that wants the same artifacts."""
+    other = tiny(ig_scales=(2.5,))
+    run_inline(store, other)
+    garbage = find_garbage(store)
+    with in_use(store):
+        record(store, other)
+    with contextlib.suppress(ArtifactError):  # refusing is as good
+        collect_garbage(store, garbage, ())
+    assert reachable(other) <= {(a.kind, a.key) for a in store.list()}
+
+
+HOLD = """
+import sys
+from pipelines.artifacts import Store
+from pipelines.collection import in_use
+with in_use(Store(sys.argv[1])):
+    print("running")
+    input()
+"""
+
+
+def test_a_killed_run_does_not_hold_the_store(store, child):
+    other = child(HOLD, store.root)
+    assert other.read() == "running"
+    with pytest.raises(ArtifactError, match="a run is using the store"):
+        collect_garbage(store, find_garbage(store), ())
+    other.kill()
+    collect_garbage(store, find_garbage(store), ())
+
+
+def test_runs_hold_the_store_together_and_not_while_it_is_collected(store, monkeypatch):
+    with in_use(store), in_use(store):
+        pass
+    refused = []
+
+    def sweep():
+        with pytest.raises(ArtifactError, match="being collected"), in_use(store):
+            pass
+        refused.append(True)
+
+    monkeypatch.setattr(store, "sweep", sweep)
+    collect_garbage(store, find_garbage(store), ())
+    assert refused == [True]
+    with in_use(store):
+        pass
+
+
+# The command
+
+
+@pytest.fixture
+def wasteful(two_runs):
+    """A store whose garbage is six artifacts, if "other" is forgotten."""
+    store, other = two_runs
+    return store, Graph(other).run_key[:8]
+
+
+def test_the_command_only_says_what_would_go(wasteful, capsys):
+    store, key = wasteful
+    before = tree(store.root)
+    assert main(["store", "gc", "--forget", key]) == 0
+    assert tree(store.root) == before
+    said = capsys.readouterr().out
+    assert "Would delete 6 artifacts" in said
+    assert "--delete" in said
+
+
+def test_the_command_deletes_if_told_to(wasteful, capsys):
+    store, key = wasteful
+    assert main(["store", "gc", "--forget", key, "--delete"]) == 0
+    assert "Deleting 6 artifacts" in capsys.readouterr().out
+    assert {(a.kind, a.key) for a in store.list()} == reachable(tiny())
+
+
+def test_the_command_refuses_while_a_run_holds_the_store(wasteful, capsys):
+    store, key = wasteful
+    with in_use(store):
+        assert main(["store", "gc", "--forget", key, "--delete"]) == 1
+    assert "a run is using the store" in capsys.readouterr().err
+    assert len(store.list()) == 35
+
+
+def test_the_summary_counts_artifacts_and_bytes_by_kind(finished):
+    summary = {kind: (count, size) for kind, count, size in store_summary(finished.home.store)}
+    assert {kind: count for kind, (count, _) in summary.items()} == {
+        "checkpoint": 2, "data": 1, "evaluate": 6, "extractor": 1, "features": 6,
+        "images": 6, "reference": 1, "sample": 6,
+    }  # fmt: skip
+    data = finished.home.store.open("data", finished.graph.data.key)
+    on_disk = sum(path.stat().st_size for path in data.path.iterdir())
+    assert summary["data"][1] == data.size == on_disk - (data.path / "MANIFEST.json").stat().st_size

@@ -1,0 +1,473 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ig_core.config import Guidance
+from pipelines.experiment_run import run_experiment
+from pipelines.graph import Graph
+from pipelines.home import Home
+from pipelines.projection import comparable_parameters, metric_values
+from pipelines.results import Results, collect, preview
+from pipelines.tracking import BackgroundSync, MlflowTracker, import_mlflow, serve_ui
+from tests.pipelines.conftest import run_inline, tiny
+
+
+def database(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def tracker(folder: Path) -> MlflowTracker:
+    return MlflowTracker(database(folder), folder / "mlartifacts")
+
+
+def client(folder: Path):
+    return import_mlflow().MlflowClient(tracking_uri=database(folder))
+
+
+def files_of(api, run_id: str, folder: str | None = None) -> list[str]:
+    found = []
+    for item in api.list_artifacts(run_id, folder):
+        found += files_of(api, run_id, item.path) if item.is_dir else [item.path]
+    return sorted(found)
+
+
+def shown(folder: Path) -> dict[str, dict]:
+    """All that MLflow shows, without the ids it invents: by name of the run."""
+    api, found = client(folder), {}
+    for experiment in api.search_experiments(filter_string="name != 'Default'"):
+        for run in api.search_runs([experiment.experiment_id]):
+            keys = sorted(run.data.metrics)
+            histories = {k: api.get_metric_history(run.info.run_id, k) for k in keys}
+            models = api.search_logged_models(
+                [experiment.experiment_id],
+                filter_string=f"source_run_id = '{run.info.run_id}'",
+                order_by=[{"field_name": "metrics.fid", "ascending": True}],
+            )
+            assert run.info.run_name not in found
+            found[run.info.run_name] = {
+                "experiment": experiment.name,
+                "status": run.info.status,
+                "params": run.data.params,
+                "tags": {k: v for k, v in run.data.tags.items() if k.startswith("igdit.")},
+                "metrics": {
+                    k: sorted((m.step, m.value, m.timestamp) for m in history)
+                    for k, history in histories.items()
+                },
+                "files": files_of(api, run.info.run_id),
+                "models": [
+                    (
+                        model.name,
+                        str(model.status),
+                        model.tags["igdit.checkpoint"],
+                        model.tags["igdit.uri"],
+                        model.params,
+                        [(m.key, m.value, m.step) for m in model.metrics],
+                    )
+                    for model in models
+                ],
+                "outputs": len(run.outputs.model_outputs) if run.outputs else 0,
+            }
+    return found
+
+
+@pytest.fixture
+def results(finished) -> Results:
+    return collect(finished.home.store, finished.graph)
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> dict:
+    """What the finished run shows."""
+    runs = shown(finished.home.root)
+    assert list(runs) == [f"tiny-{finished.graph.run_key[:8]}"]
+    return runs[f"tiny-{finished.graph.run_key[:8]}"]
+
+
+# What a run shows
+
+
+def test_the_run_is_finished_and_names_its_origin(page, finished):
+    assert page["experiment"] == "tiny"
+    assert page["status"] == "FINISHED"
+    assert page["tags"] == {
+        "igdit.run_key": finished.graph.run_key,
+        "igdit.store": str(finished.home.store.root),
+        "igdit.data": f"data/{finished.graph.data.key}",
+        "igdit.trajectory": finished.graph.checkpoint(0).hash,
+    }
+
+
+def test_parameters_are_what_a_person_compares(page):
+    assert page["params"] == {
+        "aux_layer": "1", "aux_weight": "0.5", "ig_scale": "1.5", "cfg_scale": "1.0",
+        "model": "sit 2x16/2", "lr": "0.003", "ema_decay": "0.99", "batch_size": "16",
+        "steps": "20", "seed": "0", "sampler": "euler-2", "num_samples": "200",
+    }  # fmt: skip
+
+
+def test_every_run_has_the_same_parameters(results, tmp_path):
+    plain = tiny(model={"aux_layer": None}, guidance=Guidance(), ig_scales=())
+    other = collect(results.store, Graph(plain))
+    assert list(comparable_parameters(other)) == list(comparable_parameters(results))
+
+
+def test_fid_by_step_is_the_curve(page, results):
+    expected = {
+        key: [(m.point.step, m.fid) for m in results.curve if m.scale == scale]
+        for key, scale in (("fid", 1.5), ("fid_unguided", 1.0))
+    }
+    for key, curve in expected.items():
+        assert [(step, value) for step, value, _ in page["metrics"][key]] == curve
+
+
+def test_fid_by_scale_has_a_hundred_steps_for_each_unit(page, results):
+    curve = [(step, value) for step, value, _ in page["metrics"]["fid_by_ig_scale"]]
+    assert curve == [(100, results.final[0].fid), (150, results.final[1].fid)]
+
+
+def test_headline_numbers_are_those_of_the_experiments_own_scale(page, results):
+    headline = results.headline().metrics
+    for key, source in (
+        ("fid_final", "fid"), ("fid_low", "fid_low"), ("fid_high", "fid_high"), ("kid", "kid"),
+        ("precision", "precision"), ("recall", "recall"), ("inception_score", "inception_score"),
+    ):  # fmt: skip
+        assert [(step, value) for step, value, _ in page["metrics"][key]] == [
+            (20, pytest.approx(headline[source], abs=1e-12))
+        ]
+
+
+def test_losses_and_throughput_are_shown_by_step(page, results):
+    history = results.history()
+    for column in ("total", "final", "aux"):
+        found = page["metrics"][f"loss_{column}"]
+        assert [step for step, _, _ in found] == list(range(1, 21))
+        assert [value for _, value, _ in found] == pytest.approx(list(history[column]))
+    assert [step for step, _, _ in page["metrics"]["train_steps_per_second"]] == [10, 20]
+    assert all(value > 0 for _, value, _ in page["metrics"]["train_steps_per_second"])
+
+
+def test_time_stamps_are_those_of_the_artifacts(page, results):
+    for (_, _, stamp), m in zip(page["metrics"]["fid_by_ig_scale"], results.final, strict=True):
+        assert stamp == round(1000 * m.artifact.manifest["created"])
+
+
+def test_sample_grids_and_the_report_are_attached(page, finished):
+    assert page["files"] == sorted([
+        "experiment.json", "results.csv", "fid_curve.png", "fid_by_ig_scale.png", "samples.png",
+        *(f"grids/step-{step:08d}-ig-{scale}.png" for step in (10, 20) for scale in ("1", "1.5")),
+    ])  # fmt: skip
+
+
+def test_a_grid_is_the_contact_sheet_of_its_samples(finished, results, tmp_path):
+    api = client(finished.home.root)
+    experiment = api.get_experiment_by_name("tiny")
+    (run,) = api.search_runs([experiment.experiment_id])
+    local = api.download_artifacts(run.info.run_id, "grids/step-00000010-ig-1.5.png", str(tmp_path))
+    assert Path(local).read_bytes() == preview(results, results.curve[1]).read_bytes()
+
+
+def test_checkpoints_can_be_found_by_their_fid(page, results):
+    """The models, best first."""
+    guided = sorted((m for m in results.curve if m.scale == 1.5), key=lambda m: m.fid)
+    assert len(page["models"]) == page["outputs"] == 2
+    for model, m in zip(page["models"], guided, strict=True):
+        node = results.graph.checkpoint(m.point.step)
+        name, status, key, uri, params, metrics = model
+        assert name == f"step-{m.point.step}"
+        assert "READY" in status
+        assert key == node.key
+        assert uri == (results.store.root / "checkpoint" / node.key).as_uri()
+        assert params == {"step": str(m.point.step), "ig_scale": "1.5"}
+        assert metrics == [("fid", m.fid, m.point.step)]
+
+
+def test_the_address_of_the_page_is_that_of_the_run(finished, results):
+    api = client(finished.home.root)
+    experiment = api.get_experiment_by_name("tiny")
+    (run,) = api.search_runs([experiment.experiment_id])
+    address = f"#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
+    assert address in finished.output
+
+
+def test_a_long_history_is_thinned_at_steps_that_stay(results, monkeypatch):
+    """With 3 points for 20 steps each is a mean of 6; steps 19 and 20 wait for more."""
+    monkeypatch.setattr("pipelines.projection.LOSS_POINTS", 3)
+    found = [v for v in metric_values(results) if v.key == "loss_total"]
+    total = results.history()["total"].to_numpy()
+    assert [v.step for v in found] == [6, 12, 18]
+    assert [v.value for v in found] == pytest.approx([total[i : i + 6].mean() for i in (0, 6, 12)])
+
+
+def test_throughput_counts_the_steps_that_the_seconds_were_spent_on(store):
+    """Steps 10 and 20 are of the first run; those between were made in one go from 0."""
+    finer = tiny(train={"checkpoint_every": 5})
+    graph = run_inline(store, finer, Graph(finer).checkpoints)
+    values = metric_values(collect(store, graph))
+    rates = {v.step: v.value for v in values if v.key == "train_steps_per_second"}
+    spent = {5: 5, 10: 10, 15: 10, 20: 10}
+    for node in graph.checkpoints:
+        step, artifact = int(node.suffix[1:]), store.find(node.kind, node.key)
+        assert rates[step] == pytest.approx(spent[step] / max(artifact.seconds, 1e-3))
+
+
+# Nothing doubles, everything can be made again
+
+
+def test_syncing_twice_changes_nothing(results, tmp_path):
+    one = tracker(tmp_path)
+    address = one.sync(results, finished=True)
+    before = shown(tmp_path)
+    assert one.sync(results, finished=True) == address
+    assert tracker(tmp_path).sync(results, finished=True) == address
+    assert shown(tmp_path) == before
+
+
+def test_an_empty_database_comes_to_show_the_same(results, page, finished, tmp_path):
+    report = sorted((finished.home.report / f"tiny-{finished.graph.run_key[:8]}").iterdir())
+    tracker(tmp_path).sync(results, report, finished=True)
+    (again,) = shown(tmp_path).values()
+    assert again == page
+
+
+def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, finished, tmp_path):
+    last = [p.evaluate for p in (*finished.graph.curve[2:], *finished.graph.final)]
+    later = {node: store.root / node.kind / node.key for node in last}
+    newest = finished.graph.checkpoints[-1]
+    later[newest] = store.root / newest.kind / newest.key
+    for path in later.values():
+        path.rename(path.with_suffix(".later"))
+    one = tracker(tmp_path)
+    one.sync(collect(store, finished.graph), finished=False)
+    (half,) = shown(tmp_path).values()
+    assert half["status"] == "RUNNING"
+    assert [step for step, _, _ in half["metrics"]["fid"]] == [10]
+    for path in later.values():
+        path.with_suffix(".later").rename(path)
+    one.sync(collect(store, finished.graph), finished=True)
+    (whole,) = shown(tmp_path).values()
+
+    (tmp_path / "at once").mkdir()
+    tracker(tmp_path / "at once").sync(collect(store, finished.graph), finished=True)
+    (at_once,) = shown(tmp_path / "at once").values()
+    assert whole == at_once
+
+
+CHANGES = [
+    "create_experiment", "create_run", "log_batch", "create_logged_model", "log_metric",
+    "log_outputs", "finalize_logged_model", "log_artifact", "set_terminated",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_sync_that_broke_off_anywhere_is_completed_by_the_next(results, tmp_path, after):
+    """Each kind of call to the server fails once, before or after it had its effect."""
+    one, to_fail = tracker(tmp_path), set(CHANGES)
+
+    def breaking(name, real):
+        def call(*arguments, **options):
+            if name not in to_fail:
+                return real(*arguments, **options)
+            to_fail.remove(name)
+            if after:
+                real(*arguments, **options)
+            raise ConnectionError(name)
+
+        return call
+
+    for name in CHANGES:
+        setattr(one._client, name, breaking(name, getattr(one._client, name)))
+    while to_fail:
+        with pytest.raises(ConnectionError):
+            one.sync(results, finished=True)
+    one.sync(results, finished=True)
+    (mended,) = shown(tmp_path).values()
+
+    (tmp_path / "smooth").mkdir()
+    tracker(tmp_path / "smooth").sync(results, finished=True)
+    (smooth,) = shown(tmp_path / "smooth").values()
+    assert mended == smooth
+
+
+def test_another_experiment_of_the_same_name_is_another_run(results, store, tmp_path):
+    one = tracker(tmp_path)
+    one.sync(results, finished=True)
+    other = Graph(tiny(ig_scales=(2.5,)))
+    one.sync(collect(store, other), finished=False)
+    found = shown(tmp_path)
+    assert {name: run["status"] for name, run in found.items()} == {
+        f"tiny-{results.graph.run_key[:8]}": "FINISHED",
+        f"tiny-{other.run_key[:8]}": "RUNNING",
+    }
+    assert {run["experiment"] for run in found.values()} == {"tiny"}
+
+
+def test_other_resources_are_the_same_run(results, tmp_path):
+    one = tracker(tmp_path)
+    address = one.sync(results, finished=True)
+    experiment = dataclasses.replace(
+        results.experiment,
+        resources=dataclasses.replace(results.experiment.resources, sample_batch=7),
+    )
+    assert one.sync(collect(results.store, Graph(experiment)), finished=True) == address
+    assert len(shown(tmp_path)) == 1
+
+
+SYNC = """
+import sys
+from pathlib import Path
+from experiments import experiment_from_json
+from pipelines.artifacts import Store
+from pipelines.graph import Graph
+from pipelines.results import collect
+from pipelines.tracking import MlflowTracker, import_mlflow
+import_mlflow()
+store, folder = Store(sys.argv[1]), Path(sys.argv[2])
+graph = Graph(experiment_from_json(Path(sys.argv[3]).read_text()))
+print("ready")
+input()
+tracker = MlflowTracker(f"sqlite:///{folder / 'mlflow.db'}", folder / "mlartifacts")
+tracker.sync(collect(store, graph), finished=True)
+print("done")
+"""
+
+
+def test_two_processes_that_start_an_empty_database_make_one_run(
+    finished, results, tmp_path, child
+):
+    record = finished.home.store.root / ".runs" / f"{finished.graph.run_key}.json"
+    others = [child(SYNC, finished.home.store.root, tmp_path, record) for _ in range(2)]
+    assert [other.read() for other in others] == ["ready"] * 2
+    for other in others:
+        other.say()
+    assert [other.read() for other in others] == ["done"] * 2
+    (page,) = shown(tmp_path).values()
+    assert len(page["metrics"]["fid"]) == 2
+    assert len(page["models"]) == 2
+
+
+# Tracking never stands in the way
+
+
+def test_a_background_sync_survives_a_failure_and_says_so(caplog):
+    calls, again = [], threading.Event()
+
+    def sync():
+        calls.append(True)
+        if len(calls) == 1:
+            background.request()
+            raise ConnectionError("no such server")
+        again.set()
+
+    background = BackgroundSync(sync, pause_seconds=0.0)
+    background.request()
+    assert again.wait(60)
+    background.close()
+    assert len(calls) == 2
+    assert "no such server" in caplog.text
+
+
+def test_requests_made_during_a_sync_are_one_more_sync():
+    calls, started, release, second = [], threading.Event(), threading.Event(), threading.Event()
+
+    def sync():
+        calls.append(True)
+        if len(calls) == 1:
+            started.set()
+            release.wait(60)
+        else:
+            second.set()
+
+    background = BackgroundSync(sync, pause_seconds=0.0)
+    background.request()
+    assert started.wait(60)
+    for _ in range(5):
+        background.request()
+    release.set()
+    assert second.wait(60)
+    background.close()
+    assert len(calls) == 2
+
+
+def test_a_background_sync_without_requests_does_nothing_and_ends():
+    calls = []
+    background = BackgroundSync(lambda: calls.append(True))
+    background.close()
+    assert calls == []
+
+
+NOWHERE = "http://127.0.0.1:1"
+"""A port on which nothing listens."""
+
+
+def test_a_run_without_its_tracking_server_ends_well_with_a_warning(
+    store, tmp_path, monkeypatch, finished
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    node, screen = finished.graph.final[-1].evaluate, io.StringIO()
+    store.quarantine(node.kind, node.key)
+    home = Home(tmp_path / "home")
+    assert run_experiment(tiny(), home, Console(file=screen, width=300)) == 0
+    assert store.find(node.kind, node.key) is not None
+    assert f"MLflow at {NOWHERE} could not be updated" in screen.getvalue()
+    assert "Plots, samples and table" in screen.getvalue()
+    assert "Compare in MLflow" not in screen.getvalue()
+    assert not (home.root / "mlflow.db").exists()
+
+
+def test_a_tracking_server_that_is_not_there_is_given_up_soon(monkeypatch):
+    """MLflow's own default is seven retries, each after twice the time: four minutes."""
+    import_mlflow()
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() <= 2
+
+
+def test_what_the_server_missed_is_logged_by_the_next_run(store, tmp_path, monkeypatch, page):
+    home, screen = Home(tmp_path / "home"), io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowTracker, "sync", lambda *_, **__: 1 / 0)
+        assert run_experiment(tiny(), home, Console(file=screen, width=300)) == 0
+    assert "could not be updated" in screen.getvalue()
+    assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
+    (again,) = shown(home.root).values()
+    assert again["metrics"] == page["metrics"]
+    assert again["files"] == page["files"]
+
+
+# The pages
+
+
+def test_the_ui_is_served_on_loopback_from_the_run_folder(finished, monkeypatch):
+    commands, said = [], []
+
+    def run(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert serve_ui(finished.home, 5123, said.append) == 3
+    (command,) = commands
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "5123"
+    assert command[command.index("--backend-store-uri") + 1] == database(finished.home.root)
+    assert "http://127.0.0.1:5123" in said[0]
+
+
+def test_without_results_there_is_no_ui(tmp_path):
+    with pytest.raises(ValueError, match="no results"):
+        serve_ui(Home(tmp_path), 5000, print)
+
+
+def test_with_a_server_elsewhere_the_ui_is_there(finished, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
+    said = []
+    assert serve_ui(finished.home, 5000, said.append) == 0
+    assert "http://tracking.example:5000" in said[0]
