@@ -169,8 +169,8 @@ class Experiment:
         guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
         _require(self.model.aux_layer is not None or not guided, "ig scales", guided,
                  "all 1 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
-        _require(all(abs(100 * s - round(100 * s)) < 1e-6 for s in self.scales), "ig scales",
-                 self.scales, "multiples of 0.01 (their step in the tracked curve)")  # fmt: skip
+        _require(len({round(100 * s) for s in self.scales}) == len(self.scales), "ig scales",
+                 self.scales, "at least 0.01 apart (their step in the tracked curve)")  # fmt: skip
         _require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,
                  "euler, heun or sde (dopri5 has one step size for a whole batch, so that an "
                  "image would depend on the batch it is in)")  # fmt: skip

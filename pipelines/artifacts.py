@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import CorruptArtifactError, MissingArtifactError
+from pipelines.files import describe_files, read_if_there, sync_directory, write_durably
 from pipelines.keys import file_digest
 from pipelines.locks import FileLock
 
@@ -60,7 +61,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
-        self._verified: dict[tuple[str, str], tuple[tuple[int, int, int], ...]] = {}
+        self._verified: dict[tuple[str, str], tuple[object, ...]] = {}
 
     # Reading
 
@@ -71,11 +72,11 @@ class Store:
             CorruptArtifactError: it is there, but its manifest cannot be read.
         """
         path = self._path(kind, key)
-        text = _read_if_there(path / MANIFEST)
+        text = read_if_there(path / MANIFEST)
         if text is None:
             if not path.exists():
                 return None
-            text = _read_if_there(path / MANIFEST)  # published between the two looks
+            text = read_if_there(path / MANIFEST)  # published between the two looks
             if text is None:
                 raise CorruptArtifactError(kind, key, path, f"{MANIFEST} is missing")
         try:
@@ -107,19 +108,20 @@ class Store:
             self._verified[kind, key] = signature
         return artifact
 
-    def _signature(self, artifact: Artifact, name: str) -> tuple[int, int, int]:
+    def _signature(self, artifact: Artifact, name: str) -> tuple[object, ...]:
         path = artifact.path / name
         try:
             state = path.stat()
         except FileNotFoundError:
             raise CorruptArtifactError(artifact.kind, artifact.key, path,
                                        "the file is missing") from None  # fmt: skip
-        expected = artifact.manifest["files"][name]["size"]
+        entry = artifact.manifest["files"][name]
+        expected = entry["size"]
         if state.st_size != expected:
             raise CorruptArtifactError(artifact.kind, artifact.key, path,
                                        f"{state.st_size} bytes instead of {expected}")  # fmt: skip
         # The time of change, unlike that of modification, cannot be set back.
-        return state.st_size, state.st_ctime_ns, state.st_ino
+        return entry["sha256"], state.st_size, state.st_ctime_ns, state.st_ino
 
     def list(self, kind: str | None = None, prefix: str = "") -> list[Artifact]:
         """Published artifacts whose manifest can be read, by kind and key."""
@@ -162,7 +164,7 @@ class Store:
                 "format": FORMAT,
                 "kind": kind,
                 "key": key,
-                "files": _describe_files(staging),
+                "files": describe_files(staging),
                 "created": started,
                 "seconds": round(time.time() - started, 3),
             }
@@ -190,7 +192,7 @@ class Store:
             if not (target / MANIFEST).exists():
                 raise
             return False
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         return True
 
     @contextmanager
@@ -234,7 +236,7 @@ class Store:
 
     def events(self) -> Sequence[dict[str, Any]]:
         """The event log, oldest first."""
-        text = _read_if_there(self.root / "events.jsonl") or ""
+        text = read_if_there(self.root / "events.jsonl") or b""
         return [json.loads(line) for line in text.splitlines()]
 
     # Housekeeping
@@ -271,37 +273,3 @@ class Store:
             shutil.rmtree(trash, ignore_errors=True)
         finally:
             lock.release(remove=True)
-
-
-def _read_if_there(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file and force it to the disk."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _describe_files(directory: Path) -> dict[str, dict[str, object]]:
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            name = path.relative_to(directory).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
-    return files
-
-
-def _sync_directory(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

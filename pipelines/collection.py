@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
-from pipelines.artifacts import Artifact, Store, write_durably
 from pipelines.errors import ArtifactError
+from pipelines.files import write_durably
 from pipelines.graph import Graph, closure
 from pipelines.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from pipelines.artifacts import Artifact, Store
 
 
 IN_USE = ".in-use.lock"

@@ -199,7 +199,7 @@ class Pipeline:
             raise TrainingFailedError(self._explain(outcome.non_finite_step))
         if missing():
             raise TrainingFailedError(f"training ended at step {outcome.step}, but the checkpoints "
-                                      f"of steps {missing()} were not published")  # fmt: skip
+                                      f"of steps {list(missing())} were not published")  # fmt: skip
 
     def _explain(self, step: int) -> str:
         good = max(published_steps(self.store, self.graph), default=None)

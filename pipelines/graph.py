@@ -108,6 +108,7 @@ class Point:
 
     step: int
     guidance: Guidance
+    num_samples: int
     evaluate: Node
     images: tuple[Node, ...]
 
@@ -191,7 +192,7 @@ class Graph:
             {name: getattr(evaluation, name) for name in metrics},
             {"reference": self.reference, "sample": sample, **_numbered(features)},
         )
-        return Point(step, guidance, evaluate, images)
+        return Point(step, guidance, num_samples, evaluate, images)
 
     def _extractor(self) -> Node:
         evaluation = self.experiment.evaluation

@@ -143,9 +143,10 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
         return f"{count:,} images"
     if kind == "evaluate":
         points = [p for p in dict.fromkeys((*graph.curve, *graph.final)) if p.evaluate in missing]
-        texts = [f"step {p.step} at ig scale {p.guidance.ig_scale:g}" for p in points]
-        more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-        return ", ".join(texts[:3]) + more
+        texts = [f"step {p.step} at ig scale {p.guidance.ig_scale:g} ({p.num_samples:,} samples)"
+                 for p in points]  # fmt: skip
+        more = f" and {len(texts) - 2} more" if len(texts) > 2 else ""
+        return ", ".join(texts[:2]) + more
     return ""
 
 

@@ -134,10 +134,7 @@ class MlflowTracker:
             "mlflow.source.name": f"igdit run {name}",
         }
         run_name = f"{name}-{graph.run_key[:8]}"
-        run = self._client.create_run(experiment_id, tags=tags, run_name=run_name)
-        resolved = experiment_to_json(results.experiment)
-        self._client.log_text(run.info.run_id, resolved, EXPERIMENT_FILE)
-        return run
+        return self._client.create_run(experiment_id, tags=tags, run_name=run_name)
 
     def _log(self, run_id: str, values: list[Value]) -> None:
         """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
@@ -154,47 +151,51 @@ class MlflowTracker:
 
     def _register(self, experiment_id: str, run_id: str, results: Results) -> None:
         """Register evaluated checkpoints as models with their FID, so that they can be ranked."""
-        guided = {
-            m.point.step: m
-            for m in results.curve
-            if m.scale == results.experiment.guidance.ig_scale
-        }
+        scale = results.experiment.guidance.ig_scale
         known = self._registered(experiment_id, run_id)
-        for step, measurement in guided.items():
+        outputs = self._client.get_run(run_id).outputs
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        for measurement in (m for m in results.curve if m.scale == scale):
+            step = measurement.point.step
             node = results.graph.checkpoint(step)
-            if node.key in known:
+            model_id, complete = known.get(node.key, (None, False))
+            if complete:
                 continue
-            path = results.store.root / node.kind / node.key
-            model = self._client.create_logged_model(
-                experiment_id, name=f"step-{step}", source_run_id=run_id, model_type="checkpoint",
-                tags={CHECKPOINT_TAG: node.key, "igdit.uri": path.as_uri()},
-                params={"step": str(step), "ig_scale": f"{measurement.scale:g}"},
-            )  # fmt: skip
+            if model_id is None:
+                path = results.store.root / node.kind / node.key
+                model = self._client.create_logged_model(
+                    experiment_id, name=f"step-{step}", source_run_id=run_id,
+                    tags={CHECKPOINT_TAG: node.key, "igdit.uri": path.as_uri()},
+                    params={"step": str(step), "ig_scale": f"{scale:g}"}, model_type="checkpoint",
+                )  # fmt: skip
+                model_id = model.model_id
             # The same (value, time, step) as the curve's: on the run it is that point.
             self._client.log_metric(run_id, "fid", measurement.fid, step=step,
                                     timestamp=timestamp_ms(measurement),
-                                    model_id=model.model_id)  # fmt: skip
-            output = self._mlflow.entities.LoggedModelOutput(model.model_id, step)
-            self._client.log_outputs(run_id, [output])
-            self._client.finalize_logged_model(model.model_id, "READY")
+                                    model_id=model_id)  # fmt: skip
+            if model_id not in linked:
+                output = self._mlflow.entities.LoggedModelOutput(model_id, step)
+                self._client.log_outputs(run_id, [output])
+            self._client.finalize_logged_model(model_id, "READY")
 
-    def _registered(self, experiment_id: str, run_id: str) -> set[str]:
-        """Keys of this run's checkpoints that carry their FID already; half-made ones go."""
-        complete, token = set(), None
+    def _registered(self, experiment_id: str, run_id: str) -> dict[str, tuple[str, bool]]:
+        """Key of each of this run's checkpoints -> its model, and whether that is complete."""
+        found, token = {}, None
         while True:
             page = self._client.search_logged_models(
                 [experiment_id], filter_string=f"source_run_id = '{run_id}'", page_token=token
             )
             for model in page:
-                if str(model.status) in ("READY", "LoggedModelStatus.READY"):
-                    complete.add(model.tags[CHECKPOINT_TAG])
-                else:
-                    self._client.delete_logged_model(model.model_id)
+                ready = str(model.status).rpartition(".")[2] == "READY"
+                found[model.tags[CHECKPOINT_TAG]] = (model.model_id, ready)
             token = page.token
             if not token:
-                return complete
+                return found
 
     def _attach(self, run_id: str, results: Results, files: Iterable[Path]) -> None:
+        if EXPERIMENT_FILE not in {item.path for item in self._client.list_artifacts(run_id)}:
+            resolved = experiment_to_json(results.experiment)
+            self._client.log_text(run_id, resolved, EXPERIMENT_FILE)
         for path in files:
             self._client.log_artifact(run_id, str(path))
         have = {item.path for item in self._client.list_artifacts(run_id, "grids")}
@@ -234,7 +235,7 @@ class BackgroundSync:
         """Ask for a sync soon."""
         self._wanted.set()
 
-    def close(self, seconds: float) -> None:
+    def close(self, seconds: float | None = None) -> None:
         """Do what is still asked for, but wait no longer than this."""
         self._stop.set()
         self._wanted.set()

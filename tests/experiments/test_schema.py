@@ -92,7 +92,7 @@ def models(draw):
 @st.composite
 def experiments(draw):
     workers, path = draw(st.integers(1, 4)), draw(st.sampled_from(["linear", "cosine"]))
-    scale = st.floats(-10, 10)
+    scale = st.integers(-1000, 1000).map(lambda hundredths: hundredths / 100)
     return Experiment(
         name=draw(st.text("abcXYZ-_ é", min_size=1)),
         data=DataConfig(),
@@ -112,7 +112,7 @@ def experiments(draw):
         ),
         ig_scales=tuple(draw(st.lists(scale, max_size=4))),
         sampler=SamplerConfig(
-            method=draw(st.sampled_from(["euler", "heun", "dopri5", "sde"])),
+            method=draw(st.sampled_from(["euler", "heun", "sde"])),
             num_steps=draw(st.integers(1, 1000)),
             shift=draw(positive()),
             path=path,
@@ -188,10 +188,12 @@ BAD = [
     ({"guidance__auto_scale": 1.5}, ["guidance.auto_scale", "1.5", "1 ("]),
     ({"ig_scales": [1.0, math.nan]}, ["ig_scales", "nan", "finite"]),
     ({"ig_scales": [math.inf]}, ["ig_scales", "inf", "finite"]),
+    ({"ig_scales": [1.5, 1.501]}, ["ig scales", "1.501", "0.01 apart"]),
+    ({"sampler__method": "dopri5"}, ["sampler.method", "'dopri5'", "heun or sde"]),
     ({"evaluation__seed": 2**63}, ["evaluation.seed", str(2**63), "0..2^63"]),
     ({"evaluation__num_samples": 99}, ["num_samples", "99", "at least 100"]),
     ({"evaluation__curve_samples": 99}, ["curve_samples", "99", "at least 100"]),
-    ({"evaluation__groups": 1}, ["groups", "1", "at least 2"]),
+    ({"evaluation__groups": 1}, ["groups", "1", "at least 5"]),
     ({"evaluation__kid_subset_size": 1}, ["kid_subset_size", "1", "at least 2"]),
     ({"resources__num_workers": 0}, ["num_workers", "0", "at least 1"]),
     ({"resources__micro_batch": 0}, ["micro_batch", "0", "at least 1"]),

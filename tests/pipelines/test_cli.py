@@ -208,9 +208,11 @@ def test_a_plan_does_not_even_make_the_home(home, capsys):
 
 
 def one_line(err: str) -> str:
-    assert err.startswith("igdit: ")
-    assert len(err.splitlines()) == 1
-    return err
+    """The message; after it only where to look for more."""
+    message, *more = err.splitlines()
+    assert message.startswith("igdit: ")
+    assert [line for line in more if "IGDIT_DEBUG" not in line] == []
+    return message
 
 
 def test_damage_is_explained_and_a_rebuild_mends_it(store, file, finished, capsys):
@@ -249,6 +251,16 @@ def test_exit_codes_tell_mistakes_failures_and_interrupts_apart(
     assert igdit("run", file) == code
     err = one_line(said(capsys)[1])
     assert str(error) in err
+
+
+def test_debugging_shows_where_an_error_came_from(file, monkeypatch):
+    def fail(*_, **__):
+        raise WorkerLostError("a worker died")
+
+    monkeypatch.setattr(experiment_run, "run_experiment", fail)
+    monkeypatch.setenv("IGDIT_DEBUG", "1")
+    with pytest.raises(WorkerLostError, match="a worker died"):
+        main(["run", file])
 
 
 def test_sigterm_ends_a_run_as_an_interrupt_does(file, monkeypatch, capsys):

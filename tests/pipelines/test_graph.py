@@ -21,7 +21,7 @@ from ig_core.config import (
     SamplerConfig,
     TrainConfig,
 )
-from pipelines.graph import STAGES, VERSIONS, Graph, Node, closure
+from pipelines.graph import STAGES, VERSIONS, Graph, Node, closure, resolve
 from tests.pipelines.conftest import tiny
 
 
@@ -295,7 +295,7 @@ def weights(path, content: bytes) -> Experiment:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     inception = {"extractor": "inception-v3-compat", "extractor_weights": str(path)}
-    return tiny(evaluation=inception)
+    return resolve(tiny(evaluation=inception))
 
 
 def test_weights_of_the_extractor_count_by_content_not_by_place(tmp_path):
@@ -311,8 +311,16 @@ def test_weights_of_the_extractor_count_by_content_not_by_place(tmp_path):
 def test_weights_that_are_not_there_are_named(tmp_path):
     experiment = weights(tmp_path / "w.pt", b"weights")
     (tmp_path / "w.pt").unlink()
+    Graph(experiment)  # its digest says what it was
     with pytest.raises(ValueError, match=r"extractor_weights must be a file, but got .*w\.pt"):
-        Graph(experiment)
+        resolve(experiment)
+
+
+def test_weights_that_changed_since_the_run_are_refused(tmp_path):
+    experiment = weights(tmp_path / "w.pt", b"weights")
+    (tmp_path / "w.pt").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="must be the file with SHA-256"):
+        resolve(experiment)
 
 
 KEYS = """
@@ -367,7 +375,7 @@ def test_frozen_keys():
 
 
 FROZEN = {
-    "run": "f8137bee4ba7affd4324",
+    "run": "60d6f5e154b002744cb0",
     "data": "dd37777a243e6b0b8956",
     "extractor": "14604cdd858bddba8836",
     "reference": "bccda224e845622791ed",

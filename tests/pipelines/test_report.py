@@ -137,7 +137,7 @@ def test_a_plan_of_nothing_done_lists_all_of_it(tmp_path):
     (evaluate,) = rows(text, "evaluate", "evaluate")
     assert evaluate[2:4] == ["0", "6"]
     assert evaluate[4].startswith("step 10 at ig scale 1")
-    assert evaluate[4].endswith("and 3 more")
+    assert evaluate[4].endswith("and 4 more")
 
 
 def test_a_plan_of_everything_done_says_so(finished):
@@ -194,11 +194,11 @@ def test_garbage_is_listed_one_by_one_with_its_total(store, finished):
     graph = run_inline(store, tiny(ig_scales=(2.5,)))
     aside = store.quarantine("data", finished.graph.data.key)
     garbage = find_garbage(store)
-    text = printed(print_garbage, garbage, deleting=False)
+    text = printed(print_garbage, garbage, deleted=False)
     evaluate = graph.final[-1].evaluate
     assert f"evaluate/{evaluate.key}" in text
     assert f"set aside: {aside.name}" in text
     assert "Would delete 6 artifacts" in text
     assert "1 set aside" in text
     assert "Nothing was deleted" in text
-    assert "Would" not in printed(print_garbage, garbage, deleting=True)
+    assert "Would" not in printed(print_garbage, garbage, deleted=True)

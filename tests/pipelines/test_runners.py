@@ -70,7 +70,7 @@ def test_a_stopped_inline_training_ends_at_its_next_report(monkeypatch):
             runner.stop()
 
     with pytest.raises(StoppedError):
-        runner.train(TrainJob("store", "{}"), post)
+        runner.train(TrainJob("store", "{}", (10,)), post)
     assert reported == [1, 2, 3]
 
 

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import signal
+import socket
 import subprocess
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -355,50 +359,67 @@ def test_two_processes_that_start_an_empty_database_make_one_run(
 # Tracking never stands in the way
 
 
-def test_a_background_sync_survives_a_failure_and_says_so(caplog):
+LONG = 60.0
+
+
+def test_a_background_sync_that_failed_says_so_and_is_tried_again(caplog):
     calls, again = [], threading.Event()
 
     def sync():
         calls.append(True)
         if len(calls) == 1:
-            background.request()
             raise ConnectionError("no such server")
         again.set()
 
     background = BackgroundSync(sync, pause_seconds=0.0)
     background.request()
-    assert again.wait(60)
-    background.close()
-    assert len(calls) == 2
+    assert again.wait(LONG)
+    background.close(LONG)
     assert "no such server" in caplog.text
 
 
+class Held:
+    """A sync that waits until it is let go; counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.started, self.free = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.calls += 1
+        self.started.set()
+        self.free.wait(LONG)
+
+
 def test_requests_made_during_a_sync_are_one_more_sync():
-    calls, started, release, second = [], threading.Event(), threading.Event(), threading.Event()
-
-    def sync():
-        calls.append(True)
-        if len(calls) == 1:
-            started.set()
-            release.wait(60)
-        else:
-            second.set()
-
-    background = BackgroundSync(sync, pause_seconds=0.0)
+    sync = Held()
+    background = BackgroundSync(sync, pause_seconds=LONG)
     background.request()
-    assert started.wait(60)
+    assert sync.started.wait(LONG)
     for _ in range(5):
         background.request()
-    release.set()
-    assert second.wait(60)
-    background.close()
-    assert len(calls) == 2
+    background.close(0.01)
+    assert sync.calls == 1
+    sync.free.set()
+    background.close(LONG)
+    assert sync.calls == 2
+
+
+def test_closing_waits_no_longer_than_it_is_told_for_a_sync_that_hangs():
+    sync = Held()
+    background = BackgroundSync(sync, pause_seconds=0.0)
+    background.request()
+    assert sync.started.wait(LONG)
+    background.close(0.01)
+    assert (sync.calls, sync.free.is_set()) == (1, False)
+    sync.free.set()
+    background.close(LONG)
 
 
 def test_a_background_sync_without_requests_does_nothing_and_ends():
     calls = []
     background = BackgroundSync(lambda: calls.append(True))
-    background.close()
+    background.close(LONG)
     assert calls == []
 
 
@@ -445,20 +466,64 @@ def test_what_the_server_missed_is_logged_by_the_next_run(store, tmp_path, monke
 # The pages
 
 
-def test_the_ui_is_served_on_loopback_from_the_run_folder(finished, monkeypatch):
-    commands, said = [], []
+@pytest.fixture
+def port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
-    def run(command, check):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 3)
 
-    monkeypatch.setattr(subprocess, "run", run)
-    assert serve_ui(finished.home, 5123, said.append) == 3
-    (command,) = commands
+class Server:
+    """Stands in for the process of MLflow's server."""
+
+    commands: ClassVar[list[list[str]]] = []
+    pid = 12345
+
+    def __init__(self, command, **_) -> None:
+        self.commands.append(command)
+
+    def wait(self) -> int:
+        return 3
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Server)
+    monkeypatch.setattr(Server, "commands", [])
+    return Server
+
+
+def test_the_ui_is_served_on_loopback_from_the_run_folder(finished, server, port):
+    said = []
+    assert serve_ui(finished.home, port, said.append) == 3
+    (command,) = server.commands
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--port") + 1] == "5123"
+    assert command[command.index("--port") + 1] == str(port)
     assert command[command.index("--backend-store-uri") + 1] == database(finished.home.root)
-    assert "http://127.0.0.1:5123" in said[0]
+    assert f"http://127.0.0.1:{port}" in said[0]
+
+
+def test_an_interrupt_ends_the_server_and_all_its_processes(finished, server, port, monkeypatch):
+    ended = []
+
+    def wait(self):
+        if not ended:
+            raise KeyboardInterrupt
+        return 0
+
+    monkeypatch.setattr(server, "wait", wait)
+    monkeypatch.setattr(os, "killpg", lambda *call: ended.append(call))
+    assert serve_ui(finished.home, port, lambda _: None) == 0
+    assert ended == [(Server.pid, signal.SIGTERM)]
+
+
+def test_a_port_that_is_taken_is_named_and_nothing_is_started(finished, server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port must be free.*{port}"):
+            serve_ui(finished.home, port, print)
+    assert server.commands == []
 
 
 def test_without_results_there_is_no_ui(tmp_path):

@@ -1,0 +1,48 @@
+"""Files that survive a crash of the machine."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pipelines.keys import file_digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """Content of a file, None if there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a text file and force it to the disk."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, object]]:
+    """Size and SHA-256 of every file below a directory, each forced to the disk."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            name = path.relative_to(directory).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    return files
+
+
+def sync_directory(path: Path) -> None:
+    """Force the names in a directory to the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
