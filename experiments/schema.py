@@ -234,7 +234,10 @@ def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
             _require(len(items) == len(args), where, value, f"a list of {len(args)}")
         return tuple(_read(args[0], item, where) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            _require(False, where, "a number of over 300 digits", "a float")
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     _require(fits, where, value, f"of type {hint.__name__}")
     return value

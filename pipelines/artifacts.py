@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,9 +235,12 @@ class Store:
             os.close(file)
 
     def events(self) -> Sequence[dict[str, Any]]:
-        """The event log, oldest first."""
-        text = read_if_there(self.root / "events.jsonl") or b""
-        return [json.loads(line) for line in text.splitlines()]
+        """The event log, oldest first; a line that a full disk cut short is left out."""
+        found = []
+        for line in (read_if_there(self.root / "events.jsonl") or b"").splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     # Housekeeping
 

@@ -227,34 +227,34 @@ class BackgroundSync:
 
     def __init__(self, sync: Callable[[], None], pause_seconds: float = 5.0) -> None:
         self._sync, self._pause = sync, pause_seconds
-        self._wanted, self._stop = threading.Event(), threading.Event()
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._requested = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
 
     def request(self) -> None:
         """Ask for a sync soon."""
-        self._wanted.set()
+        self._requested.set()
+        self._wake.set()
 
     def close(self, seconds: float | None = None) -> None:
         """Do what is still asked for, but wait no longer than this."""
         self._stop.set()
-        self._wanted.set()
+        self._wake.set()
         self._thread.join(seconds)
 
     def _loop(self) -> None:
-        asked = False
         while True:
-            self._wanted.wait()
-            self._wanted.clear()
+            self._wake.wait()
+            self._wake.clear()
             last = self._stop.is_set()
-            if not last or asked:
-                asked = not self._succeeds()
+            if self._requested.is_set():
+                self._requested.clear()
+                if not self._succeeds():
+                    self.request()
             if last:
                 return
-            if asked:
-                self._wanted.set()
             self._stop.wait(self._pause)
-            asked = asked or self._wanted.is_set()
 
     def _succeeds(self) -> bool:
         try:

@@ -312,6 +312,18 @@ def test_another_experiment_of_the_same_name_is_another_run(results, store, tmp_
     assert {run["experiment"] for run in found.values()} == {"tiny"}
 
 
+def test_what_was_built_again_later_is_not_logged_again(store, finished, tmp_path):
+    """It has another time stamp, which to MLflow is another point."""
+    one = tracker(tmp_path)
+    one.sync(collect(store, finished.graph), finished=True)
+    before = shown(tmp_path)
+    for node in (finished.graph.final[0].evaluate, finished.graph.curve[1].evaluate):
+        store.quarantine(node.kind, node.key)
+    run_inline(store, tiny())
+    one.sync(collect(store, finished.graph), finished=True)
+    assert shown(tmp_path) == before
+
+
 def test_other_resources_are_the_same_run(results, tmp_path):
     one = tracker(tmp_path)
     address = one.sync(results, finished=True)
