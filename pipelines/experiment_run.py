@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use, remember
@@ -16,7 +19,6 @@ from pipelines.runners import Runner, describe_runner, make_runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -102,5 +104,15 @@ def _print_end(console: Console, directory: Path, page: str | None, seconds: flo
 
     line(f"Plots, samples and table: {directory}")
     if page is not None:
-        line(f"Compare in MLflow:        igdit ui    (this run: {page})")
+        line(f"Compare in MLflow:        {_command()} ui    (this run: {page})")
     line(f"Done in {seconds:.1f} s.")
+
+
+def _command() -> str:
+    """How this program is called from here: by name if a shell would find it."""
+    if shutil.which("igdit"):
+        return "igdit"
+    script = Path(sys.executable).with_name("igdit")
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return str(script) if script.exists() else "python -m pipelines"
