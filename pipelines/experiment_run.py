@@ -36,7 +36,9 @@ def run_experiment(
         ArtifactError: an artifact that is needed is damaged (and `rebuild` was not asked for).
         TrainingFailedError: a loss was not finite.
     """
-    started, experiment = time.monotonic(), resolve(experiment)
+    # Asked first: mlflow adds its own folder to the PATH.
+    command, started = _command(), time.monotonic()
+    experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
     with in_use(store):
         remember(store, experiment, graph.run_key)
@@ -57,7 +59,7 @@ def run_experiment(
         files = write_report(results, directory)
         print_report(results, console)
         page = _track(home, graph, files, console)
-        _print_end(console, directory, page, time.monotonic() - started)
+        _print_end(console, directory, page, command, time.monotonic() - started)
     return 0
 
 
@@ -98,13 +100,15 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
         return None
 
 
-def _print_end(console: Console, directory: Path, page: str | None, seconds: float) -> None:
+def _print_end(
+    console: Console, directory: Path, page: str | None, command: str, seconds: float
+) -> None:
     def line(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     line(f"Plots, samples and table: {directory}")
     if page is not None:
-        line(f"Compare in MLflow:        {_command()} ui    (this run: {page})")
+        line(f"Compare in MLflow:        {command} ui    (this run: {page})")
     line(f"Done in {seconds:.1f} s.")
 
 
