@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import CorruptArtifactError, MissingArtifactError
+from safetensors import SafetensorError
+
+from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
 from pipelines.files import describe_files, read_if_there, sync_directory, write_durably
 from pipelines.keys import file_digest
 from pipelines.locks import FileLock
@@ -171,6 +173,9 @@ class Store:
             write_durably(staging / MANIFEST, json.dumps(manifest, indent=1) + "\n")
             if self._rename(staging, target):
                 self.log("published", kind, key, seconds=manifest["seconds"])
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"artifact {kind}/{key} could not be made in {self.root}: "
+                                f"{error}") from error  # fmt: skip
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             lock.release(remove=True)

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("IGDIT_DEBUG"):
             raise
         print(f"igdit: {error}", file=sys.stderr)
-        if not isinstance(error, UsageError):
+        if not isinstance(error, UsageError | PipelineError):
             print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:

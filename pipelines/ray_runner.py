@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,9 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
 
 def _connect(resources: Resources, scratch: Path) -> None:
     """Join the cluster of `RAY_ADDRESS`, or start Ray here."""
-    if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     ray.init(
@@ -205,6 +208,17 @@ def _connect(resources: Resources, scratch: Path) -> None:
         _node_ip_address="127.0.0.1",
         **_scratch_option(scratch),
     )
+
+
+def _check_answers(address: str) -> None:
+    """Raise ValueError if nothing listens at HOST:PORT; Ray would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ValueError(f"RAY_ADDRESS must be that of a running cluster, but {address} does "
+                             f"not answer: {error}") from error  # fmt: skip
 
 
 def _scratch_option(scratch: Path) -> dict[str, Any]:
