@@ -190,7 +190,7 @@ def train(
     # Buckets that stay in registration order: the sum of gradients does not depend on when the
     # process was started, so that a resumed run is the uninterrupted one bit for bit.
     network = (
-        DistributedDataParallel(state.model, find_unused_parameters=True, broadcast_buffers=False)
+        DistributedDataParallel(state.model, find_unused_parameters=True)
         if share.world_size > 1
         else state.model
     )

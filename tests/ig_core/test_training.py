@@ -109,6 +109,8 @@ def process_group(rank, world_size, address):
     )
     yield Share(rank, world_size)
     distributed.destroy_process_group()
+    # Threads of gloo may still be ending: a process that is torn down meanwhile can abort.
+    os._exit(0)
 
 
 def train_then_meet_nan(rank, world_size, folder):
