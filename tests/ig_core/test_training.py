@@ -109,7 +109,10 @@ def process_group(rank, world_size, address):
     )
     yield Share(rank, world_size)
     distributed.destroy_process_group()
-    # Threads of gloo may still be ending: a process that is torn down meanwhile can abort.
+
+
+def leave():
+    """End a worker process: gloo's threads may still be ending, and teardown can abort then."""
     os._exit(0)
 
 
@@ -122,6 +125,7 @@ def train_then_meet_nan(rank, world_size, folder):
         with pytest.raises(NonFiniteLossError) as caught:
             list(train(new_state(), poisoned, LOSS, TEN_STEPS, share))
         (folder / f"error{rank}").write_text(str(caught.value.step))
+    leave()
 
 
 def train_then_resume(rank, world_size, folder):
@@ -136,6 +140,7 @@ def train_then_resume(rank, world_size, folder):
     with process_group(rank, world_size, folder / "second-group") as share:
         resumed = run(load_checkpoint(folder / f"middle{rank}"), share=share)
         save_checkpoint(resumed, folder / f"resumed{rank}")
+    leave()
 
 
 def test_new_state_is_a_function_of_the_seed():
