@@ -98,6 +98,10 @@ class Resources:
     micro_batch: int | None = None
     """Most images of a batch that a worker holds at once; more are accumulated. None: all.
     Half the batch makes one and two workers agree bit for bit."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work, same result."""
+    compile_blocks: bool = False
+    """Compile the transformer's blocks (torch.compile); results change by rounding."""
     sample_tasks: int = 2
     """Sampling and evaluation tasks at a time."""
     sample_batch: int = 250
@@ -169,6 +173,9 @@ class Experiment:
         guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
         _require(self.model.aux_layer is not None or not guided, "ig scales", guided,
                  "all 1 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
+        _require(self.model.aux_layer is not None or not self.loss.target_guidance,
+                 "loss.target_guidance", self.loss.target_guidance,
+                 "0 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
         _require(len({round(100 * s) for s in self.scales}) == len(self.scales), "ig scales",
                  self.scales, "at least 0.01 apart (their step in the tracked curve)")  # fmt: skip
         _require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from ig_core.config import ModelConfig, OptimConfig
 from ig_core.official import load_official, save_official
-from ig_core.optim import make_optimizer
+from ig_core.optim import make_optimizers
+from ig_core.precision import loss_scaler
 from ig_core.training import HISTORY_COLUMNS, TrainState
 from ig_core.transformer import DiffusionTransformer
 
@@ -42,10 +43,11 @@ def save_checkpoint(state: TrainState, directory: str | Path) -> None:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    names = [name for name, _ in state.model.named_parameters()]
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     moments = {
-        f"{names[index]}/{key}": value
-        for index, entry in state.optimizer.state_dict()["state"].items()
+        f"{names[parameter]}/{key}": value
+        for optimizer in state.optimizers
+        for parameter, entry in optimizer.state.items()
         for key, value in entry.items()
     }
     tensors = {
@@ -62,6 +64,7 @@ def save_checkpoint(state: TrainState, directory: str | Path) -> None:
         "step": state.step,
         "model": dataclasses.asdict(state.model.config),
         "optim": dataclasses.asdict(state.optim),
+        "loss_scaler": state.scaler.state_dict(),
     }
     (directory / "state.json").write_text(json.dumps(header, indent=2) + "\n")
 
@@ -82,27 +85,48 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     ema = _read_tensors(
         directory / "ema.safetensors", shapes | {"pos_embed": model.pos_embed.shape}
     )
-    optimizer = make_optimizer(model, optim)
-    # AdamW keeps three moments of every parameter, and none before the first step.
-    moments = {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None}
-    wanted = {
-        f"{name}/{moment}": shape if fixed is None else fixed
-        for name, shape in shapes.items() for moment, fixed in moments.items()
-    } if step else {}  # fmt: skip
-    state: dict[int, dict[str, Tensor]] = {}
-    numbers = {name: number for number, name in enumerate(shapes)}
-    for key, value in _read_tensors(directory / "optimizer.safetensors", wanted).items():
-        name, _, moment = key.rpartition("/")
-        state.setdefault(numbers[name], {})[moment] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    optimizers = make_optimizers(model, optim)
+    _load_moments(model, optimizers, directory / "optimizer.safetensors", begun=step > 0)
+    scaler = loss_scaler(optim.precision, model.pos_embed.device)
+    _parse(directory, lambda: scaler.load_state_dict(header.get("loss_scaler", {})))
     return TrainState(
         model=model,
         optim=optim,
         ema={name: ema[name].to(device) for name in shapes},
-        optimizer=optimizer,
+        optimizers=optimizers,
+        scaler=scaler,
         step=step,
         history=load_history(directory),
     )
+
+
+MOMENTS: dict[type[torch.optim.Optimizer], dict[str, torch.Size | None]] = {
+    torch.optim.AdamW: {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None},
+    torch.optim.Muon: {"momentum_buffer": None},
+}
+"""What an optimizer keeps of each parameter, and its shape; None: that of the parameter."""
+
+
+def _load_moments(
+    model: DiffusionTransformer, optimizers: list[torch.optim.Optimizer], path: Path, *, begun: bool
+) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    owned = [[p for group in optimizer.param_groups for p in group["params"]]
+             for optimizer in optimizers]  # fmt: skip
+    wanted = {
+        f"{names[parameter]}/{moment}": parameter.shape if shape is None else shape
+        for optimizer, parameters in zip(optimizers, owned, strict=True)
+        for parameter in parameters
+        for moment, shape in MOMENTS[type(optimizer)].items()
+    }
+    found = _read_tensors(path, wanted if begun else {})
+    if not begun:
+        return
+    for optimizer, parameters in zip(optimizers, owned, strict=True):
+        moments = MOMENTS[type(optimizer)]
+        state = {number: {moment: found[f"{names[parameter]}/{moment}"] for moment in moments}
+                 for number, parameter in enumerate(parameters)}  # fmt: skip
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def load_ema(directory: str | Path, device: torch.device | str = "cpu") -> DiffusionTransformer:
@@ -147,7 +171,8 @@ def _parse(directory: Path, build: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 
 def _read_model(directory: Path, header: dict[str, Any], name: str) -> DiffusionTransformer:
-    model = DiffusionTransformer(_parse(directory, lambda: ModelConfig(**header["model"])))
+    config = _parse(directory, lambda: ModelConfig(**header["model"]))
+    model = DiffusionTransformer.uninitialised(config)
     path = directory / f"{name}.safetensors"
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     model.load_state_dict(_read_tensors(path, shapes))

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Interval = tuple[float, float]
 PathType = Literal["linear", "cosine"]
+Precision = Literal["float32", "bf16", "fp16"]
+"""Autocast of the matrix products in the blocks; all else is float32 (see `layers`)."""
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -90,9 +92,8 @@ class ModelConfig:
         if self.aux_layer is not None:
             _require(1 <= self.aux_layer <= self.depth - 1, "aux_layer", self.aux_layer,
                      f"None or in 1..{self.depth - 1} (depth - 1)")  # fmt: skip
-        _require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "positive")
-        _require(self.time_scale > 0, "time_scale", self.time_scale, "positive")
-        _require(self.embedding_std > 0, "embedding_std", self.embedding_std, "positive")
+        for name in ("mlp_ratio", "time_scale", "embedding_std"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
 
     @property
     def head_dim(self) -> int:
@@ -160,30 +161,39 @@ class LossConfig:
     """Weight of 1 - cos(v_final, v) over channels (LightningDiT uses 1)."""
     label_dropout: float = 0.1
     """Probability that a label is replaced by the null label."""
+    target_guidance: float = 0.0
+    """Guidance in the training target (IG paper, section 4.3): the final head learns
+    v + target_guidance (v_final - v_aux), the move taken from the averaged weights; 0 is off."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        _require(self.aux_weight >= 0, "aux_weight", self.aux_weight, "at least 0")
-        _require(self.cosine_weight >= 0, "cosine_weight", self.cosine_weight, "at least 0")
+        for name in ("aux_weight", "cosine_weight", "target_guidance"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, gradient clipping and the moving average of the weights."""
+    """Optimizer, gradient clipping, precision and the moving average of the weights."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for matrices, AdamW for the rest (LightningDiT's recipe)."""
     lr: float = 1e-4
     """Learning rate after warm-up; constant from then on."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW moment decays."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay; with muon that of the matrices alone."""
+    momentum: float = 0.95
+    """Muon's (Nesterov) momentum."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly to lr."""
     grad_clip: float = 1.0
     """Largest global gradient norm."""
     ema_decay: float = 0.9999
     """Decay of the weight average that is sampled."""
+    precision: Precision = "float32"
+    """Autocast of the training step; fp16 scales the loss and skips steps that overflow."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -192,7 +202,14 @@ class OptimConfig:
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        for name in ("ema_decay", "momentum"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _require(self.precision != "fp16" or self.optimizer != "muon", "precision",
+                 self.precision, "float32 or bf16 with muon (it cannot skip a step)")  # fmt: skip
+
+    def canonical(self) -> OptimConfig:
+        """The same training with what its optimizer does not read reset to the default."""
+        return self if self.optimizer == "muon" else replace(self, momentum=0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +263,8 @@ class SamplerConfig:
     """Path the model was trained on."""
     state_dtype: Literal["float32", "float64"] = "float32"
     """Precision of the sampler's state; the network always sees float32."""
+    precision: Precision = "float32"
+    """Autocast of the network."""
 
     def __post_init__(self) -> None:
         _check_fields(self)

@@ -7,7 +7,7 @@ one formula, applied outside the model and outside the integrator.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,25 +15,34 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ig_core.config import Guidance, Interval
+    from ig_core.config import Guidance
     from ig_core.transformer import DiffusionTransformer
 
     Velocity = Callable[[Tensor, float], Tensor]
     """(x (B, C, H, W), t) -> dx/dt (B, C, H, W)."""
 
 
-def extrapolate(strong: Tensor, weak: Tensor, scale: float) -> Tensor:
+class Scales(NamedTuple):
+    """What acts at one time: a number (1 is off), or one for each row, (B, 1, 1, 1)."""
+
+    ig: float | Tensor
+    cfg: float | Tensor
+    auto: float | Tensor
+
+
+def extrapolate(strong: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
     """Move from the weak prediction towards the strong one and past it (IG paper, guidance).
 
     Args:
         strong: Velocity to improve, (B, C, H, W).
         weak: Velocity of the weaker predictor, same shape.
-        scale: 1 returns `strong` itself, 0 `weak`; above 1 extrapolates.
+        scale: 1 returns `strong` itself, 0 `weak`; above 1 extrapolates. Or a scale for each row,
+            (B, 1, 1, 1).
 
     Returns:
         weak + scale (strong - weak), (B, C, H, W).
     """
-    return strong if scale == 1 else torch.lerp(weak, strong, scale)
+    return strong if _is_off(scale) else torch.lerp(weak, strong, scale)
 
 
 def guided_velocity(
@@ -62,6 +71,50 @@ def guided_velocity(
         ValueError: internal guidance is on and the model has no auxiliary head, or autoguidance
             is on and there is no weak model.
     """
+    require_predictors(model, guidance, weak_model)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return guide(model, weak_model, x, t, y, scales_at(t, guidance))
+
+    return velocity
+
+
+def guide(
+    model: DiffusionTransformer,
+    weak_model: DiffusionTransformer | None,
+    x: Tensor,
+    t: float,
+    y: Tensor,
+    scales: Scales,
+) -> Tensor:
+    """The guided velocity at one time, (B, C, H, W); see `guided_velocity`."""
+    if _is_off(scales.cfg):
+        v = _internally_guided(model, x, t, y, scales.ig)
+    else:
+        labels = torch.cat([y, torch.full_like(y, model.config.null_label)])
+        ig = scales.ig.repeat(2, 1, 1, 1) if torch.is_tensor(scales.ig) else scales.ig
+        both = _internally_guided(model, torch.cat([x, x]), t, labels, ig)
+        with_label, without = both.chunk(2)
+        v = extrapolate(with_label, without, scales.cfg)
+    if weak_model is not None and not _is_off(scales.auto):
+        v = extrapolate(v, _internally_guided(weak_model, x, t, y, 1.0), scales.auto)
+    return v
+
+
+def scales_at(t: float, guidance: Guidance) -> Scales:
+    """The scales that act at time t: 1 outside their interval."""
+    g = guidance
+    return Scales(
+        g.ig_scale if g.ig_interval[0] <= t <= g.ig_interval[1] else 1.0,
+        g.cfg_scale if g.cfg_interval[0] <= t <= g.cfg_interval[1] else 1.0,
+        g.auto_scale if g.auto_interval[0] <= t <= g.auto_interval[1] else 1.0,
+    )
+
+
+def require_predictors(
+    model: DiffusionTransformer, guidance: Guidance, weak_model: DiffusionTransformer | None
+) -> None:
+    """Raise ValueError unless there is a weaker prediction for each kind of guidance that is on."""
     if guidance.ig_scale != 1 and getattr(model, "aux_head", model) is None:
         raise ValueError(f"ig_scale must be 1 for a model without auxiliary head (aux_layer is "
                          f"None), but got {guidance.ig_scale!r}")  # fmt: skip
@@ -69,33 +122,16 @@ def guided_velocity(
         raise ValueError(f"auto_scale must be 1 without a weak model, but got "
                          f"{guidance.auto_scale!r}")  # fmt: skip
 
-    def velocity(x: Tensor, t: float) -> Tensor:
-        ig_scale = _scale_at(t, guidance.ig_scale, guidance.ig_interval)
-        cfg_scale = _scale_at(t, guidance.cfg_scale, guidance.cfg_interval)
-        auto_scale = _scale_at(t, guidance.auto_scale, guidance.auto_interval)
-        if cfg_scale == 1:
-            v = _internally_guided(model, x, t, y, ig_scale)
-        else:
-            labels = torch.cat([y, torch.full_like(y, model.config.null_label)])
-            both = _internally_guided(model, torch.cat([x, x]), t, labels, ig_scale)
-            with_label, without = both.chunk(2)
-            v = extrapolate(with_label, without, cfg_scale)
-        if auto_scale != 1 and weak_model is not None:
-            v = extrapolate(v, _internally_guided(weak_model, x, t, y, 1.0), auto_scale)
-        return v
 
-    return velocity
-
-
-def _scale_at(t: float, scale: float, interval: Interval) -> float:
-    return scale if interval[0] <= t <= interval[1] else 1.0
+def _is_off(scale: float | Tensor) -> bool:
+    return not torch.is_tensor(scale) and scale == 1
 
 
 def _internally_guided(
-    model: DiffusionTransformer, x: Tensor, t: float, y: Tensor, scale: float
+    model: DiffusionTransformer, x: Tensor, t: float, y: Tensor, scale: float | Tensor
 ) -> Tensor:
     times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-    if scale == 1 and hasattr(model, "final_velocity"):
+    if _is_off(scale) and hasattr(model, "final_velocity"):
         return model.final_velocity(x, times, y)
     final, aux = model(x, times, y)
     return final if aux is None else extrapolate(final, aux, scale)

@@ -2,6 +2,10 @@
 
 Parameter names follow the published SiT and LightningDiT checkpoints. T is the number of tokens,
 D the width.
+
+Under autocast only the matrix products of attention and MLP run in low precision. Patch and time
+embedding, modulation, norms, the residual stream and the velocity heads stay float32: they cost
+little and their rounding would reach the velocity undamped.
 """
 
 from __future__ import annotations
@@ -44,6 +48,12 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return x * tables[0] + quarter_turn * tables[1]
 
 
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer in float32, also under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     """X (1 + scale) + shift, with (B, D) conditioning of x (B, T, D)."""
     x = x * (1 + scale[:, None])
@@ -66,7 +76,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return in_float32(self.proj, x).flatten(2).transpose(1, 2)
 
 
 class TimeEmbed(nn.Module):
@@ -88,7 +98,7 @@ class TimeEmbed(nn.Module):
         half = TIME_FEATURES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angle = (t.float() * self.scale)[:, None] * torch.exp(-math.log(10000) * exponent)
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+        return in_float32(self.mlp, torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
 class LabelEmbed(nn.Module):
@@ -107,7 +117,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.qk_norm = config.num_heads, config.qk_norm
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.q_norm, self.k_norm = self._head_norm(config), self._head_norm(config)
         self.proj = nn.Linear(config.width, config.width)
@@ -122,10 +132,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_norm:
+            q, k = in_float32(self.q_norm, q), in_float32(self.k_norm, k)
         if rope is not None:
-            q, k = rotate(q, rope).to(v.dtype), rotate(k, rope).to(v.dtype)
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, head_dim)
+            q, k = rotate(q, rope), rotate(k, rope)
+        # Norm and rotation are float32; the products are autocast's (v's) precision.
+        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -172,7 +184,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """X (B, T, D); condition (B, D), the SiLU of the summed time and label embedding."""
-        chunks = self.adaLN_modulation["1"](condition).chunk(self.parts, dim=1)
+        chunks = in_float32(self.adaLN_modulation["1"], condition).chunk(self.parts, dim=1)
         if self.parts == 6:
             shift1, scale1, gate1, shift2, scale2, gate2 = chunks
         else:
@@ -191,5 +203,5 @@ class VelocityHead(nn.Module):
         self.adaLN_modulation = nn.ModuleDict({"1": nn.Linear(config.width, 2 * config.width)})
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation["1"](condition).chunk(2, dim=1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        shift, scale = in_float32(self.adaLN_modulation["1"], condition).chunk(2, dim=1)
+        return in_float32(self.linear, modulate(self.norm_final(x), shift, scale))

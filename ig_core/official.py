@@ -1,9 +1,9 @@
 """Published checkpoints in and out: SiT+IG, LightningDiT+IG, and both without auxiliary head.
 
-The published names differ from ours in the heads alone. LightningDiT runs time the other way (t = 1
-is data, v = data - noise); it is turned round once, here, in the weights: the features of 1 - t are
-a reflection of those of t, which the first layer of the time MLP absorbs, and the heads change
-sign. (`v(x, t) = -net(x, 1 - t)`.)
+The published names differ from ours in the heads alone. LightningDiT and the original SiT run time
+the other way (t = 1 is data, v = data - noise); it is turned round once, here, in the weights: the
+features of 1 - t are a reflection of those of t, which the first layer of the time MLP absorbs, and
+the heads change sign. (`v(x, t) = -net(x, 1 - t)`.) SiT+IG and REPA run time as we do.
 """
 
 from __future__ import annotations
@@ -31,19 +31,29 @@ HEADS = {"final_layer.": "final_head.", "final_layer_xr.": "aux_head."}
 """Published prefix -> ours."""
 ALLOWED_CLASSES: list[Any] = [argparse.Namespace]
 """The only class a published pickle may hold besides tensors and plain containers (`args`)."""
-_COMPUTED = ("feat_rope.",)
+_LEFT_OUT = ("projectors.",)
+"""REPA's projection to another network's features: used in training alone."""
+_ROPE = {"feat_rope.freqs_cos": "rope_cos", "feat_rope.freqs_sin": "rope_sin"}
+"""Tables that LightningDiT stores and that we compute; they must agree."""
+_HEAD_LINEAR = ("final_head.linear.weight", "final_head.linear.bias")
 _TIME_WEIGHT = "t_embedder.mlp.0.weight"
 
 
 def load_official(
-    source: str | Path | Mapping[str, Any], config: ModelConfig
+    source: str | Path | Mapping[str, Any], config: ModelConfig, time_reversed: bool | None = None
 ) -> DiffusionTransformer:
     """Read a published checkpoint as a model of ours.
+
+    The auxiliary layer is no part of these files: `config.aux_layer` must be what the checkpoint
+    was trained with.
 
     Args:
         source: File (`.pt`, `.pth`, `.safetensors`) or what it holds: a state dict, or a dict with
             one under `ema` (taken first) or `model`. A `module.` prefix is dropped.
         config: Architecture; `aux_layer=None` for a checkpoint without auxiliary head.
+        time_reversed: Whether t = 1 is data in the file. None: it is for LightningDiT, and for a
+            SiT whose final layer is twice as wide (the original SiT's, which also learnt a
+            variance; the velocity is the first half).
 
     Returns:
         The model in evaluation mode; the position table is the file's.
@@ -54,12 +64,15 @@ def load_official(
     """
     name = str(source) if isinstance(source, str | Path) else "the state dict"
     held = _read(Path(source)) if isinstance(source, str | Path) else source
-    tensors = {_our_name(key): value for key, value in _state_dict(held, name).items()}
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(_COMPUTED)}
-    model = DiffusionTransformer(config)
+    tensors = {_our_name(key): value for key, value in _state_dict(held, name).items()
+               if not key.startswith(_LEFT_OUT)}  # fmt: skip
+    model = DiffusionTransformer.uninitialised(config)
+    tensors, doubled = _first_half(tensors, config)
     _check(tensors, model, name)
-    converted = {key: value.detach().float() for key, value in tensors.items()}
-    if config.backbone == "lightningdit":
+    if time_reversed is None:
+        time_reversed = doubled or config.backbone == "lightningdit"
+    converted = {key: value.detach().float() for key, value in tensors.items() if key not in _ROPE}
+    if time_reversed:
         converted = _reverse_time(converted, config)
     model.load_state_dict(converted)
     return model.eval()
@@ -74,8 +87,7 @@ def save_official(model: DiffusionTransformer) -> dict[str, Tensor]:
     if model.config.backbone == "lightningdit":
         tensors = _reverse_time(tensors, model.config)
     if model.config.rope:
-        tensors["feat_rope.freqs_cos"] = model.rope_cos.cpu().clone()
-        tensors["feat_rope.freqs_sin"] = model.rope_sin.cpu().clone()
+        tensors |= {key: getattr(model, ours).cpu().clone() for key, ours in _ROPE.items()}
     return {_published_name(key): value for key, value in tensors.items()}
 
 
@@ -119,9 +131,23 @@ def _published_name(key: str) -> str:
     return key
 
 
+def _first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], bool]:
+    """Drop the variance half of a final layer that is twice as wide; whether it was."""
+    width = config.patch_size**2 * config.in_channels
+    if any(key not in tensors or len(tensors[key]) != 2 * width for key in _HEAD_LINEAR):
+        return tensors, False
+    # Outputs are ordered (row in patch, column in patch, channel), channels innermost.
+    halves = {key: tensors[key].unflatten(0, (-1, 2, config.in_channels))[:, 0].flatten(0, 1)
+              for key in _HEAD_LINEAR}  # fmt: skip
+    return {**tensors, **halves}, True
+
+
 def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str) -> None:
     """Compare names and shapes; one message says all that does not fit."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    tables = {key: getattr(model, ours) for key, ours in _ROPE.items()} if model.config.rope else {}
+    # Not every exporter stores them; where they are, they must be ours.
+    wanted |= {key: tuple(value.shape) for key, value in tables.items() if key in tensors}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     problems = [f"missing {_published_name(key)}" for key in sorted(wanted.keys() - found.keys())]
     problems += [f"unexpected {_published_name(k)}" for k in sorted(found.keys() - wanted.keys())]
@@ -129,6 +155,12 @@ def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str
         f"{_published_name(key)} has shape {found[key]} instead of {wanted[key]}"
         for key in sorted(wanted.keys() & found.keys()) if found[key] != wanted[key]
     ]  # fmt: skip
+    problems += [
+        f"{key} holds other angles than a 2-d rotary embedding of base 10000"
+        for key, table in tables.items()
+        if found.get(key) == tuple(table.shape)
+        and not torch.allclose(tensors[key].float(), table, atol=1e-4)
+    ]
     if problems:
         hint = ""
         if model.aux_head is not None and not any(key.startswith("aux_head.") for key in found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ig_core.path import score
+from ig_core.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ def sample(
     Args:
         velocity: Field dx/dt, called with float32 x (B, C, H, W) and a float t.
         x: Standard normal noise, (B, C, H, W).
-        config: Method, grid and precision of the state.
+        config: Method, grid and precision.
         noise_fn: SDE only: standard normal noise for each step.
 
     Returns:
@@ -55,34 +55,67 @@ def sample(
     Raises:
         ValueError: the SDE is asked for without `noise_fn`.
     """
-    state = x.to(getattr(torch, config.state_dtype))
+    state, field = x.to(getattr(torch, config.state_dtype)), field_of(velocity, config)
+    times = time_grid(config)
+    if config.method == "dopri5":
+        return dopri5(field, state, times).float()
+    for step in range(config.num_steps):
+        state = advance(field, state, times, step, config, noise_fn)
+    return state.float()
+
+
+def field_of(velocity: Velocity, config: SamplerConfig) -> Velocity:
+    """The velocity as the integrator sees it: in the state's dtype, the network in its own."""
 
     def field(x: Tensor, t: float) -> Tensor:
-        return velocity(x.float(), t).to(x.dtype)
+        with autocast(config.precision, x.device):
+            return velocity(x.float(), t).to(x.dtype)
 
-    times = time_grid(config)
-    if config.method == "sde":
-        if noise_fn is None:
-            raise ValueError("method 'sde' needs noise_fn, but got None")
-        return euler_maruyama(field, state, times, config.path, noise_fn).float()
-    integrate = {"euler": euler, "heun": heun, "dopri5": dopri5}[config.method]
-    return integrate(field, state, times).float()
+    return field
 
 
-def euler(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
+def advance(
+    field: Velocity,
+    x: Tensor,
+    times: list[float],
+    step: int,
+    config: SamplerConfig,
+    noise_fn: NoiseFn | None,
+) -> Tensor:
+    """The state after step `step` of a method with fixed steps."""
+    t, t_next = times[step], times[step + 1]
+    if config.method == "euler":
+        return euler(field, x, t, t_next)
+    if config.method == "heun":
+        return heun(field, x, t, t_next)
+    if noise_fn is None:
+        raise ValueError("method 'sde' needs noise_fn, but got None")
+    noise = noise_fn(step, x) if t_next > 0 else None
+    return euler_maruyama(field, x, t, t_next, config.path, noise)
+
+
+def euler(velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
     """First order, one evaluation a step."""
-    for t, t_next in itertools.pairwise(times):
-        x = x + (t_next - t) * velocity(x, t)
-    return x
+    return x + (t_next - t) * velocity(x, t)
 
 
-def heun(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
+def heun(velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
     """Second order (explicit trapezoid), two evaluations a step, the last one included."""
-    for t, t_next in itertools.pairwise(times):
-        v = velocity(x, t)
-        ahead = velocity(x + (t_next - t) * v, t_next)
-        x = x + (t_next - t) * (v + ahead) / 2
-    return x
+    v = velocity(x, t)
+    ahead = velocity(x + (t_next - t) * v, t_next)
+    return x + (t_next - t) * (v + ahead) / 2
+
+
+def euler_maruyama(
+    velocity: Velocity, x: Tensor, t: float, t_next: float, path: PathType, noise: Tensor | None
+) -> Tensor:
+    """Reverse SDE with diffusion w(t) = 2t (SiT, section 3); the last step adds no noise.
+
+    dx = (v - w/2 score) dt + sqrt(w) dW.
+    """
+    v = velocity(x, t)
+    x = x + (t_next - t) * (v - t * score(path, x, v, t))
+    return x if noise is None else x + math.sqrt(2 * t * (t - t_next)) * noise
 
 
 def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
@@ -93,20 +126,3 @@ def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
     path = odeint(lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6,
                   method="dopri5")  # fmt: skip
     return path[-1]
-
-
-def euler_maruyama(
-    velocity: Velocity, x: Tensor, times: list[float], path: PathType, noise_fn: NoiseFn
-) -> Tensor:
-    """Reverse SDE with diffusion w(t) = 2t (SiT, section 3); the last step adds no noise.
-
-    dx = (v - w/2 score) dt + sqrt(w) dW.
-    """
-    last = len(times) - 2
-    for step, (t, t_next) in enumerate(itertools.pairwise(times)):
-        v = velocity(x, t)
-        x_next = x + (t_next - t) * (v - t * score(path, x, v, t))
-        if step < last:
-            x_next = x_next + math.sqrt(2 * t * (t - t_next)) * noise_fn(step, x)
-        x = x_next
-    return x

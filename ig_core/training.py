@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from ig_core.loss import drop_labels, ig_loss
 from ig_core.noise import AddressedNoise
-from ig_core.optim import ema_update, learning_rate, make_optimizer
+from ig_core.optim import ema_update, learning_rate, make_optimizers, set_learning_rate
 from ig_core.path import training_time
-from ig_core.transformer import DiffusionTransformer
+from ig_core.precision import autocast, loss_scaler
+from ig_core.transformer import DiffusionTransformer, Velocities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from ig_core.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 
 HISTORY_COLUMNS = ("total", "final", "aux", "grad_norm")
+"""Of each step; grad_norm is NaN where fp16 overflowed and the step was skipped."""
+SMALLEST_LOSS_SCALE = 2.0**-10
+"""Below it the gradients of fp16 are not too large for the format but infinite."""
 
 
 class Dataset(Protocol):
@@ -54,7 +59,9 @@ class TrainState:
     model: DiffusionTransformer
     optim: OptimConfig
     ema: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    """Loss scale of fp16; does nothing in other precisions."""
     step: int = 0
     history: Tensor = field(default_factory=lambda: torch.zeros(0, len(HISTORY_COLUMNS)))
     """One row of HISTORY_COLUMNS for each step taken, float32 on the CPU."""
@@ -68,12 +75,18 @@ class TrainState:
         network.initialise(seed)
         network.to(device)
         ema = {name: p.detach().clone() for name, p in network.named_parameters()}
-        return cls(network, optim, ema, make_optimizer(network, optim))
+        scaler = loss_scaler(optim.precision, network.pos_embed.device)
+        return cls(network, optim, ema, make_optimizers(network, optim), scaler)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return self.model.pos_embed.device
+
+    def averaged(self, x: Tensor, t: Tensor, y: Tensor) -> Velocities:
+        """The model's velocities with the averaged weights."""
+        velocities: Velocities = functional_call(self.model, self.ema, (x, t, y))
+        return velocities
 
 
 @dataclass(frozen=True)
@@ -200,13 +213,10 @@ def train(
     checkpoints = set(config.checkpoint_steps)
     while state.step < config.steps:
         row = _accumulate(network, source, state, loss, share, config.batch_size)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, state.optim.grad_clip)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, state.optim)
-        state.optimizer.step()
+        norm = _step(state, parameters)
         ema_update(state.ema.values(), parameters, state.optim.ema_decay)
         state.step += 1
-        pending.append(torch.cat([row, norm.detach().float().view(1)]))
+        pending.append(torch.cat([row, norm.view(1)]))
         if state.step % flush_every == 0 or state.step in checkpoints:
             _flush(state, pending, share.world_size)
         yield state.step
@@ -221,18 +231,31 @@ def _accumulate(
     batch_size: int,
 ) -> Tensor:
     """Gradient of the mean loss over this worker's part; returns its (total, final, aux)."""
-    state.optimizer.zero_grad(set_to_none=True)
+    state.model.zero_grad(set_to_none=True)
     parts = share.positions(state.step, batch_size)
     row = torch.zeros(3, device=state.device)
     for number, positions in enumerate(parts, start=1):
         wrapped = network if isinstance(network, DistributedDataParallel) else None
         with wrapped.no_sync() if wrapped and number < len(parts) else nullcontext():
             batch = source.batch(positions, state.device)
-            terms = ig_loss(network, *batch, loss)
+            with autocast(state.optim.precision, state.device):
+                terms = ig_loss(network, *batch, loss, state.averaged)
             weight = len(positions) * share.world_size / batch_size
-            (terms.total * weight).backward()
+            state.scaler.scale(terms.total * weight).backward()
         row += weight * torch.stack([terms.total, terms.final, terms.aux]).detach()
     return row
+
+
+def _step(state: TrainState, parameters: list[torch.nn.Parameter]) -> Tensor:
+    """Clip the gradient and take the step; returns the gradient's norm, a float32 scalar."""
+    for optimizer in state.optimizers:
+        state.scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, state.optim.grad_clip).detach().float()
+    set_learning_rate(state.optimizers, learning_rate(state.step, state.optim))
+    for optimizer in state.optimizers:
+        state.scaler.step(optimizer)
+    state.scaler.update()
+    return norm
 
 
 def _flush(state: TrainState, pending: list[Tensor], world_size: int) -> None:
@@ -242,7 +265,12 @@ def _flush(state: TrainState, pending: list[Tensor], world_size: int) -> None:
         distributed.all_reduce(rows)
         rows /= world_size
     rows = rows.cpu()
-    bad = (~rows.isfinite().all(dim=1)).nonzero()
+    if state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_LOSS_SCALE:
+        rows[:, 3].masked_fill_(~rows[:, 3].isfinite(), torch.nan)
+        checked = rows[:, :3]
+    else:
+        checked = rows
+    bad = (~checked.isfinite().all(dim=1)).nonzero()
     if len(bad):
         raise NonFiniteLossError(len(state.history) + int(bad[0]) + 1)
     state.history = torch.cat([state.history, rows])

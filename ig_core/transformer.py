@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ig_core.layers import (
     Block,
@@ -28,6 +29,15 @@ class Velocities(NamedTuple):
     aux: Tensor | None
 
 
+def _tables(config: ModelConfig) -> dict[str, Tensor]:
+    """Buffers by name: the position table, and those of the rotary embedding."""
+    tables = {"pos_embed": sincos_table(config.width, config.grid_size)}
+    if config.rope:
+        cos, sin = rope_tables(config.head_dim, config.grid_size)
+        tables |= {"rope_cos": cos, "rope_sin": sin}
+    return tables
+
+
 class DiffusionTransformer(nn.Module):
     """Velocity model v(x_t, t, y); t = 0 is data, t = 1 is noise.
 
@@ -35,6 +45,10 @@ class DiffusionTransformer(nn.Module):
     reads the tokens after block `config.aux_layer`, has the structure of the final head and the
     same conditioning, and its gradient reaches the trunk (IG paper, method section).
     """
+
+    activation_checkpointing = False
+    """Recompute each block in the backward pass instead of keeping its activations: memory of one
+    block for a third more work. Changes no result."""
 
     pos_embed: Tensor
     rope_cos: Tensor
@@ -46,15 +60,23 @@ class DiffusionTransformer(nn.Module):
         self.x_embedder = PatchEmbed(config)
         self.t_embedder = TimeEmbed(config)
         self.y_embedder = LabelEmbed(config)
-        self.register_buffer("pos_embed", sincos_table(config.width, config.grid_size))
-        if config.rope:
-            cos, sin = rope_tables(config.head_dim, config.grid_size)
-            self.register_buffer("rope_cos", cos, persistent=False)
-            self.register_buffer("rope_sin", sin, persistent=False)
+        for name, table in _tables(config).items():
+            self.register_buffer(name, table, persistent=name == "pos_embed")
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_head = VelocityHead(config)
         self.aux_head = None if config.aux_layer is None else VelocityHead(config)
-        self.initialise()
+        if not self.pos_embed.is_meta:
+            self.initialise()
+
+    @classmethod
+    def uninitialised(cls, config: ModelConfig) -> DiffusionTransformer:
+        """A model whose weights are about to be loaded: tables are set, weights are anything."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device="cpu")
+        for name, table in _tables(config).items():
+            setattr(model, name, table)
+        return model
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Velocities:
         """Predict with both heads.
@@ -73,13 +95,24 @@ class DiffusionTransformer(nn.Module):
         """The final head alone, (B, C, H, W): for times at which nobody reads the other one."""
         return self._run(x, t, y, with_aux=False).final
 
+    def compile_blocks(self) -> None:
+        """Compile every block with `torch.compile`, in place: once for all, they are alike.
+
+        Names of parameters stay. Results change by rounding; the first passes take a minute.
+        """
+        for block in self.blocks:
+            block.compile()
+
     def _run(self, x: Tensor, t: Tensor, y: Tensor, *, with_aux: bool) -> Velocities:
         tokens = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         condition = nn.functional.silu(self.t_embedder(t) + self.y_embedder(y))  # (B, D)
         rope = (self.rope_cos, self.rope_sin) if self.config.rope else None
         aux = None
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition, rope)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, condition, rope, use_reentrant=False)
+            else:
+                tokens = block(tokens, condition, rope)
             if with_aux and number == self.config.aux_layer and self.aux_head is not None:
                 aux = self._to_image(self.aux_head(tokens, condition))
         return Velocities(self._to_image(self.final_head(tokens, condition)), aux)

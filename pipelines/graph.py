@@ -32,6 +32,14 @@ VERSIONS = {
 }
 """Kind -> version. Raise one when its builder starts to give other results for the same input."""
 
+ADDED = {
+    "LossConfig": {"target_guidance"},
+    "OptimConfig": {"optimizer", "momentum", "precision"},
+    "SamplerConfig": {"precision"},
+}
+"""Fields that came after keys had been in use. At their default they stay out of a key, so that a
+new option makes nothing unreachable that was computed before there was a choice."""
+
 STAGES = {
     "data": "data",
     "extractor": "data",
@@ -150,9 +158,9 @@ class Graph:
         experiment = self.experiment
         same = dataclasses.replace(
             experiment, ig_scales=experiment.scales, guidance=experiment.guidance.canonical(),
-            sampler=experiment.sampler.canonical(),
+            sampler=experiment.sampler.canonical(), optim=experiment.optim.canonical(),
         )  # fmt: skip
-        values = dataclasses.asdict(same)
+        values = _slice(same)
         del values["resources"], values["name"], values["evaluation"]["extractor_weights"]
         return content_key(values)
 
@@ -163,7 +171,7 @@ class Graph:
         config = {
             "model": _slice(self.experiment.model),
             "loss": _slice(self.experiment.loss),
-            "optim": _slice(self.experiment.optim),
+            "optim": _slice(self.experiment.optim.canonical()),
             "train": train,
         }
         return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
@@ -225,7 +233,13 @@ def resolve(experiment: Experiment) -> Experiment:
 
 
 def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    return dataclasses.asdict(value)
+    """The fields of a configuration that enter a key."""
+    added = ADDED.get(type(value).__name__, set())
+    found = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    return {
+        field.name: _slice(item) if dataclasses.is_dataclass(item) else item
+        for field, item in found if field.name not in added or item != field.default
+    }  # fmt: skip
 
 
 def _numbered(nodes: Iterable[Node]) -> dict[str, Node]:

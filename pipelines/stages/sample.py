@@ -28,9 +28,12 @@ _PREVIEW_ROWS = 8
 
 
 @functools.lru_cache(maxsize=1)
-def _model(checkpoint: Path, device: str) -> DiffusionTransformer:
+def _model(checkpoint: Path, device: str, *, compiled: bool) -> DiffusionTransformer:
     """The last model used: a worker samples many shards of one checkpoint."""
-    return load_ema(checkpoint, device)
+    model = load_ema(checkpoint, device)
+    if compiled:
+        model.compile_blocks()
+    return model
 
 
 def sample_labels(index: Tensor, seed: int, mode: str, num_classes: int) -> Tensor:
@@ -67,7 +70,8 @@ def sample_images(
 def build_images(context: Context, directory: Path) -> None:
     """Sample one shard: the indices start..stop of a seed."""
     config, experiment = context.node.config, context.experiment
-    model = _model(context.input("checkpoint"), context.device)
+    compiled = experiment.resources.compile_blocks
+    model = _model(context.input("checkpoint"), context.device, compiled=compiled)
     guidance = Guidance(**config["guidance"])
     sampler = SamplerConfig(**config["sampler"])
     pieces = [

@@ -92,6 +92,9 @@ def train_worker(
     wanted, stop = set(job.steps), max(job.steps)
     start = _agree_on_start(store, graph, job.steps, world_size)
     state = _state_at(store, graph, start)
+    state.model.activation_checkpointing = experiment.resources.activation_checkpointing
+    if experiment.resources.compile_blocks:
+        state.model.compile_blocks()
     dataset = _dataset(store, graph)
     share = Share(rank, world_size, experiment.resources.micro_batch)
     if rank == 0:

@@ -65,7 +65,10 @@ def test_round_trip_keeps_everything_bit_for_bit(tiny_config, tmp_path, features
     ):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    ours, theirs = loaded.optimizer.state_dict()["state"], state.optimizer.state_dict()["state"]
+    ours, theirs = (
+        loaded.optimizers[0].state_dict()["state"],
+        state.optimizers[0].state_dict()["state"],
+    )
     assert ours.keys() == theirs.keys()
     for number, entry in theirs.items():
         assert entry.keys() == ours[number].keys()
@@ -77,7 +80,7 @@ def test_untrained_state_round_trips(tiny_config, tmp_path):
     save_checkpoint(state, tmp_path)
     loaded = load_checkpoint(tmp_path)
     assert (loaded.step, len(loaded.history)) == (0, 0)
-    assert loaded.optimizer.state_dict()["state"] == {}
+    assert loaded.optimizers[0].state_dict()["state"] == {}
 
 
 def test_order_of_the_averaged_tensors_is_that_of_the_parameters(saved):

@@ -100,13 +100,13 @@ def test_a_checkpoint_without_auxiliary_head(config):
 def test_one_message_names_everything_that_does_not_fit():
     tensors = published(SIT)
     del tensors["blocks.1.attn.qkv.bias"]
-    tensors["projectors.0.weight"] = torch.zeros(1)
+    tensors["blocks.3.attn.qkv.weight"] = torch.zeros(1)
     tensors["final_layer.linear.bias"] = torch.zeros(5)
     with pytest.raises(ValueError, match="does not fit the model") as caught:
         load_official(tensors, SIT)
     message = str(caught.value)
     assert "missing blocks.1.attn.qkv.bias" in message
-    assert "unexpected projectors.0.weight" in message
+    assert "unexpected blocks.3.attn.qkv.weight" in message
     assert "final_layer.linear.bias has shape (5,) instead of (16,)" in message
 
 
@@ -135,3 +135,49 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         load_official(path, SIT)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_the_original_sits_variance_is_left_out_and_its_time_turned_round():
+    """Its final layer is twice as wide, split after patches are put together; t=1 is data."""
+    config = replace(SIT, aux_layer=None)
+    doubled = {k: v for k, v in published(SIT).items() if not k.startswith("final_layer_xr.")}
+    wide = torch.randn(2 * 16, 32), torch.randn(2 * 16)
+    doubled |= {"final_layer.linear.weight": wide[0], "final_layer.linear.bias": wide[1]}
+    # The same network with 8 output channels, in its own convention.
+    plain = DiffusionTransformer(replace(config, in_channels=8))
+    plain.load_state_dict({
+        key.replace("final_layer.", "final_head."): value for key, value in doubled.items()
+        if key != "x_embedder.proj.weight"
+    } | {"x_embedder.proj.weight": torch.nn.functional.pad(
+        doubled["x_embedder.proj.weight"], (0, 0, 0, 0, 0, 4))})  # fmt: skip
+    x, t, y = torch.randn(5, 4, 8, 8), torch.rand(5), torch.randint(11, (5,))
+    with torch.no_grad():
+        ours = load_official(doubled, config)(x, t, y).final
+        both = plain(torch.cat([x, torch.zeros_like(x)], dim=1), 1 - t, y).final
+        theirs = both.chunk(2, dim=1)[0]
+    # float32 rounding of 1 - t inside cosines, relative
+    assert (ours + theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_the_time_direction_can_be_said():
+    tensors = published(SIT)
+    x, t, y = torch.randn(5, 4, 8, 8), torch.rand(5), torch.randint(11, (5,))
+    with torch.no_grad():
+        plain = load_official(tensors, SIT)(x, 1 - t, y).final
+        turned = load_official(tensors, SIT, time_reversed=True)(x, t, y).final
+    assert (turned + plain).norm() <= 1e-5 * plain.norm()
+
+
+def test_the_projection_of_repa_is_left_out():
+    tensors = published(SIT)
+    extra = {"projectors.0.0.weight": torch.zeros(3, 32)}
+    assert save_official(load_official(tensors | extra, SIT)).keys() == tensors.keys()
+
+
+def test_rotary_tables_must_be_ours():
+    tensors = published(LIGHT)
+    with pytest.raises(ValueError, match=r"unexpected feat_rope\.freqs_cos; .*freqs_sin"):
+        load_official(tensors, replace(LIGHT, rope=False))
+    stretched = tensors | {"feat_rope.freqs_sin": tensors["feat_rope.freqs_sin"] * 0.9}
+    with pytest.raises(ValueError, match=r"feat_rope\.freqs_sin holds other angles"):
+        load_official(stretched, LIGHT)

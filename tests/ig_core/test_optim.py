@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ig_core.config import OptimConfig
-from ig_core.optim import ema_update, learning_rate, make_optimizer
+from ig_core.optim import ema_update, learning_rate, make_optimizers
 
 
 def test_warm_up_rises_linearly_to_the_rate_and_stays():
@@ -49,7 +49,8 @@ def test_ema_of_constant_parameters_stays_exactly_there():
 def test_optimizer_holds_all_parameters_in_order_with_the_configured_values(random_model):
     model = random_model()
     config = OptimConfig(lr=3e-4, betas=(0.8, 0.95), weight_decay=0.01)
-    (group,) = make_optimizer(model, config).param_groups
+    (optimizer,) = make_optimizers(model, config)
+    (group,) = optimizer.param_groups
     named = [parameter for _, parameter in model.named_parameters()]
     assert all(a is b for a, b in zip(group["params"], named, strict=True))
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.8, 0.95), 0.01)
@@ -59,7 +60,7 @@ def test_first_optimizer_step_is_adamw():
     layer = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(2.0)
-    optimizer = make_optimizer(layer, OptimConfig(lr=0.1, weight_decay=0.5))
+    (optimizer,) = make_optimizers(layer, OptimConfig(lr=0.1, weight_decay=0.5))
     layer(torch.ones(1, 1)).sum().backward()
     optimizer.step()
     # Decay by lr * weight_decay, then a normalised step of lr; eps of Adam is 1e-8.

@@ -81,7 +81,7 @@ def assert_same(a, b):
         assert torch.equal(weight, b.model.state_dict()[name]), name
     for name, weight in a.ema.items():
         assert torch.equal(weight, b.ema[name]), name
-    ours, theirs = (state.optimizer.state_dict()["state"] for state in (a, b))
+    ours, theirs = (state.optimizers[0].state_dict()["state"] for state in (a, b))
     assert ours.keys() == theirs.keys()
     for number, entry in ours.items():
         for moment, value in entry.items():
@@ -184,7 +184,7 @@ def test_one_step_is_loss_clipping_adamw_and_average():
 def test_gradient_is_clipped_to_the_configured_norm_and_reported_unclipped():
     state = TrainState.new(MODEL, OptimConfig(grad_clip=0.01, betas=(0.75, 0.999)), TRAIN.seed)
     run(state, config(steps=1))
-    moments = [entry["exp_avg"].flatten() for entry in state.optimizer.state.values()]
+    moments = [entry["exp_avg"].flatten() for entry in state.optimizers[0].state.values()]
     # The first moment after one step is a quarter of the clipped gradient; the clipping divides
     # by the norm plus 1e-6.
     assert float(torch.cat(moments).norm()) == pytest.approx(0.25 * 0.01, rel=1e-5)

@@ -206,8 +206,11 @@ SCIENCE = {
         "aux_weight": 0.25,
         "cosine_weight": 1.0,
         "label_dropout": 0.2,
+        "target_guidance": 0.5,
     },
     "optim": {
+        "optimizer": "muon",
+        "precision": "bf16",
         "lr": 1e-5,
         "betas": (0.8, 0.9),
         "weight_decay": 0.1,
@@ -225,12 +228,18 @@ TIED = {"model": {"input_size", "in_channels", "num_classes", "aux_layer"}}
 LENGTH = {"train": {"steps", "checkpoint_every"}}
 """Fields that say only how long it goes on, and where it is kept."""
 
+MUON_ALONE = {"optim": {"momentum"}}
+"""Fields that only another choice gives a meaning."""
+
 
 @pytest.mark.parametrize("part", SCIENCE)
 def test_every_field_of_the_training_is_accounted_for(part):
     """A new field belongs into SCIENCE, unless it decides nothing."""
     fields = {field.name for field in dataclasses.fields(getattr(tiny(), part))}
-    assert fields == set(SCIENCE[part]) | TIED.get(part, set()) | LENGTH.get(part, set())
+    assert fields == (
+        set(SCIENCE[part]) | TIED.get(part, set()) | LENGTH.get(part, set())
+        | MUON_ALONE.get(part, set())
+    )  # fmt: skip
 
 
 def trajectory(experiment: Experiment) -> str:
@@ -245,6 +254,13 @@ def test_another_value_is_another_trajectory(part, field):
     if field == "path":
         changes["sampler"] = {"path": SCIENCE[part][field]}
     assert trajectory(tiny(**changes)) != trajectory(tiny())
+
+
+def test_momentum_is_another_trajectory_with_muon_alone():
+    slower = {"momentum": 0.9}
+    assert trajectory(tiny(optim=slower)) == trajectory(tiny())
+    muon = {"optimizer": "muon"}
+    assert trajectory(tiny(optim=muon | slower)) != trajectory(tiny(optim=muon))
 
 
 def test_the_auxiliary_layer_is_another_trajectory():

@@ -1,0 +1,125 @@
+"""Many guidances from the same noise: one trajectory for all until their velocities differ.
+
+Where no guidance acts, all of them are the same network at the same point. Trajectories are
+therefore a tree: they branch at the first step whose velocities differ, and the branches are
+integrated as one batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ig_core.guidance import Scales, guide, guided_velocity, require_predictors, scales_at
+from ig_core.sampling import advance, field_of, sample, time_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ig_core.config import Guidance, SamplerConfig
+    from ig_core.guidance import Velocity
+    from ig_core.sampling import NoiseFn
+    from ig_core.transformer import DiffusionTransformer
+
+
+@torch.no_grad()
+def sample_guidances(
+    model: DiffusionTransformer,
+    y: Tensor,
+    guidances: Sequence[Guidance],
+    x: Tensor,
+    config: SamplerConfig,
+    noise_fn: NoiseFn | None = None,
+    weak_model: DiffusionTransformer | None = None,
+) -> Tensor:
+    """Sample under K guidances; equals K calls of `sample`, up to the rounding of larger batches.
+
+    The network's batch grows from B to at most K B rows (twice that under classifier-free
+    guidance). With dopri5, whose steps depend on the batch, each guidance is sampled by itself.
+
+    Args:
+        model: Velocity model.
+        y: Labels, (B,) int64.
+        guidances: What to sample under.
+        x: Standard normal noise, (B, C, H, W), the same for all guidances.
+        config: Method, grid and precision.
+        noise_fn: SDE only: noise for each step, (B, C, H, W), the same for all guidances.
+        weak_model: The weaker checkpoint of autoguidance.
+
+    Returns:
+        Samples at t=0, float32, (K, B, C, H, W).
+
+    Raises:
+        ValueError: no guidance is given, one lacks its weaker prediction, or the SDE `noise_fn`.
+    """
+    if not guidances:
+        raise ValueError("guidances must be at least one, but got none")
+    for guidance in guidances:
+        require_predictors(model, guidance, weak_model)
+    if config.method == "dopri5":
+        return torch.stack([sample(guided_velocity(model, y, guidance, weak_model), x, config)
+                            for guidance in guidances])  # fmt: skip
+    times = time_grid(config)
+    branches = [list(range(len(guidances)))]
+    state = x.to(getattr(torch, config.state_dtype))[None]  # (branches, B, C, H, W)
+    shared_noise = None if noise_fn is None else lambda step, state: noise_fn(step, state[0])
+    for step in range(config.num_steps):
+        seen = times[step : step + 2] if config.method == "heun" else times[step : step + 1]
+        branches, parents = _branch(branches, guidances, seen)
+        if len(parents) > len(state):
+            state = state[parents]
+        leaders = [guidances[members[0]] for members in branches]
+        field = field_of(_velocity(model, weak_model, y, leaders), config)
+        state = advance(field, state, times, step, config, shared_noise)
+    followed = {member: number for number, members in enumerate(branches) for member in members}
+    return state[[followed[number] for number in range(len(guidances))]].float()
+
+
+def _branch(
+    branches: list[list[int]], guidances: Sequence[Guidance], times: list[float]
+) -> tuple[list[list[int]], list[int]]:
+    """Split each branch by the scales that act at these times; with each new one's parent."""
+    split: dict[tuple[int, tuple[Scales, ...]], list[int]] = {}
+    for parent, members in enumerate(branches):
+        for member in members:
+            acting = tuple(scales_at(t, guidances[member]) for t in times)
+            split.setdefault((parent, acting), []).append(member)
+    return list(split.values()), [parent for parent, _ in split]
+
+
+def _velocity(
+    model: DiffusionTransformer,
+    weak_model: DiffusionTransformer | None,
+    y: Tensor,
+    guidances: Sequence[Guidance],
+) -> Velocity:
+    """Velocity of one guidance a branch: x (branches, B, C, H, W), t -> dx/dt of the same shape.
+
+    Branches for which the same kinds of guidance act share a pass of the network; one whose
+    classifier-free guidance is off takes no part in a pass that has a null half.
+    """
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        acting = [scales_at(t, guidance) for guidance in guidances]
+        alike: dict[tuple[bool, ...], list[int]] = {}
+        for branch, scales in enumerate(acting):
+            alike.setdefault(tuple(bool(scale == 1) for scale in scales), []).append(branch)
+        out = torch.empty_like(x)
+        for rows in alike.values():
+            scales = Scales(*(_rowwise(column, x) for column in zip(*(acting[row] for row in rows),
+                                                                    strict=True)))  # fmt: skip
+            v = guide(model, weak_model, x[rows].flatten(0, 1), t, y.repeat(len(rows)), scales)
+            out[rows] = v.unflatten(0, (len(rows), -1))
+        return out
+
+    return velocity
+
+
+def _rowwise(scales: Sequence[float], x: Tensor) -> float | Tensor:
+    """One scale a branch as one a row, (branches * B, 1, 1, 1); a number if they are equal."""
+    if len(set(scales)) == 1:
+        return scales[0]
+    column = torch.tensor(scales, dtype=x.dtype, device=x.device)
+    return column.repeat_interleave(x.shape[1]).view(-1, 1, 1, 1)

@@ -1,0 +1,26 @@
+"""Autocast by the names of `ig_core.config.Precision`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ig_core.config import Precision
+
+_DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Context in which the matrix products of the blocks run in the precision.
+
+    What stays float32 is the model's business (`ig_core.layers`), the same on CPU and GPU.
+    """
+    dtype = _DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; for the other precisions one that does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
