@@ -77,9 +77,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        for name in ("depth", "width", "num_heads", "patch_size", "input_size", "in_channels"):
+        for name in ("depth", "width", "num_heads", "patch_size", "input_size", "in_channels",
+                     "num_classes"):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         _require(self.width % self.num_heads == 0, "width", self.width,
                  f"a multiple of num_heads={self.num_heads}")  # fmt: skip
         _require(self.width % 4 == 0, "width", self.width,
@@ -239,11 +239,8 @@ class Guidance:
 
         Two guidances that give the same samples compare equal in canonical form.
         """
-        off = {
-            f"{kind}_interval": (0.0, 1.0)
-            for kind in ("ig", "cfg", "auto")
-            if getattr(self, f"{kind}_scale") == 1.0
-        }
+        off = {f"{kind}_interval": (0.0, 1.0) for kind in ("ig", "cfg", "auto")
+               if getattr(self, f"{kind}_scale") == 1.0}  # fmt: skip
         return replace(self, **off)  # type: ignore[arg-type]
 
 

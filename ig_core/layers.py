@@ -76,7 +76,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_float32(self.proj, x).flatten(2).transpose(1, 2)
+        # Channels innermost, for the whole residual stream: of norms over any other layout torch
+        # 2.13 compiles wrong gradients for the CPU.
+        return in_float32(self.proj, x).flatten(2).transpose(1, 2).contiguous()
 
 
 class TimeEmbed(nn.Module):

@@ -100,8 +100,11 @@ class DiffusionTransformer(nn.Module):
 
         Names of parameters stay. Results change by rounding; the first passes take a minute.
         """
+        # Fusing reductions of mixed order leaves parts of the modulation's gradient unwritten in
+        # torch 2.10 to 2.13 (pytorch issue 193061).
+        options = {"triton.mix_order_reduction": False}
         for block in self.blocks:
-            block.compile()
+            block.compile(options=options)
 
     def _run(self, x: Tensor, t: Tensor, y: Tensor, *, with_aux: bool) -> Velocities:
         tokens = self.x_embedder(x) + self.pos_embed  # (B, T, D)

@@ -251,3 +251,32 @@ def test_checkpoint_of_another_architecture_is_an_error(saved):
     edit_header(saved, lambda header: header["model"].update(width=32))
     with pytest.raises(ValueError, match="does not fit the model"):
         load_checkpoint(saved)
+
+
+def test_another_optimizers_moments_do_not_fit(tiny_config, tmp_path):
+    state = trained(tiny_config())
+    save_checkpoint(state, tmp_path)
+    header = json.loads((tmp_path / "state.json").read_text())
+    header["optim"]["optimizer"] = "muon"
+    (tmp_path / "state.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors does not fit .*exp_avg"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_header_from_before_there_was_a_choice_is_read(saved, state):
+    """Options that came later stand at their default."""
+    header = json.loads((saved / "state.json").read_text())
+    del header["loss_scaler"], header["optim"]["optimizer"], header["optim"]["precision"]
+    del header["optim"]["momentum"]
+    (saved / "state.json").write_text(json.dumps(header))
+    assert load_checkpoint(saved).optim == state.optim
+
+
+def test_a_damaged_loss_scale_is_named(tiny_config, tmp_path):
+    config = dataclasses.replace(OPTIM, precision="fp16")
+    save_checkpoint(TrainState.new(tiny_config(), config, seed=1), tmp_path)
+    header = json.loads((tmp_path / "state.json").read_text())
+    header["loss_scaler"] = {"scale": 1.0}
+    (tmp_path / "state.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=r"state\.json is no checkpoint header"):
+        load_checkpoint(tmp_path)

@@ -131,6 +131,59 @@ def test_cosine_term_is_zero_when_off(batch):
     assert float(terms.cosine) == 0
 
 
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize("omega", [0.5, 2.0])
+def test_target_guidance_moves_the_target_of_the_final_head_alone(batch, path, omega):
+    x, _, _, _ = batch
+    target = target_of(batch, path)
+    ahead, behind = torch.sin(3 * x), torch.cos(x)
+    config = LossConfig(path=path, target_guidance=omega, cosine_weight=1.0)
+    moved = target + omega * (ahead - behind)
+    terms = ig_loss(fixed_model(moved, target), *batch, config, fixed_model(ahead, behind))
+    # Float32 rounding; the final head hits the moved target, the auxiliary one the plain target.
+    assert [float(term) for term in terms] == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    plain = ig_loss(fixed_model(target, moved), *batch, config, fixed_model(ahead, behind))
+    expected = float((omega * (ahead - behind)).square().mean())
+    assert float(plain.final) == pytest.approx(expected, rel=1e-5)
+    assert float(plain.aux) == pytest.approx(expected, rel=1e-5)
+
+
+def test_target_guidance_reads_the_averaged_weights_as_constants(random_model, batch):
+    model, averaged = random_model(), random_model(seed=8)
+    x, y, t, noise = batch
+    config = LossConfig(target_guidance=0.7)
+    terms = ig_loss(model, *batch, config, averaged)
+    terms.total.backward()
+    assert all(p.grad is None for p in averaged.parameters())
+    x_t, target = interpolate("linear", x, noise, t)
+    lead = averaged(x_t, t, y)
+    moved = (target + 0.7 * (lead.final - lead.aux)).detach()
+    found = model.blocks[2].attn.qkv.weight.grad.clone()
+    model.zero_grad()
+    (model(x_t, t, y).final - moved).square().mean().backward()
+    # The last block serves the final head alone.
+    torch.testing.assert_close(found, model.blocks[2].attn.qkv.weight.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_target_guidance_is_off_by_default_and_asks_nothing_of_the_average(random_model, batch):
+    model = random_model()
+
+    def never(*_):
+        raise AssertionError("the averaged model was run")
+
+    assert LossConfig().target_guidance == 0
+    terms = ig_loss(model, *batch, LossConfig(), never)
+    assert torch.equal(terms.total, ig_loss(model, *batch, LossConfig()).total)
+
+
+@pytest.mark.parametrize("aux_layer", [None, 2])
+def test_target_guidance_without_a_weaker_average_is_an_error(random_model, batch, aux_layer):
+    model = random_model()
+    averaged = None if aux_layer else random_model(aux_layer=None)
+    with pytest.raises(ValueError, match="target_guidance must be 0 without averaged weights"):
+        ig_loss(model, *batch, LossConfig(target_guidance=1.0), averaged)
+
+
 def test_low_precision_predictions_give_float32_losses(batch):
     half = torch.zeros_like(batch[0], dtype=torch.bfloat16)
     terms = ig_loss(fixed_model(half, half), *batch, LossConfig(cosine_weight=1.0))

@@ -2,6 +2,7 @@ import math
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -86,6 +87,17 @@ def assert_same(a, b):
     for number, entry in ours.items():
         for moment, value in entry.items():
             assert torch.equal(value, theirs[number][moment]), (number, moment)
+
+
+def assert_same_everywhere(a, b):
+    """Bit for bit in every optimizer, and in the loss scale of fp16."""
+    assert_same(a, b)
+    assert a.scaler.state_dict() == b.scaler.state_dict()
+    for ours, theirs in zip(a.optimizers, b.optimizers, strict=True):
+        mine, other = ours.state_dict()["state"], theirs.state_dict()["state"]
+        assert mine.keys() == other.keys()
+        for number, entry in mine.items():
+            assert all(torch.equal(v, other[number][k]) for k, v in entry.items())
 
 
 def assert_close(a, b):
@@ -417,3 +429,107 @@ def test_seed_changes_order_time_noise_and_dropout(source):
         strict=True,
     ):
         assert not torch.equal(ours, theirs)
+
+
+VARIANTS = {
+    "muon": (OptimConfig(optimizer="muon", lr=2e-3, weight_decay=0.01), LOSS),
+    "muon bf16": (OptimConfig(optimizer="muon", precision="bf16"), LOSS),
+    "bf16": (OptimConfig(lr=1e-3, precision="bf16"), LOSS),
+    "fp16": (OptimConfig(lr=1e-3, precision="fp16"), LOSS),
+    "target guidance": (OptimConfig(lr=1e-2, ema_decay=0.5), LossConfig(target_guidance=0.5)),
+}
+"""What else a training step can be."""
+
+
+def continued(folder, optim, loss, model=MODEL):
+    """Six steps at once, and three steps, a checkpoint, and three more."""
+    whole, state = (TrainState.new(model, optim, TRAIN.seed) for _ in range(2))
+    list(train(whole, RandomImages(), loss, TRAIN))
+    for step in train(state, RandomImages(), loss, TRAIN):
+        if step == 3:
+            save_checkpoint(state, folder)
+            break
+    state = load_checkpoint(folder)
+    list(train(state, RandomImages(), loss, TRAIN))
+    return whole, state
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_step_resumes_bit_for_bit_and_is_none_other(variant, tmp_path):
+    optim, loss = VARIANTS[variant]
+    whole, state = continued(tmp_path, optim, loss)
+    assert_same_everywhere(whole, state)
+    plain = TrainState.new(MODEL, replace(optim, precision="float32", optimizer="adamw"), 5)
+    list(train(plain, RandomImages(), LOSS, TRAIN))
+    assert not torch.equal(plain.history, whole.history)
+
+
+def test_low_precision_training_follows_float32():
+    histories = {}
+    for precision in ("float32", "bf16", "fp16"):
+        state = TrainState.new(MODEL, OptimConfig(lr=1e-3, precision=precision), TRAIN.seed)
+        histories[precision] = run(state, config(steps=20, checkpoint_every=20)).history
+        assert {p.dtype for p in state.model.parameters()} == {torch.float32}
+    for precision in ("bf16", "fp16"):
+        # 8 and 11 bits of mantissa, in the blocks alone.
+        torch.testing.assert_close(histories[precision][:, :3], histories["float32"][:, :3],
+                                   rtol=2e-2, atol=1e-2)  # fmt: skip
+
+
+def test_the_reported_gradient_norm_is_that_of_the_unscaled_loss():
+    norms = {}
+    for precision in ("float32", "fp16"):
+        state = TrainState.new(MODEL, OptimConfig(lr=1e-3, precision=precision), TRAIN.seed)
+        norms[precision] = run(state, config(steps=3)).history[:, 3]
+    torch.testing.assert_close(norms["fp16"], norms["float32"], rtol=2e-2, atol=0)
+
+
+def test_fp16_skips_a_step_that_overflows_and_halves_the_scale():
+    state = TrainState.new(MODEL, OptimConfig(lr=1e-3, precision="fp16"), TRAIN.seed)
+    run(state, config(steps=2, checkpoint_every=2))
+    state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 2.0**40})
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    run(state, config(steps=3))
+    assert all(torch.equal(before[name], p) for name, p in state.model.named_parameters())
+    assert state.scaler.get_scale() == 2.0**39
+    assert state.history[2, :3].isfinite().all()
+    assert state.history[2, 3].isnan()
+
+
+def test_fp16_that_overflows_at_any_scale_is_an_error():
+    state = TrainState.new(MODEL, OptimConfig(lr=1e-3, precision="fp16"), TRAIN.seed)
+    state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 2.0**-11})
+    state.model.blocks[1].mlp.fc1.weight.register_hook(lambda g: g.fill_(math.inf))
+    with pytest.raises(NonFiniteLossError) as caught:
+        run(state, config(steps=3))
+    assert caught.value.step == 1
+
+
+def test_nan_is_an_error_in_fp16_too():
+    state = TrainState.new(MODEL, OptimConfig(lr=1e-3, precision="fp16"), TRAIN.seed)
+    with pytest.raises(NonFiniteLossError) as caught:
+        list(train(state, RandomImages([row_at(8)]), LOSS, TRAIN))
+    assert caught.value.step == 2
+
+
+def test_target_guidance_reads_the_moving_average():
+    optim = OptimConfig(lr=1e-2, ema_decay=0.5)
+    loss = LossConfig(target_guidance=0.5)
+    state = TrainState.new(MODEL, optim, TRAIN.seed)
+    list(train(state, RandomImages(), loss, config(steps=3)))
+    source = BatchSource(RandomImages(), loss, TRAIN.seed, MODEL.num_classes)
+    batch = source.batch(torch.arange(18, 24), torch.device("cpu"))
+    averaged = TrainState.new(MODEL, optim, TRAIN.seed).model
+    averaged.load_state_dict(state.ema, strict=False)
+    expected = ig_loss(state.model, *batch, loss, averaged)
+    list(train(state, RandomImages(), loss, config(steps=4)))
+    assert float(state.history[3, 1]) == pytest.approx(float(expected.final.detach()), rel=1e-6)
+    assert float(expected.final.detach()) != pytest.approx(
+        float(ig_loss(state.model, *batch, LossConfig()).final.detach()), rel=1e-3
+    )
+
+
+def test_activation_checkpointing_trains_the_same_bits():
+    plain, recomputed = new_state(), new_state()
+    recomputed.model.activation_checkpointing = True
+    assert_same(run(plain), run(recomputed))
