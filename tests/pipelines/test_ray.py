@@ -54,12 +54,17 @@ class Run:
     def published(self, kind: str) -> list[str]:
         return [event["key"] for event in events(self.store, "published", kind)]
 
-    def wait_published(self, kind: str, count: int) -> None:
+    def wait_for(self, condition) -> None:
+        """Wait for something to come true while the driver lives."""
+
         def ready():
             assert self.process.poll() is None, self.home.with_suffix(".log").read_text()[-4000:]
-            return len(self.published(kind)) >= count
+            return condition()
 
         wait_for(ready)
+
+    def wait_published(self, kind: str, count: int) -> None:
+        self.wait_for(lambda: len(self.published(kind)) >= count)
 
     def kill(self) -> None:
         """SIGKILL the driver alone, then see its workers go by themselves.
@@ -164,7 +169,7 @@ def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two
         run.kill()  # 2: the driver, in the middle of training
 
         run = start()
-        run.wait_published("checkpoint", 2)
+        run.wait_for(lambda: len(events(run.store, "execute", "checkpoint")) == 2)
         run.kill_worker("RayTrainWorker")  # 3: a training worker; Ray Train starts a new group
         run.wait_published("checkpoint", 4)
         run.kill_worker("build")  # 4: the builder of an artifact; its task runs again
