@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from experiments import EXPERIMENTS, Experiment, experiment_from_json, get_experiment
+from experiments import (
+    EXPERIMENTS,
+    STUDIES,
+    Experiment,
+    Study,
+    experiment_from_json,
+    get_experiment,
+    get_study,
+)
 from pipelines.dag import make_plan
 from pipelines.errors import PipelineError
 from pipelines.graph import Graph, resolve
 from pipelines.home import Home
+from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +37,7 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
 
   igdit run NAME [options]     run an experiment; what is in the store is not done again
   igdit plan NAME [options]    say what is cached and what would run; changes nothing
+  igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
 
@@ -57,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command,
         "plan": plan_command,
+        "study": study_command,
         "store": store_command,
         "ui": ui_command,
     }
@@ -128,6 +139,29 @@ def plan_command(arguments: list[str]) -> int:
     graph, store = Graph(resolve(options.experiment)), Home.default().store
     print_plan(graph, store, make_plan(store, graph.targets), Console())
     return 0
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """What `igdit study` takes."""
+
+    study: Annotated[Study, tyro.conf.arg(name="")]
+    options: Annotated[StudyOptions, tyro.conf.arg(name="")]
+
+
+def study_command(arguments: list[str]) -> int:
+    """`igdit study`."""
+    from pipelines.study.command import run_study
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
+    name, *overrides = arguments
+    try:
+        default = StudyCommand(get_study(name), StudyOptions())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    command = tyro.cli(StudyCommand, default=default, args=overrides, prog=f"igdit study {name}")
+    return run_study(command.study, command.options, Home.default(), Console())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from experiments import experiment_to_json
-from pipelines.errors import CorruptArtifactError, TrainingFailedError
+from pipelines.errors import CorruptArtifactError, StoppedError, TrainingFailedError
 from pipelines.graph import Graph, Node, closure
 from pipelines.stages.build import Job
 from pipelines.stages.train import TrainJob, published_steps, starting_step
@@ -109,15 +109,25 @@ class Pipeline:
         Raises:
             TrainingFailedError: a loss was not finite.
             CorruptArtifactError: an artifact that is needed is damaged.
+            StoppedError: `stop` was called before all of them were there.
         """
         plan = make_plan(self.store, targets)
         if not plan.missing:
             return
+        self._check_stopped()
         runner = self._make_runner()
         try:
             self._execute(runner, plan)
         finally:
             runner.close()
+
+    def stop(self) -> None:
+        """Make `run` end soon with `StoppedError`; what is published stays. From any thread."""
+        self._stopped.set()
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("the work was stopped")
 
     def _execute(self, runner: Runner, plan: Plan) -> None:
         pending = dict.fromkeys(plan.missing)
@@ -127,6 +137,7 @@ class Pipeline:
         trainer = ThreadPoolExecutor(1, "train")
         try:
             while pending or running:
+                self._check_stopped()
                 for node in self._arrived(pending, running):
                     pending.pop(node, None)
                     done.add(node)

@@ -22,6 +22,10 @@ class StoppedError(PipelineError):
     """The work was told to stop before it was done."""
 
 
+class StudyError(PipelineError):
+    """A study cannot go on."""
+
+
 class ArtifactError(PipelineError):
     """Base of the store's errors."""
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.stages.build import EXPERIMENT_FILE, write_experiment
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pipelines.results import Measurement, Results
+    from pipelines.study.trials import Trial
 
 UNGUIDED, GUIDED = "#8d99ae", "#d1495b"
 GRID_COLUMNS, GRID_ROWS = 12, 12
@@ -137,3 +139,45 @@ def _shard_images(results: Results, nodes: list[Any]) -> Any:  # noqa: ANN401
     paths = [results.store.open(n.kind, n.key).path / IMAGES for n in nodes]
     images = read_images(paths)
     return _by_class(images.image, images.label, results.experiment.model.num_classes)
+
+
+def _by_training(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Label of each training -> its trials; earliest layer first."""
+    found: dict[tuple[int, float], list[Trial]] = {}
+    for trial in sorted(trials, key=lambda t: t.point.ig_scale):
+        found.setdefault(trial.point.training, []).append(trial)
+    return {f"layer {layer}, weight {weight:g}": found[layer, weight]
+            for layer, weight in sorted(found)}  # fmt: skip
+
+
+def plot_scales(trials: Sequence[Trial], path: Path) -> Path:
+    """FID over guidance scale, a line for each training of a study."""
+    figure, axes = _figure(7.2, 4.6)
+    for label, points in _by_training(trials).items():
+        fids = [t.fid for t in points]
+        errors = [[t.fid - t.facts["fid_low"] for t in points],
+                  [t.facts["fid_high"] - t.fid for t in points]]  # fmt: skip
+        axes.errorbar([t.point.ig_scale for t in points], fids, yerr=errors, marker="o",
+                      markersize=4, linewidth=1.2, capsize=2, label=label)  # fmt: skip
+    axes.set_xlabel("internal guidance scale (1 is off)")
+    axes.set_ylabel("FID, 95 % intervals")
+    axes.set_title("FID over guidance scale, by training", loc="left")
+    axes.legend(frameon=False, fontsize=7, ncols=2)
+    figure.savefig(path)
+    return path
+
+
+def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
+    """FID over training, a line for each training of a study."""
+    figure, axes = _figure(7.2, 4.6)
+    for label, points in _by_training(trials).items():
+        curve = points[0].curve
+        axes.plot(sorted(curve), [curve[step].fid for step in sorted(curve)], marker="o",
+                  markersize=3, linewidth=1.2, label=label)  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("FID at the curve's guidance scale")
+    axes.set_title("FID over training, by training", loc="left")
+    axes.legend(frameon=False, fontsize=7, ncols=2)
+    figure.savefig(path)
+    return path

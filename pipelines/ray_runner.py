@@ -39,16 +39,19 @@ class RayRunner:
     """Ray tasks for artifacts; Ray Train for trainings with more than one worker.
 
     With `RAY_ADDRESS` set it joins that cluster. Otherwise it starts Ray on this machine, bound to
-    loopback, and stops it at the end.
+    loopback, with room for `experiments` at once, and stops it at the end. Where this process is
+    connected already, it uses that and leaves it be.
     """
 
-    def __init__(self, resources: Resources, scratch: Path) -> None:
+    def __init__(self, resources: Resources, scratch: Path, experiments: int = 1) -> None:
         self.resources, self.scratch = resources, scratch
         self._stopped = threading.Event()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        _connect(resources, scratch)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
+        self._connected_here = not ray.is_initialized()
+        if self._connected_here:
+            on_sigterm = signal.getsignal(signal.SIGTERM)
+            _connect(resources, scratch, experiments)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
         self._check_resources()
 
     def _check_resources(self) -> None:
@@ -126,7 +129,8 @@ class RayRunner:
         self._stopped.set()
 
     def close(self) -> None:
-        ray.shutdown()
+        if self._connected_here:
+            ray.shutdown()
 
 
 class _Board:
@@ -190,7 +194,7 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
                         config["board"].write.remote)  # fmt: skip
 
 
-def _connect(resources: Resources, scratch: Path) -> None:
+def _connect(resources: Resources, scratch: Path, experiments: int) -> None:
     """Join the cluster of `RAY_ADDRESS`, or start Ray here."""
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -200,7 +204,8 @@ def _connect(resources: Resources, scratch: Path) -> None:
     ray.init(
         "local",  # not a cluster that somebody else started on this machine
         # Maybe more slots than cores: evaluation goes on beside the training.
-        num_cpus=resources.num_workers * resources.cpus_per_worker + resources.sample_tasks,
+        num_cpus=experiments
+        * (resources.num_workers * resources.cpus_per_worker + resources.sample_tasks),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

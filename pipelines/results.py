@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experiments import Experiment
+    from ig_core.metrics import Jackknife
     from pipelines.artifacts import Artifact, Store
     from pipelines.graph import Point
 
@@ -141,17 +142,18 @@ def preview(results: Results, measurement: Measurement) -> Path | None:
     return results.store.open(node.kind, node.key).path / PREVIEW
 
 
-def _jackknife(measurement: Measurement) -> Any:  # noqa: ANN401
+def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:
+    """The FID of an evaluation with what it is without each of its groups."""
     import torch
 
     from ig_core.metrics import Jackknife
 
-    without = torch.tensor(measurement.metrics["fid_without_group"], dtype=torch.float64)
-    return Jackknife(measurement.fid, without)
+    without = torch.tensor(metrics["fid_without_group"], dtype=torch.float64)
+    return Jackknife(float(metrics["fid"]), without)
 
 
 def _improvement(measurement: Measurement, base: Measurement) -> tuple[float, float, float]:
-    gain = _jackknife(measurement).improvement_over(_jackknife(base))
+    gain = fid_jackknife_of(measurement.metrics).improvement_over(fid_jackknife_of(base.metrics))
     return (gain.value, *gain.interval())
 
 

@@ -70,14 +70,20 @@ class InlineRunner:
         pass
 
 
-def make_runner(resources: Resources, scratch: Path) -> Runner:
-    """The runner that the resources ask for; ray is imported only if it is Ray's."""
+def make_runner(resources: Resources, scratch: Path, experiments: int = 1) -> Runner:
+    """The runner that the resources ask for; ray is imported only if it is Ray's.
+
+    Args:
+        resources: Workers of one experiment.
+        scratch: Folder for what may be lost.
+        experiments: How many experiments are to run at once on what is started here.
+    """
     if resources.runner == "inline":
         return InlineRunner()
     prepare_ray_environment()
     from pipelines.ray_runner import RayRunner
 
-    return RayRunner(resources, scratch)
+    return RayRunner(resources, scratch, experiments)
 
 
 def describe_runner(resources: Resources) -> str:

@@ -23,6 +23,12 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": {"pipelines/ray_runner.py"},
     "mlflow": {"pipelines/tracking.py"},
+    "optuna": {
+        "pipelines/study/book.py",
+        "pipelines/study/storage.py",
+        "pipelines/study/trials.py",
+    },
+    "sqlalchemy": {"pipelines/study/storage.py"},
     "tyro": {"pipelines/cli.py"},
     "matplotlib": {"pipelines/plots.py"},
     "sklearn": {"pipelines/stages/data.py"},

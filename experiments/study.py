@@ -1,0 +1,171 @@
+"""What a study is: an experiment, what of it varies, and how the search goes about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+# A field here, resolved at run time by tyro.
+from experiments.schema import Experiment  # noqa: TC001
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, but got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRange:
+    """Whole numbers low..high; high None: up to the last block but one of the model."""
+
+    low: int = 1
+    """Smallest auxiliary layer."""
+    high: int | None = None
+    """Largest; None: the model's depth - 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Multiples of `step` from low to high, both included."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    step: float
+    """Distance of neighbouring values: closer ones are not worth telling apart."""
+
+    def __post_init__(self) -> None:
+        _require(self.step > 0, "step", self.step, "positive")
+        _require(self.low <= self.high, "high", self.high, f"at least low={self.low}")
+        count = (self.high - self.low) / self.step
+        _require(abs(count - round(count)) < 1e-6, "high", self.high,
+                 f"low={self.low} plus a multiple of step={self.step}")  # fmt: skip
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return round((self.high - self.low) / self.step) + 1
+
+    def value(self, index: int) -> float:
+        """The value with that number, without the noise of repeated addition."""
+        return round(self.low + index * self.step, 10)
+
+    def index(self, value: float) -> int:
+        """Number of the nearest value."""
+        return min(max(round((value - self.low) / self.step), 0), self.count - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The three dimensions of a study."""
+
+    aux_layer: LayerRange = field(default_factory=LayerRange)
+    """Block whose tokens the auxiliary head reads."""
+    aux_weight: Range = field(default_factory=lambda: Range(low=0.1, high=1.0, step=0.05))
+    """Weight of the auxiliary loss."""
+    ig_scale: Range = field(default_factory=lambda: Range(low=1.0, high=3.0, step=0.1))
+    """Internal guidance scale; should hold 1, where guidance is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One setting of the three dimensions."""
+
+    aux_layer: int
+    """Block whose tokens the auxiliary head reads."""
+    aux_weight: float
+    """Weight of the auxiliary loss."""
+    ig_scale: float
+    """Internal guidance scale."""
+
+    @property
+    def training(self) -> tuple[int, float]:
+        """What of it needs a training of its own."""
+        return self.aux_layer, self.aux_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """When a training is given up: its FID curve is worse than the median, beyond the noise."""
+
+    enabled: bool = True
+    """Give trainings up at all."""
+    warmup_trainings: int = 4
+    """Finished trainings there must be before one is given up."""
+    patience: int = 2
+    """Checkpoints in a row at which it must be worse; one noisy point never decides."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_trainings", "patience"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A search for the auxiliary layer, the auxiliary weight and the guidance scale."""
+
+    name: str
+    """Name of the study; the same name continues it."""
+    experiment: Experiment
+    """What every trial is but for the point; its guidance is that of the FID curve."""
+    space: SearchSpace = field(default_factory=SearchSpace)
+    """What varies."""
+    mode: Literal["nested", "joint"] = "nested"
+    """nested: each training is evaluated at several scales, refined around the best; joint: one
+    scale a trial."""
+    scales_per_training: int = 5
+    """nested: points for each training."""
+    sampler: Literal["tpe", "gp", "random"] = "tpe"
+    """What proposes points: multivariate TPE, a Gaussian process, or chance."""
+    seed: int = 0
+    """Seed of the sampler: the same trials one by one give the same study, however interrupted."""
+    default_trials: int = 30
+    """Points to evaluate if the command does not say."""
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    """When a training is given up."""
+
+    def __post_init__(self) -> None:
+        _require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
+                 "name", self.name, "a file name")  # fmt: skip
+        _require(self.scales_per_training >= 1, "scales_per_training", self.scales_per_training,
+                 "at least 1")  # fmt: skip
+        _require(self.scales_per_training <= self.space.ig_scale.count, "scales_per_training",
+                 self.scales_per_training,
+                 f"at most {self.space.ig_scale.count}, the scales there are")  # fmt: skip
+        _require(self.default_trials >= 1, "default_trials", self.default_trials, "at least 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..2^32 - 1")
+        depth, layers = self.experiment.model.depth, self.layers
+        _require(1 <= layers[0] <= layers[1] <= depth - 1, "space.aux_layer", layers,
+                 f"in 1..{depth - 1} (depth - 1)")  # fmt: skip
+        _require(self.space.aux_weight.low >= 0, "space.aux_weight", self.space.aux_weight.low,
+                 "at least 0")  # fmt: skip
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Smallest and largest auxiliary layer."""
+        high = self.space.aux_layer.high
+        last = self.experiment.model.depth - 1
+        return self.space.aux_layer.low, last if high is None else high
+
+    def at(self, aux_layer: int, aux_weight: float, scales: tuple[float, ...]) -> Experiment:
+        """The experiment of one training, evaluated at these scales at its end."""
+        base = self.experiment
+        return replace(
+            base,
+            name=self.name,
+            model=replace(base.model, aux_layer=aux_layer),
+            loss=replace(base.loss, aux_weight=aux_weight),
+            ig_scales=scales,
+        )
+
+    def fixed(self) -> dict[str, object]:
+        """What must not change while a study goes on: all but its length and its resources."""
+        values = dataclasses.asdict(self)
+        for name in ("name", "default_trials"):
+            del values[name]
+        del values["experiment"]["resources"], values["experiment"]["name"]
+        plain: dict[str, object] = json.loads(json.dumps(values))
+        return plain

@@ -1,0 +1,1 @@
+"""Studies: many experiments that share stages. The only package that imports optuna."""

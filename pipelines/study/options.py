@@ -1,0 +1,47 @@
+"""What `igdit study` takes besides the study itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from experiments.study import Study
+    from pipelines.study.trials import Trial
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How `igdit study` goes about it; changes no result."""
+
+    trials: str | None = None
+    """Completed trials wanted in all, or +N for N more than there are; None: the study's number."""
+    parallel: int | None = None
+    """Trainings at a time; None: as many as this machine has cores for."""
+    storage: str | None = None
+    """Database of the study (SQLAlchemy URL); None: study.db where everything lies."""
+    hours: float | None = None
+    """Begin nothing new after so many hours."""
+    target_fid: float | None = None
+    """Begin nothing new once a trial is as good."""
+    confirm_above: float = 1.0
+    """Ask before work of more worker-hours than this, where it can be foreseen."""
+    yes: bool = False
+    """Ask nothing."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and not self.trials.removeprefix("+").isdigit():
+            raise ValueError(f"trials must be a number, or +NUMBER, but got {self.trials!r}")
+        if self.parallel is not None and self.parallel < 1:
+            raise ValueError(f"parallel must be at least 1, but got {self.parallel}")
+        if self.hours is not None and not self.hours > 0:
+            raise ValueError(f"hours must be positive, but got {self.hours}")
+
+    def wanted(self, study: Study, trials: Sequence[Trial]) -> int:
+        """Completed trials that there are to be."""
+        if self.trials is None:
+            return study.default_trials
+        complete = sum(trial.state == "COMPLETE" for trial in trials)
+        return int(self.trials) + (complete if self.trials.startswith("+") else 0)

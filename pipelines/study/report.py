@@ -1,0 +1,180 @@
+"""What a study found: a table, the best point and its equals, importances, plots."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.table import Table
+
+from pipelines.graph import Graph, closure
+from pipelines.results import METRICS, fid_jackknife_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from experiments.study import Study
+    from ig_core.metrics import Jackknife
+    from pipelines.artifacts import Store
+    from pipelines.graph import Node
+    from pipelines.study.forecast import Forecast
+    from pipelines.study.trials import Trial
+
+SHOWN = 10
+"""Points that are listed on screen; the table on disk holds all."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The trials of a study and what they cost."""
+
+    study: Study
+    trials: tuple[Trial, ...]
+    table: pd.DataFrame
+    """One row a trial: number, point, state, FID, interval, seconds, artifact."""
+    best: Trial | None
+    equals: tuple[Trial, ...]
+    """Points whose FID cannot be told from the best one's (paired 95 % interval)."""
+    importances: dict[str, float]
+    spent_seconds: float
+    """Work on all its trainings and points, each counted once."""
+    naive_seconds: float
+    """The same points with a training each."""
+
+
+def findings(
+    study: Study, trials: Sequence[Trial], importances: dict[str, float], store: Store
+) -> Findings:
+    """Put together what is known."""
+    complete = [t for t in trials if t.state == "COMPLETE" and t.fid is not None]
+    best = min(complete, key=lambda t: (t.fid, t.number), default=None)
+    equals: list[Trial] = []
+    if best is not None:
+        reference = _jackknife(best, store)
+        equals = [t for t in complete if t is not best
+                  and _includes_zero(_jackknife(t, store), reference)]  # fmt: skip
+    costs = _costs(study, complete, store)
+    table = pd.DataFrame([_row(t, costs) for t in trials])
+    training_costs = {t.point.training: costs[t.number][0] for t in complete}
+    point_seconds = sum(costs[t.number][1] for t in complete)
+    return Findings(
+        study, tuple(trials), table, best, tuple(sorted(equals, key=lambda t: t.fid or 0)),
+        importances,
+        spent_seconds=sum(training_costs.values()) + point_seconds,
+        naive_seconds=sum(costs[t.number][0] for t in complete) + point_seconds,
+    )  # fmt: skip
+
+
+def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, object]:
+    train, own = costs.get(trial.number, (float("nan"), float("nan")))
+    return {
+        "trial": trial.number,
+        "aux_layer": trial.point.aux_layer,
+        "aux_weight": trial.point.aux_weight,
+        "ig_scale": trial.point.ig_scale,
+        "state": trial.state,
+        "fid": trial.fid,
+        "fid_low": trial.facts.get("fid_low"),
+        "fid_high": trial.facts.get("fid_high"),
+        "train_seconds": train,
+        "point_seconds": own,
+        "evaluate": trial.facts.get("evaluate"),
+    }
+
+
+def _costs(
+    study: Study, trials: Sequence[Trial], store: Store
+) -> dict[int, tuple[float, float]]:  # fmt: skip
+    """Trial -> seconds of its training with the FID curve, and of its own samples."""
+    found = {}
+    for trial in trials:
+        layer, weight = trial.point.training
+        graph = Graph(study.at(layer, weight, (trial.point.ig_scale,)))
+        own = next(p for p in graph.final if p.guidance.ig_scale == trial.point.ig_scale)
+        curve = [p.evaluate for p in graph.curve
+                 if p.guidance.ig_scale == study.experiment.guidance.ig_scale]  # fmt: skip
+        shared = {n for n in closure(curve) if n.stage != "data"}
+        train = _seconds(store, {*shared, *graph.checkpoints})
+        mine = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
+        found[trial.number] = (train, _seconds(store, mine - shared))
+    return found
+
+
+def _seconds(store: Store, nodes: set[Node]) -> float:
+    artifacts = (store.find(node.kind, node.key) for node in nodes)
+    return sum(artifact.seconds for artifact in artifacts if artifact is not None)
+
+
+def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
+    kind, _, key = str(trial.facts.get("evaluate", "")).partition("/")
+    if not key or store.find(kind, key) is None:
+        return None
+    return fid_jackknife_of(json.loads((store.open(kind, key).path / METRICS).read_text()))
+
+
+def _includes_zero(one: Jackknife | None, other: Jackknife | None) -> bool:
+    if one is None or other is None:
+        return False
+    low, high = one.improvement_over(other).interval()
+    return low <= 0 <= high
+
+
+def print_findings(found: Findings, console: Console) -> None:
+    """Print the best points, what cannot be told apart, importances and cost."""
+    states = found.table["state"].value_counts().to_dict() if len(found.table) else {}
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
+    title = f"Study {found.study.name}: {counts or 'no trials'}; lowest FID first"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("trial", "layer", "weight", "scale", "FID", "95 % interval", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    complete = sorted((t for t in found.trials if t.fid is not None), key=lambda t: t.fid or 0)
+    for trial in complete[:SHOWN]:
+        note = "best" if trial is found.best else "equal" if trial in found.equals else ""
+        table.add_row(
+            str(trial.number), str(trial.point.aux_layer), f"{trial.point.aux_weight:g}",
+            f"{trial.point.ig_scale:g}", f"{trial.fid:.2f}",
+            f"{trial.facts['fid_low']:.2f} .. {trial.facts['fid_high']:.2f}", note,
+        )  # fmt: skip
+    console.print(table)
+    if found.best is not None:
+        console.print(f"{len(found.equals)} points cannot be told from the best one (same noise, "
+                      f"paired 95 % interval); it was chosen on these very samples.")  # fmt: skip
+    if found.importances:
+        texts = (f"{name} {value:.0%}" for name, value in found.importances.items())
+        console.print(f"Importance for FID: {', '.join(texts)}")
+    if found.naive_seconds:
+        console.print(f"Work: {found.spent_seconds:,.0f} s; one training for each point would "
+                      f"have cost {found.naive_seconds:,.0f} s "
+                      f"(ratio {found.spent_seconds / found.naive_seconds:.2f})")  # fmt: skip
+
+
+def print_forecast(cost: Forecast, console: Console) -> None:
+    """Print what is left to do."""
+    hours = "unknown (nothing comparable was run here yet)"
+    if cost.hours is not None:
+        hours = (f"{cost.hours:.2f} (training {cost.train_hours:.2f}, "
+                 f"samples {cost.sample_hours:.2f})")  # fmt: skip
+    disk = "unknown" if cost.gigabytes is None else f"{cost.gigabytes:.2f} GiB"
+    console.print(f"Forecast: {cost.trials} trials, {cost.trainings} trainings, {cost.images:,} "
+                  f"images; worker-hours {hours}; disk {disk}", highlight=False,
+                  soft_wrap=True)  # fmt: skip
+
+
+def write_findings(found: Findings, directory: Path) -> list[Path]:
+    """Write the table as Parquet and the plots; returns the files."""
+    from pipelines.plots import plot_curves, plot_scales
+
+    directory.mkdir(parents=True, exist_ok=True)
+    table = directory / "trials.parquet"
+    found.table.to_parquet(table)
+    files = [table]
+    complete = [t for t in found.trials if t.fid is not None]
+    if complete:
+        files.append(plot_scales(complete, directory / "fid_by_scale.png"))
+        files.append(plot_curves(complete, directory / "fid_curves.png"))
+    return files

@@ -1,0 +1,85 @@
+"""Optuna's storage and samplers, as a study uses them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipelines.errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from experiments.study import Study
+
+OUTAGE_SECONDS = 120.0
+"""How long a storage may be away (locked, restarting) before the study stops."""
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Connect to a database, setting it up if it is new.
+
+    Raises:
+        ValueError: the URL is none, its driver is missing, or the database cannot be reached.
+    """
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise ValueError(
+            f"the study's storage must be a database URL (sqlite:///FILE, "
+            f"postgresql+psycopg://USER@HOST/NAME), but got {url!r}"
+        ) from error
+    shown = parsed.render_as_string(hide_password=True)
+    # SQLite: wait for another process's write instead of failing. Servers: notice a restart.
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if parsed.get_backend_name() == "sqlite":
+        options = {"connect_args": {"timeout": 60}}
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        raise ValueError(f"the driver of {shown} is not installed: {error}") from error
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        raise ValueError(f"the study's storage must be a database that can be reached, but "
+                         f"{shown} is not: {_first_line(error)}") from error  # fmt: skip
+
+
+def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler that a study names."""
+    if study.sampler == "random":
+        return optuna.samplers.RandomSampler(seed)
+    if study.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def outlast(act: Callable[[], Any], *, again: bool = True) -> Any:  # noqa: ANN401
+    """Do something with the storage; while that is away, try again for a while.
+
+    Args:
+        act: What to do.
+        again: Whether it may be done twice; if not, the first failure is final.
+
+    Raises:
+        StudyError: the storage stayed away.
+    """
+    until = time.monotonic() + OUTAGE_SECONDS
+    while True:
+        try:
+            return act()
+        except (StorageInternalError, SQLAlchemyError) as error:
+            if not again or time.monotonic() > until:
+                raise StudyError(
+                    f"the study's database failed: {_first_line(error)}. Nothing that was "
+                    f"computed is lost: the same command goes on from there."
+                ) from error
+            time.sleep(1.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0][:200]

@@ -1,0 +1,70 @@
+"""A trial of a study, and how it is written down in Optuna."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experiments.study import Point
+from pipelines.study.plan import Curve, CurvePoint
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+SPEC, OWNER, FACTS, CURVE = "igdit.spec", "igdit.owner", "igdit.fid", "igdit.curve"
+"""Attributes of the study (what it is) and of its trials."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of the study."""
+
+    number: int
+    point: Point
+    state: str
+    """RUNNING, COMPLETE, PRUNED or FAIL."""
+    fid: float | None
+    facts: dict[str, Any]
+    """Of a complete trial: fid_low, fid_high, seconds, evaluate (its artifact)."""
+    curve: Curve
+    owner: str
+
+
+def parameters_of(point: Point) -> dict[str, Any]:
+    """A point as Optuna's parameters."""
+    return {"aux_layer": point.aux_layer, "aux_weight": point.aux_weight,
+            "ig_scale": point.ig_scale}  # fmt: skip
+
+
+def read_trial(trial: FrozenTrial) -> Trial:
+    """A trial as Optuna has it."""
+    curve = {int(step): CurvePoint(*values)
+             for step, values in json.loads(trial.user_attrs.get(CURVE, "{}")).items()}  # fmt: skip
+    params = trial.params
+    point = Point(aux_layer=int(params["aux_layer"]), aux_weight=round(params["aux_weight"], 10),
+                  ig_scale=round(params["ig_scale"], 10))  # fmt: skip
+    complete = trial.state.name == "COMPLETE"
+    return Trial(
+        number=trial.number,
+        point=point,
+        state=trial.state.name,
+        fid=trial.value if complete else None,
+        facts=trial.user_attrs.get(FACTS, {}),
+        curve=curve,
+        owner=trial.user_attrs.get(OWNER, ""),
+    )
+
+
+def curve_to_json(curve: Curve) -> str:
+    """A curve as an attribute."""
+    return json.dumps({step: [point.fid, point.half_width] for step, point in curve.items()})
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
+    """Where two JSON values differ, as `path: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [text for key in keys
+                for text in differences(old.get(key), new.get(key), f"{where}.{key}")]  # fmt: skip
+    return [] if old == new else [f"{where[1:]} was {old!r} and is now {new!r}"]

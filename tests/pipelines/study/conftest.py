@@ -1,0 +1,54 @@
+"""A study in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from experiments import LayerRange, PruningConfig, Range, SearchSpace, Study
+from pipelines.study.book import StudyBook
+from tests.pipelines.conftest import tiny
+
+
+def small_study(**changes) -> Study:
+    """Two layers, ten weights and 21 scales on the tiny experiment, one driver slot."""
+    experiment = tiny(
+        model={"depth": 3}, train={"steps": 6, "checkpoint_every": 2}, ig_scales=(),
+        evaluation={"num_samples": 40, "curve_samples": 20, "shard_size": 40, "groups": 5,
+                    "kid_subset_size": 10, "kid_subsets": 1},
+    )  # fmt: skip
+    base = Study(
+        name="small",
+        experiment=experiment,
+        space=SearchSpace(
+            aux_layer=LayerRange(low=1, high=2),
+            aux_weight=Range(low=0.1, high=1.0, step=0.1),
+            ig_scale=Range(low=1.0, high=3.0, step=0.1),
+        ),
+        scales_per_training=4,
+        pruning=PruningConfig(enabled=False),
+        default_trials=8,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture
+def study():
+    """Factory of small studies."""
+    return small_study
+
+
+@pytest.fixture
+def open_book(tmp_path):
+    """Factory of drivers' books on one database; they are closed in the end."""
+    books = []
+
+    def make(study: Study, url: str | None = None) -> StudyBook:
+        book = StudyBook(study, url or f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "drivers")
+        books.append(book)
+        return book
+
+    yield make
+    for book in books:
+        book.close()

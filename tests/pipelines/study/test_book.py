@@ -1,0 +1,206 @@
+"""Trials in an Optuna storage: entered whole, taken over, never twice."""
+
+import threading
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from pipelines.study.book import StudyBook
+from pipelines.study.plan import CurvePoint
+
+
+def fid(point):
+    """A landscape with its minimum at layer 1, weight 0.5, scale 1.8."""
+    return (8 + 3 * (point.ig_scale - 1.8) ** 2 + 2 * (point.aux_layer - 1)
+            + (point.aux_weight - 0.5) ** 2)  # fmt: skip
+
+
+def finish(book, unit, wanted):
+    """Complete a unit and its refinements."""
+    while unit:
+        for trial in unit:
+            book.complete(trial, fid(trial.point), {"fid_low": 1.0, "fid_high": 2.0})
+        unit = book.refine(unit, wanted)
+
+
+def play(book, wanted, units=None):
+    """Work on a study alone; at most so many units."""
+    while (units is None or units > 0) and (unit := book.next_unit(wanted)):
+        finish(book, unit, wanted)
+        units = None if units is None else units - 1
+
+
+def shown(book):
+    return [(t.number, t.point, t.state, t.fid) for t in book.trials()]
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 4, 5, 8, 13])
+def test_exactly_as_many_trials_are_completed_as_wanted(open_book, study, wanted):
+    book = open_book(study())
+    play(book, wanted)
+    assert [t.state for t in book.trials()] == ["COMPLETE"] * wanted
+    assert book.next_unit(wanted) == []
+
+
+def test_a_training_has_its_scales_as_trials_of_their_own(open_book, study):
+    book = open_book(study())
+    play(book, 8)
+    points = [t.point for t in book.trials()]
+    assert len(set(points)) == 8
+    trainings = {p.training: [q.ig_scale for q in points if q.training == p.training]
+                 for p in points}  # fmt: skip
+    assert [len(scales) for scales in trainings.values()] == [4, 4]
+    assert all(1.0 in scales for scales in trainings.values())
+
+
+def test_joint_mode_proposes_one_point_at_a_time(open_book, study):
+    book = open_book(study(mode="joint"))
+    first = book.next_unit(5)
+    assert len(first) == 1
+    finish(book, first, 5)
+    assert len(book.trials()) == 1
+    play(book, 5)
+    assert len({t.point for t in book.trials()}) == 5
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_the_same_seed_gives_the_same_study_and_another_seed_another(tmp_path, study, sampler):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        book = StudyBook(study(sampler=sampler, seed=seed), f"sqlite:///{tmp_path / name}.db",
+                         tmp_path / name)  # fmt: skip
+        play(book, 16)
+        found.append(shown(book))
+        book.close()
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_trials_of_a_dead_driver_are_taken_over_under_their_numbers(open_book, study, done):
+    """And the study ends as if nothing had happened."""
+    whole = open_book(study(name="undisturbed"))
+    play(whole, 8)
+    dead = open_book(study(name="disturbed"))
+    play(dead, 8, units=1)
+    unit = dead.next_unit(8)
+    for trial in unit[:done]:
+        dead.complete(trial, fid(trial.point), {})
+    dead.close()
+    heir = open_book(study(name="disturbed"))
+    adopted = heir.next_unit(8)
+    if done < len(unit):
+        assert [t.number for t in adopted] == [t.number for t in unit[done:]]
+        finish(heir, adopted, 8)
+        play(heir, 8)
+        assert shown(heir) == shown(whole)
+
+
+def test_trials_of_a_living_driver_are_left_alone(open_book, study):
+    first, second = open_book(study()), open_book(study())
+    mine, yours = first.next_unit(8), second.next_unit(8)
+    assert not {t.number for t in mine} & {t.number for t in yours}
+    assert not {t.point for t in mine} & {t.point for t in yours}
+    finish(first, mine, 8)
+    finish(second, yours, 8)
+    assert first.next_unit(8) == second.next_unit(8) == []
+    assert [t.state for t in first.trials()] == ["COMPLETE"] * 8
+
+
+def test_four_drivers_begin_a_new_database_at_once(tmp_path, study):
+    errors, barrier = [], threading.Barrier(4)
+
+    def work():
+        try:
+            barrier.wait()
+            book = StudyBook(study(), f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "drivers")
+            play(book, 16)
+            book.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    book = StudyBook(study(), f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "drivers")
+    trials = book.trials()
+    book.close()
+    assert [t.state for t in trials] == ["COMPLETE"] * 16
+    assert len({t.point for t in trials}) == 16
+
+
+def test_completing_a_trial_again_changes_nothing(open_book, study):
+    book = open_book(study())
+    (trial, *_) = book.next_unit(4)
+    book.complete(trial, 5.0, {"fid_low": 4.0})
+    book.complete(trial, 6.0, {"fid_low": 5.0})
+    again = book.trials()[0]
+    assert (again.fid, again.facts) == (5.0, {"fid_low": 4.0})
+
+
+def test_pruned_and_failed_trials_make_room_for_others(open_book, study):
+    book = open_book(study())
+    book.prune(book.next_unit(8))
+    book.fail(book.next_unit(8), "NaN")
+    play(book, 8)
+    states = [t.state for t in book.trials()]
+    assert states.count("COMPLETE") == 8
+    assert states.count("PRUNED") == states.count("FAIL") == 3
+
+
+def test_curves_stand_in_optuna_and_reach_the_refined_scales(open_book, study):
+    book = open_book(study())
+    unit = book.next_unit(4)
+    curve = {2: CurvePoint(30.0, 2.0), 4: CurvePoint(20.0, 1.5)}
+    book.report(unit, curve)
+    finish(book, unit, 4)
+    assert [t.curve for t in book.trials()] == [curve] * 4
+    optuna_trials = optuna.load_study(study_name="small", storage=book._storage).trials
+    assert [t.intermediate_values for t in optuna_trials] == [{2: 30.0, 4: 20.0}] * 4
+
+
+def test_optuna_opens_the_study_without_us(open_book, study, tmp_path):
+    book = open_book(study())
+    play(book, 8)
+    loaded = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert set(loaded.best_params) == {"aux_layer", "aux_weight", "ig_scale"}
+    assert loaded.best_value == min(t.fid for t in book.trials())
+    assert book.importances().keys() == loaded.best_params.keys()
+
+
+def test_a_changed_study_is_refused_with_what_changed(open_book, study):
+    open_book(study())
+    with pytest.raises(ValueError, match=r"aux_weight\.high was 1\.0 and is now 2\.0.*--name"):
+        open_book(study(space=other_space(study())))
+    with pytest.raises(ValueError, match=r"experiment\.optim\.lr was 0\.003 and is now 0\.001"):
+        open_book(study(experiment=with_rate(study().experiment, 1e-3)))
+    open_book(study(default_trials=99))
+    open_book(study(name="another", experiment=with_rate(study().experiment, 1e-3)))
+
+
+def other_space(study):
+    weight = replace(study.space.aux_weight, high=2.0)
+    return replace(study.space, aux_weight=weight)
+
+
+def with_rate(experiment, rate):
+    return replace(experiment, optim=replace(experiment.optim, lr=rate))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("not a url", "must be a database URL"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/none", r"can be reached.*127\.0\.0\.1"),
+        ("sqlite:////nowhere/at/all.db", "can be reached"),
+        ("oracle://me@there/db", "not installed"),
+    ],
+)
+def test_a_bad_storage_is_one_clear_message_without_its_password(open_book, study, url, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        open_book(study(), url)
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,109 @@
+"""What a study does next: pure functions."""
+
+import pytest
+
+from experiments import PruningConfig, Range
+from pipelines.study.plan import CurvePoint, is_hopeless, next_scales
+
+SPACE = Range(low=1.0, high=3.0, step=0.1)
+
+
+def bowl(best, depth=3.0):
+    return lambda scale: 8 + depth * (scale - best) ** 2
+
+
+def play(first, fid, count, space=SPACE):
+    """Scales in the order in which they are evaluated."""
+    known = {first: None}
+    order = [first]
+    while True:
+        new = next_scales(known, space, count)
+        order += new
+        known |= dict.fromkeys(new)
+        if not new and None not in known.values():
+            return order
+        known = {scale: fid(scale) for scale in known}
+
+
+@pytest.mark.parametrize("first", [1.0, 1.1, 1.7, 2.0, 3.0])
+@pytest.mark.parametrize("best", [1.0, 1.4, 1.85, 2.6, 3.0])
+def test_five_scales_come_near_the_minimum_of_a_bowl(first, best):
+    order = play(first, bowl(best), 5)
+    assert len(order) == len(set(order)) == 5
+    assert 1.0 in order, "unguided is what a gain is measured against"
+    assert min(abs(scale - best) for scale in order) <= 0.2
+
+
+@pytest.mark.parametrize("count", range(1, 22))
+def test_there_are_as_many_scales_as_asked_for(count):
+    assert len(play(1.5, bowl(1.8), count)) == count
+
+
+def test_no_more_scales_than_there_are():
+    narrow = Range(low=1.0, high=1.2, step=0.1)
+    assert sorted(play(1.1, bowl(1.1), 9, narrow)) == [1.0, 1.1, 1.2]
+
+
+def test_a_single_scale():
+    assert play(2.0, bowl(2.0), 3, Range(low=2.0, high=2.0, step=1.0)) == [2.0]
+
+
+def test_refinement_waits_for_what_is_on_its_way():
+    assert next_scales({1.0: 9.0, 2.0: None, 3.0: 8.0}, SPACE, 5) == []
+
+
+def test_a_space_without_scale_one_begins_at_its_end_nearest_to_one():
+    above = Range(low=1.5, high=2.5, step=0.5)
+    assert play(2.0, bowl(2.0), 3, above)[1] == 1.5
+
+
+def test_equal_fids_do_not_divide_by_zero():
+    assert len(play(2.0, lambda scale: 5.0, 8)) == 8
+
+
+RULE = PruningConfig(warmup_trainings=3, patience=2)
+
+
+def curve(*fids, half_width=1.0):
+    return {100 * (k + 1): CurvePoint(fid, half_width) for k, fid in enumerate(fids)}
+
+
+OTHERS = [curve(50, 30, 20), curve(52, 31, 21), curve(48, 29, 19)]
+
+
+def test_worse_than_the_median_beyond_the_noise_twice_in_a_row_is_hopeless():
+    assert is_hopeless(curve(60, 40), OTHERS, RULE)
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        (curve(60), "one point never decides"),
+        (curve(60, 31), "the second point is within the noise"),
+        (curve(51, 40), "the first point is within the noise"),
+        (curve(40, 25), "it is better"),
+        (curve(60, 40, half_width=20.0), "its intervals are wide"),
+    ],
+)
+def test_what_is_not_hopeless(own, why):
+    assert not is_hopeless(own, OTHERS, RULE), why
+
+
+def test_wide_intervals_of_the_others_protect_too():
+    wide = [{step: CurvePoint(p.fid, 20.0) for step, p in other.items()} for other in OTHERS]
+    assert not is_hopeless(curve(60, 40), wide, RULE)
+
+
+def test_nothing_is_given_up_before_there_is_something_to_compare_with():
+    assert not is_hopeless(curve(600, 400), OTHERS[:2], RULE)
+    short = [{100: other[100]} for other in OTHERS]
+    assert not is_hopeless(curve(600, 400), short, RULE)
+
+
+def test_nothing_is_given_up_when_it_is_off():
+    assert not is_hopeless(curve(600, 400), OTHERS, PruningConfig(enabled=False))
+
+
+def test_only_the_last_points_count():
+    assert not is_hopeless(curve(90, 80, 20), OTHERS, RULE), "it has caught up"
+    assert is_hopeless(curve(40, 80, 90), OTHERS, RULE)
