@@ -24,13 +24,18 @@ class Value:
     timestamp_ms: int
 
 
-def comparable_parameters(results: Results) -> dict[str, object]:
-    """What a person compares; the same keys on every run."""
+def comparable_parameters(results: Results, scale: float | None = None) -> dict[str, object]:
+    """What a person compares; the same keys on every run.
+
+    Args:
+        results: What was measured.
+        scale: Guidance scale that the run stands for, if not the experiment's own.
+    """
     e = results.experiment
     return {
         "aux_layer": e.model.aux_layer,
         "aux_weight": e.loss.aux_weight,
-        "ig_scale": e.guidance.ig_scale,
+        "ig_scale": e.guidance.ig_scale if scale is None else scale,
         "cfg_scale": e.guidance.cfg_scale,
         "model": f"{e.model.backbone} {e.model.depth}x{e.model.width}/{e.model.patch_size}",
         "lr": e.optim.lr,
@@ -43,15 +48,20 @@ def comparable_parameters(results: Results) -> dict[str, object]:
     }
 
 
-def metric_values(results: Results) -> Iterable[Value]:
-    """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses."""
+def metric_values(results: Results, headline_scale: float | None = None) -> Iterable[Value]:
+    """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses.
+
+    Args:
+        results: What was measured.
+        headline_scale: Guidance scale of the headline numbers, if not the experiment's own.
+    """
     scale = results.experiment.guidance.ig_scale
     for m in results.curve:
         key = "fid" if m.scale == scale else "fid_unguided"
         yield Value(key, m.point.step, m.fid, timestamp_ms(m))
     for m in results.final:
         yield Value("fid_by_ig_scale", round(100 * m.scale), m.fid, timestamp_ms(m))
-    headline = results.headline()
+    headline = results.headline(headline_scale)
     if headline is not None:
         step, stamp = headline.point.step, timestamp_ms(headline)
         names = {"fid_final": "fid", "fid_low": "fid_low", "fid_high": "fid_high", "kid": "kid",

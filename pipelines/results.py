@@ -62,9 +62,9 @@ class Results:
         """Everything was measured."""
         return len(self.curve) == len(self.graph.curve) and len(self.final) == len(self.graph.final)
 
-    def headline(self) -> Measurement | None:
-        """The last checkpoint under the experiment's own guidance scale."""
-        scale = self.experiment.guidance.ig_scale
+    def headline(self, scale: float | None = None) -> Measurement | None:
+        """The last checkpoint under a guidance scale (None: the experiment's own)."""
+        scale = self.experiment.guidance.ig_scale if scale is None else scale
         return next((m for m in self.final if m.scale == scale), None)
 
     def history(self) -> pd.DataFrame | None:

@@ -58,13 +58,13 @@ class MlflowTracker:
     """One MLflow run for each distinct experiment."""
 
     def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
-        self._mlflow = import_mlflow()
+        self.mlflow = import_mlflow()
         self._artifact_root = artifact_root
-        with self._alone():  # a new database is set up by one process
-            self._client = self._mlflow.MlflowClient(tracking_uri=tracking_uri)
+        with self.alone():  # a new database is set up by one process
+            self.client = self.mlflow.MlflowClient(tracking_uri=tracking_uri)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """One process at a time, so that two of the same experiment make one run."""
         lock = FileLock(self._artifact_root.parent / ".tracking.lock")
         while not lock.acquire():
@@ -85,19 +85,20 @@ class MlflowTracker:
         Returns:
             Path of the run's page below the tracking server's address.
         """
-        with self._alone():
-            experiment_id = self._experiment(results.experiment.name)
+        with self.alone():
+            experiment_id = self.experiment(results.experiment.name)
             run_id = self._run(experiment_id, results)
             values = sorted(set(metric_values(results)), key=lambda v: (v.key, v.step))
-            self._log(run_id, values)
+            self.log(run_id, values)
             self._register(experiment_id, run_id, results)
             self._attach(run_id, results, files)
             if finished:
                 self._finish(run_id)
         return f"#/experiments/{experiment_id}/runs/{run_id}"
 
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
+    def experiment(self, name: str) -> str:
+        """Id of the MLflow experiment of that name, which is made if there is none."""
+        found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         location = None
@@ -106,22 +107,22 @@ class MlflowTracker:
         # Without the kind the pages open in the view for language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            return str(self._client.create_experiment(name, location, tags))
-        except self._mlflow.exceptions.MlflowException:
-            found = self._client.get_experiment_by_name(name)  # another process was faster
+            return str(self.client.create_experiment(name, location, tags))
+        except self.mlflow.exceptions.MlflowException:
+            found = self.client.get_experiment_by_name(name)  # another process was faster
             if found is None:
                 raise
             return str(found.experiment_id)
 
     def _run(self, experiment_id: str, results: Results) -> str:
         key = results.graph.run_key
-        found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
+        found = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
         run = found[0] if found else self._create_run(experiment_id, results)
-        param = self._mlflow.entities.Param
+        param = self.mlflow.entities.Param
         missing = [param(name, str(value)) for name, value in comparable_parameters(results).items()
                    if name not in run.data.params]  # fmt: skip
         if missing:
-            self._client.log_batch(run.info.run_id, params=missing)
+            self.client.log_batch(run.info.run_id, params=missing)
         return str(run.info.run_id)
 
     def _create_run(self, experiment_id: str, results: Results) -> Any:  # noqa: ANN401
@@ -134,26 +135,26 @@ class MlflowTracker:
             "mlflow.source.name": f"igdit run {name}",
         }
         run_name = f"{name}-{graph.run_key[:8]}"
-        return self._client.create_run(experiment_id, tags=tags, run_name=run_name)
+        return self.client.create_run(experiment_id, tags=tags, run_name=run_name)
 
-    def _log(self, run_id: str, values: list[Value]) -> None:
+    def log(self, run_id: str, values: list[Value]) -> None:
         """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
         known = {
             (key, metric.step)
             for key in {value.key for value in values}
-            for metric in self._client.get_metric_history(run_id, key)
+            for metric in self.client.get_metric_history(run_id, key)
         }
-        metric = self._mlflow.entities.Metric
+        metric = self.mlflow.entities.Metric
         new = [metric(v.key, v.value, v.timestamp_ms, v.step) for v in values
                if (v.key, v.step) not in known]  # fmt: skip
         for first in range(0, len(new), 1000):
-            self._client.log_batch(run_id, metrics=new[first : first + 1000])
+            self.client.log_batch(run_id, metrics=new[first : first + 1000])
 
     def _register(self, experiment_id: str, run_id: str, results: Results) -> None:
         """Register evaluated checkpoints as models with their FID, so that they can be ranked."""
         scale = results.experiment.guidance.ig_scale
         known = self._registered(experiment_id, run_id)
-        outputs = self._client.get_run(run_id).outputs
+        outputs = self.client.get_run(run_id).outputs
         linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
         for measurement in (m for m in results.curve if m.scale == scale):
             step = measurement.point.step
@@ -163,26 +164,26 @@ class MlflowTracker:
                 continue
             if model_id is None:
                 path = results.store.root / node.kind / node.key
-                model = self._client.create_logged_model(
+                model = self.client.create_logged_model(
                     experiment_id, name=f"step-{step}", source_run_id=run_id,
                     tags={CHECKPOINT_TAG: node.key, "igdit.uri": path.as_uri()},
                     params={"step": str(step), "ig_scale": f"{scale:g}"}, model_type="checkpoint",
                 )  # fmt: skip
                 model_id = model.model_id
             # The same (value, time, step) as the curve's: on the run it is that point.
-            self._client.log_metric(run_id, "fid", measurement.fid, step=step,
+            self.client.log_metric(run_id, "fid", measurement.fid, step=step,
                                     timestamp=timestamp_ms(measurement),
                                     model_id=model_id)  # fmt: skip
             if model_id not in linked:
-                output = self._mlflow.entities.LoggedModelOutput(model_id, step)
-                self._client.log_outputs(run_id, [output])
-            self._client.finalize_logged_model(model_id, "READY")
+                output = self.mlflow.entities.LoggedModelOutput(model_id, step)
+                self.client.log_outputs(run_id, [output])
+            self.client.finalize_logged_model(model_id, "READY")
 
     def _registered(self, experiment_id: str, run_id: str) -> dict[str, tuple[str, bool]]:
         """Key of each of this run's checkpoints -> its model, and whether that is complete."""
         found, token = {}, None
         while True:
-            page = self._client.search_logged_models(
+            page = self.client.search_logged_models(
                 [experiment_id], filter_string=f"source_run_id = '{run_id}'", page_token=token
             )
             for model in page:
@@ -193,12 +194,12 @@ class MlflowTracker:
                 return found
 
     def _attach(self, run_id: str, results: Results, files: Iterable[Path]) -> None:
-        if EXPERIMENT_FILE not in {item.path for item in self._client.list_artifacts(run_id)}:
+        if EXPERIMENT_FILE not in {item.path for item in self.client.list_artifacts(run_id)}:
             resolved = experiment_to_json(results.experiment)
-            self._client.log_text(run_id, resolved, EXPERIMENT_FILE)
+            self.client.log_text(run_id, resolved, EXPERIMENT_FILE)
         for path in files:
-            self._client.log_artifact(run_id, str(path))
-        have = {item.path for item in self._client.list_artifacts(run_id, "grids")}
+            self.client.log_artifact(run_id, str(path))
+        have = {item.path for item in self.client.list_artifacts(run_id, "grids")}
         for m in (*results.curve, *results.final):
             name = f"step-{m.point.step:08d}-ig-{m.scale:g}.png"
             sheet = preview(results, m)
@@ -215,11 +216,11 @@ class MlflowTracker:
         with tempfile.TemporaryDirectory() as temporary:
             copy = LocalPath(temporary) / name
             shutil.copyfile(path, copy)
-            self._client.log_artifact(run_id, str(copy), folder)
+            self.client.log_artifact(run_id, str(copy), folder)
 
     def _finish(self, run_id: str) -> None:
-        if self._client.get_run(run_id).info.status != "FINISHED":
-            self._client.set_terminated(run_id, "FINISHED")
+        if self.client.get_run(run_id).info.status != "FINISHED":
+            self.client.set_terminated(run_id, "FINISHED")
 
 
 class BackgroundSync:

@@ -14,12 +14,18 @@ from pipelines.study.forecast import Forecast, forecast
 from pipelines.study.report import findings, print_findings, print_forecast, write_findings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from rich.console import Console
 
     from experiments import Experiment
     from experiments.study import Study
     from pipelines.home import Home
+    from pipelines.study.book import StudyBook
     from pipelines.study.options import StudyOptions
+    from pipelines.study.report import Findings
+    from pipelines.study.tracking import StudyTracker
 
 
 def default_parallel(experiment: Experiment) -> int:
@@ -59,16 +65,54 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
                 return 1
             budget = Budget(wanted, options.hours, options.target_fid)
             parallel = options.parallel or default_parallel(study.experiment)
-            StudyDriver(book, home, budget, parallel, say).run()
+            _work(book, home, budget, parallel, say)
             found = findings(study, book.trials(), book.importances(), store)
         finally:
             book.close()
         print_findings(found, console)
         directory = home.report / f"study-{study.name}"
-        write_findings(found, directory)
+        files = write_findings(found, directory)
         say(f"Table and plots: {directory}")
+        spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
+        _track(found, files, home, console, finished=spent)
         say(f"Done in {time.monotonic() - started:.1f} s.")
     return 0
+
+
+def _work(
+    book: StudyBook, home: Home, budget: Budget, parallel: int, say: Callable[[str], None]
+) -> None:
+    """Drive the study, with MLflow following in the background."""
+    from pipelines.tracking import BackgroundSync
+
+    def sync() -> None:
+        _tracker(book.study, home).sync(book.trials(), finished=False)
+
+    background = BackgroundSync(sync)
+    try:
+        StudyDriver(book, home, budget, parallel, say, background.request).run()
+    finally:
+        background.close(seconds=15)
+
+
+def _tracker(study: Study, home: Home) -> StudyTracker:
+    from pipelines.study.tracking import StudyTracker
+    from pipelines.tracking import MlflowTracker
+
+    return StudyTracker(MlflowTracker(home.tracking_uri, home.mlartifacts), study, home.store)
+
+
+def _track(
+    found: Findings, files: list[Path], home: Home, console: Console, *, finished: bool
+) -> None:
+    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    try:
+        page = _tracker(found.study, home).sync(found.trials, files, finished=finished)
+        console.print(f"Compare in MLflow: igdit ui    (this study: {page})", highlight=False,
+                      soft_wrap=True)  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
+        console.print(f"[yellow]MLflow at {home.tracking_uri} could not be updated: {error}. "
+                      f"Run the same command again to log what is missing.[/yellow]")  # fmt: skip
 
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:

@@ -286,7 +286,7 @@ def test_a_sync_that_broke_off_anywhere_is_completed_by_the_next(results, tmp_pa
         return call
 
     for name in CHANGES:
-        setattr(one._client, name, breaking(name, getattr(one._client, name)))
+        setattr(one.client, name, breaking(name, getattr(one.client, name)))
     while to_fail:
         with pytest.raises(ConnectionError):
             one.sync(results, finished=True)

@@ -1,0 +1,186 @@
+"""Studies that are killed, again and again, in processes of their own."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import Store
+from pipelines.study.book import StudyBook
+from tests.pipelines.study.conftest import small_study
+from tests.processes import kill_tree
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from pipelines.home import Home
+from pipelines.study.command import run_study
+from pipelines.study.options import StudyOptions
+from tests.pipelines.study.conftest import small_study
+import signal
+def interrupt(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, interrupt)
+options = StudyOptions(trials=sys.argv[2], parallel=int(sys.argv[3]), yes=True,
+                       storage=sys.argv[4] or None)
+sys.exit(run_study(small_study(), options, Home(Path(sys.argv[1])), Console()))
+"""
+
+
+class Driver:
+    """A study's driver in a process of its own."""
+
+    def __init__(self, home: Path, trials: int, parallel: int = 1, storage: str = "") -> None:
+        self.log = home.with_suffix(".log").open("a")
+        command = [sys.executable, "-c", SCRIPT, str(home), str(trials), str(parallel), storage]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("IGDIT")}
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=self.log, stderr=self.log, cwd=Path.cwd()
+        )
+
+    def finish(self, seconds: float = 240) -> None:
+        code = self.process.wait(timeout=seconds)
+        assert code == 0, Path(self.log.name).read_text()[-4000:]
+
+    def end(self, signal_number: int) -> None:
+        self.process.send_signal(signal_number)
+        self.process.wait(timeout=60)
+
+
+def trials_of(home: Path, url: str = ""):
+    store = Store(home / "store")
+    book = StudyBook(
+        small_study(), url or f"sqlite:///{home / 'study.db'}", store.root / ".drivers"
+    )
+    try:
+        return book.trials()
+    finally:
+        book.close()
+
+
+def assert_nothing_was_done_twice(home: Path, kills: int) -> None:
+    """Each artifact was published once; a kill costs at most what was being built then."""
+    events = Store(home / "store").events()
+    published = collections.Counter(
+        (e["kind"], e["key"]) for e in events if e["event"] == "published"
+    )
+    assert set(published.values()) == {1}
+    executed = [e for e in events if e["event"] == "execute" and e["kind"] != "checkpoint"]
+    assert len(executed) <= len(published) + kills
+
+
+def shown(trials):
+    return [(t.number, t.point, t.state, t.fid) for t in trials]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A study that nobody disturbs."""
+    home = tmp_path_factory.mktemp("whole") / "home"
+    Driver(home, 12).finish()
+    return trials_of(home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_ten_moments_it_ends_as_if_undisturbed(tmp_path, undisturbed, seed):
+    home, chance = tmp_path / "home", random.Random(seed)
+    kills = 0
+    while kills < 10:
+        driver = Driver(home, 12)
+        time.sleep(chance.uniform(2.0, 8.0))
+        if driver.process.poll() is not None:
+            driver.finish(0)
+            break
+        driver.end(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+        kills += 1
+    Driver(home, 12).finish()
+    assert kills >= 3, "the study was over before it could be disturbed"
+    trials = trials_of(home)
+    assert shown(trials) == shown(undisturbed)
+    assert {t.state for t in trials} == {"COMPLETE"}
+    assert_nothing_was_done_twice(home, kills)
+    trainings = {t.point.training for t in trials}
+    starts = [e for e in Store(home / "store").events()
+              if e["event"] == "execute" and e["kind"] == "checkpoint"]  # fmt: skip
+    # A training that was killed goes on from its last checkpoint; none that was over is begun.
+    assert len({e["key"] for e in starts}) == len(trainings)
+
+
+def several_drivers(home: Path, storage: str, count: int, wanted: int, seed: int) -> None:
+    """Several drivers serve one study; one after the other is killed and started again."""
+    chance = random.Random(seed)
+    drivers = [Driver(home, wanted, storage=storage) for _ in range(count)]
+    try:
+        for _ in range(6):
+            time.sleep(chance.uniform(3.0, 6.0))
+            number = chance.randrange(count)
+            if drivers[number].process.poll() is None:
+                drivers[number].end(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+            drivers[number] = Driver(home, wanted, storage=storage)
+        for driver in drivers:
+            driver.process.wait(timeout=400)
+        Driver(home, wanted, storage=storage).finish()
+    finally:
+        for driver in drivers:
+            if driver.process.poll() is None:
+                kill_tree(driver.process.pid)
+    trials = trials_of(home, storage)
+    assert collections.Counter(t.state for t in trials) == {"COMPLETE": wanted}
+    assert len({t.point for t in trials}) == wanted
+    assert_nothing_was_done_twice(home, 6)
+
+
+@pytest.mark.slow
+def test_three_drivers_on_one_file_while_they_are_killed(tmp_path):
+    several_drivers(tmp_path / "home", "", 3, 20, seed=2)
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """A PostgreSQL of its own on loopback; its URL."""
+    import shutil
+    import socket
+
+    from tests.processes import wait_for
+
+    pytest.importorskip("psycopg")
+    if shutil.which("pg_ctl") is None:
+        pytest.skip("no PostgreSQL here")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = tmp_path / "postgres"
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+    as_user = as_user if os.geteuid() == 0 else []
+    data.mkdir()
+    for folder in (data, *list(tmp_path.parents)[:2], tmp_path):
+        folder.chmod(0o755)
+    if as_user:
+        shutil.chown(data, "postgres", "postgres")
+    subprocess.run([*as_user, "initdb", "-D", str(data), "-A", "trust", "-U", "igdit"],
+                   check=True, capture_output=True)  # fmt: skip
+    server = subprocess.Popen(
+        [*as_user, "postgres", "-D", str(data), "-p", str(port), "-h", "127.0.0.1",
+         "-c", "unix_socket_directories="], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        ready = [*as_user, "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, 60)
+        yield f"postgresql+psycopg://igdit@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_four_drivers_on_one_postgresql_while_they_are_killed(tmp_path, postgres):
+    several_drivers(tmp_path / "home", postgres, 4, 20, seed=3)

@@ -1,0 +1,274 @@
+"""The driver: trainings once, points told as they come, failures survived."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from experiments import PruningConfig
+from pipelines.errors import ArtifactError, StudyError, TrainingFailedError
+from pipelines.home import Home
+from pipelines.study.book import StudyBook
+from pipelines.study.command import run_study
+from pipelines.study.driver import Budget, StudyDriver
+from pipelines.study.options import StudyOptions
+from pipelines.study.plan import CurvePoint
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def run(home):
+    """Factory: run a study to its end in this process; returns what was printed."""
+
+    def go(study, **options) -> str:
+        console = Console(file=io.StringIO(), width=200)
+        assert run_study(study, StudyOptions(parallel=1, **options), home, console) == 0
+        return console.file.getvalue()
+
+    return go
+
+
+def book_of(home, study):
+    url = f"sqlite:///{home.root / 'study.db'}"
+    return StudyBook(study, url, home.store.root / ".drivers")
+
+
+def trials_of(home, study):
+    book = book_of(home, study)
+    try:
+        return book.trials()
+    finally:
+        book.close()
+
+
+def executed(home, kind):
+    return [e for e in home.store.events() if e["event"] == "execute" and e["kind"] == kind]
+
+
+def test_a_study_trains_once_for_each_layer_and_weight(home, study, run):
+    text = run(study())
+    trials = trials_of(home, study())
+    assert [t.state for t in trials] == ["COMPLETE"] * 8
+    trainings = {t.point.training for t in trials}
+    assert len(trainings) == 2
+    assert len(executed(home, "checkpoint")) == len(trainings)
+    for kind in ("images", "features", "evaluate"):
+        counts = collections.Counter(e["key"] for e in executed(home, kind))
+        assert set(counts.values()) == {1}, kind
+    assert "one training for each point would have cost" in text
+    assert "8 complete" in text
+
+
+def test_every_trial_has_its_fid_interval_curve_and_artifact(home, study, run):
+    run(study(), trials="4")
+    for trial in trials_of(home, study()):
+        assert trial.facts["fid_low"] < trial.fid < trial.facts["fid_high"]
+        assert sorted(trial.curve) == [2, 4, 6]
+        kind, _, key = trial.facts["evaluate"].partition("/")
+        assert home.store.find(kind, key) is not None
+
+
+def test_a_finished_study_does_nothing_but_say_what_it_found(home, study, run):
+    run(study(), trials="4")
+    before = list(home.store.events())
+    text = run(study(), trials="4")
+    assert list(home.store.events()) == before
+    assert "4 complete" in text
+
+
+def test_more_trials_can_be_added_to_a_study(home, study, run):
+    run(study(), trials="4")
+    first = trials_of(home, study())
+    run(study(), trials="+3")
+    trials = trials_of(home, study())
+    assert trials[:4] == first
+    assert [t.state for t in trials] == ["COMPLETE"] * 7
+
+
+def test_joint_mode_reuses_a_training_that_is_there(home, study, run):
+    run(study(), trials="4")
+    training = trials_of(home, study())[0].point.training
+    joint = study(name="joint", mode="joint")
+    book = book_of(home, joint)
+    point = dataclasses.replace(book._propose([]), aux_layer=training[0], aux_weight=training[1])
+    book._enter([point], [])
+    book.close()
+    run(joint, trials="1")
+    assert trials_of(home, joint)[0].state == "COMPLETE"
+    assert len(executed(home, "checkpoint")) == 1
+
+
+def test_table_and_plots_are_written(home, study, run):
+    import pandas as pd
+
+    run(study())
+    folder = home.report / "study-small"
+    table = pd.read_parquet(folder / "trials.parquet")
+    assert len(table) == 8
+    assert table["fid"].notna().all()
+    assert (table["train_seconds"] > 0).all()
+    for name in ("fid_by_scale.png", "fid_curves.png"):
+        assert (folder / name).stat().st_size > 10_000
+
+
+def drive(home, study, wanted, evaluate=None):
+    """Run a driver whose evaluation of a unit may be replaced."""
+    book = book_of(home, study)
+    driver = StudyDriver(book, home, Budget(wanted), 1, lambda text: None)
+    if evaluate is not None:
+        original = driver._evaluate
+        driver._evaluate = lambda unit: evaluate(unit, original)
+    try:
+        driver.run()
+    finally:
+        found = book.trials()
+        book.close()
+    return found
+
+
+def test_a_trial_that_raises_is_failed_and_the_study_goes_on(home, study):
+    seen = []
+
+    def evaluate(unit, original):
+        seen.append(unit[0].point.training)
+        if len(seen) == 1:
+            raise TrainingFailedError("the loss of step 3 is not finite")
+        return original(unit)
+
+    trials = drive(home, study(), 4, evaluate)
+    states = [t.state for t in trials]
+    assert states == ["FAIL"] * 3 + ["COMPLETE"] * 4
+    assert seen[0] not in seen[1:]
+
+
+def test_trials_that_fail_one_after_the_other_stop_the_study(home, study):
+    def evaluate(unit, original):
+        raise TrainingFailedError("out of memory")
+
+    with pytest.raises(StudyError, match=r"3 trainings failed one after .*out of memory"):
+        drive(home, study(), 4, evaluate)
+    assert {t.state for t in trials_of(home, study())} == {"FAIL"}
+
+
+def test_a_store_that_cannot_be_used_stops_the_study_and_leaves_its_trials(home, study):
+    def evaluate(unit, original):
+        raise ArtifactError("no space left on device")
+
+    with pytest.raises(ArtifactError, match="no space left"):
+        drive(home, study(), 4, evaluate)
+    assert {t.state for t in trials_of(home, study())} == {"RUNNING"}
+    trials = drive(home, study(), 4)
+    assert [t.state for t in trials] == ["COMPLETE"] * 4
+
+
+def test_a_training_worse_than_the_others_is_given_up_and_keeps_its_checkpoints(home, study):
+    rule = PruningConfig(warmup_trainings=1, patience=1)
+    pruned_study = study(pruning=rule, name="pruned")
+    book = book_of(home, pruned_study)
+    good = book.next_unit(8)
+    curve = {step: CurvePoint(1.0, 0.1) for step in (2, 4, 6)}
+    book.report(good, curve)
+    for trial in good:
+        book.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
+    while unit := book.refine(good, 4):
+        for trial in unit:
+            book.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
+    book.close()
+
+    def evaluate(unit, original):
+        if len(pruned) >= 2:
+            raise ArtifactError("enough")
+        watch = original(unit)
+        pruned.append(watch.hopeless)
+        return watch
+
+    pruned: list[bool] = []
+    with pytest.raises(ArtifactError, match="enough"):
+        drive(home, pruned_study, 8, evaluate)
+    assert pruned == [True, True]
+    trials = trials_of(home, pruned_study)
+    assert [t.state for t in trials if t.number >= 4][:6] == ["PRUNED"] * 6
+    assert home.store.list("checkpoint")
+
+
+def test_a_target_ends_the_study(home, study, run):
+    run(study(), trials="8", target_fid=1e9)
+    assert len(trials_of(home, study())) == 4
+
+
+def test_expensive_work_is_not_begun_without_being_asked(home, study, run):
+    run(study(), trials="4")
+    with pytest.raises(ValueError, match=r"worker-hours, more than --confirm-above .*--yes"):
+        run(study(), trials="100000")
+    assert len(trials_of(home, study())) == 4
+    run(study(), trials="5", confirm_above=0.0, yes=True)
+    assert len(trials_of(home, study())) == 5
+
+
+def test_the_forecast_counts_what_is_left(home, study, run):
+    assert "8 trials, 2 trainings" in run(study())
+    assert "0 trials, 0 trainings, 0 images; worker-hours 0.00" in run(study())
+
+
+@pytest.mark.parametrize("value", ["many", "-3", "+", ""])
+def test_the_number_of_trials_is_a_number(value):
+    with pytest.raises(ValueError, match=r"trials must be a number, or \+NUMBER"):
+        StudyOptions(trials=value)
+
+
+def runs_of(home):
+    """MLflow's runs by trial number ("" for the parent)."""
+    from pipelines.tracking import MlflowTracker
+
+    client = MlflowTracker(home.tracking_uri, home.mlartifacts).client
+    experiment = client.get_experiment_by_name("study-small")
+    runs = client.search_runs([experiment.experiment_id])
+    return client, {run.data.tags.get("igdit.trial", ""): run for run in runs}, len(runs)
+
+
+def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(home, study, run):
+    run(study(), trials="4")
+    run(study(), trials="5")
+    client, runs, count = runs_of(home)
+    trials = trials_of(home, study())
+    assert count == 6
+    assert set(runs) == {"", *(str(t.number) for t in trials)}
+    parent = runs[""]
+    assert parent.info.status == "FINISHED"
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"trials.parquet", "fid_by_scale.png", "fid_curves.png"} <= files
+    keys = None
+    for trial in trials:
+        mine = runs[str(trial.number)]
+        assert mine.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert mine.info.status == "FINISHED"
+        assert mine.data.params["ig_scale"] == str(trial.point.ig_scale)
+        assert mine.data.params["aux_layer"] == str(trial.point.aux_layer)
+        assert mine.data.metrics["fid_final"] == trial.fid
+        curve = client.get_metric_history(mine.info.run_id, "fid")
+        assert {(m.step, m.value) for m in curve} == {(s, p.fid) for s, p in trial.curve.items()}
+        assert len(curve) == 3
+        keys = keys or set(mine.data.params)
+        assert set(mine.data.params) == keys
+
+
+def test_trials_that_failed_are_shown_as_failed(home, study):
+    from pipelines.study.tracking import StudyTracker
+    from pipelines.tracking import MlflowTracker
+
+    book = book_of(home, study())
+    book.fail(book.next_unit(8), "NaN")
+    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
+    StudyTracker(tracker, study(), home.store).sync(book.trials(), finished=False)
+    book.close()
+    _, runs, _ = runs_of(home)
+    assert {runs[number].info.status for number in runs if number} == {"FAILED"}
+    assert runs[""].info.status == "RUNNING"
