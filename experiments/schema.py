@@ -17,14 +17,10 @@ from ig_core.config import (
     SamplerConfig,
     TrainConfig,
 )
+from ig_core.validation import require
 
 IMAGE_SHAPES = {"digits": (1, 8, 10)}
 """Data source -> channels, side in pixels, number of classes."""
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, but got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +66,24 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("extractor_epochs", "shard_size", "kid_subsets", "isc_splits"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
-        _require(self.groups >= 5, "groups", self.groups, "at least 5 (fewer give no interval)")
-        _require(self.isc_splits <= self.curve_samples, "isc_splits", self.isc_splits,
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
+        require(self.groups >= 5, "groups", self.groups, "at least 5 (fewer give no interval)")
+        require(self.isc_splits <= self.curve_samples, "isc_splits", self.isc_splits,
                  f"at most curve_samples={self.curve_samples}")  # fmt: skip
         for name in ("num_samples", "curve_samples"):
             least = 2 * self.groups
-            _require(getattr(self, name) >= least, name, getattr(self, name),
+            require(getattr(self, name) >= least, name, getattr(self, name),
                      f"at least {least} (two for each of {self.groups} groups)")  # fmt: skip
-        _require(0 <= self.seed < 2**63, "evaluation.seed", self.seed, "in 0..2^63 - 1")
+        require(0 <= self.seed < 2**63, "evaluation.seed", self.seed, "in 0..2^63 - 1")
         needs_weights = self.extractor == "inception-v3-compat"
-        _require(not needs_weights or self.extractor_weights is not None, "extractor_weights",
+        require(not needs_weights or self.extractor_weights is not None, "extractor_weights",
                  self.extractor_weights, f"the weights file of {self.extractor}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Who computes: never changes a result, nor what is reused."""
+    """Who computes: never changes what is reused, and a result at most by rounding."""
 
     num_workers: int = 2
     """Training workers; 1 trains in a plain task and saves the set-up of a worker group."""
@@ -113,11 +109,11 @@ class Resources:
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "sample_tasks", "sample_batch"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch",
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch",
                  self.micro_batch, "None or at least 1")  # fmt: skip
-        _require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
-        _require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
+        require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
+        require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
                  "1 with the inline runner")  # fmt: skip
 
     @property
@@ -154,7 +150,7 @@ class Experiment:
     """Workers and batch sizes."""
 
     def __post_init__(self) -> None:
-        _require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
+        require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
                  "name", self.name, "a file name")  # fmt: skip
         channels, side, classes = IMAGE_SHAPES[self.data.source]
         for name, value, expected in (
@@ -162,26 +158,26 @@ class Experiment:
             ("model.input_size", self.model.input_size, side),
             ("model.num_classes", self.model.num_classes, classes),
         ):
-            _require(value == expected, name, value, f"{expected} for {self.data.source}")
-        _require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
+            require(value == expected, name, value, f"{expected} for {self.data.source}")
+        require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
                  f"the path of the loss, {self.loss.path!r}")  # fmt: skip
-        _require(self.train.batch_size % self.resources.num_workers == 0, "train.batch_size",
+        require(self.train.batch_size % self.resources.num_workers == 0, "train.batch_size",
                  self.train.batch_size,
                  f"a multiple of resources.num_workers={self.resources.num_workers}")  # fmt: skip
-        _require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
+        require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
                  "finite numbers")  # fmt: skip
         guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
-        _require(self.model.aux_layer is not None or not guided, "ig scales", guided,
+        require(self.model.aux_layer is not None or not guided, "ig scales", guided,
                  "all 1 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
-        _require(self.model.aux_layer is not None or not self.loss.target_guidance,
+        require(self.model.aux_layer is not None or not self.loss.target_guidance,
                  "loss.target_guidance", self.loss.target_guidance,
                  "0 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
-        _require(len({round(100 * s) for s in self.scales}) == len(self.scales), "ig scales",
+        require(len({round(100 * s) for s in self.scales}) == len(self.scales), "ig scales",
                  self.scales, "at least 0.01 apart (their step in the tracked curve)")  # fmt: skip
-        _require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,
+        require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,
                  "euler, heun or sde (dopri5 has one step size for a whole batch, so that an "
                  "image would depend on the batch it is in)")  # fmt: skip
-        _require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
+        require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
                  "1 (experiments name no weaker checkpoint yet)")  # fmt: skip
 
     @property
@@ -232,19 +228,19 @@ def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
             return None
         return _read(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
-        _require(value in args, where, value, f"one of {', '.join(map(repr, args))}")
+        require(value in args, where, value, f"one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple:
-        _require(isinstance(value, list | tuple), where, value, "a list")
+        require(isinstance(value, list | tuple), where, value, "a list")
         items: Any = value
         if args[-1] is not Ellipsis:
-            _require(len(items) == len(args), where, value, f"a list of {len(args)}")
+            require(len(items) == len(args), where, value, f"a list of {len(args)}")
         return tuple(_read(args[0], item, where) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
-            _require(False, where, "a number of over 300 digits", "a float")
+            require(False, where, "a number of over 300 digits", "a float")
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    _require(fits, where, value, f"of type {hint.__name__}")
+    require(fits, where, value, f"of type {hint.__name__}")
     return value

@@ -9,11 +9,7 @@ from typing import Literal
 
 # A field here, resolved at run time by tyro.
 from experiments.schema import Experiment  # noqa: TC001
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, but got {value!r}")
+from ig_core.validation import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +34,10 @@ class Range:
     """Distance of neighbouring values: closer ones are not worth telling apart."""
 
     def __post_init__(self) -> None:
-        _require(self.step > 0, "step", self.step, "positive")
-        _require(self.low <= self.high, "high", self.high, f"at least low={self.low}")
+        require(self.step > 0, "step", self.step, "positive")
+        require(self.low <= self.high, "high", self.high, f"at least low={self.low}")
         count = (self.high - self.low) / self.step
-        _require(abs(count - round(count)) < 1e-6, "high", self.high,
+        require(abs(count - round(count)) < 1e-6, "high", self.high,
                  f"low={self.low} plus a multiple of step={self.step}")  # fmt: skip
 
     @property
@@ -100,7 +96,7 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         for name in ("warmup_trainings", "patience"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +124,19 @@ class Study:
     """When a training is given up."""
 
     def __post_init__(self) -> None:
-        _require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
+        require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
                  "name", self.name, "a file name")  # fmt: skip
-        _require(self.scales_per_training >= 1, "scales_per_training", self.scales_per_training,
+        require(self.scales_per_training >= 1, "scales_per_training", self.scales_per_training,
                  "at least 1")  # fmt: skip
-        _require(self.scales_per_training <= self.space.ig_scale.count, "scales_per_training",
+        require(self.scales_per_training <= self.space.ig_scale.count, "scales_per_training",
                  self.scales_per_training,
                  f"at most {self.space.ig_scale.count}, the scales there are")  # fmt: skip
-        _require(self.default_trials >= 1, "default_trials", self.default_trials, "at least 1")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..2^32 - 1")
+        require(self.default_trials >= 1, "default_trials", self.default_trials, "at least 1")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..2^32 - 1")
         depth, layers = self.experiment.model.depth, self.layers
-        _require(1 <= layers[0] <= layers[1] <= depth - 1, "space.aux_layer", layers,
+        require(1 <= layers[0] <= layers[1] <= depth - 1, "space.aux_layer", layers,
                  f"in 1..{depth - 1} (depth - 1)")  # fmt: skip
-        _require(self.space.aux_weight.low >= 0, "space.aux_weight", self.space.aux_weight.low,
+        require(self.space.aux_weight.low >= 0, "space.aux_weight", self.space.aux_weight.low,
                  "at least 0")  # fmt: skip
 
     @property

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ig_core.guidance import Scales, guide, guided_velocity, require_predictors, scales_at
-from ig_core.sampling import advance, field_of, sample, time_grid
+from ig_core.guidance import Scales, guide, guided_velocity, require_predictors
+from ig_core.sampling import advance, field_of, finite, sample, time_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +33,14 @@ def sample_guidances(
     config: SamplerConfig,
     noise_fn: NoiseFn | None = None,
     weak_model: DiffusionTransformer | None = None,
+    *,
+    batched: bool = True,
 ) -> Tensor:
     """Sample under K guidances; equals K calls of `sample`, up to the rounding of larger batches.
 
-    The network's batch grows from B to at most K B rows (twice that under classifier-free
-    guidance). With dopri5, whose steps depend on the batch, each guidance is sampled by itself.
+    (Some 1e-6 in float32, 1e-3 in bf16.) The network's batch grows from B to at most K B rows,
+    twice that under classifier-free guidance. With dopri5, whose steps depend on the batch, each
+    guidance is sampled by itself.
 
     Args:
         model: Velocity model.
@@ -47,12 +50,15 @@ def sample_guidances(
         config: Method, grid and precision.
         noise_fn: SDE only: noise for each step, (B, C, H, W), the same for all guidances.
         weak_model: The weaker checkpoint of autoguidance.
+        batched: Whether branches share passes of the network. If not, they only share steps, and
+            the samples are those of K calls bit for bit.
 
     Returns:
         Samples at t=0, float32, (K, B, C, H, W).
 
     Raises:
         ValueError: no guidance is given, one lacks its weaker prediction, or the SDE `noise_fn`.
+        NonFiniteSampleError: a sample is NaN or infinite.
     """
     if not guidances:
         raise ValueError("guidances must be at least one, but got none")
@@ -71,20 +77,21 @@ def sample_guidances(
         if len(parents) > len(state):
             state = state[parents]
         leaders = [guidances[members[0]] for members in branches]
-        field = field_of(_velocity(model, weak_model, y, leaders), config)
+        velocity = _velocity(model, weak_model, y, leaders, batched=batched)
+        field = field_of(velocity, config)
         state = advance(field, state, times, step, config, shared_noise)
     followed = {member: number for number, members in enumerate(branches) for member in members}
-    return state[[followed[number] for number in range(len(guidances))]].float()
+    return finite(state[[followed[number] for number in range(len(guidances))]].float(), config)
 
 
 def _branch(
     branches: list[list[int]], guidances: Sequence[Guidance], times: list[float]
 ) -> tuple[list[list[int]], list[int]]:
     """Split each branch by the scales that act at these times; with each new one's parent."""
-    split: dict[tuple[int, tuple[Scales, ...]], list[int]] = {}
+    split: dict[tuple[int, tuple[tuple[float, ...], ...]], list[int]] = {}
     for parent, members in enumerate(branches):
         for member in members:
-            acting = tuple(scales_at(t, guidances[member]) for t in times)
+            acting = tuple(guidances[member].at(t) for t in times)
             split.setdefault((parent, acting), []).append(member)
     return list(split.values()), [parent for parent, _ in split]
 
@@ -94,18 +101,21 @@ def _velocity(
     weak_model: DiffusionTransformer | None,
     y: Tensor,
     guidances: Sequence[Guidance],
+    *,
+    batched: bool,
 ) -> Velocity:
     """Velocity of one guidance a branch: x (branches, B, C, H, W), t -> dx/dt of the same shape.
 
-    Branches for which the same kinds of guidance act share a pass of the network; one whose
-    classifier-free guidance is off takes no part in a pass that has a null half.
+    Batched, branches for which the same kinds of guidance act share a pass of the network; one
+    whose classifier-free guidance is off takes no part in a pass that has a null half.
     """
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        acting = [scales_at(t, guidance) for guidance in guidances]
-        alike: dict[tuple[bool, ...], list[int]] = {}
-        for branch, scales in enumerate(acting):
-            alike.setdefault(tuple(bool(scale == 1) for scale in scales), []).append(branch)
+        acting = [guidance.at(t) for guidance in guidances]
+        alike: dict[object, list[int]] = {}
+        for branch, at_once in enumerate(acting):
+            kinds = tuple(scale == 1 for scale in at_once)
+            alike.setdefault(kinds if batched else branch, []).append(branch)
         out = torch.empty_like(x)
         for rows in alike.values():
             scales = Scales(*(_rowwise(column, x) for column in zip(*(acting[row] for row in rows),

@@ -88,7 +88,8 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     optimizers = make_optimizers(model, optim)
     _load_moments(model, optimizers, directory / "optimizer.safetensors", begun=step > 0)
     scaler = loss_scaler(optim.precision, model.pos_embed.device)
-    _parse(directory, lambda: scaler.load_state_dict(header.get("loss_scaler", {})))
+    if scaler.is_enabled():
+        _parse(directory, lambda: scaler.load_state_dict(_loss_scale(header["loss_scaler"])))
     return TrainState(
         model=model,
         optim=optim,
@@ -188,6 +189,14 @@ def _read_tensors(path: Path, shapes: dict[str, torch.Size] | None = None) -> di
         wrong = sorted(dict(found.items() ^ shapes.items()))
         raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
     return tensors
+
+
+def _loss_scale(values: dict[str, Any]) -> dict[str, Any]:
+    """A loss scale that can be gone on with."""
+    scale = values["scale"]
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"loss_scaler.scale must be positive, but got {scale!r}")
+    return values
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

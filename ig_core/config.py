@@ -7,33 +7,14 @@ the value it got and what was expected.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from ig_core.validation import check_fields, require, require_interval
 
 Interval = tuple[float, float]
 PathType = Literal["linear", "cosine"]
 Precision = Literal["float32", "bf16", "fp16"]
-"""Autocast of the matrix products in the blocks; all else is float32 (see `layers`)."""
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, but got {value!r}")
-
-
-def _check_fields(config: object) -> None:
-    """What holds for every field: choices are among those named, numbers are finite."""
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(kind) is Literal:
-            choices = get_args(kind)
-            _require(value in choices, name, value, f"one of {', '.join(choices)}")
-        elif kind is float:
-            _require(abs(value) < float("inf"), name, value, "a finite number")
-
-
-def _require_interval(name: str, value: Interval) -> None:
-    low, high = value
-    _require(0.0 <= low <= high <= 1.0, name, value, "(low, high) with 0 <= low <= high <= 1")
+"""Autocast of attention and MLP; all else is float32 (see `ig_core.layers`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +57,32 @@ class ModelConfig:
     """Standard deviation of the initial label and time embeddings; 0.02 for published models."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         for name in ("depth", "width", "num_heads", "patch_size", "input_size", "in_channels",
                      "num_classes"):  # fmt: skip
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.width % self.num_heads == 0, "width", self.width,
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.width % self.num_heads == 0, "width", self.width,
                  f"a multiple of num_heads={self.num_heads}")  # fmt: skip
-        _require(self.width % 4 == 0, "width", self.width,
+        require(self.width % 4 == 0, "width", self.width,
                  "a multiple of 4 (2-d sin-cos position table)")  # fmt: skip
-        _require(self.input_size % self.patch_size == 0, "input_size", self.input_size,
+        require(self.input_size % self.patch_size == 0, "input_size", self.input_size,
                  f"a multiple of patch_size={self.patch_size}")  # fmt: skip
         if self.rope:
-            _require(self.head_dim % 4 == 0, "width / num_heads", self.head_dim,
+            require(self.head_dim % 4 == 0, "width / num_heads", self.head_dim,
                      "a multiple of 4 with rope (two axes of rotated pairs)")  # fmt: skip
         if self.aux_layer is not None:
-            _require(1 <= self.aux_layer <= self.depth - 1, "aux_layer", self.aux_layer,
+            require(1 <= self.aux_layer <= self.depth - 1, "aux_layer", self.aux_layer,
                      f"None or in 1..{self.depth - 1} (depth - 1)")  # fmt: skip
         for name in ("mlp_ratio", "time_scale", "embedding_std"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.mlp_width >= 1, "mlp_ratio", self.mlp_ratio,
+                f"enough for one hidden unit at width={self.width}")  # fmt: skip
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of the MLP."""
+        hidden = int(self.width * self.mlp_ratio)
+        return int(2 / 3 * hidden) if self.swiglu else hidden
 
     @property
     def head_dim(self) -> int:
@@ -166,10 +155,10 @@ class LossConfig:
     v + target_guidance (v_final - v_aux), the move taken from the averaged weights; 0 is off."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         for name in ("aux_weight", "cosine_weight", "target_guidance"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +166,8 @@ class OptimConfig:
     """Optimizer, gradient clipping, precision and the moving average of the weights."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for matrices, AdamW for the rest (LightningDiT's recipe)."""
+    """muon: Muon for matrices, AdamW for the rest (LightningDiT's recipe); it rounds to bfloat16,
+    so that another number of workers or micro-batches changes an update by some per cent."""
     lr: float = 1e-4
     """Learning rate after warm-up; constant from then on."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -193,19 +183,20 @@ class OptimConfig:
     ema_decay: float = 0.9999
     """Decay of the weight average that is sampled."""
     precision: Precision = "float32"
-    """Autocast of the training step; fp16 scales the loss and skips steps that overflow."""
+    """Autocast of the step; fp16 scales the loss and skips a step whose gradient overflows."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(self.lr > 0, "lr", self.lr, "positive")
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "both in [0, 1)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
-        _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
+        check_fields(self)
+        require(self.lr > 0, "lr", self.lr, "positive")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "both in [0, 1)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
+        require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
         for name in ("ema_decay", "momentum"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(self.precision != "fp16" or self.optimizer != "muon", "precision",
-                 self.precision, "float32 or bf16 with muon (it cannot skip a step)")  # fmt: skip
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require(self.precision != "fp16" or self.optimizer != "muon", "precision", self.precision,
+                "float32 or bf16 with muon (of its two optimizers one might skip a step alone)"
+                )  # fmt: skip
 
     def canonical(self) -> OptimConfig:
         """The same training with what its optimizer does not read reset to the default."""
@@ -230,9 +221,18 @@ class Guidance:
     """Times at which autoguidance acts."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         for kind in ("ig", "cfg", "auto"):
-            _require_interval(f"{kind}_interval", getattr(self, f"{kind}_interval"))
+            require_interval(f"{kind}_interval", getattr(self, f"{kind}_interval"))
+
+    def at(self, t: float) -> tuple[float, float, float]:
+        """The scales (ig, cfg, auto) that act at time t: 1 outside their interval."""
+        scale = {
+            kind: getattr(self, f"{kind}_scale") if low <= t <= high else 1.0
+            for kind in ("ig", "cfg", "auto")
+            for low, high in (getattr(self, f"{kind}_interval"),)
+        }
+        return scale["ig"], scale["cfg"], scale["auto"]
 
     def canonical(self) -> Guidance:
         """The same guidance with the intervals of kinds that are off reset to their default.
@@ -261,13 +261,13 @@ class SamplerConfig:
     state_dtype: Literal["float32", "float64"] = "float32"
     """Precision of the sampler's state; the network always sees float32."""
     precision: Precision = "float32"
-    """Autocast of the network."""
+    """Autocast of the network; in bf16 and fp16 an image depends, by rounding, on its batch."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
-        _require(self.shift > 0, "shift", self.shift, "positive")
-        _require(0 < self.last_step < 1, "last_step", self.last_step, "in (0, 1)")
+        check_fields(self)
+        require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        require(self.shift > 0, "shift", self.shift, "positive")
+        require(0 < self.last_step < 1, "last_step", self.last_step, "in (0, 1)")
 
     def canonical(self) -> SamplerConfig:
         """The same sampler with what its method does not read reset to the default."""
@@ -288,9 +288,10 @@ class TrainConfig:
     """Seed of weights, data order, times, noise and label dropout."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch_size", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2^63 - 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2^63 - 1")
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:

@@ -74,7 +74,7 @@ def guided_velocity(
     require_predictors(model, guidance, weak_model)
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        return guide(model, weak_model, x, t, y, scales_at(t, guidance))
+        return guide(model, weak_model, x, t, y, Scales(*guidance.at(t)))
 
     return velocity
 
@@ -88,6 +88,8 @@ def guide(
     scales: Scales,
 ) -> Tensor:
     """The guided velocity at one time, (B, C, H, W); see `guided_velocity`."""
+    if len(x) != len(y):
+        raise ValueError(f"y must hold a label for each of {len(x)} samples, but got {len(y)}")
     if _is_off(scales.cfg):
         v = _internally_guided(model, x, t, y, scales.ig)
     else:
@@ -99,16 +101,6 @@ def guide(
     if weak_model is not None and not _is_off(scales.auto):
         v = extrapolate(v, _internally_guided(weak_model, x, t, y, 1.0), scales.auto)
     return v
-
-
-def scales_at(t: float, guidance: Guidance) -> Scales:
-    """The scales that act at time t: 1 outside their interval."""
-    g = guidance
-    return Scales(
-        g.ig_scale if g.ig_interval[0] <= t <= g.ig_interval[1] else 1.0,
-        g.cfg_scale if g.cfg_interval[0] <= t <= g.cfg_interval[1] else 1.0,
-        g.auto_scale if g.auto_interval[0] <= t <= g.auto_interval[1] else 1.0,
-    )
 
 
 def require_predictors(

@@ -3,9 +3,9 @@
 Parameter names follow the published SiT and LightningDiT checkpoints. T is the number of tokens,
 D the width.
 
-Under autocast only the matrix products of attention and MLP run in low precision. Patch and time
-embedding, modulation, norms, the residual stream and the velocity heads stay float32: they cost
-little and their rounding would reach the velocity undamped.
+Under autocast attention and MLP run in low precision, their activation functions included. Patch
+and time embedding, modulation, norms, rotary embedding, the residual stream and the velocity heads
+stay float32: they cost little and their rounding would reach the velocity undamped.
 """
 
 from __future__ import annotations
@@ -148,9 +148,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hidden = int(config.width * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.width, hidden)
-        self.fc2 = nn.Linear(hidden, config.width)
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -161,9 +160,8 @@ class SwiGlu(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hidden = int(2 / 3 * int(config.width * config.mlp_ratio))
-        self.w12 = nn.Linear(config.width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, config.width)
+        self.w12 = nn.Linear(config.width, 2 * config.mlp_width)
+        self.w3 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.w12(x).chunk(2, dim=-1)

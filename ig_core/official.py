@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,8 +24,6 @@ from ig_core.layers import TIME_FEATURES
 from ig_core.transformer import DiffusionTransformer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ig_core.config import ModelConfig
 
 HEADS = {"final_layer.": "final_head.", "final_layer_xr.": "aux_head."}
@@ -35,6 +34,8 @@ _LEFT_OUT = ("projectors.",)
 """REPA's projection to another network's features: used in training alone."""
 _ROPE = {"feat_rope.freqs_cos": "rope_cos", "feat_rope.freqs_sin": "rope_sin"}
 """Tables that LightningDiT stores and that we compute; they must agree."""
+_SHOWN = 20
+"""Misfits that a message lists."""
 _HEAD_LINEAR = ("final_head.linear.weight", "final_head.linear.bias")
 _TIME_WEIGHT = "t_embedder.mlp.0.weight"
 
@@ -45,7 +46,8 @@ def load_official(
     """Read a published checkpoint as a model of ours.
 
     The auxiliary layer is no part of these files: `config.aux_layer` must be what the checkpoint
-    was trained with.
+    was trained with. Nor is what the network predicts: a DiT (noise, t up to 1000) has the names
+    and shapes of the original SiT, but is no velocity model.
 
     Args:
         source: File (`.pt`, `.pth`, `.safetensors`) or what it holds: a state dict, or a dict with
@@ -64,7 +66,7 @@ def load_official(
     """
     name = str(source) if isinstance(source, str | Path) else "the state dict"
     held = _read(Path(source)) if isinstance(source, str | Path) else source
-    tensors = {_our_name(key): value for key, value in _state_dict(held, name).items()
+    tensors = {key: value for key, value in _state_dict(held, name).items()
                if not key.startswith(_LEFT_OUT)}  # fmt: skip
     model = DiffusionTransformer.uninitialised(config)
     tensors, doubled = _first_half(tensors, config)
@@ -96,25 +98,59 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        # Mapped: of a file that holds model, average and optimizer only one part is read.
         with torch.serialization.safe_globals(ALLOWED_CLASSES):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError,
-            pickle.UnpicklingError) as error:  # fmt: skip
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+            return torch.load(path, map_location="cpu", weights_only=True,
+                              mmap=zipfile.is_zipfile(path))  # fmt: skip
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors "
+            f"and plain values ({_first_line(error)})"
+        ) from error
+    except Exception as error:  # a damaged pickle raises anything
+        raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without its advice to read the file unsafely."""
+    lines = str(error).strip().splitlines() or [""]
+    refused = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0])
+    return f"{type(error).__name__}: {refused.strip()[:200]}"
 
 
 def _state_dict(held: Any, name: str) -> dict[str, Tensor]:  # noqa: ANN401
+    """The weights among what a file holds, under our names."""
     for key in ("ema", "model"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping) and held[key]:
             held = held[key]
             break
-    if not hasattr(held, "items"):
+    if not isinstance(held, Mapping):
         raise ValueError(f"{name} must hold tensors by name, but got {type(held).__name__}")
-    strange = [str(key) for key, value in held.items() if not torch.is_tensor(value)]
-    if strange:
-        raise ValueError(f"{name} must hold tensors by name, but these are none: "
-                         f"{', '.join(strange[:5])}")  # fmt: skip
-    return {key.removeprefix("module."): value for key, value in held.items()}
+    strange = [str(key) for key, value in held.items()
+               if not isinstance(key, str) or not _is_weight(value)]  # fmt: skip
+    if strange or not held:
+        raise ValueError(f"{name} must hold tensors of finite numbers by name, but these are none: "
+                         f"{', '.join(strange[:5]) or 'it is empty'}")  # fmt: skip
+    tensors: dict[str, Tensor] = {}
+    for key, value in held.items():
+        plain = key.removeprefix("module.")
+        ours = _our_name(plain)
+        if ours in tensors or plain.startswith(tuple(HEADS.values())):
+            raise ValueError(f"{name} must hold each tensor once, under its published name, but "
+                             f"got {key} too")  # fmt: skip
+        tensors[ours] = value
+    return tensors
+
+
+def _is_weight(value: object) -> bool:
+    """Whether it is a plain tensor of finite floating-point numbers."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+        and bool(value.float().isfinite().all())
+    )
 
 
 def _our_name(key: str) -> str:
@@ -134,7 +170,7 @@ def _published_name(key: str) -> str:
 def _first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], bool]:
     """Drop the variance half of a final layer that is twice as wide; whether it was."""
     width = config.patch_size**2 * config.in_channels
-    if any(key not in tensors or len(tensors[key]) != 2 * width for key in _HEAD_LINEAR):
+    if any(key not in tensors or tensors[key].shape[:1] != (2 * width,) for key in _HEAD_LINEAR):
         return tensors, False
     # Outputs are ordered (row in patch, column in patch, channel), channels innermost.
     halves = {key: tensors[key].unflatten(0, (-1, 2, config.in_channels))[:, 0].flatten(0, 1)
@@ -165,7 +201,9 @@ def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str
         hint = ""
         if model.aux_head is not None and not any(key.startswith("aux_head.") for key in found):
             hint = " (a checkpoint without auxiliary head needs aux_layer=None)"
-        raise ValueError(f"{name} does not fit the model: {'; '.join(problems)}{hint}")
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ValueError(f"{name} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}"
+                         f"{hint}")  # fmt: skip
 
 
 def _reverse_time(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     """(step, x) -> standard normal of x's shape, dtype and device."""
 
 
+class NonFiniteSampleError(RuntimeError):
+    """A sample came out NaN or infinite: the network overflowed or is damaged."""
+
+
 def time_grid(config: SamplerConfig) -> list[float]:
     """`num_steps + 1` times from 1 down to 0.
 
@@ -54,14 +58,24 @@ def sample(
 
     Raises:
         ValueError: the SDE is asked for without `noise_fn`.
+        NonFiniteSampleError: a sample is NaN or infinite.
     """
     state, field = x.to(getattr(torch, config.state_dtype)), field_of(velocity, config)
     times = time_grid(config)
     if config.method == "dopri5":
-        return dopri5(field, state, times).float()
+        return finite(dopri5(field, state, times).float(), config)
     for step in range(config.num_steps):
         state = advance(field, state, times, step, config, noise_fn)
-    return state.float()
+    return finite(state.float(), config)
+
+
+def finite(samples: Tensor, config: SamplerConfig) -> Tensor:
+    """The samples; NonFiniteSampleError if one of them is NaN or infinite."""
+    if not samples.isfinite().all():
+        raise NonFiniteSampleError(f"samples must be finite, but some are not (sampler precision "
+                                   f"{config.precision!r}; float32 and bf16 overflow later than "
+                                   f"fp16)")  # fmt: skip
+    return samples
 
 
 def field_of(velocity: Velocity, config: SamplerConfig) -> Velocity:
@@ -123,6 +137,9 @@ def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
     from torchdiffeq import odeint
 
     ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
-    path = odeint(lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6,
-                  method="dopri5")  # fmt: skip
+    try:
+        path = odeint(lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6,
+                      method="dopri5")  # fmt: skip
+    except AssertionError as error:  # torchdiffeq's word for NaN
+        raise NonFiniteSampleError(f"dopri5 finds no step size: {error}") from error
     return path[-1]

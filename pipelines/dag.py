@@ -6,15 +6,19 @@ it is published, while the training goes on, also when another process does the 
 
 from __future__ import annotations
 
+import functools
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from experiments import experiment_to_json
+from ig_core.config import Guidance
 from pipelines.errors import CorruptArtifactError, StoppedError, TrainingFailedError
 from pipelines.graph import Graph, Node, closure
+from pipelines.keys import content_key
 from pipelines.stages.build import Job
 from pipelines.stages.train import TrainJob, published_steps, starting_step
 
@@ -132,7 +136,7 @@ class Pipeline:
     def _execute(self, runner: Runner, plan: Plan) -> None:
         pending = dict.fromkeys(plan.missing)
         total, done = len(pending), set(plan.cached)
-        running: dict[Future[None], Node | None] = {}
+        running: dict[Future[None], tuple[Node, ...]] = {}
         tasks = ThreadPoolExecutor(self.experiment.resources.sample_tasks, "build")
         trainer = ThreadPoolExecutor(1, "train")
         try:
@@ -143,10 +147,10 @@ class Pipeline:
                     done.add(node)
                     self.listener.finished(node, total - len(pending), total)
                 steps = tuple(sorted(n.step for n in pending if n.kind == "checkpoint"))
-                if steps and None not in running.values() and self.graph.data in done:
-                    running[trainer.submit(self._train, runner, steps)] = None
-                for node in self._ready(pending, running, done):
-                    running[tasks.submit(self._build, runner, node)] = node
+                if steps and () not in running.values() and self.graph.data in done:
+                    running[trainer.submit(self._train, runner, steps)] = ()
+                for nodes in self._ready(pending, running, done):
+                    running[tasks.submit(self._build, runner, nodes)] = nodes
                 if running:
                     wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 elif pending:
@@ -159,36 +163,53 @@ class Pipeline:
             trainer.shutdown(cancel_futures=True)
 
     def _ready(
-        self, pending: Iterable[Node], running: dict[Future[None], Node | None], done: set[Node]
-    ) -> list[Node]:
-        """Nodes whose inputs are there, as many as there are free slots, in the order of need."""
-        busy = {node for node in running.values() if node is not None}
+        self,
+        pending: Iterable[Node],
+        running: dict[Future[None], tuple[Node, ...]],
+        done: set[Node],
+    ) -> list[tuple[Node, ...]]:
+        """Tasks whose inputs are there, as many as there are free slots, in the order of need."""
+        busy = {node for nodes in running.values() for node in nodes}
         ready = (
             node for node in pending
             if node.kind != "checkpoint" and node not in busy
             and all(source in done for source in node.inputs.values())
         )  # fmt: skip
-        return list(islice(ready, self.experiment.resources.sample_tasks - len(busy)))
+        together: dict[object, list[Node]] = {}
+        for node in ready:
+            together.setdefault(_task_of(node), []).append(node)
+        at_work = sum(nodes != () for nodes in running.values())
+        slots = self.experiment.resources.sample_tasks - at_work
+        return [tuple(nodes) for nodes in islice(together.values(), slots)]
 
     def _arrived(
-        self, pending: dict[Node, None], running: dict[Future[None], Node | None]
+        self, pending: dict[Node, None], running: dict[Future[None], tuple[Node, ...]]
     ) -> list[Node]:
         """Nodes that are published now: built by a finished future, or by a training."""
-        arrived = []
+        arrived: list[Node] = []
         for future in [future for future in running if future.done()]:
-            node = running.pop(future)
+            nodes = running.pop(future)
             future.result()  # raises what the work raised
-            if node is not None:
-                arrived.append(node)
+            arrived.extend(nodes)
         trained = (node for node in pending if node.kind == "checkpoint")
         arrived.extend(node for node in trained if self.store.find(node.kind, node.key))
         return arrived
 
-    def _build(self, runner: Runner, node: Node) -> None:
-        published = self._waiting(node, lambda: self.store.find(node.kind, node.key) is not None)
-        with self.store.lease(node.kind, node.key, published) as held:
-            if held and not self.store.find(node.kind, node.key):
-                runner.build(Job(str(self.store.root), node, self._resolved))
+    def _build(self, runner: Runner, nodes: tuple[Node, ...]) -> None:
+        """Build what is not published meanwhile; waits for what another process builds."""
+        with ExitStack() as leases:
+            mine = []
+            # In one order everywhere, so that two processes never wait for each other.
+            for node in sorted(nodes, key=lambda node: node.key):
+                published = self._waiting(node, functools.partial(self._is_published, node))
+                held = leases.enter_context(self.store.lease(node.kind, node.key, published))
+                if held and not self._is_published(node):
+                    mine.append(node)
+            if mine:
+                runner.build(Job(str(self.store.root), tuple(mine), self._resolved))
+
+    def _is_published(self, node: Node) -> bool:
+        return self.store.find(node.kind, node.key) is not None
 
     def _train(self, runner: Runner, steps: tuple[int, ...]) -> None:
         def missing() -> tuple[int, ...]:
@@ -233,3 +254,15 @@ class Pipeline:
             return self._stopped.is_set() or settled()
 
         return check
+
+
+def _task_of(node: Node) -> object:
+    """What nodes that are built together have in common; others are alone.
+
+    The same samples under guidances that agree at first share their steps up to where they part.
+    """
+    if node.kind != "images":
+        return node
+    config = dict(node.config)
+    at_first = Guidance(**config.pop("guidance")).at(1.0)
+    return content_key([node.inputs["checkpoint"].key, config, at_first])

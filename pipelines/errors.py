@@ -14,6 +14,10 @@ class TrainingFailedError(PipelineError):
     """A training stopped because a loss was not finite."""
 
 
+class SamplingFailedError(PipelineError):
+    """Samples came out NaN or infinite."""
+
+
 class WorkerLostError(PipelineError):
     """Workers died more often than the resources allow."""
 

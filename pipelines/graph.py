@@ -30,7 +30,8 @@ VERSIONS = {
     "features": 1,
     "evaluate": 1,
 }
-"""Kind -> version. Raise one when its builder starts to give other results for the same input."""
+"""Kind -> version. Raise one when its builder starts to give other results for the same input, by
+more than the rounding that another version of torch changes too."""
 
 ADDED = {
     "LossConfig": {"target_guidance"},

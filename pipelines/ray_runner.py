@@ -65,7 +65,7 @@ class RayRunner:
                                  f"has {there.get(kind, 0):g}")  # fmt: skip
 
     def build(self, job: Job) -> None:
-        on_gpu = self.resources.use_gpu and job.node.kind in GPU_KINDS
+        on_gpu = self.resources.use_gpu and job.nodes[0].kind in GPU_KINDS
         # A killed worker is replaced; an error of the work itself is not tried again.
         task = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0,
                           max_retries=self.resources.max_failures)(build)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ EXPERIMENT_FILE = "experiment.json"
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to build an artifact; travels by pickle."""
+    """All that a worker needs to build artifacts; travels by pickle."""
 
     store: str
-    node: Node
+    nodes: tuple[Node, ...]
+    """One artifact; or several shards of images, of the same samples under other guidances."""
     experiment: str
     """The resolved experiment, as JSON."""
 
@@ -88,7 +90,7 @@ def write_experiment(experiment: Experiment, directory: Path) -> None:
 
 
 def build(job: Job) -> None:
-    """Build and publish an artifact whose inputs are published."""
+    """Build and publish artifacts whose inputs are published."""
     import torch
 
     from pipelines.stages.data import build_data, build_extractor, build_reference
@@ -99,15 +101,22 @@ def build(job: Job) -> None:
         "data": build_data,
         "extractor": build_extractor,
         "reference": build_reference,
-        "images": build_images,
         "sample": build_sample,
         "features": build_features,
         "evaluate": build_evaluation,
     }
-    node = job.node
-    context = Context(open_store(job.store), node, experiment_from_json(job.experiment))
+    store, experiment = open_store(job.store), experiment_from_json(job.experiment)
+    contexts = [Context(store, node, experiment) for node in job.nodes]
     torch.set_num_threads(1)
-    context.store.log("execute", node.kind, node.key, stage=node.stage)
-    with context.store.publish(node.kind, node.key, describe(node)) as directory:
-        write_experiment(context.experiment, directory)
-        builders[node.kind](context, directory)
+    with ExitStack() as publishing:
+        directories = []
+        for node in job.nodes:
+            store.log("execute", node.kind, node.key, stage=node.stage)
+            publication = store.publish(node.kind, node.key, describe(node), shares=len(job.nodes))
+            directory = publishing.enter_context(publication)
+            write_experiment(experiment, directory)
+            directories.append(directory)
+        if job.nodes[0].kind == "images":
+            build_images(contexts, directories)
+        else:
+            builders[job.nodes[0].kind](contexts[0], directories[0])

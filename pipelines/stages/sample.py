@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ig_core.branching import sample_guidances
 from ig_core.checkpoints import load_ema
 from ig_core.config import Guidance, ModelConfig, SamplerConfig
-from ig_core.guidance import guided_velocity
 from ig_core.images import ImageSet, contact_sheet, read_images, to_uint8, write_images
 from ig_core.noise import AddressedNoise
-from ig_core.sampling import sample
+from ig_core.sampling import NonFiniteSampleError
+from pipelines.errors import SamplingFailedError
 from pipelines.stages.data import IMAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ig_core.transformer import DiffusionTransformer
@@ -49,38 +51,49 @@ def sample_images(
     index: Tensor,
     seed: int,
     labels: str,
-    guidance: Guidance,
+    guidances: Sequence[Guidance],
     sampler: SamplerConfig,
-) -> ImageSet:
-    """Sample the images with the given indices (B,): a function of (seed, index), not of B."""
+) -> list[ImageSet]:
+    """Sample the images with the given indices (B,) under each guidance.
+
+    A function of (seed, index), not of which guidances are sampled together (those share the steps
+    on which they agree), nor of B except by the rounding of bf16 and fp16.
+    """
     config: ModelConfig = model.config
     shape = (config.in_channels, config.input_size, config.input_size)
     start, walk = AddressedNoise(seed, "sample/start"), AddressedNoise(seed, "sample/walk")
     index = index.to(model.pos_embed.device)
     y = sample_labels(index, seed, labels, config.num_classes)
-    x = sample(
-        guided_velocity(model, y, guidance),
+    samples = sample_guidances(
+        model,
+        y,
+        guidances,
         start.normal(index, shape),
         sampler,
         lambda step, x: walk.normal(index, tuple(x.shape[1:]), step).to(x.dtype),
+        batched=False,
     )
-    return ImageSet(index.cpu(), y.cpu(), to_uint8(x).cpu())
+    return [ImageSet(index.cpu(), y.cpu(), to_uint8(x).cpu()) for x in samples]
 
 
-def build_images(context: Context, directory: Path) -> None:
-    """Sample one shard: the indices start..stop of a seed."""
-    config, experiment = context.node.config, context.experiment
+def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> None:
+    """Sample one shard, the indices start..stop of a seed, under one or several guidances."""
+    config, experiment = contexts[0].node.config, contexts[0].experiment
     compiled = experiment.resources.compile_blocks
-    model = _model(context.input("checkpoint"), context.device, compiled=compiled)
-    guidance = Guidance(**config["guidance"])
+    model = _model(contexts[0].input("checkpoint"), contexts[0].device, compiled=compiled)
+    guidances = [Guidance(**context.node.config["guidance"]) for context in contexts]
     sampler = SamplerConfig(**config["sampler"])
-    pieces = [
-        sample_images(model, index, config["seed"], config["labels"], guidance, sampler)
-        for index in torch.arange(config["start"], config["stop"]).split(
-            experiment.resources.sample_batch
-        )
-    ]
-    write_images(directory / IMAGES, ImageSet.cat(pieces))
+    batches = torch.arange(config["start"], config["stop"]).split(experiment.resources.sample_batch)
+    try:
+        pieces = [sample_images(model, index, config["seed"], config["labels"], guidances, sampler)
+                  for index in batches]  # fmt: skip
+    except NonFiniteSampleError as error:
+        scales = ", ".join(f"{guidance.ig_scale:g}" for guidance in guidances)
+        raise SamplingFailedError(
+            f"nothing was published for ig scale {scales}: {error}"
+        ) from error
+    for directory, shard in zip(directories, zip(*pieces, strict=True), strict=True):
+        write_images(directory / IMAGES, ImageSet.cat(list(shard)))
 
 
 def build_sample(context: Context, directory: Path) -> None:

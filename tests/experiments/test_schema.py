@@ -81,7 +81,7 @@ def models(draw):
         in_channels=1,
         num_classes=10,
         aux_layer=draw(st.integers(1, depth - 1)),
-        mlp_ratio=draw(positive()),
+        mlp_ratio=draw(st.floats(1, 8)),
         rope=draw(st.booleans()),
         swiglu=draw(st.booleans()),
         qk_norm=draw(st.booleans()),

@@ -78,6 +78,32 @@ def test_the_samples_are_those_of_separate_calls(
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["euler", "heun", "sde", "dopri5"])
+@pytest.mark.parametrize("guidances", [SCALES, MIXED], ids=["scales", "mixed"])
+def test_without_batching_they_are_those_of_separate_calls_bit_for_bit(
+    random_model, start, guidances, method
+):
+    model, weak_model = random_model(std=0.2), random_model(seed=9, std=0.2)
+    x, y = start
+    config = SamplerConfig(method=method, num_steps=7)
+    alone = one_by_one(model, y, guidances, x, config, weak_model)
+    together = sample_guidances(
+        model, y, guidances, x, config, noise_for, weak_model, batched=False
+    )
+    assert torch.equal(together, alone)
+
+
+def test_without_batching_shared_steps_are_still_taken_once(random_model, start, count_rows):
+    x, y = start
+    model = random_model()
+    guidances = [Guidance(ig_scale=s, ig_interval=(0.0, 0.401)) for s in (1.2, 1.4, 1.6, 1.8)]
+    config = SamplerConfig(method="euler", num_steps=10)
+    rows = count_rows(model)
+    sample_guidances(model, y, guidances, x, config, batched=False)
+    assert rows["trunk"] == 3 * (6 + 4 * 4)
+    assert rows["passes"] == 6 + 4 * 4
+
+
 def test_different_guidances_give_different_samples(random_model, start):
     x, y = start
     config = SamplerConfig(method="heun", num_steps=4)

@@ -272,11 +272,13 @@ def test_a_header_from_before_there_was_a_choice_is_read(saved, state):
     assert load_checkpoint(saved).optim == state.optim
 
 
-def test_a_damaged_loss_scale_is_named(tiny_config, tmp_path):
+@pytest.mark.parametrize("damage", [{"scale": 1.0}, {}, [], None, {"scale": 0.0}, {"scale": "big"}])
+def test_a_damaged_loss_scale_is_named(tiny_config, tmp_path, damage):
     config = dataclasses.replace(OPTIM, precision="fp16")
     save_checkpoint(TrainState.new(tiny_config(), config, seed=1), tmp_path)
     header = json.loads((tmp_path / "state.json").read_text())
-    header["loss_scaler"] = {"scale": 1.0}
+    whole = header["loss_scaler"] if isinstance(damage, dict) and "scale" in damage else {}
+    header["loss_scaler"] = damage if damage == {"scale": 1.0} or not whole else whole | damage
     (tmp_path / "state.json").write_text(json.dumps(header))
     with pytest.raises(ValueError, match=r"state\.json is no checkpoint header"):
         load_checkpoint(tmp_path)

@@ -296,3 +296,42 @@ def test_canonical_keeps_intervals_of_guidance_that_acts(kind, scale):
 def test_last_step_is_always_a_checkpoint_step(steps, every, expected):
     config = TrainConfig(steps=steps, batch_size=1, checkpoint_every=every)
     assert config.checkpoint_steps == expected
+
+
+WRONG_TYPES = [
+    (ModelConfig, {"aux_layer": 1.5}, "aux_layer", "a whole number"),
+    (ModelConfig, {"depth": 2.5}, "depth", "a whole number"),
+    (ModelConfig, {"width": 32.0}, "width", "a whole number"),
+    (ModelConfig, {"depth": True}, "depth", "a whole number"),
+    (ModelConfig, {"rope": "no"}, "rope", "of type bool"),
+    (ModelConfig, {"mlp_ratio": "4"}, "mlp_ratio", "a finite number"),
+    (ModelConfig, {"mlp_ratio": None}, "mlp_ratio", "a finite number"),
+    (ModelConfig, {"mlp_ratio": 0.01}, "mlp_ratio", "one hidden unit"),
+    (OptimConfig, {"betas": (0.9,)}, "betas", "a tuple of 2"),
+    (OptimConfig, {"betas": [0.9, 0.99]}, "betas", "a tuple"),
+    (OptimConfig, {"lr": True}, "lr", "a finite number"),
+    (Guidance, {"ig_interval": 0.5}, "ig_interval", "a tuple"),
+    (Guidance, {"ig_interval": (0.1, 0.2, 0.3)}, "ig_interval", "a tuple of 2"),
+    (Guidance, {"ig_scale": "1.5"}, "ig_scale", "a finite number"),
+    (SamplerConfig, {"num_steps": 2.5}, "num_steps", "a whole number"),
+    (TrainConfig, {"steps": float("inf")}, "steps", "a whole number"),
+    (TrainConfig, {"batch_size": True}, "batch_size", "a whole number"),
+    (TrainConfig, {"seed": 1.5}, "seed", "a whole number"),
+]
+REQUIRED = {
+    ModelConfig: {"depth": 3, "width": 16, "num_heads": 2, "patch_size": 2, "input_size": 4,
+                  "in_channels": 2, "num_classes": 4, "aux_layer": 2},
+    SamplerConfig: {"num_steps": 2},
+    TrainConfig: {"steps": 2, "batch_size": 2, "checkpoint_every": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes", "name", "expected"), WRONG_TYPES)
+def test_a_value_of_another_type_is_named(kind, changes, name, expected):
+    with pytest.raises(ValueError, match=rf"{name} must be .*{expected}.*, but got"):
+        kind(**(REQUIRED.get(kind, {}) | changes))
+
+
+def test_fp16_goes_with_adamw_alone():
+    with pytest.raises(ValueError, match=r"precision must be float32 or bf16 with muon"):
+        OptimConfig(optimizer="muon", precision="fp16")

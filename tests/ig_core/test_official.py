@@ -181,3 +181,95 @@ def test_rotary_tables_must_be_ours():
     stretched = tensors | {"feat_rope.freqs_sin": tensors["feat_rope.freqs_sin"] * 0.9}
     with pytest.raises(ValueError, match=r"feat_rope\.freqs_sin holds other angles"):
         load_official(stretched, LIGHT)
+
+
+def changed(**changes):
+    return published(SIT) | changes
+
+
+BIAS = "final_layer.linear.bias"
+STRANGE = {
+    "a scalar": (changed(**{BIAS: torch.tensor(1.0)}), rf"{BIAS} has shape \(\) instead"),
+    "NaN": (changed(**{BIAS: torch.full((16,), float("nan"))}), f"these are none: {BIAS}"),
+    "too large": (changed(**{BIAS: torch.full((16,), 1e300, dtype=torch.float64)}), BIAS),
+    "whole numbers": (changed(**{BIAS: torch.zeros(16, dtype=torch.int32)}), BIAS),
+    "complex": (changed(**{BIAS: torch.zeros(16, dtype=torch.complex64)}), BIAS),
+    "sparse": (changed(**{BIAS: torch.zeros(16).to_sparse()}), BIAS),
+    "meta": (changed(**{BIAS: torch.zeros(16, device="meta")}), BIAS),
+    "a key of another type": ({**published(SIT), 7: torch.zeros(1)}, "these are none: 7"),
+    "twice": (changed(**{f"module.{BIAS}": torch.zeros(16)}), "each tensor once"),
+    "our names": (changed(**{"final_head.linear.bias": torch.zeros(16)}), "each tensor once"),
+    "nothing": ({}, "it is empty"),
+    "empty parts": ({"ema": {}, "model": {}}, "these are none: ema, model"),
+    "a doubled auxiliary head": (
+        changed(**{"final_layer_xr.linear.bias": torch.zeros(32)}), "final_layer_xr.linear.bias has"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_strange_content_is_a_clear_value_error(case):
+    held, words = STRANGE[case]
+    with pytest.raises(ValueError, match=words):
+        load_official(held, SIT)
+
+
+def test_half_precision_weights_are_read_as_float32():
+    tensors = {k: v.half() for k, v in published(SIT).items()}
+    model = load_official(tensors, SIT)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_an_empty_average_is_passed_over_and_any_mapping_will_do():
+    from types import MappingProxyType
+
+    tensors = published(SIT)
+    held = MappingProxyType({"ema": {}, "model": MappingProxyType(tensors)})
+    weight = load_official(held, SIT).x_embedder.proj.weight
+    assert torch.equal(weight, tensors["x_embedder.proj.weight"])
+
+
+def test_a_foreign_file_does_not_list_hundreds_of_names():
+    deep = replace(SIT, depth=12)
+    with pytest.raises(ValueError, match=r"missing .*; and \d+ more") as caught:
+        load_official(published(SIT), deep)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("content", [b"hello world", b"", b"\x80\x02}q\x00.", b"PK\x03\x04"])
+def test_what_is_no_checkpoint_is_said_to_be_none(name, content, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} (cannot be read|must hold)"):
+        load_official(path, SIT)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_official(tmp_path / "absent.pt", SIT)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_official(tmp_path, SIT)
+
+
+def test_damaged_bytes_are_never_another_error(tmp_path):
+    path = tmp_path / "sit.pt"
+    torch.save({"ema": published(SIT), "steps": 3}, path)
+    good = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    start = good.find(b"data.pkl")
+    places = torch.randint(start, start + 6000, (150,), generator=generator).tolist()
+    for place in places:
+        damaged = bytearray(good)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            load_official(path, SIT)
+        except ValueError:
+            continue
+
+
+def test_refused_code_is_named_without_advice_to_run_it(tmp_path):
+    path = tmp_path / "sit.pt"
+    torch.save({"ema": published(SIT), "args": {"path": Path("/tmp")}}, path)
+    with pytest.raises(ValueError, match="more than tensors and plain values") as caught:
+        load_official(path, SIT)
+    assert "weights_only=False" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -66,6 +66,39 @@ def test_only_the_products_of_the_blocks_are_low_precision(
 
 @OPTIONS
 @torch.no_grad()
+def test_the_stream_between_the_blocks_is_not_rounded(random_model, inputs, options, device):
+    model = random_model(std=0.1, **options).to(device)
+    x, t, y = (value.to(device) for value in inputs())
+    streams = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, arguments, out: streams.append(out))
+    with autocast("bf16", device):
+        model(x, t, y)
+    for stream in streams:
+        kept = (stream.bfloat16().float() == stream).float().mean()
+        assert kept < 0.5, "the residual stream holds bf16 values"
+
+
+@torch.no_grad()
+def test_the_rotary_embedding_is_float32(random_model, inputs, device, monkeypatch):
+    from ig_core import layers
+
+    seen, original = set(), layers.rotate
+
+    def rotate(x, tables):
+        out = original(x, tables)
+        seen.update((tables[0].dtype, tables[1].dtype, out.dtype))
+        return out
+
+    monkeypatch.setattr(layers, "rotate", rotate)
+    model = random_model(**LIGHT).to(device)
+    with autocast("bf16", device):
+        model(*(value.to(device) for value in inputs()))
+    assert seen == {torch.float32}
+
+
+@OPTIONS
+@torch.no_grad()
 def test_bf16_is_float32_to_its_rounding(random_model, inputs, options, device):
     model = random_model(std=0.1, **options).to(device)
     x, t, y = (value.to(device) for value in inputs())

@@ -8,7 +8,7 @@ from ig_core.config import Guidance, SamplerConfig
 from ig_core.guidance import extrapolate, guided_velocity
 from ig_core.noise import AddressedNoise
 from ig_core.path import coefficients
-from ig_core.sampling import sample, time_grid
+from ig_core.sampling import NonFiniteSampleError, sample, time_grid
 
 MEAN, STD = 0.6, 0.4
 
@@ -267,3 +267,20 @@ def test_image_is_the_same_at_any_batch_size(random_model, method):
         parts = torch.cat([images(part) for part in torch.arange(64).split(batch)])
         # Matrix products of another height may sum in another order: float32 rounding.
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "sde", "dopri5"])
+def test_a_sample_that_is_not_finite_is_an_error(noise, method):
+    def velocity(x, t):
+        return torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) == 3, math.nan, x)
+
+    words = "no step size" if method == "dopri5" else "precision 'fp16'"
+    with pytest.raises(NonFiniteSampleError, match=words):
+        sample(velocity, noise, config(method, 2, precision="fp16"), lambda step, x: x)
+
+
+def test_labels_must_be_as_many_as_samples(random_model, inputs):
+    x, _, y = inputs()
+    velocity = guided_velocity(random_model(), y[:1], Guidance())
+    with pytest.raises(ValueError, match="a label for each of 5 samples, but got 1"):
+        sample(velocity, x, config())

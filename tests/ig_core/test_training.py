@@ -533,3 +533,38 @@ def test_activation_checkpointing_trains_the_same_bits():
     plain, recomputed = new_state(), new_state()
     recomputed.model.activation_checkpointing = True
     assert_same(run(plain), run(recomputed))
+
+
+def test_warm_up_reaches_every_optimizer():
+    rates = []
+    optim = OptimConfig(optimizer="muon", lr=1e-2, warmup_steps=4)
+    state = TrainState.new(MODEL, optim, TRAIN.seed)
+    for _ in train(state, RandomImages(), LOSS, config(steps=5)):
+        groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+        rates.append({round(g["lr"] / g.get("lr_factor", 1.0), 9) for g in groups})
+    assert rates == [{0.0025}, {0.005}, {0.0075}, {0.01}, {0.01}]
+
+
+def test_muons_momentum_is_the_configured_one():
+    ends = []
+    for momentum in (0.95, 0.5):
+        optim = OptimConfig(optimizer="muon", momentum=momentum)
+        state = TrainState.new(MODEL, optim, TRAIN.seed)
+        ends.append(run(state, config(steps=3)).model.blocks[0].attn.qkv.weight)
+    assert not torch.equal(*ends)
+
+
+def test_the_loss_scale_grows_on_after_a_checkpoint(tmp_path):
+    """Steps since the last overflow are part of the state."""
+    optim = OptimConfig(lr=1e-3, precision="fp16")
+    whole, state = (TrainState.new(MODEL, optim, TRAIN.seed) for _ in range(2))
+    for each in (whole, state):
+        each.scaler.set_growth_interval(4)
+    run(whole)
+    for step in train(state, RandomImages(), LOSS, TRAIN):
+        if step == 3:
+            save_checkpoint(state, tmp_path)
+            break
+    resumed = run(load_checkpoint(tmp_path))
+    assert whole.scaler.get_scale() == 2 * 2.0**16
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()

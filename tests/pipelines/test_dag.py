@@ -194,7 +194,7 @@ def test_the_listener_hears_once_that_another_process_builds(tmp_path):
     with store.lease("data", graph.data.key):
         thread.start()
         assert building.wait(60)
-        InlineRunner().build(Job(str(store.root), graph.data, experiment_to_json(tiny())))
+        InlineRunner().build(Job(str(store.root), (graph.data,), experiment_to_json(tiny())))
     thread.join()
     assert heard == [graph.data]
     assert counts(store, "execute") == {("data", graph.data.key): 1}
@@ -329,7 +329,7 @@ def test_after_an_error_nothing_new_is_begun(tmp_path):
 
     class Slow(InlineRunner):
         def build(self, job):
-            if job.node.kind == "extractor":
+            if job.nodes[0].kind == "extractor":
                 raise ZeroDivisionError
             super().build(job)
 
