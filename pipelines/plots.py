@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
+
     from pipelines.results import Measurement, Results
     from pipelines.study.trials import Trial
 
@@ -179,5 +181,27 @@ def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
     axes.set_ylabel("FID at the curve's guidance scale")
     axes.set_title("FID over training, by training", loc="left")
     axes.legend(frameon=False, fontsize=7, ncols=2)
+    figure.savefig(path)
+    return path
+
+
+def plot_confirmed(table: pd.DataFrame, path: Path) -> Path:
+    """FID of the best point of each layer on other seeds: each seed, mean and 95 % interval."""
+    from pipelines.study.confirm import BASELINE, summarise
+
+    figure, axes = _figure(7.2, 3.2)
+    summary = summarise(table)
+    for row, (label, found) in enumerate(summary.iterrows()):
+        color = UNGUIDED if label == BASELINE else GUIDED
+        own = table[table["candidate"] == label]["fid"]
+        axes.plot(own, [row] * len(own), "o", color=color, alpha=0.4, markersize=5)
+        axes.errorbar(found["fid"], row, xerr=[[found["fid"] - found["fid_low"]],
+                                               [found["fid_high"] - found["fid"]]],
+                      marker="|", markersize=14, capsize=4, color=color)  # fmt: skip
+    axes.set_yticks(range(len(summary)), [str(label) for label in summary.index])
+    axes.set_ylim(len(summary) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("FID; dots are training seeds, bars 95 % intervals of their mean")
+    axes.set_title("Best point of each layer, on seeds that had no part in the choice", loc="left")
     figure.savefig(path)
     return path

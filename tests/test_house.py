@@ -31,6 +31,7 @@ ONLY_IN = {
     "sqlalchemy": {"pipelines/study/storage.py"},
     "tyro": {"pipelines/cli.py"},
     "matplotlib": {"pipelines/plots.py"},
+    "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},
     "PIL": {"pipelines/stages/sample.py"},
     "torch_fidelity": {"ig_core/fidelity.py"},
@@ -39,7 +40,7 @@ ONLY_IN = {
 }
 """Library -> the modules that may import it."""
 
-ONLY_INSIDE_FUNCTIONS = {"torch_fidelity", "torchvision", "torchdiffeq", "PIL", "sklearn",
+ONLY_INSIDE_FUNCTIONS = {"torch_fidelity", "torchvision", "torchdiffeq", "PIL", "sklearn", "scipy",
                          "matplotlib", "mlflow"}  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 300, 50
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use
 from pipelines.graph import resolve
+from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast
 from pipelines.study.report import findings, print_findings, print_forecast, write_findings
@@ -70,8 +71,12 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         finally:
             book.close()
         print_findings(found, console)
+        confirmed = None
+        if options.confirm_seeds and found.best is not None:
+            confirmed = confirm(study, found.trials, options.confirm_seeds, home, parallel, say)
+            print_confirmation(summarise(confirmed), console)
         directory = home.report / f"study-{study.name}"
-        files = write_findings(found, directory)
+        files = write_findings(found, directory, confirmed)
         say(f"Table and plots: {directory}")
         spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
         _track(found, files, home, console, finished=spent)
@@ -117,11 +122,11 @@ def _track(
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
     """Whether to go on; asks a person if it becomes expensive."""
-    if options.yes or cost.hours is None or cost.hours <= options.confirm_above:
+    if options.yes or cost.hours is None or cost.hours <= options.ask_above:
         return True
     if not console.is_terminal:
         raise ValueError(
             f"the study is to take {cost.hours:.1f} worker-hours, more than "
-            f"--confirm-above {options.confirm_above:g}: add --yes to start it"
+            f"--ask-above {options.ask_above:g}: add --yes to start it"
         )
     return console.input(f"Spend {cost.hours:.1f} worker-hours? [y/N] ").strip().lower() == "y"

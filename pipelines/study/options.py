@@ -26,7 +26,10 @@ class StudyOptions:
     """Begin nothing new after so many hours."""
     target_fid: float | None = None
     """Begin nothing new once a trial is as good."""
-    confirm_above: float = 1.0
+    confirm_seeds: int = 0
+    """Afterwards train the best point of each layer, and the model without auxiliary loss, from so
+    many other seeds (at least 2 give intervals)."""
+    ask_above: float = 1.0
     """Ask before work of more worker-hours than this, where it can be foreseen."""
     yes: bool = False
     """Ask nothing."""
@@ -36,6 +39,8 @@ class StudyOptions:
             raise ValueError(f"trials must be a number, or +NUMBER, but got {self.trials!r}")
         if self.parallel is not None and self.parallel < 1:
             raise ValueError(f"parallel must be at least 1, but got {self.parallel}")
+        if self.confirm_seeds < 0 or self.confirm_seeds == 1:
+            raise ValueError(f"confirm_seeds must be 0 or at least 2, but got {self.confirm_seeds}")
         if self.hours is not None and not self.hours > 0:
             raise ValueError(f"hours must be positive, but got {self.hours}")
 

@@ -165,9 +165,11 @@ def print_forecast(cost: Forecast, console: Console) -> None:
                   soft_wrap=True)  # fmt: skip
 
 
-def write_findings(found: Findings, directory: Path) -> list[Path]:
-    """Write the table as Parquet and the plots; returns the files."""
-    from pipelines.plots import plot_curves, plot_scales
+def write_findings(
+    found: Findings, directory: Path, confirmed: pd.DataFrame | None = None
+) -> list[Path]:
+    """Write tables as Parquet, and the plots; returns the files."""
+    from pipelines.plots import plot_confirmed, plot_curves, plot_scales
 
     directory.mkdir(parents=True, exist_ok=True)
     table = directory / "trials.parquet"
@@ -177,4 +179,8 @@ def write_findings(found: Findings, directory: Path) -> list[Path]:
     if complete:
         files.append(plot_scales(complete, directory / "fid_by_scale.png"))
         files.append(plot_curves(complete, directory / "fid_curves.png"))
+    if confirmed is not None:
+        files.append(directory / "confirmed.parquet")
+        confirmed.to_parquet(files[-1])
+        files.append(plot_confirmed(confirmed, directory / "fid_confirmed.png"))
     return files

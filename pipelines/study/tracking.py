@@ -82,12 +82,15 @@ class StudyTracker:
         run: Any,  # noqa: ANN401
     ) -> None:
         point = trial.point
-        scales = tuple(sorted({t.point.ig_scale for t in trials
-                               if t.point.training == point.training}))  # fmt: skip
-        graph = Graph(self.study.at(*point.training, scales))
+        siblings = sorted((t.point.ig_scale, t.state) for t in trials
+                          if t.point.training == point.training)  # fmt: skip
+        # What decides what the run shows; compared before anything is read from the store.
+        state = content_key([trial.state, sorted(trial.curve), siblings])
+        if run is not None and run.data.tags.get(SYNCED_TAG) == state:
+            return
+        graph = Graph(self.study.at(*point.training, tuple(scale for scale, _ in siblings)))
         results = collect(self.store, graph)
         values = sorted(set(metric_values(results, point.ig_scale)), key=lambda v: (v.key, v.step))
-        state = content_key([trial.state, [[v.key, v.step] for v in values]])
         if run is None:
             run = self._create(experiment, str(trial.number), {
                 TRIAL_TAG: str(trial.number),
@@ -95,8 +98,6 @@ class StudyTracker:
                 "igdit.trajectory": graph.checkpoint(0).hash,
                 "igdit.store": str(self.store.root),
             })  # fmt: skip
-        elif run.data.tags.get(SYNCED_TAG) == state:
-            return
         run_id = run.info.run_id
         param = self._tracker.mlflow.entities.Param
         parameters = comparable_parameters(results, point.ig_scale)

@@ -206,10 +206,10 @@ def test_a_target_ends_the_study(home, study, run):
 
 def test_expensive_work_is_not_begun_without_being_asked(home, study, run):
     run(study(), trials="4")
-    with pytest.raises(ValueError, match=r"worker-hours, more than --confirm-above .*--yes"):
-        run(study(), trials="100000")
+    with pytest.raises(ValueError, match=r"worker-hours, more than --ask-above .*--yes"):
+        run(study(), trials="100", ask_above=1e-6)
     assert len(trials_of(home, study())) == 4
-    run(study(), trials="5", confirm_above=0.0, yes=True)
+    run(study(), trials="5", ask_above=0.0, yes=True)
     assert len(trials_of(home, study())) == 5
 
 
@@ -272,3 +272,33 @@ def test_trials_that_failed_are_shown_as_failed(home, study):
     _, runs, _ = runs_of(home)
     assert {runs[number].info.status for number in runs if number} == {"FAILED"}
     assert runs[""].info.status == "RUNNING"
+
+
+def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
+    import pandas as pd
+
+    text = run(study(), trials="8", confirm_seeds=2)
+    assert "On 2 other training seeds" in text
+    table = pd.read_parquet(home.report / "study-small" / "confirmed.parquet")
+    layers = {t.point.aux_layer for t in trials_of(home, study())}
+    assert len(table) == 2 * (1 + len(layers))
+    assert set(table["seed"]) == {1, 2}
+    baseline = table[table["candidate"] == "no auxiliary loss, unguided"]
+    assert (baseline["gain"] == 0).all()
+    assert len(executed(home, "checkpoint")) == 2 + len(table)
+    assert (home.report / "study-small" / "fid_confirmed.png").stat().st_size > 10_000
+
+
+def test_intervals_over_seeds_are_students():
+    import pandas as pd
+
+    from pipelines.study.confirm import BASELINE, summarise
+
+    table = pd.DataFrame({
+        "candidate": [BASELINE] * 3 + ["x"] * 3, "seed": [1, 2, 3] * 2,
+        "fid": [10.0, 12.0, 14.0, 5.0, 6.0, 7.0], "gain": [0.0, 0.0, 0.0, 0.5, 0.5, 0.5],
+    })  # fmt: skip
+    found = summarise(table).loc[BASELINE]
+    # 4.3027 is Student's 97.5 % quantile for two degrees of freedom.
+    assert found["fid_high"] - found["fid"] == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
+    assert summarise(table).loc["x", "gain_low"] == pytest.approx(0.5)

@@ -1,0 +1,203 @@
+"""Does the study's answer hold? The best point of each layer on other training seeds and noise.
+
+A study picks its best point on the very samples it reports. Here the winner of each layer, and the
+model without auxiliary head, are trained anew from other seeds and sampled from another bank of
+noise, which had no part in the choice.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.table import Table
+
+from ig_core.config import Guidance
+from pipelines.collection import remember
+from pipelines.dag import Pipeline
+from pipelines.errors import StoppedError
+from pipelines.graph import Graph
+from pipelines.results import collect
+from pipelines.runners import Runner, make_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from experiments import Experiment
+    from experiments.study import Point, Study
+    from pipelines.graph import Node
+    from pipelines.home import Home
+    from pipelines.stages.train import TrainProgress
+    from pipelines.study.trials import Trial
+
+BASELINE = "no auxiliary loss, unguided"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is confirmed: the best point of a layer, or the baseline (no point)."""
+
+    label: str
+    point: Point | None
+
+    def experiment(self, study: Study, seed: int) -> Experiment:
+        """The candidate, trained from a seed and sampled from that seed's bank of noise."""
+        base = study.experiment
+        other = {
+            "name": f"{study.name}-confirm",
+            "train": replace(base.train, seed=seed),
+            "evaluation": replace(base.evaluation, seed=seed),
+            "ig_scales": (),
+        }
+        if self.point is None:
+            return replace(base, model=replace(base.model, aux_layer=None),
+                           loss=replace(base.loss, aux_weight=0.0),
+                           guidance=Guidance(), **other)  # type: ignore[arg-type]  # fmt: skip
+        return replace(
+            base,
+            model=replace(base.model, aux_layer=self.point.aux_layer),
+            loss=replace(base.loss, aux_weight=self.point.aux_weight),
+            guidance=replace(base.guidance, ig_scale=self.point.ig_scale),
+            **other,  # type: ignore[arg-type]
+        )
+
+
+def candidates(trials: Sequence[Trial]) -> list[Candidate]:
+    """The baseline, and the best point of each layer, earliest first."""
+    best: dict[int, Trial] = {}
+    for trial in sorted((t for t in trials if t.fid is not None), key=lambda t: t.fid or 0.0):
+        best.setdefault(trial.point.aux_layer, trial)
+    points = [best[layer].point for layer in sorted(best)]
+    return [Candidate(BASELINE, None)] + [
+        Candidate(f"layer {p.aux_layer}, weight {p.aux_weight:g}, scale {p.ig_scale:g}", p)
+        for p in points
+    ]
+
+
+def other_seeds(study: Study, count: int) -> list[int]:
+    """Seeds that had no part in the study."""
+    base = study.experiment
+    used = {base.train.seed, base.evaluation.seed}
+    return [seed for seed in range(1, count + len(used) + 1) if seed not in used][:count]
+
+
+def confirm(
+    study: Study, trials: Sequence[Trial], count: int, home: Home, parallel: int,
+    say: Callable[[str], None],
+) -> pd.DataFrame:  # fmt: skip
+    """Train and evaluate every candidate from `count` other seeds.
+
+    Returns:
+        One row a candidate and seed: label, seed, fid, gain (relative fall against the baseline
+        of the same seed).
+    """
+    chosen, seeds = candidates(trials), other_seeds(study, count)
+    work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
+    _Runs(home, parallel, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    rows = []
+    for candidate, seed, experiment in work:
+        headline = collect(home.store, Graph(experiment)).headline()
+        if headline is not None:
+            rows.append({"candidate": candidate.label, "seed": seed, "fid": headline.fid})
+    table = pd.DataFrame(rows)
+    baseline = table[table["candidate"] == BASELINE].set_index("seed")["fid"]
+    table["gain"] = 1 - table["fid"] / table["seed"].map(baseline)
+    return table
+
+
+class _Runs:
+    """Experiments side by side, each for its headline number alone."""
+
+    def __init__(self, home: Home, parallel: int, say: Callable[[str], None]) -> None:
+        self._home, self._parallel, self._say = home, parallel, say
+        self._pipelines: list[Pipeline] = []
+        self._lock, self._stopped = threading.Lock(), False
+        self._session: Runner | None = None
+
+    def run(self, experiments: Sequence[tuple[str, Experiment]]) -> None:
+        pool = ThreadPoolExecutor(self._parallel)
+        try:
+            for future in [pool.submit(self._one, *item) for item in experiments]:
+                future.result()
+        finally:
+            with self._lock:
+                self._stopped = True
+                for pipeline in self._pipelines:
+                    pipeline.stop()
+            pool.shutdown(cancel_futures=True)
+            if self._session is not None:
+                self._session.close()
+
+    def _one(self, label: str, experiment: Experiment) -> None:
+        graph, store = Graph(experiment), self._home.store
+        scale = experiment.guidance.ig_scale
+        target = next(p for p in graph.final if p.guidance.ig_scale == scale)
+        remember(store, experiment, graph.run_key)
+        pipeline = Pipeline(store, experiment, lambda: self._runner(experiment), _Deaf())
+        with self._lock:
+            if self._stopped:
+                raise StoppedError("the work was stopped")
+            self._pipelines.append(pipeline)
+        pipeline.run([target.evaluate])
+        headline = collect(store, graph).headline()
+        if headline is not None:
+            self._say(f"confirm   FID {headline.fid:8.2f}  {label}")
+
+    def _runner(self, experiment: Experiment) -> Runner:
+        with self._lock:
+            if self._session is None:
+                self._session = make_runner(experiment.resources, self._home.scratch,
+                                            self._parallel)  # fmt: skip
+        return make_runner(experiment.resources, self._home.scratch)
+
+
+class _Deaf:
+    """A listener that does not care."""
+
+    def waiting(self, node: Node) -> None: ...
+
+    def training(self, progress: TrainProgress) -> None: ...
+
+    def finished(self, node: Node, done: int, total: int) -> None: ...
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean FID and mean gain of each candidate, with 95 % intervals over the seeds.
+
+    Returns:
+        Indexed by candidate: fid, fid_low, fid_high, gain, gain_low, gain_high, seeds.
+    """
+    from scipy.stats import t as student
+
+    rows = {}
+    for label, group in table.groupby("candidate", sort=False):
+        n = len(group)
+        reach = student.ppf(0.975, n - 1) / math.sqrt(n) if n > 1 else math.nan
+        row: dict[str, float] = {"seeds": n}
+        for name in ("fid", "gain"):
+            mean, half = group[name].mean(), reach * group[name].std(ddof=1)
+            row |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+        rows[label] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
+    """Print what held on other seeds."""
+    seeds = int(summary["seeds"].max())
+    table = Table(title=f"On {seeds} other training seeds and another bank of noise: mean, 95 % "
+                        f"interval over seeds", title_justify="left", title_style="bold",
+                  box=None, pad_edge=False)  # fmt: skip
+    for name in ("", "FID", "interval", "against baseline", "interval"):
+        table.add_column(name, no_wrap=True)
+    for label, row in summary.iterrows():
+        gain = "" if label == BASELINE else f"{-row['gain']:+.0%}"
+        spread = "" if label == BASELINE else f"{-row['gain_high']:+.0%} .. {-row['gain_low']:+.0%}"
+        table.add_row(str(label), f"{row['fid']:.2f}",
+                      f"{row['fid_low']:.2f} .. {row['fid_high']:.2f}", gain, spread)  # fmt: skip
+    console.print(table)
