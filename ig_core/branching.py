@@ -77,7 +77,7 @@ def sample_guidances(
         if len(parents) > len(state):
             state = state[parents]
         leaders = [guidances[members[0]] for members in branches]
-        velocity = _velocity(model, weak_model, y, leaders, batched=batched)
+        velocity = _velocity(model, weak_model, y, leaders, parents, batched=batched)
         field = field_of(velocity, config)
         state = advance(field, state, times, step, config, shared_noise)
     followed = {member: number for number, members in enumerate(branches) for member in members}
@@ -101,28 +101,36 @@ def _velocity(
     weak_model: DiffusionTransformer | None,
     y: Tensor,
     guidances: Sequence[Guidance],
+    parents: list[int],
     *,
     batched: bool,
 ) -> Velocity:
-    """Velocity of one guidance a branch: x (branches, B, C, H, W), t -> dx/dt of the same shape.
+    """Velocity of one guidance a branch, for one step: x (branches, B, C, H, W), t -> dx/dt.
 
-    Batched, branches for which the same kinds of guidance act share a pass of the network; one
-    whose classifier-free guidance is off takes no part in a pass that has a null half.
+    Branches of one parent are at the same point until their velocities have differed; there, what
+    agrees is computed once. Batched, branches for which the same kinds of guidance act share a pass
+    of the network; one whose classifier-free guidance is off takes no part in a pass that has a
+    null half.
     """
+    point_of = list(parents)
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        acting = [guidance.at(t) for guidance in guidances]
+        nonlocal point_of
+        wanted = list(zip(point_of, (guidance.at(t) for guidance in guidances), strict=True))
+        distinct = list(dict.fromkeys(wanted))
+        point_of = [distinct.index(each) for each in wanted]
         alike: dict[object, list[int]] = {}
-        for branch, at_once in enumerate(acting):
-            kinds = tuple(scale == 1 for scale in at_once)
-            alike.setdefault(kinds if batched else branch, []).append(branch)
-        out = torch.empty_like(x)
-        for rows in alike.values():
-            scales = Scales(*(_rowwise(column, x) for column in zip(*(acting[row] for row in rows),
-                                                                    strict=True)))  # fmt: skip
-            v = guide(model, weak_model, x[rows].flatten(0, 1), t, y.repeat(len(rows)), scales)
-            out[rows] = v.unflatten(0, (len(rows), -1))
-        return out
+        for number, (_, acting) in enumerate(distinct):
+            kinds = tuple(scale == 1 for scale in acting)
+            alike.setdefault(kinds if batched else number, []).append(number)
+        out = torch.empty_like(x[: len(distinct)])
+        for numbers in alike.values():
+            columns = zip(*(distinct[number][1] for number in numbers), strict=True)
+            scales = Scales(*(_rowwise(column, x) for column in columns))
+            points = x[[point_of.index(number) for number in numbers]].flatten(0, 1)
+            v = guide(model, weak_model, points, t, y.repeat(len(numbers)), scales)
+            out[numbers] = v.unflatten(0, (len(numbers), -1))
+        return out if len(distinct) == len(x) else out[point_of]
 
     return velocity
 

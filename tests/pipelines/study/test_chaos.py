@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import os
 import random
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ import pytest
 from pipelines.artifacts import Store
 from pipelines.study.book import StudyBook
 from tests.pipelines.study.conftest import small_study
-from tests.processes import kill_tree
+from tests.processes import kill_tree, wait_for
 
 SCRIPT = """
 import sys
@@ -75,6 +78,11 @@ def assert_nothing_was_done_twice(home: Path, kills: int) -> None:
     assert set(published.values()) == {1}
     executed = [e for e in events if e["event"] == "execute" and e["kind"] != "checkpoint"]
     assert len(executed) <= len(published) + kills
+
+
+def published(home: Path, kind: str) -> list[dict]:
+    return [e for e in Store(home / "store").events()
+            if e["event"] == "published" and e["kind"] == kind]  # fmt: skip
 
 
 def shown(trials):
@@ -144,43 +152,100 @@ def test_three_drivers_on_one_file_while_they_are_killed(tmp_path):
     several_drivers(tmp_path / "home", "", 3, 20, seed=2)
 
 
+class Postgres:
+    """A PostgreSQL of its own on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.data = folder / "postgres"
+        root = os.geteuid() == 0  # which PostgreSQL refuses to be
+        self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] * root
+        self.data.mkdir()
+        for above in (folder, *list(folder.parents)[:2]):
+            above.chmod(0o755)
+        if root:
+            shutil.chown(self.data, "postgres", "postgres")
+        subprocess.run([*self.user, "initdb", "-D", str(self.data), "-A", "trust", "-U", "igdit"],
+                       check=True, capture_output=True)  # fmt: skip
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://igdit@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [*self.user, "postgres", "-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1",
+             "-c", "unix_socket_directories="], stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        ready = [*self.user, "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, 60)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=60)
+
+
 @pytest.fixture
 def postgres(tmp_path):
-    """A PostgreSQL of its own on loopback; its URL."""
-    import shutil
-    import socket
-
-    from tests.processes import wait_for
-
     pytest.importorskip("psycopg")
-    if shutil.which("pg_ctl") is None:
+    if shutil.which("initdb") is None:
         pytest.skip("no PostgreSQL here")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = tmp_path / "postgres"
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
-    as_user = as_user if os.geteuid() == 0 else []
-    data.mkdir()
-    for folder in (data, *list(tmp_path.parents)[:2], tmp_path):
-        folder.chmod(0o755)
-    if as_user:
-        shutil.chown(data, "postgres", "postgres")
-    subprocess.run([*as_user, "initdb", "-D", str(data), "-A", "trust", "-U", "igdit"],
-                   check=True, capture_output=True)  # fmt: skip
-    server = subprocess.Popen(
-        [*as_user, "postgres", "-D", str(data), "-p", str(port), "-h", "127.0.0.1",
-         "-c", "unix_socket_directories="], stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        ready = [*as_user, "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, 60)
-        yield f"postgresql+psycopg://igdit@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
+    server = Postgres(tmp_path)
+    yield server
+    server.stop()
 
 
 @pytest.mark.slow
 def test_four_drivers_on_one_postgresql_while_they_are_killed(tmp_path, postgres):
-    several_drivers(tmp_path / "home", postgres, 4, 20, seed=3)
+    several_drivers(tmp_path / "home", postgres.url, 4, 20, seed=3)
+
+
+@pytest.mark.slow
+def test_a_database_that_restarts_in_the_middle_is_outlasted(tmp_path, postgres, undisturbed):
+    home = tmp_path / "home"
+    driver = Driver(home, 12, storage=postgres.url)
+    for _ in range(2):
+        before = len(published(home, "evaluate"))
+        wait_for(lambda before=before: len(published(home, "evaluate")) > before)
+        postgres.stop()
+        time.sleep(3)
+        postgres.start()
+    driver.finish()
+    assert shown(trials_of(home, postgres.url)) == shown(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_outlasted(tmp_path, undisturbed):
+    home = tmp_path / "home"
+    driver = Driver(home, 12)
+    wait_for(lambda: published(home, "evaluate"))
+    with sqlite3.connect(home / "study.db", timeout=60) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        time.sleep(8)
+        other.rollback()
+    driver.finish()
+    assert shown(trials_of(home)) == shown(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_study_with_a_message_and_room_lets_it_go_on(tmp_path, undisturbed):
+    home = tmp_path / "home"
+    home.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(home)],
+                             check=False, capture_output=True)  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        driver = Driver(home, 12)
+        assert driver.process.wait(timeout=240) != 0
+        text = Path(driver.log.name).read_text()
+        assert "No space left on device" in text or "full" in text, text[-3000:]
+        subprocess.run(["mount", "-o", "remount,size=200m", str(home)], check=True)
+        Driver(home, 12).finish()
+        assert [t.point for t in trials_of(home)] == [t.point for t in undisturbed]
+        assert {t.state for t in trials_of(home)} == {"COMPLETE"}
+    finally:
+        subprocess.run(["umount", str(home)], check=True)
