@@ -86,6 +86,49 @@ def make_runner(resources: Resources, scratch: Path, experiments: int = 1) -> Ru
     return RayRunner(resources, scratch, experiments)
 
 
+class RunnerSession:
+    """What several pipelines of one process run on at once, started when the first one needs it.
+
+    It is started, kept and ended by a thread of its own: the kernel ends Ray's processes when the
+    thread that started them ends.
+    """
+
+    def __init__(self, resources: Resources, scratch: Path, experiments: int) -> None:
+        self._resources, self._scratch, self._experiments = resources, scratch, experiments
+        self._lock = threading.Lock()
+        self._keeper: threading.Thread | None = None
+        self._ready, self._closed = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+
+    def runner(self) -> Runner:
+        """A runner for one pipeline, from any thread; raises what starting raised."""
+        with self._lock:
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="runner-session")
+                self._keeper.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        return make_runner(self._resources, self._scratch)
+
+    def close(self) -> None:
+        """End what was started; no pipeline may be running."""
+        self._closed.set()
+        if self._keeper is not None:
+            self._keeper.join()
+
+    def _keep(self) -> None:
+        try:
+            session = make_runner(self._resources, self._scratch, self._experiments)
+        except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        self._closed.wait()
+        session.close()
+
+
 def describe_runner(resources: Resources) -> str:
     """What `make_runner` is about to start, for people."""
     if resources.runner == "inline":

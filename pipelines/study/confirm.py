@@ -22,7 +22,7 @@ from pipelines.dag import Pipeline
 from pipelines.errors import StoppedError
 from pipelines.graph import Graph
 from pipelines.results import collect
-from pipelines.runners import Runner, make_runner
+from pipelines.runners import RunnerSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +99,8 @@ def confirm(
     """
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
-    _Runs(home, parallel, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    session = RunnerSession(study.experiment.resources, home.scratch, parallel)
+    _Runs(home, parallel, session, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []
     for candidate, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
@@ -114,11 +115,12 @@ def confirm(
 class _Runs:
     """Experiments side by side, each for its headline number alone."""
 
-    def __init__(self, home: Home, parallel: int, say: Callable[[str], None]) -> None:
-        self._home, self._parallel, self._say = home, parallel, say
+    def __init__(
+        self, home: Home, parallel: int, session: RunnerSession, say: Callable[[str], None]
+    ) -> None:
+        self._home, self._parallel, self._session, self._say = home, parallel, session, say
         self._pipelines: list[Pipeline] = []
         self._lock, self._stopped = threading.Lock(), False
-        self._session: Runner | None = None
 
     def run(self, experiments: Sequence[tuple[str, Experiment]]) -> None:
         pool = ThreadPoolExecutor(self._parallel)
@@ -131,15 +133,14 @@ class _Runs:
                 for pipeline in self._pipelines:
                     pipeline.stop()
             pool.shutdown(cancel_futures=True)
-            if self._session is not None:
-                self._session.close()
+            self._session.close()
 
     def _one(self, label: str, experiment: Experiment) -> None:
         graph, store = Graph(experiment), self._home.store
         scale = experiment.guidance.ig_scale
         target = next(p for p in graph.final if p.guidance.ig_scale == scale)
         remember(store, experiment, graph.run_key)
-        pipeline = Pipeline(store, experiment, lambda: self._runner(experiment), _Deaf())
+        pipeline = Pipeline(store, experiment, self._session.runner, _Deaf())
         with self._lock:
             if self._stopped:
                 raise StoppedError("the work was stopped")
@@ -148,13 +149,6 @@ class _Runs:
         headline = collect(store, graph).headline()
         if headline is not None:
             self._say(f"confirm   FID {headline.fid:8.2f}  {label}")
-
-    def _runner(self, experiment: Experiment) -> Runner:
-        with self._lock:
-            if self._session is None:
-                self._session = make_runner(experiment.resources, self._home.scratch,
-                                            self._parallel)  # fmt: skip
-        return make_runner(experiment.resources, self._home.scratch)
 
 
 class _Deaf:

@@ -12,13 +12,12 @@ from pipelines.dag import Pipeline
 from pipelines.errors import ArtifactError, StoppedError, StudyError
 from pipelines.graph import Graph
 from pipelines.results import Measurement, collect
-from pipelines.runners import Runner, describe_runner, make_runner
+from pipelines.runners import Runner, RunnerSession, describe_runner
 from pipelines.study.plan import Curve, CurvePoint, is_hopeless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from experiments import Experiment
     from experiments.study import Study
     from pipelines.graph import Node
     from pipelines.home import Home
@@ -60,9 +59,9 @@ class StudyDriver:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._pipelines: set[Pipeline] = set()
-        self._session: Runner | None = None
+        self._session = RunnerSession(book.study.experiment.resources, home.scratch, parallel)
         self._error: BaseException | None = None
-        self._failures = 0
+        self._failures, self._announced = 0, False
         self._deadline = None if budget.hours is None else time.monotonic() + 3600 * budget.hours
 
     def run(self) -> None:
@@ -84,8 +83,7 @@ class StudyDriver:
             self._halt()
             for slot in slots:
                 slot.join()
-            if self._session is not None:
-                self._session.close()
+            self._session.close()
         if self._error is not None:
             raise self._error
 
@@ -149,7 +147,7 @@ class StudyDriver:
         graph, store = Graph(experiment), self.home.store
         remember(store, experiment, graph.run_key)
         watch = _Watch(self, graph, unit)
-        pipeline = Pipeline(store, experiment, lambda: self._runner(experiment), watch)
+        pipeline = Pipeline(store, experiment, self._runner, watch)
         watch.pipeline = pipeline
         with self._lock:
             self._pipelines.add(pipeline)
@@ -167,14 +165,13 @@ class StudyDriver:
             watch.look()
         return watch
 
-    def _runner(self, experiment: Experiment) -> Runner:
-        """A runner on the session that all slots share; the first one starts it."""
+    def _runner(self) -> Runner:
         with self._lock:
-            if self._session is None:
-                self._say(f"start     {describe_runner(experiment.resources)}, "
+            if not self._announced:
+                self._announced = True
+                self._say(f"start     {describe_runner(self.study.experiment.resources)}, "
                           f"{self.parallel} at once")  # fmt: skip
-                self._session = make_runner(experiment.resources, self.home.scratch, self.parallel)
-        return make_runner(experiment.resources, self.home.scratch)
+        return self._session.runner()
 
     def heard(self, unit: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""

@@ -253,6 +253,36 @@ def test_presets_have_the_size_of_their_name(count_parameters, name, millions):
     assert count_parameters(name, aux_layer=None) == pytest.approx(millions * 1e6, rel=0.03)
 
 
+def expected_parameters(name):
+    """Weights and biases of a preset without auxiliary head, counted by hand from its shape."""
+    shape = MODELS[name]
+    d, blocks, patch = shape["width"], shape["depth"], shape["patch_size"]
+    pixels = patch**2 * shape["in_channels"]
+    light = shape["backbone"] == "lightningdit"
+    attention = (3 * d * d + 3 * d) + (d * d + d)
+    if light:  # SwiGLU, and the gains of two RMSNorms
+        hidden = int(2 / 3 * 4 * d)
+        mlp, norms = (d * 2 * hidden + 2 * hidden) + (hidden * d + d), 2 * d
+    else:
+        mlp, norms = (d * 4 * d + 4 * d) + (4 * d * d + d), 0
+    block = attention + mlp + norms + (6 * d * d + 6 * d)
+    embeddings = (pixels * d + d) + (256 * d + d) + (d * d + d) + (1000 + 1) * d
+    head = (2 * d * d + 2 * d) + (d * pixels + pixels) + (d if light else 0)
+    return embeddings + blocks * block + head
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_preset_has_exactly_the_parameters_of_its_shape(count_parameters, name):
+    assert count_parameters(name, aux_layer=None) == expected_parameters(name)
+
+
+def test_the_presets_are_those_of_the_papers():
+    sit = [f"SiT-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)]
+    light = [f"LightningDiT-{size}/{patch}" for size in ("B", "L", "XL", "1p0B", "1p6B")
+             for patch in (1, 2)]  # fmt: skip
+    assert list(MODELS) == sit + light
+
+
 @pytest.mark.parametrize(
     ("name", "head"),
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -12,11 +14,13 @@ from rich.console import Console
 from experiments import PruningConfig
 from pipelines.errors import ArtifactError, StudyError, TrainingFailedError
 from pipelines.home import Home
+from pipelines.runners import RunnerSession
 from pipelines.study.book import StudyBook
 from pipelines.study.command import run_study
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.options import StudyOptions
 from pipelines.study.plan import CurvePoint
+from tests.pipelines.conftest import tiny
 
 
 @pytest.fixture
@@ -302,3 +306,39 @@ def test_intervals_over_seeds_are_students():
     # 4.3027 is Student's 97.5 % quantile for two degrees of freedom.
     assert found["fid_high"] - found["fid"] == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
     assert summarise(table).loc["x", "gain_low"] == pytest.approx(0.5)
+
+
+SESSION = """
+import sys, threading
+from pathlib import Path
+from experiments import Resources
+from pipelines.runners import RunnerSession
+session = RunnerSession(Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
+asker = threading.Thread(target=session.runner)
+asker.start()
+asker.join()
+import ray
+seven = ray.remote(num_cpus=1)(lambda: 7)
+print(ray.get(seven.remote(), timeout=60))
+session.close()
+assert not ray.is_initialized()
+"""
+
+
+def test_a_session_outlives_the_thread_that_asked_for_it_first(tmp_path):
+    """The kernel kills what a thread started, Ray's processes among it, when that thread ends."""
+    done = subprocess.run([sys.executable, "-c", SESSION, str(tmp_path)], capture_output=True,
+                          text=True, timeout=120, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr[-3000:]
+
+
+def test_a_session_that_cannot_start_says_so_to_everyone(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("resources ask for 9 GPUs")
+
+    monkeypatch.setattr("pipelines.runners.make_runner", fail)
+    session = RunnerSession(tiny().resources, tmp_path, 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="9 GPUs"):
+            session.runner()
+    session.close()
