@@ -201,10 +201,15 @@ def experiment_from_json(text: str) -> Experiment:
         values = json.loads(text)
     except ValueError as error:
         raise ValueError(f"experiment file is not JSON: {error}") from error
-    return _build(Experiment, values, "experiment")
+    return read_dataclass(Experiment, values, "experiment")
 
 
-def _build(cls: type[Any], values: object, where: str) -> Any:  # noqa: ANN401
+def read_dataclass(cls: type[Any], values: object, where: str) -> Any:  # noqa: ANN401
+    """A configuration from plain JSON values; fields that are missing have their default.
+
+    Raises:
+        ValueError: an unknown or missing field, or a value of the wrong type, named by its path.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, but got {values!r}")
     hints = get_type_hints(cls)
@@ -222,7 +227,7 @@ def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
     """Check a JSON value against a type of the schema and convert it."""
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)  # type: ignore[arg-type]
+        return read_dataclass(hint, value, where)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None

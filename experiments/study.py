@@ -7,8 +7,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-# A field here, resolved at run time by tyro.
-from experiments.schema import Experiment  # noqa: TC001
+from experiments.schema import Experiment, read_dataclass
 from ig_core.validation import require
 
 
@@ -165,3 +164,15 @@ class Study:
         del values["experiment"]["resources"], values["experiment"]["name"]
         plain: dict[str, object] = json.loads(json.dumps(values))
         return plain
+
+    @classmethod
+    def from_fixed(cls, name: str, fixed: dict[str, object]) -> Study:
+        """The study of that name which `fixed` wrote; options that came later have their default.
+
+        Raises:
+            ValueError: it holds what no study has.
+        """
+        experiment = {**fixed["experiment"], "name": name}  # type: ignore[dict-item]
+        study: Study = read_dataclass(cls, {**fixed, "name": name, "experiment": experiment},
+                                      "study")  # fmt: skip
+        return study

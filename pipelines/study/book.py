@@ -247,12 +247,19 @@ class StudyBook:
         known = outlast(lambda: self._optuna.user_attrs.get(SPEC))
         if known is None:
             outlast(lambda: self._optuna.set_user_attr(SPEC, fixed))
-        elif known != fixed:
+        elif (known := self._with_defaults(known)) != fixed:
             raise ValueError(
                 f"study {self.study.name!r} was started with other settings: "
                 f"{'; '.join(differences(known, fixed)[:8])}. A study compares like with like: "
                 f"go on with the old settings, or start another one with --name."
             )
+
+    def _with_defaults(self, known: dict[str, Any]) -> dict[str, Any]:
+        """A study that was entered before an option existed had its default."""
+        try:
+            return Study.from_fixed(self.study.name, known).fixed()
+        except (ValueError, KeyError, TypeError):
+            return known
 
     def _lives(self, driver: str) -> bool:
         """Whether a driver is at work: the kernel frees its lock when it dies."""

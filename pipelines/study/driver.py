@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
 from pipelines.errors import ArtifactError, StoppedError, StudyError
-from pipelines.graph import Graph
+from pipelines.graph import Graph, closure
 from pipelines.results import Measurement, collect
 from pipelines.runners import Runner, RunnerSession, describe_runner
 from pipelines.study.plan import Curve, CurvePoint, is_hopeless
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from experiments.study import Study
+    from pipelines.artifacts import Store
     from pipelines.graph import Node
     from pipelines.home import Home
     from pipelines.stages.train import TrainProgress
@@ -231,7 +232,7 @@ class _Watch:
             judged = len(curve) == len(self._curve_nodes)
             for m in results.final if judged else ():
                 for trial in [t for t in self._open if t.point.ig_scale == m.scale]:
-                    book.complete(trial, m.fid, _facts(m))
+                    book.complete(trial, m.fid, _facts(m, results.store))
                     self._open.remove(trial)
 
     def _is_hopeless(self) -> bool:
@@ -247,10 +248,18 @@ class _Watch:
         return any(is_hopeless(beginning, others, rule) for beginning in beginnings)
 
 
-def _facts(m: Measurement) -> dict[str, object]:
-    return {"fid_low": m.metrics["fid_low"], "fid_high": m.metrics["fid_high"],
-            "num_samples": m.metrics["num_samples"],
-            "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}"}  # fmt: skip
+def _facts(m: Measurement, store: Store) -> dict[str, object]:
+    """What a complete trial says besides its FID; the seconds are those of its own samples."""
+    own = (node for node in closure([m.point.evaluate]) if node.stage in ("sample", "evaluate"))
+    found = (store.find(node.kind, node.key) for node in own)
+    seconds = sum(artifact.seconds for artifact in found if artifact is not None)
+    return {
+        "fid_low": m.metrics["fid_low"],
+        "fid_high": m.metrics["fid_high"],
+        "num_samples": m.metrics["num_samples"],
+        "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}",
+        "point_seconds": round(seconds, 3),
+    }
 
 
 def _name(trial: Trial) -> str:

@@ -26,7 +26,7 @@ class Trial:
     """RUNNING, COMPLETE, PRUNED or FAIL."""
     fid: float | None
     facts: dict[str, Any]
-    """Of a complete trial: fid_low, fid_high, seconds, evaluate (its artifact)."""
+    """Of a complete trial: fid_low, fid_high, num_samples, point_seconds, evaluate (artifact)."""
     curve: Curve
     owner: str
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
+from experiments import PruningConfig
 from pipelines.study.book import StudyBook
 from pipelines.study.plan import CurvePoint
 
@@ -204,3 +205,15 @@ def test_a_bad_storage_is_one_clear_message_without_its_password(open_book, stud
     with pytest.raises(ValueError, match=words) as caught:
         open_book(study(), url)
     assert "secret" not in str(caught.value)
+
+
+def test_an_option_that_came_later_does_not_shut_a_study_out(open_book, study):
+    book = open_book(study())
+    play(book, 4)
+    spec = book._optuna.user_attrs["igdit.spec"]
+    del spec["experiment"]["optim"]["precision"], spec["experiment"]["loss"]["target_guidance"]
+    del spec["pruning"]
+    book._optuna.set_user_attr("igdit.spec", spec)
+    assert len(open_book(study(pruning=PruningConfig())).trials()) == 4
+    with pytest.raises(ValueError, match=r"pruning\.enabled was True and is now False"):
+        open_book(study())

@@ -78,6 +78,7 @@ def test_every_trial_has_its_fid_interval_curve_and_artifact(home, study, run):
         assert sorted(trial.curve) == [2, 4, 6]
         kind, _, key = trial.facts["evaluate"].partition("/")
         assert home.store.find(kind, key) is not None
+        assert trial.facts["point_seconds"] > 0
 
 
 def test_a_finished_study_does_nothing_but_say_what_it_found(home, study, run):
