@@ -202,6 +202,6 @@ def plot_confirmed(table: pd.DataFrame, path: Path) -> Path:
     axes.set_ylim(len(summary) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.set_xlabel("FID; dots are training seeds, bars 95 % intervals of their mean")
-    axes.set_title("Best point of each layer, on seeds that had no part in the choice", loc="left")
+    axes.set_title("Best point of each layer, confirmed on other seeds", loc="left")
     figure.savefig(path)
     return path

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ class StudyBook:
                 for trial in unit:
                     self._attribute(trial.number, OWNER, self.driver)
                 return unit
-            room = wanted - sum(t.state in ("RUNNING", "COMPLETE") for t in trials)
+            room = self._room(trials, wanted) - self._reserved(trials)
             if room <= 0:
                 return []
             first = self._propose(trials)
@@ -109,8 +110,22 @@ class StudyBook:
         with self._locked(self._optuna.study_name):
             trials = self.trials()
             siblings = [t for t in trials if t.point.training == unit[0].point.training]
-            room = wanted - sum(t.state in ("RUNNING", "COMPLETE") for t in trials)
+            room = self._room(trials, wanted)
             return self._enter(self._companions(siblings, room), siblings)
+
+    @staticmethod
+    def _room(trials: Sequence[Trial], wanted: int) -> int:
+        """Trials that may still be entered."""
+        return wanted - sum(t.state in ("RUNNING", "COMPLETE") for t in trials)
+
+    def _reserved(self, trials: Sequence[Trial]) -> int:
+        """Scales that trainings at work are still going to be refined at."""
+        if self.study.mode == "joint":
+            return 0
+        counts = Counter(t.point.training for t in trials if t.state in ("RUNNING", "COMPLETE"))
+        at_work = {t.point.training for t in trials if t.state == "RUNNING"}
+        each = self.study.scales_per_training
+        return sum(max(each - counts[training], 0) for training in at_work)
 
     def _companions(self, siblings: Sequence[Trial | Point], room: int) -> list[Point]:
         study = self.study

@@ -184,14 +184,16 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
     """Print what held on other seeds."""
     seeds = int(summary["seeds"].max())
-    table = Table(title=f"On {seeds} other training seeds and another bank of noise: mean, 95 % "
-                        f"interval over seeds", title_justify="left", title_style="bold",
-                  box=None, pad_edge=False)  # fmt: skip
-    for name in ("", "FID", "interval", "against baseline", "interval"):
-        table.add_column(name, no_wrap=True)
+    table = Table(title=f"Confirmed on {seeds} other training seeds and another bank of noise "
+                        f"(mean, 95 % interval over seeds)", title_justify="left",
+                  title_style="bold", box=None, pad_edge=False)  # fmt: skip
+    table.add_column("", overflow="fold")
+    table.add_column("FID", no_wrap=True)
+    table.add_column("against the first", no_wrap=True)
     for label, row in summary.iterrows():
-        gain = "" if label == BASELINE else f"{-row['gain']:+.0%}"
-        spread = "" if label == BASELINE else f"{-row['gain_high']:+.0%} .. {-row['gain_low']:+.0%}"
-        table.add_row(str(label), f"{row['fid']:.2f}",
-                      f"{row['fid_low']:.2f} .. {row['fid_high']:.2f}", gain, spread)  # fmt: skip
+        gain = f"{-row['gain']:+.0%} ({-row['gain_high']:+.0%} .. {-row['gain_low']:+.0%})"
+        table.add_row(
+            str(label), f"{row['fid']:.2f} ({row['fid_low']:.2f} .. {row['fid_high']:.2f})",
+            "" if label == BASELINE else gain,
+        )  # fmt: skip
     console.print(table)

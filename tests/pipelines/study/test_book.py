@@ -217,3 +217,18 @@ def test_an_option_that_came_later_does_not_shut_a_study_out(open_book, study):
     assert len(open_book(study(pruning=PruningConfig())).trials()) == 4
     with pytest.raises(ValueError, match=r"pruning\.enabled was True and is now False"):
         open_book(study())
+
+
+def test_no_training_is_begun_for_points_that_another_one_is_going_to_take(open_book, study):
+    """Two drivers, eight points of four each: two trainings, not a third one for the rest."""
+    first, second = open_book(study()), open_book(study())
+    mine, yours = first.next_unit(8), second.next_unit(8)
+    assert len(mine) == len(yours) == 3
+    third = open_book(study())
+    assert third.next_unit(8) == []
+    finish(first, mine, 8)
+    assert first.next_unit(8) == []
+    finish(second, yours, 8)
+    trials = first.trials()
+    assert [t.state for t in trials] == ["COMPLETE"] * 8
+    assert len({t.point.training for t in trials}) == 2

@@ -283,7 +283,7 @@ def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
     import pandas as pd
 
     text = run(study(), trials="8", confirm_seeds=2)
-    assert "On 2 other training seeds" in text
+    assert "Confirmed on 2 other training seeds" in text
     table = pd.read_parquet(home.report / "study-small" / "confirmed.parquet")
     layers = {t.point.aux_layer for t in trials_of(home, study())}
     assert len(table) == 2 * (1 + len(layers))
