@@ -135,6 +135,12 @@ class Study:
         depth, layers = self.experiment.model.depth, self.layers
         require(1 <= layers[0] <= layers[1] <= depth - 1, "space.aux_layer", layers,
                  f"in 1..{depth - 1} (depth - 1)")  # fmt: skip
+        scale = self.space.ig_scale
+        grid = {round(100 * scale.value(index)) for index in range(scale.count)}
+        own = {100.0, 100 * self.experiment.guidance.ig_scale}
+        require(len(grid) == scale.count and all(
+                    any(round(v) == k or abs(v - k) >= 1 for k in grid) for v in own),
+                "space.ig_scale.step", scale.step, "at least 0.01")  # fmt: skip
         require(self.space.aux_weight.low >= 0, "space.aux_weight", self.space.aux_weight.low,
                  "at least 0")  # fmt: skip
 

@@ -104,7 +104,9 @@ class RunnerSession:
         """A runner for one pipeline, from any thread; raises what starting raised."""
         with self._lock:
             if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="runner-session")
+                self._keeper = threading.Thread(
+                    target=self._keep, name="runner-session", daemon=True
+                )
                 self._keeper.start()
         self._ready.wait()
         if self._error is not None:

@@ -23,11 +23,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": {"pipelines/ray_runner.py"},
     "mlflow": {"pipelines/tracking.py"},
-    "optuna": {
-        "pipelines/study/book.py",
-        "pipelines/study/storage.py",
-        "pipelines/study/trials.py",
-    },
+    "optuna": {f"pipelines/study/{name}.py" for name in ("book", "propose", "storage", "trials")},
     "sqlalchemy": {"pipelines/study/storage.py"},
     "tyro": {"pipelines/cli.py"},
     "matplotlib": {"pipelines/plots.py"},

@@ -9,22 +9,22 @@ been.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 import uuid
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from experiments.study import Point, Study
+from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.locks import FileLock
-from pipelines.study.plan import Curve, next_scales
-from pipelines.study.storage import make_sampler, open_storage, outlast
+from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
+from pipelines.study.storage import open_storage, outlast
 from pipelines.study.trials import (
     CURVE,
     FACTS,
@@ -40,6 +40,12 @@ from pipelines.study.trials import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from pipelines.study.plan import Curve
+
+
+STORE, POINT_KEY = "igdit.store", "igdit.point_key"
+"""Attributes of the study: whose drivers it has, and what a point is made of."""
 
 
 class StudyBook:
@@ -62,12 +68,24 @@ class StudyBook:
         self._alive = FileLock(folder / f"driver-{self.driver}.lock")
         self._alive.acquire()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self._open(url)
+        except BaseException:
+            self._alive.release(remove=True)
+            raise
+
+    def _open(self, url: str) -> None:
         with self._locked("storage"):  # a new database is set up by one process
             self._storage = open_storage(url)
             self._optuna = outlast(
-                lambda: optuna.create_study(storage=self._storage, study_name=study.name,
-                                            direction="minimize", load_if_exists=True)
-            )  # fmt: skip
+                functools.partial(
+                    optuna.create_study,
+                    storage=self._storage,
+                    study_name=self.study.name,
+                    direction="minimize",
+                    load_if_exists=True,
+                )
+            )
             self._check_same()
 
     def close(self) -> None:
@@ -87,8 +105,8 @@ class StudyBook:
     def next_unit(self, wanted: int) -> list[Trial]:
         """Enter or take over the trials of one training; none if `wanted` are on their way.
 
-        Trials of dead drivers come first. Else the sampler proposes a point, and the scales that
-        go with it are entered too.
+        Trials of dead drivers come first; then trainings that lack scales, wherever they stopped;
+        then a point that the sampler proposes, with the scales that go with it.
         """
         with self._locked(self._optuna.study_name):
             trials = self.trials()
@@ -98,47 +116,19 @@ class StudyBook:
                 for trial in unit:
                     self._attribute(trial.number, OWNER, self.driver)
                 return unit
-            room = self._room(trials, wanted) - self._reserved(trials)
-            if room <= 0:
+            room = room_for(trials, wanted)
+            for siblings in at_rest(trials):
+                points = companions(self.study, siblings, room)
+                if points:
+                    return self._enter(points, siblings)
+            room -= reserved(self.study, trials)
+            first = self._propose(trials) if room > 0 else None
+            if first is None:
                 return []
-            first = self._propose(trials)
             siblings = [t for t in trials if t.point.training == first.training]
-            return self._enter([first, *self._companions([*siblings, first], room - 1)], siblings)
-
-    def refine(self, unit: Sequence[Trial], wanted: int) -> list[Trial]:
-        """Enter the scales that a training is to be evaluated at next, if any."""
-        with self._locked(self._optuna.study_name):
-            trials = self.trials()
-            siblings = [t for t in trials if t.point.training == unit[0].point.training]
-            room = self._room(trials, wanted)
-            return self._enter(self._companions(siblings, room), siblings)
-
-    @staticmethod
-    def _room(trials: Sequence[Trial], wanted: int) -> int:
-        """Trials that may still be entered."""
-        return wanted - sum(t.state in ("RUNNING", "COMPLETE") for t in trials)
-
-    def _reserved(self, trials: Sequence[Trial]) -> int:
-        """Scales that trainings at work are still going to be refined at."""
-        if self.study.mode == "joint":
-            return 0
-        counts = Counter(t.point.training for t in trials if t.state in ("RUNNING", "COMPLETE"))
-        at_work = {t.point.training for t in trials if t.state == "RUNNING"}
-        each = self.study.scales_per_training
-        return sum(max(each - counts[training], 0) for training in at_work)
-
-    def _companions(self, siblings: Sequence[Trial | Point], room: int) -> list[Point]:
-        study = self.study
-        if study.mode == "joint" or room <= 0:
-            return []
-        known: dict[float, float | None] = {}
-        for item in siblings:
-            point, fid = (item, None) if isinstance(item, Point) else (item.point, item.fid)
-            known[point.ig_scale] = fid
-        base = siblings[0] if isinstance(siblings[0], Point) else siblings[0].point
-        scales = next_scales(known, study.space.ig_scale, study.scales_per_training)
-        return [Point(aux_layer=base.aux_layer, aux_weight=base.aux_weight, ig_scale=scale)
-                for scale in scales[:room]]  # fmt: skip
+            return self._enter(
+                [first, *companions(self.study, [*siblings, first], room - 1)], siblings
+            )
 
     def _enter(self, points: Sequence[Point], siblings: Sequence[Trial]) -> list[Trial]:
         """Enter points as trials of this driver; each appears whole."""
@@ -147,7 +137,7 @@ class StudyBook:
             trial = create_trial(
                 state=TrialState.RUNNING,
                 params=parameters_of(point),
-                distributions=self.distributions(),
+                distributions=distributions(self.study),
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
             )  # fmt: skip
@@ -156,43 +146,9 @@ class StudyBook:
         return [t for t in self.trials() if t.point in entered and t.owner == self.driver
                 and t.state == "RUNNING"]  # fmt: skip
 
-    def _propose(self, trials: Sequence[Trial]) -> Point:
-        """What the sampler says after these trials: a function of them and of the seed.
-
-        It is asked about a copy, so that nothing is entered before all of a point is known. A
-        point that was evaluated is not proposed again while there are others.
-        """
-        known = {trial.point for trial in trials if trial.state != "FAIL"}
-        size = self.study.layers[1] - self.study.layers[0] + 1
-        size *= self.study.space.aux_weight.count * self.study.space.ig_scale.count
-        seed = int(content_key([self.study.seed, len(trials)])[:8], 16)
-        copy = optuna.create_study(direction="minimize", sampler=make_sampler(self.study, seed))
-        copy.add_trials(outlast(lambda: self._optuna.get_trials(deepcopy=False)))
-        point = self._point(copy.ask(self.distributions()).params)
-        tries = 0
-        while point in known and len(known) < size:
-            tries += 1
-            if tries == 20:  # the sampler is sure of itself: the search goes on by chance
-                copy.sampler = optuna.samplers.RandomSampler(seed)
-            point = self._point(copy.ask(self.distributions()).params)
-        return point
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The search space in Optuna's terms."""
-        weight, scale = self.study.space.aux_weight, self.study.space.ig_scale
-        return {
-            "aux_layer": IntDistribution(*self.study.layers),
-            "aux_weight": FloatDistribution(weight.low, weight.high, step=weight.step),
-            "ig_scale": FloatDistribution(scale.low, scale.high, step=scale.step),
-        }
-
-    def _point(self, params: dict[str, Any]) -> Point:
-        weight, scale = self.study.space.aux_weight, self.study.space.ig_scale
-        return Point(
-            aux_layer=int(params["aux_layer"]),
-            aux_weight=weight.value(weight.index(params["aux_weight"])),
-            ig_scale=scale.value(scale.index(params["ig_scale"])),
-        )
+    def _propose(self, trials: Sequence[Trial]) -> Point | None:
+        history = outlast(lambda: self._optuna.get_trials(deepcopy=False))
+        return propose(self.study, trials, history)
 
     # What came out
 
@@ -258,6 +214,8 @@ class StudyBook:
         Raises:
             ValueError: it was another one.
         """
+        self._check(STORE, self._store_id(), "another store (its drivers keep their locks there): "
+                    "use the same IGDIT_HOME, or another study with --name")  # fmt: skip
         fixed = self.study.fixed()
         known = outlast(lambda: self._optuna.user_attrs.get(SPEC))
         if known is None:
@@ -268,6 +226,29 @@ class StudyBook:
                 f"{'; '.join(differences(known, fixed)[:8])}. A study compares like with like: "
                 f"go on with the old settings, or start another one with --name."
             )
+        self._check(POINT_KEY, self._point_key(), "code that gives other results: start another "
+                    "study with --name")  # fmt: skip
+
+    def _check(self, name: str, value: str, meaning: str) -> None:
+        known = outlast(lambda: self._optuna.user_attrs.get(name))
+        if known is None:
+            outlast(lambda: self._optuna.set_user_attr(name, value))
+        elif known != value:
+            raise ValueError(f"study {self.study.name!r} belongs to {meaning}")
+
+    def _store_id(self) -> str:
+        """A name of the store that is the same for everyone who shares it."""
+        path = self.folder / "store-id"
+        if not path.exists():  # under the lock of the storage
+            path.write_text(uuid.uuid4().hex)
+        return path.read_text()
+
+    def _point_key(self) -> str:
+        """Key of one point's evaluation: it changes when a stage comes to give other results."""
+        study = self.study
+        lowest = study.at(study.layers[0], study.space.aux_weight.low, ())
+        lowest = dataclasses.replace(lowest, resources=type(lowest.resources)())
+        return Graph(lowest).final[0].evaluate.key
 
     def _with_defaults(self, known: dict[str, Any]) -> dict[str, Any]:
         """A study that was entered before an option existed had its default."""

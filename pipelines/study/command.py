@@ -61,6 +61,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             trials = book.trials()
             wanted = options.wanted(study, trials)
             cost = forecast(study, store, trials, wanted)
+            say(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are complete")
             print_forecast(cost, console)
             if not _agreed(cost, options, console):
                 return 1
@@ -71,12 +72,12 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         finally:
             book.close()
         print_findings(found, console)
-        confirmed = None
+        directory = home.report / f"study-{study.name}"
+        files, confirmed = write_findings(found, directory), None
         if options.confirm_seeds and found.best is not None:
             confirmed = confirm(study, found.trials, options.confirm_seeds, home, parallel, say)
             print_confirmation(summarise(confirmed), console)
-        directory = home.report / f"study-{study.name}"
-        files = write_findings(found, directory, confirmed)
+            files = write_findings(found, directory, confirmed)
         say(f"Table and plots: {directory}")
         spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
         _track(found, files, home, console, finished=spent)

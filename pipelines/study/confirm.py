@@ -19,7 +19,7 @@ from rich.table import Table
 from ig_core.config import Guidance
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
-from pipelines.errors import StoppedError
+from pipelines.errors import StoppedError, TrainingFailedError
 from pipelines.graph import Graph
 from pipelines.results import collect
 from pipelines.runners import RunnerSession
@@ -57,7 +57,7 @@ class Candidate:
         }
         if self.point is None:
             return replace(base, model=replace(base.model, aux_layer=None),
-                           loss=replace(base.loss, aux_weight=0.0),
+                           loss=replace(base.loss, aux_weight=0.0, target_guidance=0.0),
                            guidance=Guidance(), **other)  # type: ignore[arg-type]  # fmt: skip
         return replace(
             base,
@@ -106,7 +106,7 @@ def confirm(
         headline = collect(home.store, Graph(experiment)).headline()
         if headline is not None:
             rows.append({"candidate": candidate.label, "seed": seed, "fid": headline.fid})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["candidate", "seed", "fid"])
     baseline = table[table["candidate"] == BASELINE].set_index("seed")["fid"]
     table["gain"] = 1 - table["fid"] / table["seed"].map(baseline)
     return table
@@ -145,7 +145,11 @@ class _Runs:
             if self._stopped:
                 raise StoppedError("the work was stopped")
             self._pipelines.append(pipeline)
-        pipeline.run([target.evaluate])
+        try:
+            pipeline.run([target.evaluate])
+        except TrainingFailedError as error:
+            self._say(f"confirm   failed: {label}: {error}")
+            return
         headline = collect(store, graph).headline()
         if headline is not None:
             self._say(f"confirm   FID {headline.fid:8.2f}  {label}")

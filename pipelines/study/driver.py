@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
-from pipelines.errors import ArtifactError, StoppedError, StudyError
+from pipelines.errors import ArtifactError, CorruptArtifactError, StoppedError, StudyError
 from pipelines.graph import Graph, closure
 from pipelines.results import Measurement, collect
 from pipelines.runners import Runner, RunnerSession, describe_runner
@@ -81,10 +81,13 @@ class StudyDriver:
                 for slot in slots:
                     slot.join(0.2)
         finally:
-            self._halt()
-            for slot in slots:
-                slot.join()
-            self._session.close()
+            try:
+                self._halt()
+                for slot in slots:
+                    if slot.ident is not None:
+                        slot.join()
+            finally:
+                self._session.close()
         if self._error is not None:
             raise self._error
 
@@ -99,13 +102,22 @@ class StudyDriver:
         try:
             while not self._stop.is_set() and not self._spent():
                 unit = self.book.next_unit(self.budget.trials)
-                if not unit:
+                if unit:
+                    self._take(unit)
+                elif self._others_at_work():
+                    self._stop.wait(1.0)  # what they leave, or what is given up, is taken up here
+                else:
                     return
-                self._take(unit)
         except BaseException as error:  # noqa: BLE001 - told to whoever waits for the slots
             with self._lock:
                 self._error = self._error or error
             self._halt()
+
+    def _others_at_work(self) -> bool:
+        trials = self.book.trials()
+        complete = sum(trial.state == "COMPLETE" for trial in trials)
+        running = any(trial.state == "RUNNING" for trial in trials)
+        return running and complete < self.budget.trials
 
     def _spent(self) -> bool:
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -116,17 +128,19 @@ class StudyDriver:
         )
 
     def _take(self, unit: list[Trial]) -> None:
-        """Work on the trials of one training until it has all its points, or is given up."""
+        """Work on trials of one training until they are evaluated, or it is given up."""
         try:
-            while unit and not self._stop.is_set():
+            try:
                 watch = self._evaluate(unit)
-                if watch.hopeless:
-                    self.book.prune(watch.unit)
-                    self._say(f"given up  {_name(unit[0])}: FID above the median of the others at "
-                              f"{self.study.pruning.patience} checkpoints")  # fmt: skip
-                    break
-                self._failures = 0
-                unit = self.book.refine(unit, self.budget.trials)
+            except CorruptArtifactError as error:
+                self.home.store.quarantine(error.kind, error.key)
+                self._say(f"set aside damaged {error.kind}/{error.key}")
+                watch = self._evaluate(unit)
+            if watch.hopeless:
+                self.book.prune(watch.unit)
+                self._say(f"given up  {_name(unit[0])}: FID above the median of the others at "
+                          f"{self.study.pruning.patience} checkpoints")  # fmt: skip
+            self._failures = 0
         except (StoppedError, StudyError, ArtifactError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - a trial that fails is a result
@@ -172,7 +186,10 @@ class StudyDriver:
                 self._announced = True
                 self._say(f"start     {describe_runner(self.study.experiment.resources)}, "
                           f"{self.parallel} at once")  # fmt: skip
-        return self._session.runner()
+        try:
+            return self._session.runner()
+        except Exception as error:
+            raise StudyError(f"nothing can run here: {error}") from error
 
     def heard(self, unit: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""

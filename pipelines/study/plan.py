@@ -29,7 +29,8 @@ def next_scales(known: Mapping[float, float | None], space: Range, count: int) -
     neighbours.
 
     Args:
-        known: Scale -> FID of the training's points; None: not evaluated yet. Not empty.
+        known: Scale -> FID of the training's points; None: not evaluated yet, infinity: failed.
+            Not empty.
         space: Scales there are.
         count: Points that the training is to have in all.
 
@@ -47,10 +48,11 @@ def next_scales(known: Mapping[float, float | None], space: Range, count: int) -
                 taken.add(index)
                 found.append(space.value(index))
         return found
-    fids = {space.index(scale): fid for scale, fid in known.items() if fid is not None}
-    if len(fids) < len(known):
+    if None in known.values():
         return []
-    return [space.value(_refinement(fids, space))]
+    fids = {space.index(scale): fid for scale, fid in known.items()
+            if fid is not None and math.isfinite(fid)}  # fmt: skip
+    return [space.value(_refinement(fids, taken, space))] if fids else []
 
 
 def _gap_middles(taken: set[int], space: Range) -> list[int]:
@@ -63,7 +65,7 @@ def _gap_middles(taken: set[int], space: Range) -> list[int]:
     return [middle for middle in middles if middle not in taken]
 
 
-def _refinement(fids: Mapping[int, float], space: Range) -> int:
+def _refinement(fids: Mapping[int, float], taken: set[int], space: Range) -> int:
     """Free index nearest to where the minimum is to be expected."""
     best = min(fids, key=lambda index: (fids[index], index))
     below = max((index for index in fids if index < best), default=None)
@@ -75,7 +77,7 @@ def _refinement(fids: Mapping[int, float], space: Range) -> int:
     else:  # the best lies at an end: look between it and its neighbour, or beyond it
         beyond = 0 if below is None else space.count - 1
         target = float(beyond) if best != beyond else (best + (below or above or 0)) / 2
-    free = [index for index in range(space.count) if index not in fids]
+    free = [index for index in range(space.count) if index not in taken]
     return min(free, key=lambda index: (abs(index - target), index))
 
 

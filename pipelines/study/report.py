@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rich.table import Table
 
+from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
 from pipelines.results import METRICS, fid_jackknife_of
 
@@ -58,9 +59,9 @@ def findings(
         reference = _jackknife(best, store)
         equals = [t for t in complete if t is not best
                   and _includes_zero(_jackknife(t, store), reference)]  # fmt: skip
-    costs = _costs(study, complete, store)
+    costs = _costs(study, trials, store)
     table = pd.DataFrame([_row(t, costs) for t in trials])
-    training_costs = {t.point.training: costs[t.number][0] for t in complete}
+    training_costs = {t.point.training: costs[t.number][0] for t in trials}
     point_seconds = sum(costs[t.number][1] for t in complete)
     return Findings(
         study, tuple(trials), table, best, tuple(sorted(equals, key=lambda t: t.fid or 0)),
@@ -112,9 +113,10 @@ def _seconds(store: Store, nodes: set[Node]) -> float:
 
 def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
     kind, _, key = str(trial.facts.get("evaluate", "")).partition("/")
-    if not key or store.find(kind, key) is None:
+    try:
+        return fid_jackknife_of(json.loads((store.open(kind, key).path / METRICS).read_text()))
+    except (ArtifactError, ValueError):  # collected or damaged since: no comparison with it
         return None
-    return fid_jackknife_of(json.loads((store.open(kind, key).path / METRICS).read_text()))
 
 
 def _includes_zero(one: Jackknife | None, other: Jackknife | None) -> bool:

@@ -111,5 +111,9 @@ class StudyTracker:
         self._client.set_tag(run_id, SYNCED_TAG, state)
 
     def _end(self, run: Any, status: str) -> None:  # noqa: ANN401
-        if run.info.status != status:
+        if run.info.status == status:
+            return
+        if status == "RUNNING":
             self._client.update_run(run.info.run_id, status=status)
+        else:
+            self._client.set_terminated(run.info.run_id, status)

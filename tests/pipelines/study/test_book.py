@@ -6,7 +6,8 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from experiments import PruningConfig
+from experiments import LayerRange, PruningConfig, Range, SearchSpace
+from pipelines.graph import VERSIONS
 from pipelines.study.book import StudyBook
 from pipelines.study.plan import CurvePoint
 
@@ -17,18 +18,22 @@ def fid(point):
             + (point.aux_weight - 0.5) ** 2)  # fmt: skip
 
 
+def complete(book, unit):
+    for trial in unit:
+        book.complete(trial, fid(trial.point), {"fid_low": 1.0, "fid_high": 2.0})
+
+
 def finish(book, unit, wanted):
-    """Complete a unit and its refinements."""
+    """Complete a unit, and all that comes after it."""
     while unit:
-        for trial in unit:
-            book.complete(trial, fid(trial.point), {"fid_low": 1.0, "fid_high": 2.0})
-        unit = book.refine(unit, wanted)
+        complete(book, unit)
+        unit = book.next_unit(wanted)
 
 
 def play(book, wanted, units=None):
     """Work on a study alone; at most so many units."""
     while (units is None or units > 0) and (unit := book.next_unit(wanted)):
-        finish(book, unit, wanted)
+        complete(book, unit)
         units = None if units is None else units - 1
 
 
@@ -59,7 +64,7 @@ def test_joint_mode_proposes_one_point_at_a_time(open_book, study):
     book = open_book(study(mode="joint"))
     first = book.next_unit(5)
     assert len(first) == 1
-    finish(book, first, 5)
+    complete(book, first)
     assert len(book.trials()) == 1
     play(book, 5)
     assert len({t.point for t in book.trials()}) == 5
@@ -84,7 +89,7 @@ def test_trials_of_a_dead_driver_are_taken_over_under_their_numbers(open_book, s
     whole = open_book(study(name="undisturbed"))
     play(whole, 8)
     dead = open_book(study(name="disturbed"))
-    play(dead, 8, units=1)
+    play(dead, 8, units=2)
     unit = dead.next_unit(8)
     for trial in unit[:done]:
         dead.complete(trial, fid(trial.point), {})
@@ -228,7 +233,62 @@ def test_no_training_is_begun_for_points_that_another_one_is_going_to_take(open_
     assert third.next_unit(8) == []
     finish(first, mine, 8)
     assert first.next_unit(8) == []
+    third.close()
     finish(second, yours, 8)
     trials = first.trials()
     assert [t.state for t in trials] == ["COMPLETE"] * 8
     assert len({t.point.training for t in trials}) == 2
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_kill_between_two_units_leaves_nothing_undone(open_book, study, stop_after):
+    """Refinement is not the duty of the driver that was killed before it."""
+    whole = open_book(study(name="undisturbed"))
+    play(whole, 8)
+    dead = open_book(study(name="disturbed"))
+    play(dead, 8, units=stop_after)
+    dead.close()
+    heir = open_book(study(name="disturbed"))
+    play(heir, 8)
+    assert shown(heir) == shown(whole)
+
+
+def test_an_exhausted_space_ends_the_study(open_book, study):
+    space = SearchSpace(aux_layer=LayerRange(low=1, high=1),
+                        aux_weight=Range(low=0.1, high=0.2, step=0.1),
+                        ig_scale=Range(low=1.0, high=1.1, step=0.1))  # fmt: skip
+    book = open_book(study(space=space, scales_per_training=2))
+    play(book, 50)
+    assert len({t.point for t in book.trials()}) == len(book.trials()) == 4
+
+
+def test_a_failed_or_given_up_training_is_not_proposed_again(open_book, study):
+    book = open_book(study())
+    bad = [book.next_unit(30), book.next_unit(30)]
+    book.fail(bad[0], "NaN")
+    book.prune(bad[1])
+    play(book, 30)
+    trainings = {unit[0].point.training for unit in bad}
+    assert not trainings & {t.point.training for t in book.trials()[len(bad[0] + bad[1]) :]}
+
+
+def test_a_failed_scale_does_not_keep_its_training_from_being_refined(open_book, study):
+    book = open_book(study())
+    unit = book.next_unit(8)
+    book.fail(unit[-1:], "not finite")
+    complete(book, unit[:-1])
+    (more,) = book.next_unit(8)
+    assert more.point.training == unit[0].point.training
+
+
+def test_drivers_of_another_store_are_refused(open_book, study, tmp_path):
+    open_book(study())
+    with pytest.raises(ValueError, match="belongs to another store"):
+        StudyBook(study(), f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "elsewhere")
+
+
+def test_code_that_gives_other_results_is_refused(open_book, study, monkeypatch):
+    open_book(study())
+    monkeypatch.setitem(VERSIONS, "features", 99)
+    with pytest.raises(ValueError, match="belongs to code that gives other results"):
+        open_book(study())
