@@ -247,4 +247,4 @@ def test_a_full_disk_stops_the_study_with_a_message_and_room_lets_it_go_on(tmp_p
         assert [t.point for t in trials_of(home)] == [t.point for t in undisturbed]
         assert {t.state for t in trials_of(home)} == {"COMPLETE"}
     finally:
-        subprocess.run(["umount", str(home)], check=True)
+        subprocess.run(["umount", "--lazy", str(home)], check=True)
