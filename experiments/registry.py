@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from experiments.digits import digits
 from experiments.digits_study import digits_study
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from experiments.schema import Experiment
     from experiments.study import Study
+
+T = TypeVar("T")
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {"digits": digits}
 """Name -> function that builds the experiment. Add yours here."""
@@ -27,12 +29,7 @@ def get_experiment(name: str) -> Experiment:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in EXPERIMENTS:
-        close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, or a file ending "
-                         f"in .json, but got {name!r}{hint}")  # fmt: skip
-    return EXPERIMENTS[name]()
+    return _named(EXPERIMENTS, name, "experiment", ", or a file ending in .json")
 
 
 def get_study(name: str) -> Study:
@@ -41,8 +38,13 @@ def get_study(name: str) -> Study:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in STUDIES:
-        close = difflib.get_close_matches(name, STUDIES, n=1)
+    return _named(STUDIES, name, "study")
+
+
+def _named(table: dict[str, Callable[[], T]], name: str, what: str, otherwise: str = "") -> T:
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"study must be one of {', '.join(STUDIES)}, but got {name!r}{hint}")
-    return STUDIES[name]()
+        raise ValueError(f"{what} must be one of {', '.join(table)}{otherwise}, but got "
+                         f"{name!r}{hint}")  # fmt: skip
+    return table[name]()

@@ -81,6 +81,11 @@ class Point:
         """What of it needs a training of its own."""
         return self.aux_layer, self.aux_weight
 
+    @property
+    def training_name(self) -> str:
+        """The training, for people."""
+        return f"layer {self.aux_layer}, weight {self.aux_weight:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:

@@ -200,7 +200,7 @@ class OptimConfig:
 
     def canonical(self) -> OptimConfig:
         """The same training with what its optimizer does not read reset to the default."""
-        return self if self.optimizer == "muon" else replace(self, momentum=0.95)
+        return self if self.optimizer == "muon" else replace(self, momentum=OptimConfig.momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +271,7 @@ class SamplerConfig:
 
     def canonical(self) -> SamplerConfig:
         """The same sampler with what its method does not read reset to the default."""
-        return self if self.method == "sde" else replace(self, last_step=0.04)
+        return self if self.method == "sde" else replace(self, last_step=SamplerConfig.last_step)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -39,6 +42,16 @@ class FileLock:
             pass
         os.close(file)
         return False
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Hold the lock for the block, however long somebody else has it first."""
+        while not self.acquire():
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self, *, remove: bool = False) -> None:
         """Give the lock back; `remove` also deletes its file, while the lock still holds."""

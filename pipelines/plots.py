@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.stages.build import EXPERIMENT_FILE, write_experiment
+from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,11 +146,8 @@ def _shard_images(results: Results, nodes: list[Any]) -> Any:  # noqa: ANN401
 
 def _by_training(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Label of each training -> its trials; earliest layer first."""
-    found: dict[tuple[int, float], list[Trial]] = {}
-    for trial in sorted(trials, key=lambda t: t.point.ig_scale):
-        found.setdefault(trial.point.training, []).append(trial)
-    return {f"layer {layer}, weight {weight:g}": found[layer, weight]
-            for layer, weight in sorted(found)}  # fmt: skip
+    found = by_training(sorted(trials, key=lambda t: t.point.ig_scale))
+    return {found[training][0].point.training_name: found[training] for training in sorted(found)}
 
 
 def plot_scales(trials: Sequence[Trial], path: Path) -> Path:
@@ -163,10 +161,7 @@ def plot_scales(trials: Sequence[Trial], path: Path) -> Path:
                       markersize=4, linewidth=1.2, capsize=2, label=label)  # fmt: skip
     axes.set_xlabel("internal guidance scale (1 is off)")
     axes.set_ylabel("FID, 95 % intervals")
-    axes.set_title("FID over guidance scale, by training", loc="left")
-    axes.legend(frameon=False, fontsize=7, ncols=2)
-    figure.savefig(path)
-    return path
+    return _finish(figure, axes, "FID over guidance scale, by training", path)
 
 
 def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
@@ -179,7 +174,11 @@ def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
     axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel("FID at the curve's guidance scale")
-    axes.set_title("FID over training, by training", loc="left")
+    return _finish(figure, axes, "FID over training, by training", path)
+
+
+def _finish(figure: Any, axes: Any, title: str, path: Path) -> Path:  # noqa: ANN401
+    axes.set_title(title, loc="left")
     axes.legend(frameon=False, fontsize=7, ncols=2)
     figure.savefig(path)
     return path

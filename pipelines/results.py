@@ -11,12 +11,13 @@ import pandas as pd
 from pipelines.graph import Graph, closure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from experiments import Experiment
     from ig_core.metrics import Jackknife
     from pipelines.artifacts import Artifact, Store
-    from pipelines.graph import Point
+    from pipelines.graph import Node, Point
 
 METRICS = "metrics.json"
 PREVIEW = "preview.png"
@@ -117,6 +118,12 @@ class Results:
                 values = {k: v for k, v in m.metrics.items() if not isinstance(v, list)}
                 rows.append({"part": part, "step": m.point.step, "ig_scale": m.scale, **values})
         return pd.DataFrame(rows)
+
+
+def work_seconds(store: Store, nodes: Iterable[Node]) -> float:
+    """What the published ones among these cost to make."""
+    artifacts = (store.find(node.kind, node.key) for node in nodes)
+    return sum(artifact.seconds for artifact in artifacts if artifact is not None)
 
 
 def collect(store: Store, graph: Graph) -> Results:

@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -26,7 +24,8 @@ from pipelines.results import preview
 from pipelines.stages.build import EXPERIMENT_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pipelines.home import Home
@@ -63,16 +62,9 @@ class MlflowTracker:
         with self.alone():  # a new database is set up by one process
             self.client = self.mlflow.MlflowClient(tracking_uri=tracking_uri)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """One process at a time, so that two of the same experiment make one run."""
-        lock = FileLock(self._artifact_root.parent / ".tracking.lock")
-        while not lock.acquire():
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            lock.release()
+        return FileLock(self._artifact_root.parent / ".tracking.lock").waited_for()
 
     def sync(self, results: Results, files: Iterable[Path] = (), *, finished: bool) -> str:
         """Bring the run of an experiment up to date.

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -38,7 +36,8 @@ from pipelines.study.trials import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pipelines.study.plan import Curve
@@ -158,7 +157,7 @@ class StudyBook:
             for step, point in curve.items():
                 report = functools.partial(self._storage.set_trial_intermediate_value,
                                            step=step, intermediate_value=point.fid)  # fmt: skip
-                self._on_trial(trial.number, report)
+                self._on_running(trial.number, report)
             self._attribute(trial.number, CURVE, curve_to_json(curve))
 
     def complete(self, trial: Trial, fid: float, facts: dict[str, Any]) -> None:
@@ -186,25 +185,26 @@ class StudyBook:
             return {}
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
-        def finish(trial_id: int) -> None:
-            if not self._storage.get_trial(trial_id).state.is_finished():
-                values = None if value is None else [value]
-                self._storage.set_trial_state_values(trial_id, state, values)
-
-        self._on_trial(trial.number, finish)
+        values = None if value is None else [value]
+        self._on_running(trial.number, functools.partial(
+            self._storage.set_trial_state_values, state=state, values=values
+        ))  # fmt: skip
 
     def _attribute(self, number: int, key: str, value: Any) -> None:  # noqa: ANN401
-        def write(trial_id: int) -> None:
-            if not self._storage.get_trial(trial_id).state.is_finished():
-                self._storage.set_trial_user_attr(trial_id, key, value)
-
-        self._on_trial(number, write)
-
-    def _on_trial(self, number: int, act: Callable[[int], None]) -> None:
-        study_id = self._optuna._study_id
-        outlast(lambda: act(
-            self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        self._on_running(number, functools.partial(
+            self._storage.set_trial_user_attr, key=key, value=value
         ))  # fmt: skip
+
+    def _on_running(self, number: int, act: Callable[[int], object]) -> None:
+        """Write to a trial in the storage, unless it is finished: then all is said of it."""
+        study_id = self._optuna._study_id
+
+        def write() -> None:
+            found = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            if not self._storage.get_trial(found).state.is_finished():
+                act(found)
+
+        outlast(write)
 
     # Keeping house
 
@@ -266,13 +266,6 @@ class StudyBook:
         lock.release(remove=True)
         return not free
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str) -> AbstractContextManager[None]:
         """One driver at a time; a driver that dies lets go."""
-        lock = FileLock(self.folder / f"plan-{content_key(name)}.lock")
-        while not lock.acquire():
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            lock.release()
+        return FileLock(self.folder / f"plan-{content_key(name)}.lock").waited_for()

@@ -75,8 +75,7 @@ def candidates(trials: Sequence[Trial]) -> list[Candidate]:
         best.setdefault(trial.point.aux_layer, trial)
     points = [best[layer].point for layer in sorted(best)]
     return [Candidate(BASELINE, None)] + [
-        Candidate(f"layer {p.aux_layer}, weight {p.aux_weight:g}, scale {p.ig_scale:g}", p)
-        for p in points
+        Candidate(f"{p.training_name}, scale {p.ig_scale:g}", p) for p in points
     ]
 
 

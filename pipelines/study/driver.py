@@ -11,7 +11,7 @@ from pipelines.collection import remember
 from pipelines.dag import Pipeline
 from pipelines.errors import ArtifactError, CorruptArtifactError, StoppedError, StudyError
 from pipelines.graph import Graph, closure
-from pipelines.results import Measurement, collect
+from pipelines.results import Measurement, collect, work_seconds
 from pipelines.runners import Runner, RunnerSession, describe_runner
 from pipelines.study.plan import Curve, CurvePoint, is_hopeless
 
@@ -138,8 +138,8 @@ class StudyDriver:
                 watch = self._evaluate(unit)
             if watch.hopeless:
                 self.book.prune(watch.unit)
-                self._say(f"given up  {_name(unit[0])}: FID above the median of the others at "
-                          f"{self.study.pruning.patience} checkpoints")  # fmt: skip
+                self._say(f"given up  {unit[0].point.training_name}: FID above the median of the "
+                          f"others at {self.study.pruning.patience} checkpoints")  # fmt: skip
             self._failures = 0
         except (StoppedError, StudyError, ArtifactError, OSError):
             raise
@@ -150,7 +150,7 @@ class StudyDriver:
     def _failed(self, unit: list[Trial], error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         self.book.fail(unit, reason)
-        self._say(f"failed    {_name(unit[0])}: {reason}")
+        self._say(f"failed    {unit[0].point.training_name}: {reason}")
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise StudyError(f"{self._failures} trainings failed one after the other; the last "
@@ -195,7 +195,8 @@ class StudyDriver:
         """A point of a training was evaluated."""
         metrics = done.metrics
         self._say(f"FID {done.fid:8.2f} [{metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f}]  "
-                  f"{_name(unit[0])}, scale {done.scale:g}, step {done.point.step}")  # fmt: skip
+                  f"{unit[0].point.training_name}, scale {done.scale:g}, "
+                  f"step {done.point.step}")  # fmt: skip
 
 
 class _Watch:
@@ -268,16 +269,10 @@ class _Watch:
 def _facts(m: Measurement, store: Store) -> dict[str, object]:
     """What a complete trial says besides its FID; the seconds are those of its own samples."""
     own = (node for node in closure([m.point.evaluate]) if node.stage in ("sample", "evaluate"))
-    found = (store.find(node.kind, node.key) for node in own)
-    seconds = sum(artifact.seconds for artifact in found if artifact is not None)
     return {
         "fid_low": m.metrics["fid_low"],
         "fid_high": m.metrics["fid_high"],
         "num_samples": m.metrics["num_samples"],
         "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}",
-        "point_seconds": round(seconds, 3),
+        "point_seconds": round(work_seconds(store, own), 3),
     }
-
-
-def _name(trial: Trial) -> str:
-    return f"layer {trial.point.aux_layer}, weight {trial.point.aux_weight:g}"

@@ -16,6 +16,7 @@ from experiments.study import Point
 from pipelines.keys import content_key
 from pipelines.study.plan import next_scales
 from pipelines.study.storage import make_sampler
+from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +37,7 @@ def room_for(trials: Sequence[Trial], wanted: int) -> int:
 
 def at_rest(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Trials of each training that nobody works on and that was neither given up nor failed."""
-    by_training: dict[tuple[int, float], list[Trial]] = {}
-    for trial in trials:
-        by_training.setdefault(trial.point.training, []).append(trial)
-    return [found for found in by_training.values()
+    return [found for found in by_training(trials).values()
             if any(t.state == "COMPLETE" for t in found)
             and all(t.state in ("COMPLETE", "FAIL") for t in found)]  # fmt: skip
 

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
-from pipelines.results import METRICS, fid_jackknife_of
+from pipelines.results import METRICS, fid_jackknife_of, work_seconds
+from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from experiments.study import Study
     from ig_core.metrics import Jackknife
     from pipelines.artifacts import Store
-    from pipelines.graph import Node
     from pipelines.study.forecast import Forecast
     from pipelines.study.trials import Trial
 
@@ -93,22 +93,17 @@ def _costs(
 ) -> dict[int, tuple[float, float]]:  # fmt: skip
     """Trial -> seconds of its training with the FID curve, and of its own samples."""
     found = {}
-    for trial in trials:
-        layer, weight = trial.point.training
-        graph = Graph(study.at(layer, weight, (trial.point.ig_scale,)))
-        own = next(p for p in graph.final if p.guidance.ig_scale == trial.point.ig_scale)
+    for training, members in by_training(trials).items():
+        graph = Graph(study.at(*training, tuple(t.point.ig_scale for t in members)))
         curve = [p.evaluate for p in graph.curve
                  if p.guidance.ig_scale == study.experiment.guidance.ig_scale]  # fmt: skip
         shared = {n for n in closure(curve) if n.stage != "data"}
-        train = _seconds(store, {*shared, *graph.checkpoints})
-        mine = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
-        found[trial.number] = (train, _seconds(store, mine - shared))
+        train = work_seconds(store, {*shared, *graph.checkpoints})
+        for trial in members:
+            own = next(p for p in graph.final if p.guidance.ig_scale == trial.point.ig_scale)
+            mine = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
+            found[trial.number] = (train, work_seconds(store, mine - shared))
     return found
-
-
-def _seconds(store: Store, nodes: set[Node]) -> float:
-    artifacts = (store.find(node.kind, node.key) for node in nodes)
-    return sum(artifact.seconds for artifact in artifacts if artifact is not None)
 
 
 def _jackknife(trial: Trial, store: Store) -> Jackknife | None:

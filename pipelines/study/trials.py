@@ -10,6 +10,8 @@ from experiments.study import Point
 from pipelines.study.plan import Curve, CurvePoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from optuna.trial import FrozenTrial
 
 SPEC, OWNER, FACTS, CURVE = "igdit.spec", "igdit.owner", "igdit.fid", "igdit.curve"
@@ -29,6 +31,14 @@ class Trial:
     """Of a complete trial: fid_low, fid_high, num_samples, point_seconds, evaluate (artifact)."""
     curve: Curve
     owner: str
+
+
+def by_training(trials: Iterable[Trial]) -> dict[tuple[int, float], list[Trial]]:
+    """Trials of each training, in the order in which they come."""
+    found: dict[tuple[int, float], list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.point.training, []).append(trial)
+    return found
 
 
 def parameters_of(point: Point) -> dict[str, Any]:
