@@ -173,6 +173,10 @@ class Study:
         for name in ("name", "default_trials"):
             del values[name]
         del values["experiment"]["resources"], values["experiment"]["name"]
+        # The same space and the same weights, however they are named.
+        values["space"]["aux_layer"] = dict(zip(("low", "high"), self.layers, strict=True))
+        if (digest := self.experiment.evaluation.weights_sha256) is not None:
+            values["experiment"]["evaluation"]["extractor_weights"] = f"sha256:{digest}"
         plain: dict[str, object] = json.loads(json.dumps(values))
         return plain
 

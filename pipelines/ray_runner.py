@@ -56,13 +56,22 @@ class RayRunner:
 
     def _check_resources(self) -> None:
         """Raise ValueError if the cluster can never run what is asked for: Ray would wait."""
-        there, wanted = ray.cluster_resources(), self.resources
-        needs = {"CPU": wanted.num_workers * wanted.cpus_per_worker,
-                 "GPU": wanted.num_workers if wanted.use_gpu else 0}  # fmt: skip
-        for kind, need in needs.items():
+        there = ray.cluster_resources()
+        for kind, need in self._needs().items():
             if need > there.get(kind, 0):
                 raise ValueError(f"resources ask for {need} {kind}s to train on, but the cluster "
                                  f"has {there.get(kind, 0):g}")  # fmt: skip
+
+    def _needs(self) -> dict[str, int]:
+        """What the workers of a training hold."""
+        workers = self.resources.num_workers
+        return {"CPU": workers * self.resources.cpus_per_worker,
+                "GPU": workers if self.resources.use_gpu else 0}  # fmt: skip
+
+    def room(self) -> int:
+        there = ray.cluster_resources()
+        return max(1, min(int(there.get(kind, 0)) // need
+                          for kind, need in self._needs().items() if need))  # fmt: skip
 
     def build(self, job: Job) -> None:
         on_gpu = self.resources.use_gpu and job.nodes[0].kind in GPU_KINDS

@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from ig_core.validation import require
 from pipelines.errors import StoppedError
 from pipelines.stages.build import Job, build
 from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
@@ -33,6 +34,9 @@ class Runner(Protocol):
 
     def stop(self) -> None:
         """Make calls that are running end soon with `StoppedError`, and their workers with them."""
+
+    def room(self) -> int:
+        """Experiments with these resources that fit at once, at least 1."""
 
     def close(self) -> None:
         """Let go of what was started; no call may be running."""
@@ -66,6 +70,9 @@ class InlineRunner:
     def stop(self) -> None:
         self._stopped.set()
 
+    def room(self) -> int:
+        return 1
+
     def close(self) -> None:
         pass
 
@@ -93,7 +100,20 @@ class RunnerSession:
     thread that started them ends.
     """
 
-    def __init__(self, resources: Resources, scratch: Path, experiments: int) -> None:
+    def __init__(self, resources: Resources, scratch: Path, experiments: int | None) -> None:
+        """Prepare a session.
+
+        Args:
+            resources: Workers of each experiment.
+            scratch: Folder for what may be lost.
+            experiments: How many are to run at once; None: as many as there is room for.
+
+        Raises:
+            ValueError: that many cannot run at once.
+        """
+        alone = resources.runner == "inline"
+        require(not alone or experiments in (None, 1), "parallel", experiments,
+                 "1 with the inline runner, which does one thing at a time")  # fmt: skip
         self._resources, self._scratch, self._experiments = resources, scratch, experiments
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
@@ -113,6 +133,13 @@ class RunnerSession:
             raise self._error
         return make_runner(self._resources, self._scratch)
 
+    def experiments(self) -> int:
+        """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
+        if self._experiments is None:
+            on_cluster = self._resources.runner == "ray" and os.environ.get("RAY_ADDRESS")
+            self._experiments = self.runner().room() if on_cluster else room_here(self._resources)
+        return self._experiments
+
     def close(self) -> None:
         """End what was started; no pipeline may be running."""
         self._closed.set()
@@ -121,7 +148,7 @@ class RunnerSession:
 
     def _keep(self) -> None:
         try:
-            session = make_runner(self._resources, self._scratch, self._experiments)
+            session = make_runner(self._resources, self._scratch, self._experiments or 1)
         except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
             self._error = error
             return
@@ -129,6 +156,18 @@ class RunnerSession:
             self._ready.set()
         self._closed.wait()
         session.close()
+
+
+def room_here(resources: Resources) -> int:
+    """Experiments that this machine has cores and GPUs for, at least 1."""
+    if resources.runner == "inline":
+        return 1
+    room = (os.cpu_count() or 1) // (resources.num_workers * resources.cpus_per_worker)
+    if resources.use_gpu:
+        import torch
+
+        room = min(room, torch.cuda.device_count() // resources.num_workers)
+    return max(1, room)
 
 
 def describe_runner(resources: Resources) -> str:

@@ -9,16 +9,15 @@ been.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import uuid
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from experiments.study import Point, Study
-from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.locks import FileLock
 from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
@@ -32,7 +31,9 @@ from pipelines.study.trials import (
     curve_to_json,
     differences,
     parameters_of,
+    point_key,
     read_trial,
+    with_defaults,
 )
 
 if TYPE_CHECKING:
@@ -40,11 +41,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from optuna.trial import FrozenTrial
+
+    from experiments.study import Point, Study
     from pipelines.study.plan import Curve
 
-
-STORE, POINT_KEY = "igdit.store", "igdit.point_key"
-"""Attributes of the study: whose drivers it has, and what a point is made of."""
+STORE, POINT_KEY, IDENTITY = "igdit.store", "igdit.point_key", "igdit.identity"
+"""Attributes of the study: whose drivers it has, what a point is, what it is called elsewhere."""
+DRIVER_LOCK = "driver-{}.lock"
 
 
 class StudyBook:
@@ -64,8 +68,8 @@ class StudyBook:
         """
         self.study, self.folder = study, folder
         self.driver = uuid.uuid4().hex[:12]
-        self._alive = FileLock(folder / f"driver-{self.driver}.lock")
-        self._alive.acquire()
+        self.last_seen: list[Trial] = []
+        self._alive = self._lock_of(self.driver)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             self._open(url)
@@ -75,6 +79,9 @@ class StudyBook:
 
     def _open(self, url: str) -> None:
         with self._locked("storage"):  # a new database is set up by one process
+            self._alive.acquire()
+            for left in self.folder.glob(DRIVER_LOCK.format("*")):
+                self._lives(left.stem.removeprefix("driver-"))  # removes what the dead left
             self._storage = open_storage(url)
             self._optuna = outlast(
                 functools.partial(
@@ -97,7 +104,8 @@ class StudyBook:
     def trials(self) -> list[Trial]:
         """All trials, by number."""
         found = outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
-        return [read_trial(trial) for trial in found if trial.params]
+        self.last_seen = [read_trial(trial) for trial in found if trial.params]
+        return self.last_seen
 
     # What is next
 
@@ -111,7 +119,9 @@ class StudyBook:
             trials = self.trials()
             orphans = [t for t in trials if t.state == "RUNNING" and not self._lives(t.owner)]
             if orphans:
+                others = [t for t in trials if t not in orphans]
                 unit = [t for t in orphans if t.point.training == orphans[0].point.training]
+                unit = unit[: max(room_for(others, wanted), 0)]
                 for trial in unit:
                     self._attribute(trial.number, OWNER, self.driver)
                 return unit
@@ -140,10 +150,17 @@ class StudyBook:
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
             )  # fmt: skip
-            outlast(functools.partial(self._optuna.add_trial, trial), again=False)
+            outlast(functools.partial(self._enter_one, point, trial))
         entered = set(points)
-        return [t for t in self.trials() if t.point in entered and t.owner == self.driver
-                and t.state == "RUNNING"]  # fmt: skip
+        return [t for t in self._mine() if t.point in entered]
+
+    def _enter_one(self, point: Point, trial: FrozenTrial) -> None:
+        """Enter a trial, unless an attempt whose answer was lost has done it (under the lock)."""
+        if point not in {t.point for t in self._mine()}:
+            self._optuna.add_trial(trial)
+
+    def _mine(self) -> list[Trial]:
+        return [t for t in self.trials() if t.owner == self.driver and t.state == "RUNNING"]
 
     def _propose(self, trials: Sequence[Trial]) -> Point | None:
         history = outlast(lambda: self._optuna.get_trials(deepcopy=False))
@@ -165,10 +182,10 @@ class StudyBook:
         self._attribute(trial.number, FACTS, facts)
         self._finish(trial, TrialState.COMPLETE, fid)
 
-    def prune(self, unit: Sequence[Trial]) -> None:
-        """Enter that a training was given up."""
+    def prune(self, unit: Sequence[Trial], curve: Curve) -> None:
+        """Enter that a training was given up, after so much of its FID curve."""
+        last = curve[max(curve)].fid if curve else None
         for trial in unit:
-            last = trial.curve[max(trial.curve)].fid if trial.curve else None
             self._finish(trial, TrialState.PRUNED, last)
 
     def fail(self, unit: Sequence[Trial], reason: str) -> None:
@@ -177,10 +194,21 @@ class StudyBook:
             self._attribute(trial.number, "igdit.error", reason)
             self._finish(trial, TrialState.FAIL, None)
 
+    @property
+    def identity(self) -> str:
+        """What the study is called elsewhere: the same however its settings come to be written."""
+        return str(outlast(lambda: self._optuna.user_attrs[IDENTITY]))
+
+    def at_work(self) -> bool:
+        """Whether another driver works on a trial right now."""
+        return any(t.state == "RUNNING" and t.owner != self.driver and self._lives(t.owner)
+                   for t in self.trials())  # fmt: skip
+
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
         try:
-            return dict(optuna.importance.get_param_importances(self._optuna))
+            with warnings.catch_warnings(action="ignore"):  # of few trials: they are counted above
+                return dict(optuna.importance.get_param_importances(self._optuna))
         except (ValueError, RuntimeError):
             return {}
 
@@ -202,7 +230,8 @@ class StudyBook:
         def write() -> None:
             found = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
             if not self._storage.get_trial(found).state.is_finished():
-                act(found)
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    act(found)
 
         outlast(write)
 
@@ -220,14 +249,18 @@ class StudyBook:
         known = outlast(lambda: self._optuna.user_attrs.get(SPEC))
         if known is None:
             outlast(lambda: self._optuna.set_user_attr(SPEC, fixed))
-        elif (known := self._with_defaults(known)) != fixed:
+        elif (written := with_defaults(known, self.study.name)) != fixed:
             raise ValueError(
                 f"study {self.study.name!r} was started with other settings: "
-                f"{'; '.join(differences(known, fixed)[:8])}. A study compares like with like: "
+                f"{'; '.join(differences(written, fixed)[:8])}. A study compares like with like: "
                 f"go on with the old settings, or start another one with --name."
             )
-        self._check(POINT_KEY, self._point_key(), "code that gives other results: start another "
-                    "study with --name")  # fmt: skip
+        self._check(POINT_KEY, point_key(self.study), "code that gives other results: start "
+                    "another study with --name")  # fmt: skip
+        if IDENTITY not in outlast(lambda: self._optuna.user_attrs):
+            # Studies that are older than this attribute were called by name and settings.
+            name = uuid.uuid4().hex if known is None else content_key([self.study.name, known])
+            outlast(lambda: self._optuna.set_user_attr(IDENTITY, name))
 
     def _check(self, name: str, value: str, meaning: str) -> None:
         known = outlast(lambda: self._optuna.user_attrs.get(name))
@@ -243,28 +276,17 @@ class StudyBook:
             path.write_text(uuid.uuid4().hex)
         return path.read_text()
 
-    def _point_key(self) -> str:
-        """Key of one point's evaluation: it changes when a stage comes to give other results."""
-        study = self.study
-        lowest = study.at(study.layers[0], study.space.aux_weight.low, ())
-        lowest = dataclasses.replace(lowest, resources=type(lowest.resources)())
-        return Graph(lowest).final[0].evaluate.key
-
-    def _with_defaults(self, known: dict[str, Any]) -> dict[str, Any]:
-        """A study that was entered before an option existed had its default."""
-        try:
-            return Study.from_fixed(self.study.name, known).fixed()
-        except (ValueError, KeyError, TypeError):
-            return known
-
     def _lives(self, driver: str) -> bool:
         """Whether a driver is at work: the kernel frees its lock when it dies."""
         if driver == self.driver:
             return True
-        lock = FileLock(self.folder / f"driver-{driver}.lock")
+        lock = self._lock_of(driver)
         free = lock.acquire()
         lock.release(remove=True)
         return not free
+
+    def _lock_of(self, driver: str) -> FileLock:
+        return FileLock(self.folder / DRIVER_LOCK.format(driver))
 
     def _locked(self, name: str) -> AbstractContextManager[None]:
         """One driver at a time; a driver that dies lets go."""

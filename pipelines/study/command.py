@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use
+from pipelines.errors import PipelineError
 from pipelines.graph import resolve
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
@@ -20,21 +20,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from experiments import Experiment
     from experiments.study import Study
     from pipelines.home import Home
     from pipelines.study.book import StudyBook
     from pipelines.study.options import StudyOptions
     from pipelines.study.report import Findings
     from pipelines.study.tracking import StudyTracker
-
-
-def default_parallel(experiment: Experiment) -> int:
-    """Trainings that this machine has the cores for."""
-    resources = experiment.resources
-    if resources.runner == "inline":
-        return 1
-    return max(1, (os.cpu_count() or 1) // (resources.num_workers * resources.cpus_per_worker))
 
 
 def run_study(study: Study, options: StudyOptions, home: Home, console: Console) -> int:
@@ -60,39 +51,44 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         try:
             trials = book.trials()
             wanted = options.wanted(study, trials)
-            cost = forecast(study, store, trials, wanted)
+            cost = forecast(study, store, trials, wanted, options.confirm_seeds)
             say(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are complete")
             print_forecast(cost, console)
             if not _agreed(cost, options, console):
                 return 1
             budget = Budget(wanted, options.hours, options.target_fid)
-            parallel = options.parallel or default_parallel(study.experiment)
-            _work(book, home, budget, parallel, say)
+            try:
+                _work(book, home, budget, options.parallel, say)
+            except PipelineError:
+                say("Stopped by an error (below). Found so far:")
+                print_findings(findings(study, book.last_seen, {}, store), console)
+                raise
             found = findings(study, book.trials(), book.importances(), store)
+            identity, others = book.identity, book.at_work()
         finally:
             book.close()
         print_findings(found, console)
         directory = home.report / f"study-{study.name}"
         files, confirmed = write_findings(found, directory), None
         if options.confirm_seeds and found.best is not None:
-            confirmed = confirm(study, found.trials, options.confirm_seeds, home, parallel, say)
+            confirmed = confirm(study, found.trials, options.confirm_seeds, home,
+                                options.parallel, say)  # fmt: skip
             print_confirmation(summarise(confirmed), console)
             files = write_findings(found, directory, confirmed)
         say(f"Table and plots: {directory}")
-        spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
-        _track(found, files, home, console, finished=spent)
+        _track(found, identity, files, home, console, finished=not others)
         say(f"Done in {time.monotonic() - started:.1f} s.")
     return 0
 
 
 def _work(
-    book: StudyBook, home: Home, budget: Budget, parallel: int, say: Callable[[str], None]
+    book: StudyBook, home: Home, budget: Budget, parallel: int | None, say: Callable[[str], None]
 ) -> None:
     """Drive the study, with MLflow following in the background."""
     from pipelines.tracking import BackgroundSync
 
     def sync() -> None:
-        _tracker(book.study, home).sync(book.trials(), finished=False)
+        _tracker(book.study, book.identity, home).sync(book.trials(), finished=False)
 
     background = BackgroundSync(sync)
     try:
@@ -101,19 +97,26 @@ def _work(
         background.close(seconds=15)
 
 
-def _tracker(study: Study, home: Home) -> StudyTracker:
+def _tracker(study: Study, identity: str, home: Home) -> StudyTracker:
     from pipelines.study.tracking import StudyTracker
     from pipelines.tracking import MlflowTracker
 
-    return StudyTracker(MlflowTracker(home.tracking_uri, home.mlartifacts), study, home.store)
+    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
+    return StudyTracker(tracker, study, identity, home.store)
 
 
 def _track(
-    found: Findings, files: list[Path], home: Home, console: Console, *, finished: bool
+    found: Findings,
+    identity: str,
+    files: list[Path],
+    home: Home,
+    console: Console,
+    *,
+    finished: bool,
 ) -> None:
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     try:
-        page = _tracker(found.study, home).sync(found.trials, files, finished=finished)
+        page = _tracker(found.study, identity, home).sync(found.trials, files, finished=finished)
         console.print(f"Compare in MLflow: igdit ui    (this study: {page})", highlight=False,
                       soft_wrap=True)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost

@@ -87,7 +87,7 @@ def other_seeds(study: Study, count: int) -> list[int]:
 
 
 def confirm(
-    study: Study, trials: Sequence[Trial], count: int, home: Home, parallel: int,
+    study: Study, trials: Sequence[Trial], count: int, home: Home, parallel: int | None,
     say: Callable[[str], None],
 ) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every candidate from `count` other seeds.
@@ -99,7 +99,7 @@ def confirm(
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
     session = RunnerSession(study.experiment.resources, home.scratch, parallel)
-    _Runs(home, parallel, session, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    _Runs(home, session, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []
     for candidate, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
@@ -114,15 +114,13 @@ def confirm(
 class _Runs:
     """Experiments side by side, each for its headline number alone."""
 
-    def __init__(
-        self, home: Home, parallel: int, session: RunnerSession, say: Callable[[str], None]
-    ) -> None:
-        self._home, self._parallel, self._session, self._say = home, parallel, session, say
+    def __init__(self, home: Home, session: RunnerSession, say: Callable[[str], None]) -> None:
+        self._home, self._session, self._say = home, session, say
         self._pipelines: list[Pipeline] = []
         self._lock, self._stopped = threading.Lock(), False
 
     def run(self, experiments: Sequence[tuple[str, Experiment]]) -> None:
-        pool = ThreadPoolExecutor(self._parallel)
+        pool = ThreadPoolExecutor(self._session.experiments())
         try:
             for future in [pool.submit(self._one, *item) for item in experiments]:
                 future.result()

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
-from pipelines.errors import ArtifactError, CorruptArtifactError, StoppedError, StudyError
-from pipelines.graph import Graph, closure
-from pipelines.results import Measurement, collect, work_seconds
+from pipelines.errors import (
+    ArtifactError,
+    CorruptArtifactError,
+    SamplingFailedError,
+    StoppedError,
+    StudyError,
+)
+from pipelines.graph import Graph
 from pipelines.runners import Runner, RunnerSession, describe_runner
-from pipelines.study.plan import Curve, CurvePoint, is_hopeless
+from pipelines.study.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from experiments.study import Study
-    from pipelines.artifacts import Store
-    from pipelines.graph import Node
     from pipelines.home import Home
-    from pipelines.stages.train import TrainProgress
+    from pipelines.results import Measurement
     from pipelines.study.book import StudyBook
     from pipelines.study.trials import Trial
 
@@ -50,11 +54,21 @@ class StudyDriver:
         book: StudyBook,
         home: Home,
         budget: Budget,
-        parallel: int,
+        parallel: int | None,
         say: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.book, self.home, self.budget, self.parallel = book, home, budget, parallel
+        """Prepare to work on a study.
+
+        Args:
+            book: The study.
+            home: Where everything lies.
+            budget: When it ends.
+            parallel: Trainings at a time; None: as many as there is room for.
+            say: Takes lines for a person.
+            changed: Told when trials changed.
+        """
+        self.book, self.home, self.budget = book, home, budget
         self.study: Study = book.study
         self._say, self._changed = say, changed
         self._stop = threading.Event()
@@ -72,9 +86,10 @@ class StudyDriver:
             StudyError: trainings failed one after the other, or the database is gone.
             ArtifactError: the store cannot be used.
         """
-        slots = [threading.Thread(target=self._work, name=f"slot-{number}")
-                 for number in range(self.parallel)]  # fmt: skip
+        slots: list[threading.Thread] = []
         try:
+            slots += [threading.Thread(target=self._work, name=f"slot-{number}")
+                      for number in range(self._slots())]  # fmt: skip
             for slot in slots:
                 slot.start()
             while any(slot.is_alive() for slot in slots):
@@ -90,6 +105,13 @@ class StudyDriver:
                 self._session.close()
         if self._error is not None:
             raise self._error
+
+    def _slots(self) -> int:
+        """Trainings at a time; a study that is over asks no cluster."""
+        if sum(t.state == "COMPLETE" for t in self.book.trials()) >= self.budget.trials:
+            return 1
+        with self._for_running():
+            return self._session.experiments()
 
     def _halt(self) -> None:
         """Let every slot end soon; trials that are running are taken up by the next driver."""
@@ -130,16 +152,7 @@ class StudyDriver:
     def _take(self, unit: list[Trial]) -> None:
         """Work on trials of one training until they are evaluated, or it is given up."""
         try:
-            try:
-                watch = self._evaluate(unit)
-            except CorruptArtifactError as error:
-                self.home.store.quarantine(error.kind, error.key)
-                self._say(f"set aside damaged {error.kind}/{error.key}")
-                watch = self._evaluate(unit)
-            if watch.hopeless:
-                self.book.prune(watch.unit)
-                self._say(f"given up  {unit[0].point.training_name}: FID above the median of the "
-                          f"others at {self.study.pruning.patience} checkpoints")  # fmt: skip
+            self._evaluate_intact(unit)
             self._failures = 0
         except (StoppedError, StudyError, ArtifactError, OSError):
             raise
@@ -147,21 +160,50 @@ class StudyDriver:
             self._failed(unit, error)
         self._changed()
 
-    def _failed(self, unit: list[Trial], error: Exception) -> None:
+    def _evaluate_intact(self, unit: list[Trial]) -> None:
+        try:
+            self._evaluate(unit)
+        except CorruptArtifactError as error:
+            self.home.store.quarantine(error.kind, error.key)
+            self._say(f"set aside damaged {error.kind}/{error.key}")
+            self._evaluate(unit)
+        except SamplingFailedError:
+            if len(unit) == 1:
+                raise
+            # Scales are sampled together: the one that failed must not take the others with it.
+            failures = [failure for trial in unit if (failure := self._fails_alone(trial))]
+            if len(failures) == len(unit):
+                raise failures[-1] from None
+
+    def _fails_alone(self, trial: Trial) -> SamplingFailedError | None:
+        try:
+            self._evaluate_intact([trial])
+        except SamplingFailedError as error:
+            self._enter_failure([trial], error)
+            return error
+        return None
+
+    def _enter_failure(self, unit: list[Trial], error: Exception) -> str:
         reason = f"{type(error).__name__}: {error}"
         self.book.fail(unit, reason)
-        self._say(f"failed    {unit[0].point.training_name}: {reason}")
+        scale = f", scale {unit[0].point.ig_scale:g}" if len(unit) == 1 else ""
+        self._say(f"failed    {unit[0].point.training_name}{scale}: {reason}")
+        return reason
+
+    def _failed(self, unit: list[Trial], error: Exception) -> None:
+        reason = self._enter_failure(unit, error)
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise StudyError(f"{self._failures} trainings failed one after the other; the last "
                              f"one: {reason}") from error  # fmt: skip
 
-    def _evaluate(self, unit: list[Trial]) -> _Watch:
+    def _evaluate(self, unit: list[Trial]) -> None:
+        """Build what the trials need and enter what comes out."""
         layer, weight = unit[0].point.training
         experiment = self.study.at(layer, weight, tuple(t.point.ig_scale for t in unit))
         graph, store = Graph(experiment), self.home.store
         remember(store, experiment, graph.run_key)
-        watch = _Watch(self, graph, unit)
+        watch = Watch(self.book, store, graph, unit, self._heard)
         pipeline = Pipeline(store, experiment, self._runner, watch)
         watch.pipeline = pipeline
         with self._lock:
@@ -169,110 +211,41 @@ class StudyDriver:
         try:
             if self._stop.is_set():
                 raise StoppedError("the study was stopped")
-            pipeline.run(watch.targets)
+            watch.look()  # a training that was taken over is judged by what is there
+            if not watch.hopeless:
+                pipeline.run(watch.targets)
+                watch.look()
         except StoppedError:
             if not watch.hopeless:
                 raise
         finally:
             with self._lock:
                 self._pipelines.discard(pipeline)
-        if not watch.hopeless:
-            watch.look()
-        return watch
+        if watch.hopeless:
+            self.book.prune(watch.unit, watch.curve)
+            self._say(f"given up  {unit[0].point.training_name}: FID above the median of the "
+                      f"others at {self.study.pruning.patience} checkpoints")  # fmt: skip
 
     def _runner(self) -> Runner:
         with self._lock:
             if not self._announced:
                 self._announced = True
                 self._say(f"start     {describe_runner(self.study.experiment.resources)}, "
-                          f"{self.parallel} at once")  # fmt: skip
-        try:
+                          f"{self._session.experiments()} at once")  # fmt: skip
+        with self._for_running():
             return self._session.runner()
+
+    @contextmanager
+    def _for_running(self) -> Iterator[None]:
+        """What goes wrong when runners are started ends the study, not a trial."""
+        try:
+            yield
         except Exception as error:
             raise StudyError(f"nothing can run here: {error}") from error
 
-    def heard(self, unit: Sequence[Trial], done: Measurement) -> None:
+    def _heard(self, unit: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""
         metrics = done.metrics
         self._say(f"FID {done.fid:8.2f} [{metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f}]  "
                   f"{unit[0].point.training_name}, scale {done.scale:g}, "
                   f"step {done.point.step}")  # fmt: skip
-
-
-class _Watch:
-    """A `dag.Listener`: enters curve and FIDs as they come, gives a hopeless training up."""
-
-    def __init__(self, driver: StudyDriver, graph: Graph, unit: list[Trial]) -> None:
-        self._driver, self._graph, self.unit = driver, graph, unit
-        self.hopeless = False
-        self.pipeline: Pipeline | None = None
-        self._lock, self._open = threading.Lock(), list(unit)
-        self._curve: Curve = dict(unit[0].curve)
-        scale = graph.experiment.guidance.ig_scale
-        curve = [p for p in graph.curve if p.guidance.ig_scale == scale]
-        wanted = {t.point.ig_scale for t in unit}
-        final = [p for p in graph.final if p.guidance.ig_scale in wanted]
-        self._curve_nodes = {p.evaluate for p in curve}
-        self._nodes = {p.evaluate for p in (*curve, *final)}
-        self.targets = [p.evaluate for p in (*curve, *final)]
-
-    def waiting(self, node: Node) -> None:
-        """Another process builds the node."""
-
-    def training(self, progress: TrainProgress) -> None:
-        """A training moved on."""
-
-    def finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
-        """An artifact is there."""
-        if node in self._nodes:
-            self.look(node)
-
-    def look(self, news: Node | None = None) -> None:
-        """Enter what is published and not entered yet; with `news`, say it."""
-        with self._lock:
-            book, results = self._driver.book, collect(self._driver.home.store, self._graph)
-            for m in (*results.curve, *results.final):
-                if m.point.evaluate == news:
-                    self._driver.heard(self.unit, m)
-            curve = {m.point.step: CurvePoint(m.fid, (m.metrics["fid_high"] -
-                                                      m.metrics["fid_low"]) / 2)
-                     for m in results.curve if m.point.evaluate in self._curve_nodes}  # fmt: skip
-            if curve != self._curve:
-                self._curve = curve
-                book.report(self._open, curve)
-                self.hopeless = self._is_hopeless()
-            if self.hopeless:
-                self.unit = list(self._open)
-                if self.pipeline is not None:
-                    self.pipeline.stop()
-                return
-            # What is said of trials must not depend on which of their parts came first.
-            judged = len(curve) == len(self._curve_nodes)
-            for m in results.final if judged else ():
-                for trial in [t for t in self._open if t.point.ig_scale == m.scale]:
-                    book.complete(trial, m.fid, _facts(m, results.store))
-                    self._open.remove(trial)
-
-    def _is_hopeless(self) -> bool:
-        """Compared with the trainings that were finished when this one is judged."""
-        trials = self._driver.book.trials()
-        own = self.unit[0].point.training
-        finished = {t.point.training: t.curve for t in trials
-                    if t.state == "COMPLETE" and t.point.training != own}  # fmt: skip
-        steps = sorted(set(self._curve) - {max(self._graph.experiment.train.checkpoint_steps)})
-        beginnings = ({step: self._curve[step] for step in steps[:count]}
-                      for count in range(1, len(steps) + 1))  # fmt: skip
-        rule, others = self._driver.study.pruning, list(finished.values())
-        return any(is_hopeless(beginning, others, rule) for beginning in beginnings)
-
-
-def _facts(m: Measurement, store: Store) -> dict[str, object]:
-    """What a complete trial says besides its FID; the seconds are those of its own samples."""
-    own = (node for node in closure([m.point.evaluate]) if node.stage in ("sample", "evaluate"))
-    return {
-        "fid_low": m.metrics["fid_low"],
-        "fid_high": m.metrics["fid_high"],
-        "num_samples": m.metrics["num_samples"],
-        "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}",
-        "point_seconds": round(work_seconds(store, own), 3),
-    }

@@ -37,11 +37,14 @@ class Forecast:
         return self.train_hours + self.sample_hours
 
 
-def forecast(study: Study, store: Store, trials: Sequence[Trial], wanted: int) -> Forecast:
+def forecast(
+    study: Study, store: Store, trials: Sequence[Trial], wanted: int, confirm_seeds: int = 0
+) -> Forecast:
     """What is left of a study, for `wanted` completed trials in all.
 
     Trainings are counted as if none were given up; those that are in the store already, from a
-    study that was interrupted or from other runs, are counted too.
+    study that was interrupted or from other runs, are counted too. Confirmation trains one model
+    for each layer and one without auxiliary head, from each of its seeds.
     """
     left = max(wanted - sum(trial.state == "COMPLETE" for trial in trials), 0)
     each = study.scales_per_training if study.mode == "nested" else 1
@@ -49,6 +52,8 @@ def forecast(study: Study, store: Store, trials: Sequence[Trial], wanted: int) -
     experiment = study.experiment
     steps, evaluation = experiment.train.checkpoint_steps, experiment.evaluation
     images = left * evaluation.num_samples + trainings * len(steps) * evaluation.curve_samples
+    confirmations = confirm_seeds * (2 + study.layers[1] - study.layers[0])
+    trainings, images = trainings + confirmations, images + confirmations * evaluation.num_samples
     per_step = _seconds_per_step(store, experiment)
     per_image, image_bytes = _cost_per_image(store, experiment)
     checkpoint_bytes = _median([a.size for a in _checkpoints(store, experiment)])

@@ -29,10 +29,18 @@ STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 class StudyTracker:
     """The runs of one study."""
 
-    def __init__(self, tracker: MlflowTracker, study: Study, store: Store) -> None:
+    def __init__(self, tracker: MlflowTracker, study: Study, identity: str, store: Store) -> None:
+        """Prepare to bring a study into MLflow.
+
+        Args:
+            tracker: Connection to the server.
+            study: The study.
+            identity: What its runs are tagged with (`StudyBook.identity`).
+            store: Where its artifacts are.
+        """
         self._tracker, self._client = tracker, tracker.client
         self.study, self.store = study, store
-        self._key = content_key([study.name, study.fixed()])
+        self._key = identity
 
     def sync(self, trials: Sequence[Trial], files: Iterable[Path] = (), *, finished: bool) -> str:
         """Bring parent and trials up to date; doing it again changes nothing.

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.study import Point
+from experiments.study import Point, Study
+from pipelines.graph import Graph
 from pipelines.study.plan import Curve, CurvePoint
 
 if TYPE_CHECKING:
@@ -69,6 +70,20 @@ def read_trial(trial: FrozenTrial) -> Trial:
 def curve_to_json(curve: Curve) -> str:
     """A curve as an attribute."""
     return json.dumps({step: [point.fid, point.half_width] for step, point in curve.items()})
+
+
+def point_key(study: Study) -> str:
+    """Key of one point's evaluation: it changes when a stage comes to give other results."""
+    lowest = study.at(study.layers[0], study.space.aux_weight.low, ())
+    return Graph(lowest).final[0].evaluate.key
+
+
+def with_defaults(known: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a study is, as written today: one from before an option existed had its default."""
+    try:
+        return Study.from_fixed(name, known).fixed()
+    except (ValueError, KeyError, TypeError):
+        return known
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401

@@ -1,13 +1,17 @@
 """Trials in an Optuna storage: entered whole, taken over, never twice."""
 
+import contextlib
+import sqlite3
 import threading
 from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace
 from pipelines.graph import VERSIONS
+from pipelines.keys import content_key
 from pipelines.study.book import StudyBook
 from pipelines.study.plan import CurvePoint
 
@@ -150,7 +154,7 @@ def test_completing_a_trial_again_changes_nothing(open_book, study):
 
 def test_pruned_and_failed_trials_make_room_for_others(open_book, study):
     book = open_book(study())
-    book.prune(book.next_unit(8))
+    book.prune(book.next_unit(8), {})
     book.fail(book.next_unit(8), "NaN")
     play(book, 8)
     states = [t.state for t in book.trials()]
@@ -266,7 +270,7 @@ def test_a_failed_or_given_up_training_is_not_proposed_again(open_book, study):
     book = open_book(study())
     bad = [book.next_unit(30), book.next_unit(30)]
     book.fail(bad[0], "NaN")
-    book.prune(bad[1])
+    book.prune(bad[1], {})
     play(book, 30)
     trainings = {unit[0].point.training for unit in bad}
     assert not trainings & {t.point.training for t in book.trials()[len(bad[0] + bad[1]) :]}
@@ -292,3 +296,81 @@ def test_code_that_gives_other_results_is_refused(open_book, study, monkeypatch)
     monkeypatch.setitem(VERSIONS, "features", 99)
     with pytest.raises(ValueError, match="belongs to code that gives other results"):
         open_book(study())
+
+
+def test_the_same_space_and_weights_may_be_named_otherwise(open_book, study, tmp_path):
+    open_book(study())
+    space = study().space
+    open_book(study(space=replace(space, aux_layer=LayerRange(low=1))))  # 2 is the top of depth 3
+
+    def judged_by(path):
+        evaluation = replace(study().experiment.evaluation, extractor="inception-v3-compat",
+                             extractor_weights=str(path), weights_sha256="ab" * 32)  # fmt: skip
+        return study(name="moved", experiment=replace(study().experiment, evaluation=evaluation))
+
+    open_book(judged_by(tmp_path / "here.pth"))
+    book = open_book(judged_by(tmp_path / "there.pth"))
+    known = book._optuna.user_attrs["igdit.spec"]
+    assert type(study()).from_fixed("moved", known).fixed() == known
+
+
+def test_trials_beyond_what_is_wanted_wait_until_more_are(open_book, study):
+    dead = open_book(study())
+    unit = dead.next_unit(8)
+    dead.complete(unit[0], fid(unit[0].point), {})
+    dead.close()
+    heir = open_book(study())
+    assert heir.next_unit(1) == []
+    assert [t.number for t in heir.next_unit(2)] == [unit[1].number]
+    play(heir, 2)
+    assert [t.state for t in heir.trials()] == ["COMPLETE", "RUNNING", "RUNNING"]
+
+
+def test_an_entry_whose_answer_was_lost_is_not_made_twice(open_book, study, monkeypatch):
+    """The database went away after it had entered the trial, before it said so."""
+    book = open_book(study())
+    original, lost = book._optuna.add_trial, []
+
+    def add_trial(trial):
+        original(trial)
+        if not lost:
+            lost.append(trial)
+            raise StorageInternalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(book._optuna, "add_trial", add_trial)
+    monkeypatch.setattr("pipelines.study.storage.time.sleep", lambda seconds: None)
+    unit = book.next_unit(8)
+    assert lost
+    assert [t.number for t in unit] == [t.number for t in book.trials()] == [0, 1, 2]
+    assert len({t.point for t in unit}) == 3
+
+
+def test_locks_of_dead_drivers_are_swept_away(open_book, study, tmp_path):
+    left = tmp_path / "drivers" / "driver-0123456789ab.lock"
+    left.parent.mkdir()
+    left.touch()
+    alive = open_book(study())
+    open_book(study())
+    names = {path.name for path in left.parent.glob("driver-*.lock")}
+    assert left.name not in names
+    assert f"driver-{alive.driver}.lock" in names
+
+
+def test_a_study_is_called_the_same_for_ever_and_older_ones_as_before(open_book, study):
+    first = open_book(study())
+    again = open_book(study(default_trials=99))
+    assert first.identity == again.identity
+    assert open_book(study(name="another")).identity != first.identity
+    old = open_book(study(name="old"))
+    spec = old._optuna.user_attrs["igdit.spec"]
+    del spec["pruning"]["patience"]
+    old._optuna.set_user_attr("igdit.spec", spec)
+    forget_attribute(old, "igdit.identity")
+    assert open_book(study(name="old")).identity == content_key(["old", spec])
+
+
+def forget_attribute(book, key):
+    """Take an attribute of a study out of its database, as if it had never been."""
+    with contextlib.closing(sqlite3.connect(book._storage.engine.url.database)) as database:
+        database.execute("DELETE FROM study_user_attributes WHERE key = ?", (key,))
+        database.commit()

@@ -11,17 +11,17 @@ import sys
 import pytest
 from rich.console import Console
 
-from experiments import PruningConfig
+from experiments import PruningConfig, Resources
 from pipelines.errors import ArtifactError, StudyError, TrainingFailedError
 from pipelines.home import Home
-from pipelines.runners import RunnerSession
+from pipelines.runners import RunnerSession, room_here
 from pipelines.study.book import StudyBook
 from pipelines.study.command import run_study
 from pipelines.study.driver import Budget, StudyDriver
+from pipelines.study.forecast import forecast
 from pipelines.study.options import StudyOptions
 from pipelines.study.plan import CurvePoint
 from pipelines.study.propose import propose
-from tests.pipelines.conftest import tiny
 
 
 @pytest.fixture
@@ -194,9 +194,9 @@ def test_a_training_worse_than_the_others_is_given_up_and_keeps_its_checkpoints(
     def evaluate(unit, original):
         if len(pruned) >= 2:
             raise ArtifactError("enough")
-        watch = original(unit)
-        pruned.append(watch.hopeless)
-        return watch
+        original(unit)
+        found = {t.number: t.state for t in trials_of(home, pruned_study)}
+        pruned.append({found[t.number] for t in unit} == {"PRUNED"})
 
     pruned: list[bool] = []
     with pytest.raises(ArtifactError, match="enough"):
@@ -207,9 +207,118 @@ def test_a_training_worse_than_the_others_is_given_up_and_keeps_its_checkpoints(
     assert home.store.list("checkpoint")
 
 
+def finish_first_training(book):
+    """Two trials of one training, complete, with a FID curve that is hard to beat."""
+    good = book.next_unit(2)
+    book.report(good, {step: CurvePoint(1.0, 0.1) for step in (2, 4, 6)})
+    for trial in good:
+        book.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
+
+
+def test_a_training_that_is_taken_over_is_judged_by_what_is_there(home, study):
+    """Its driver was killed between the second FID and giving it up."""
+    base = study()
+    drive(home, base, 3)  # the artifacts are there, from a study that gives nothing up
+    rule = PruningConfig(warmup_trainings=1, patience=2)
+    pruned_study = study(name="pruned", seed=5, pruning=rule, scales_per_training=3)
+    book = book_of(home, pruned_study)
+    finish_first_training(book)
+    book._enter([t.point for t in trials_of(home, base)], [])
+    book.close()
+    built = len(home.store.events())
+    with pytest.raises(ArtifactError, match="enough"):
+        drive(home, pruned_study, 20, stop_after(1))
+    later = trials_of(home, pruned_study)[2:5]
+    assert [t.state for t in later] == ["PRUNED"] * 3
+    assert {e["event"] for e in home.store.events()[built:]} <= {"pruned", "remembered"}
+
+
+def stop_after(count):
+    """An evaluation that goes on with so many units, then ends the study."""
+    done = []
+
+    def evaluate(unit, original):
+        if len(done) >= count:
+            raise ArtifactError("enough")
+        done.append(unit)
+        original(unit)
+
+    return evaluate
+
+
+def test_a_trial_that_was_given_up_has_the_last_fid_of_its_curve(home, study):
+    import optuna
+
+    rule = PruningConfig(warmup_trainings=1, patience=1)
+    pruned_study = study(name="pruned", pruning=rule, scales_per_training=2)
+    book = book_of(home, pruned_study)
+    finish_first_training(book)
+    book.close()
+    with pytest.raises(ArtifactError, match="enough"):
+        drive(home, pruned_study, 20, stop_after(1))
+    url = f"sqlite:///{home.root / 'study.db'}"
+    pruned = [t for t in optuna.load_study(study_name="pruned", storage=url).trials
+              if t.state.name == "PRUNED"]  # fmt: skip
+    assert pruned
+    for trial in pruned:
+        assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
+
+
+def test_a_scale_whose_samples_are_not_finite_fails_alone(home, study, monkeypatch):
+    from ig_core.sampling import NonFiniteSampleError
+    from pipelines.stages import sample
+
+    original = sample.sample_images
+
+    def sample_images(model, index, seed, labels, guidances, sampler):
+        if any(guidance.ig_scale == 3.0 for guidance in guidances):
+            raise NonFiniteSampleError("NaN at step 1")
+        return original(model, index, seed, labels, guidances, sampler)
+
+    monkeypatch.setattr(sample, "sample_images", sample_images)
+    trials = drive(home, study(), 12)
+    failed = [t for t in trials if t.state == "FAIL"]
+    assert {t.point.ig_scale for t in failed} == {3.0}
+    assert sum(t.state == "COMPLETE" for t in trials) == 12
+
+
+def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monkeypatch):
+    console = Console(file=io.StringIO(), width=200)
+    first = stop_after(2)
+    original = StudyDriver._evaluate
+    monkeypatch.setattr(StudyDriver, "_evaluate",
+                        lambda self, unit: first(unit, lambda u: original(self, u)))  # fmt: skip
+    with pytest.raises(ArtifactError, match="enough"):
+        run_study(study(), StudyOptions(parallel=1), home, console)
+    text = console.file.getvalue()
+    assert "Found so far" in text
+    assert "4 complete" in text
+
+
+def test_the_inline_runner_takes_one_training_at_a_time(home, study):
+    with pytest.raises(ValueError, match="parallel must be 1 with the inline runner"):
+        run_study(study(), StudyOptions(parallel=2), home, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(("gpus", "room"), [(0, 1), (1, 1), (6, 3), (80, 4)])
+def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(
+    monkeypatch, gpus, room
+):  # fmt: skip
+    import torch
+
+    monkeypatch.setattr("os.cpu_count", lambda: 17)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert room_here(Resources(num_workers=2, cpus_per_worker=2, use_gpu=True)) == room
+    assert room_here(Resources(num_workers=2, cpus_per_worker=2)) == 4
+    assert room_here(Resources(num_workers=2, cpus_per_worker=20)) == 1
+
+
 def test_a_target_ends_the_study(home, study, run):
     run(study(), trials="8", target_fid=1e9)
     assert len(trials_of(home, study())) == 3, "the first scales of the first training"
+    assert runs_of(home)[1][""].info.status == "FINISHED"
+    run(study(), trials="8")
+    assert len(trials_of(home, study())) == 8
 
 
 def test_expensive_work_is_not_begun_without_being_asked(home, study, run):
@@ -224,6 +333,12 @@ def test_expensive_work_is_not_begun_without_being_asked(home, study, run):
 def test_the_forecast_counts_what_is_left(home, study, run):
     assert "8 trials, 2 trainings" in run(study())
     assert "0 trials, 0 trainings, 0 images; worker-hours 0.00" in run(study())
+
+
+def test_the_forecast_counts_what_confirming_takes(home, study):
+    cost = forecast(study(), home.store, [], 8, confirm_seeds=3)
+    assert (cost.trials, cost.trainings) == (8, 2 + 3 * 3)
+    assert cost.images == 8 * 40 + 2 * 3 * 20 + 9 * 40
 
 
 @pytest.mark.parametrize("value", ["many", "-3", "+", ""])
@@ -268,6 +383,17 @@ def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(home, 
         assert set(mine.data.params) == keys
 
 
+def test_an_option_that_came_later_makes_no_second_run_of_a_trial(home, study, run):
+    run(study(), trials="4")
+    book = book_of(home, study())
+    spec = book._optuna.user_attrs["igdit.spec"]
+    del spec["experiment"]["optim"]["precision"]
+    book._optuna.set_user_attr("igdit.spec", spec)
+    book.close()
+    run(study(), trials="5")
+    assert runs_of(home)[2] == 6
+
+
 def test_trials_that_failed_are_shown_as_failed(home, study):
     from pipelines.study.tracking import StudyTracker
     from pipelines.tracking import MlflowTracker
@@ -275,7 +401,7 @@ def test_trials_that_failed_are_shown_as_failed(home, study):
     book = book_of(home, study())
     book.fail(book.next_unit(8), "NaN")
     tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
-    StudyTracker(tracker, study(), home.store).sync(book.trials(), finished=False)
+    StudyTracker(tracker, study(), book.identity, home.store).sync(book.trials(), finished=False)
     book.close()
     _, runs, _ = runs_of(home)
     assert {runs[number].info.status for number in runs if number} == {"FAILED"}
@@ -316,7 +442,7 @@ SESSION = """
 import sys, threading
 from pathlib import Path
 from experiments import Resources
-from pipelines.runners import RunnerSession
+from pipelines.runners import RunnerSession, room_here
 session = RunnerSession(Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
 asker = threading.Thread(target=session.runner)
 asker.start()
@@ -341,7 +467,7 @@ def test_a_session_that_cannot_start_says_so_to_everyone(tmp_path, monkeypatch):
         raise ValueError("resources ask for 9 GPUs")
 
     monkeypatch.setattr("pipelines.runners.make_runner", fail)
-    session = RunnerSession(tiny().resources, tmp_path, 2)
+    session = RunnerSession(Resources(num_workers=1), tmp_path, 2)
     for _ in range(2):
         with pytest.raises(ValueError, match="9 GPUs"):
             session.runner()

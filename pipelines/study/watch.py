@@ -1,0 +1,117 @@
+"""Watch over a training of a study: enter what comes out, give it up if it is hopeless."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pipelines.graph import closure
+from pipelines.results import Measurement, collect, work_seconds
+from pipelines.study.plan import Curve, CurvePoint, is_hopeless
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipelines.artifacts import Store
+    from pipelines.dag import Pipeline
+    from pipelines.graph import Graph, Node
+    from pipelines.stages.train import TrainProgress
+    from pipelines.study.book import StudyBook
+    from pipelines.study.trials import Trial
+
+
+class Watch:
+    """A `dag.Listener`: enters curve and FIDs as they come, gives a hopeless training up."""
+
+    def __init__(
+        self,
+        book: StudyBook,
+        store: Store,
+        graph: Graph,
+        unit: list[Trial],
+        heard: Callable[[Sequence[Trial], Measurement], None],
+    ) -> None:
+        """Watch over the trials of one training.
+
+        Args:
+            book: Where they are entered.
+            store: Where their artifacts come.
+            graph: The training, evaluated at their scales.
+            unit: The trials.
+            heard: Told of each evaluated point.
+        """
+        self._book, self._store, self._graph, self.unit = book, store, graph, unit
+        self._heard = heard
+        self.hopeless = False
+        self.pipeline: Pipeline | None = None
+        self._lock, self._open = threading.Lock(), list(unit)
+        self.curve: Curve = {}
+        scale = graph.experiment.guidance.ig_scale
+        curve = [p for p in graph.curve if p.guidance.ig_scale == scale]
+        wanted = {t.point.ig_scale for t in unit}
+        final = [p for p in graph.final if p.guidance.ig_scale in wanted]
+        self._curve_nodes = {p.evaluate for p in curve}
+        self._nodes = {p.evaluate for p in (*curve, *final)}
+        self.targets = [p.evaluate for p in (*curve, *final)]
+
+    def waiting(self, node: Node) -> None:
+        """Another process builds the node."""
+
+    def training(self, progress: TrainProgress) -> None:
+        """A training moved on."""
+
+    def finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
+        """An artifact is there."""
+        if node in self._nodes:
+            self.look(node)
+
+    def look(self, news: Node | None = None) -> None:
+        """Enter what is published and not entered yet; with `news`, say it."""
+        with self._lock:
+            results = collect(self._store, self._graph)
+            for m in (*results.curve, *results.final):
+                if m.point.evaluate == news:
+                    self._heard(self.unit, m)
+            curve = {m.point.step: CurvePoint(m.fid, (m.metrics["fid_high"] -
+                                                      m.metrics["fid_low"]) / 2)
+                     for m in results.curve if m.point.evaluate in self._curve_nodes}  # fmt: skip
+            if curve != self.curve:
+                self.curve = curve
+                self._book.report(self._open, curve)
+                self.hopeless = self._is_hopeless()
+            if self.hopeless:
+                self.unit = list(self._open)
+                if self.pipeline is not None:
+                    self.pipeline.stop()
+                return
+            # What is said of trials must not depend on which of their parts came first.
+            judged = len(curve) == len(self._curve_nodes)
+            for m in results.final if judged else ():
+                for trial in [t for t in self._open if t.point.ig_scale == m.scale]:
+                    self._book.complete(trial, m.fid, _facts(m, results.store))
+                    self._open.remove(trial)
+
+    def _is_hopeless(self) -> bool:
+        """Compared with the trainings that were finished when this one is judged."""
+        trials = self._book.trials()
+        own = self.unit[0].point.training
+        finished = {t.point.training: t.curve for t in trials if t.state == "COMPLETE"}
+        if own in finished:  # it passed, and its scales are refined
+            return False
+        steps = sorted(set(self.curve) - {max(self._graph.experiment.train.checkpoint_steps)})
+        beginnings = ({step: self.curve[step] for step in steps[:count]}
+                      for count in range(1, len(steps) + 1))  # fmt: skip
+        rule, others = self._book.study.pruning, list(finished.values())
+        return any(is_hopeless(beginning, others, rule) for beginning in beginnings)
+
+
+def _facts(m: Measurement, store: Store) -> dict[str, object]:
+    """What a complete trial says besides its FID; the seconds are those of its own samples."""
+    own = (node for node in closure([m.point.evaluate]) if node.stage in ("sample", "evaluate"))
+    return {
+        "fid_low": m.metrics["fid_low"],
+        "fid_high": m.metrics["fid_high"],
+        "num_samples": m.metrics["num_samples"],
+        "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}",
+        "point_seconds": round(work_seconds(store, own), 3),
+    }
