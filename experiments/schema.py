@@ -41,6 +41,11 @@ class EvaluationConfig:
     """Weights file of inception-v3-compat; digits-cnn is trained by the data stage."""
     weights_sha256: str | None = None
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
+    reference: str | None = None
+    """Statistics of the real images, an .npz of the ADM protocol (mu, sigma, and for sFID mu_s,
+    sigma_s; images in arr_0 for precision and recall). None: the training images."""
+    reference_sha256: str | None = None
+    """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     extractor_epochs: int = 15
     """digits-cnn: passes over the data."""
     extractor_seed: int = 0
@@ -52,9 +57,14 @@ class EvaluationConfig:
     shard_size: int = 1000
     """Images that one task samples; shards of different sizes are not shared."""
     seed: int = 0
-    """Seed bank of the sampling noise; image i of a seed has the same noise everywhere."""
+    """Bank of the sampling noise on which curves are drawn and scales are chosen; image i of a bank
+    has the same noise everywhere."""
+    report_seed: int | None = None
+    """Bank on which the scale that was chosen is sampled anew, since it had no part in the choice.
+    None: the next one, seed + 1."""
     labels: Literal["balanced", "random"] = "balanced"
-    """balanced: label of image i is i modulo the number of classes."""
+    """balanced: as many images of each class; random: labels drawn at random. random reports both,
+    from one pool of samples."""
     groups: int = 50
     """Groups of the jackknife behind the 95 % intervals."""
     kid_subsets: int = 20
@@ -75,10 +85,18 @@ class EvaluationConfig:
             least = 2 * self.groups
             require(getattr(self, name) >= least, name, getattr(self, name),
                      f"at least {least} (two for each of {self.groups} groups)")  # fmt: skip
-        require(0 <= self.seed < 2**63, "evaluation.seed", self.seed, "in 0..2^63 - 1")
+        for name, bank in (("seed", self.seed), ("report_seed", self.report_bank)):
+            require(0 <= bank < 2**63, f"evaluation.{name}", bank, "in 0..2^63 - 1")
+        require(self.report_seed != self.seed, "evaluation.report_seed", self.report_seed,
+                 f"another bank than seed={self.seed}, on which the scale is chosen")  # fmt: skip
         needs_weights = self.extractor == "inception-v3-compat"
         require(not needs_weights or self.extractor_weights is not None, "extractor_weights",
                  self.extractor_weights, f"the weights file of {self.extractor}")  # fmt: skip
+
+    @property
+    def report_bank(self) -> int:
+        """Bank of noise on which what was chosen is reported."""
+        return self.seed + 1 if self.report_seed is None else self.report_seed
 
 
 @dataclass(frozen=True, kw_only=True)

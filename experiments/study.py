@@ -118,6 +118,8 @@ class Study:
     scale a trial."""
     scales_per_training: int = 5
     """nested: points for each training."""
+    startup_trainings: int = 4
+    """Trainings spread evenly over layers and weights before tpe or gp learn from them."""
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     """What proposes points: multivariate TPE, a Gaussian process, or chance."""
     seed: int = 0
@@ -135,6 +137,8 @@ class Study:
         require(self.scales_per_training <= self.space.ig_scale.count, "scales_per_training",
                  self.scales_per_training,
                  f"at most {self.space.ig_scale.count}, the scales there are")  # fmt: skip
+        require(self.startup_trainings >= 0, "startup_trainings", self.startup_trainings,
+                 "at least 0")  # fmt: skip
         require(self.default_trials >= 1, "default_trials", self.default_trials, "at least 1")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..2^32 - 1")
         depth, layers = self.experiment.model.depth, self.layers

@@ -25,8 +25,9 @@ from experiments import (
 )
 from pipelines.dag import make_plan
 from pipelines.errors import PipelineError
-from pipelines.graph import Graph, resolve
+from pipelines.graph import Graph
 from pipelines.home import Home
+from pipelines.pinned import resolve
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:

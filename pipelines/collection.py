@@ -94,7 +94,7 @@ def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
             raise ValueError(f"--forget must name one recorded run ({', '.join(runs)}), but got "
                              f"{prefix!r}")  # fmt: skip
         kept.pop(matching[0], None)
-    needed = {(n.kind, n.key) for e in kept.values() for n in closure(Graph(e).targets)}
+    needed = {(n.kind, n.key) for e in kept.values() for n in closure(Graph(e).needed)}
     unneeded = tuple(a for a in store.list() if (a.kind, a.key) not in needed)
     return Garbage(unneeded, tuple(sorted((store.root / ".corrupt").glob("*"))))
 

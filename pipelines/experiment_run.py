@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
-from pipelines.graph import Graph, resolve
+from pipelines.graph import Graph
+from pipelines.pinned import resolve
 from pipelines.plots import write_report
 from pipelines.progress import ProgressDisplay
 from pipelines.report import print_report
 from pipelines.results import collect
-from pipelines.runners import Runner, describe_runner, make_runner
+from pipelines.runners import Runner, RunnerSession, describe_runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from experiments import Experiment
     from pipelines.graph import Node
     from pipelines.home import Home
+    from pipelines.results import Results
 
 
 def run_experiment(
@@ -52,9 +54,7 @@ def run_experiment(
             f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
             f"to build, results in {home.root}", highlight=False, soft_wrap=True,
         )  # fmt: skip
-        if plan.missing:
-            _execute(graph, targets, home, console)
-        results = collect(store, graph)
+        results = _execute(graph, targets, home, console)
         directory = home.report / f"{experiment.name}-{graph.run_key[:8]}"
         files = write_report(results, directory)
         print_report(results, console)
@@ -63,7 +63,8 @@ def run_experiment(
     return 0
 
 
-def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console) -> None:
+def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console) -> Results:
+    """Build the targets, then what is reported of them: the scale with the lowest FID, anew."""
     from pipelines.tracking import BackgroundSync, MlflowTracker
 
     store, experiment = home.store, graph.experiment
@@ -74,16 +75,23 @@ def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console
         )
 
     background = BackgroundSync(sync)
+    session = RunnerSession(experiment.resources, home.scratch, 1)
     try:
         with ProgressDisplay(console, store, graph, background.request) as display:
 
             def start_runner() -> Runner:
                 display.say(f"start     {describe_runner(experiment.resources)}")
-                return make_runner(experiment.resources, home.scratch)
+                return session.runner()
 
             Pipeline(store, experiment, start_runner, display).run(targets)
+            chosen = collect(store, graph).chosen_scale
+            if chosen is not None:
+                reported = [point.evaluate for point in graph.report(chosen)]
+                Pipeline(store, experiment, session.runner, display).run(reported)
     finally:
+        session.close()
         background.close(seconds=15)
+    return collect(store, graph)
 
 
 def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.keys import content_key, file_digest
+from ig_core.pools import beyond_balanced, random_pool
+from pipelines.keys import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ VERSIONS = {
     "images": 1,
     "sample": 1,
     "features": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 """Kind -> version. Raise one when its builder starts to give other results for the same input, by
 more than the rounding that another version of torch changes too."""
@@ -37,6 +37,7 @@ ADDED = {
     "LossConfig": {"target_guidance"},
     "OptimConfig": {"optimizer", "momentum", "precision"},
     "SamplerConfig": {"precision"},
+    "EvaluationConfig": {"reference_sha256", "report_seed"},
 }
 """Fields that came after keys had been in use. At their default they stay out of a key, so that a
 new option makes nothing unreachable that was computed before there was a choice."""
@@ -130,8 +131,7 @@ class Graph:
         evaluation = experiment.evaluation
         self.data = Node("data", _slice(experiment.data))
         self.extractor = self._extractor()
-        self.reference = Node("reference", {},
-                              {"data": self.data, "extractor": self.extractor})  # fmt: skip
+        self.reference = self._reference()
         self.checkpoints = tuple(map(self.checkpoint, experiment.train.checkpoint_steps))
         base = experiment.guidance
         curve = {base.ig_scale, 1.0}
@@ -145,6 +145,21 @@ class Graph:
                        evaluation.num_samples)
             for scale in experiment.scales
         )  # fmt: skip
+
+    def report(self, scale: float) -> tuple[Point, ...]:
+        """The last checkpoint unguided and under a scale that was chosen, on the other bank."""
+        base, evaluation = self.experiment.guidance, self.experiment.evaluation
+        return tuple(
+            self.point(self.experiment.train.steps, dataclasses.replace(base, ig_scale=each),
+                       evaluation.num_samples, seed=evaluation.report_bank)
+            for each in sorted({1.0, scale})
+        )  # fmt: skip
+
+    @property
+    def needed(self) -> tuple[Node, ...]:
+        """`targets`, and whatever may come to be reported."""
+        reports = (point for scale in self.experiment.scales for point in self.report(scale))
+        return tuple(dict.fromkeys((*self.targets, *(point.evaluate for point in reports))))
 
     @property
     def targets(self) -> tuple[Node, ...]:
@@ -162,7 +177,9 @@ class Graph:
             sampler=experiment.sampler.canonical(), optim=experiment.optim.canonical(),
         )  # fmt: skip
         values = _slice(same)
-        del values["resources"], values["name"], values["evaluation"]["extractor_weights"]
+        del values["resources"], values["name"]
+        for file in ("extractor_weights", "reference"):  # known by their content
+            del values["evaluation"][file]
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
@@ -177,31 +194,60 @@ class Graph:
         }
         return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
 
-    def point(self, step: int, guidance: Guidance, num_samples: int) -> Point:
-        """`num_samples` images of a checkpoint under a guidance, and their evaluation."""
-        evaluation, size = self.experiment.evaluation, self.experiment.evaluation.shard_size
+    def point(
+        self, step: int, guidance: Guidance, num_samples: int, seed: int | None = None
+    ) -> Point:
+        """`num_samples` images of a checkpoint under a guidance, and their evaluation.
+
+        Args:
+            step: Step of the checkpoint.
+            guidance: How they are guided.
+            num_samples: How many.
+            seed: Bank of noise; None: that of the evaluation.
+        """
+        evaluation = self.experiment.evaluation
+        seed = evaluation.seed if seed is None else seed
         sampling = {
             "guidance": _slice(guidance.canonical()),
             "sampler": _slice(self.experiment.sampler.canonical()),
-            "seed": evaluation.seed,
-            "labels": evaluation.labels,
+            "seed": seed,
         }
-        checkpoint = self.checkpoint(step)
-        images = tuple(
-            Node("images", {**sampling, "start": start, "stop": min(start + size, num_samples)},
-                 {"checkpoint": checkpoint})
-            for start in range(0, num_samples, size)
-        )  # fmt: skip
+        checkpoint = {"checkpoint": self.checkpoint(step)}
+        images = [
+            Node("images", {**sampling, "labels": "balanced", **shard}, checkpoint)
+            for shard in _shards(num_samples, evaluation.shard_size)
+        ]
+        config: dict[str, Any] = {"num_samples": num_samples}
+        if evaluation.labels == "random":
+            classes = self.experiment.model.num_classes
+            config |= {"labels": "random", "seed": seed, "num_classes": classes}
+            beyond = len(beyond_balanced(random_pool(seed, num_samples, classes)))
+            sampling |= {"labels": "random", "num_samples": num_samples}
+            images += [
+                Node("images", {**sampling, **shard}, checkpoint)
+                for shard in _shards(beyond, evaluation.shard_size)
+            ]
+        sample = Node("sample", config, _numbered(images))
+        return Point(step, guidance, num_samples, self.evaluation(images, sample), tuple(images))
+
+    def evaluation(self, images: Iterable[Node], sample: Node) -> Node:
+        """The evaluation of a set of images that lies in shards."""
+        evaluation = self.experiment.evaluation
         features = [Node("features", {}, {"images": i, "extractor": self.extractor})
                     for i in images]  # fmt: skip
-        sample = Node("sample", {"num_samples": num_samples}, _numbered(images))
         metrics = ("groups", "kid_subsets", "kid_subset_size", "isc_splits")
-        evaluate = Node(
+        return Node(
             "evaluate",
             {name: getattr(evaluation, name) for name in metrics},
             {"reference": self.reference, "sample": sample, **_numbered(features)},
         )
-        return Point(step, guidance, num_samples, evaluate, images)
+
+    def _reference(self) -> Node:
+        evaluation = self.experiment.evaluation
+        if evaluation.reference is None:
+            return Node("reference", {}, {"data": self.data, "extractor": self.extractor})
+        config = {"sha256": evaluation.reference_sha256}
+        return Node("reference", config, {"extractor": self.extractor})
 
     def _extractor(self) -> Node:
         evaluation = self.experiment.evaluation
@@ -213,24 +259,8 @@ class Graph:
         return Node("extractor", config, {"data": self.data})
 
 
-def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with what it refers to pinned: the weights file by its content.
-
-    Raises:
-        ValueError: the file is not there, or is not the one that the experiment was run with.
-    """
-    evaluation = experiment.evaluation
-    if evaluation.extractor_weights is None:
-        return experiment
-    path = Path(evaluation.extractor_weights).absolute()
-    if not path.is_file():
-        raise ValueError(f"extractor_weights must be a file, but got {str(path)!r}")
-    digest = file_digest(path)
-    if evaluation.weights_sha256 not in (None, digest):
-        raise ValueError(f"extractor_weights must be the file with SHA-256 "
-                         f"{evaluation.weights_sha256}, but {path} has {digest}")  # fmt: skip
-    pinned = dataclasses.replace(evaluation, extractor_weights=str(path), weights_sha256=digest)
-    return dataclasses.replace(experiment, evaluation=pinned)
+def _shards(count: int, size: int) -> list[dict[str, int]]:
+    return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
 
 
 def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401

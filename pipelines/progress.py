@@ -43,7 +43,8 @@ class ProgressDisplay:
     ) -> None:
         self.console, self.store = console, store
         self.evaluated = evaluated
-        self._points = {p.evaluate: p for p in (*graph.curve, *graph.final)}
+        reports = [p for scale in graph.experiment.scales for p in graph.report(scale)]
+        self._points = {p.evaluate: p for p in (*reports, *graph.curve, *graph.final)}
         self._bars = Progress(
             TextColumn("{task.description:<9}"), BarColumn(bar_width=28), MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"), TimeElapsedColumn(),

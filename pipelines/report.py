@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary
 from pipelines.graph import STAGES, Graph, Node, closure
 from pipelines.stages.train import starting_step
@@ -83,9 +84,28 @@ def _verdict(results: Results) -> str:
         text = f"Lowest FID at scale {lowest.scale:g}"
         if equal:
             text += f"; not to be told from it: {', '.join(f'{s:g}' for s in equal)}"
-        lines.append(text + " (read off the samples it is reported on).")
-    lines.append("Intervals are of the sampling alone, for FID at this number of samples.\n")
+        lines.append(f"{text}.")
+    reported = results.reported()
+    if reported is not None:
+        m, gain = reported
+        against = "" if gain is None else f", {_change(gain)} against scale 1"
+        lines.append(
+            f"[bold]Reported: scale {m.scale:g}, FID {m.fid:.2f} ({m.metrics['fid_low']:.2f} .. "
+            f"{m.metrics['fid_high']:.2f}){against}[/bold], on noise that had no part in the "
+            f"choice (bank {results.experiment.evaluation.report_bank})."
+        )
+    lines.append("Intervals are of the sampling alone, for FID at this number of samples.")
+    lines.append(f"Protocol: {_protocol(results)}\n")
     return "\n".join(lines)
+
+
+def _protocol(results: Results) -> str:
+    """How the numbers by scale were measured, in a line."""
+    mark = results.final[0].fingerprint
+    name = protocol_name(results.experiment.evaluation)
+    return (f"{name} ({mark.id}): {mark.num_samples:,} {mark.labels} samples, "
+            f"{mark.network_evaluations} network evaluations each, {mark.extractor.split()[0]}; "
+            f"only numbers with the same fingerprint compare.")  # fmt: skip
 
 
 def _curve_table(results: Results) -> Table:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pipelines.fingerprint import fingerprint, require_one_protocol
 from pipelines.graph import Graph, closure
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from experiments import Experiment
     from ig_core.metrics import Jackknife
     from pipelines.artifacts import Artifact, Store
+    from pipelines.fingerprint import Fingerprint
     from pipelines.graph import Node, Point
 
 METRICS = "metrics.json"
@@ -41,6 +43,11 @@ class Measurement:
         """Frechet distance to the reference."""
         return float(self.metrics["fid"])
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """How it was measured."""
+        return fingerprint(self.point.evaluate)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -52,6 +59,9 @@ class Results:
     """By checkpoint: the unguided and the guided point."""
     final: tuple[Measurement, ...]
     """The last checkpoint by guidance scale, ascending."""
+    report: tuple[Measurement, ...] = ()
+    """Unguided and at the scale with the lowest FID in `final`, on a bank of noise that had no part
+    in the choice; ascending."""
 
     @property
     def experiment(self) -> Experiment:
@@ -61,7 +71,16 @@ class Results:
     @property
     def complete(self) -> bool:
         """Everything was measured."""
-        return len(self.curve) == len(self.graph.curve) and len(self.final) == len(self.graph.final)
+        chosen = self.chosen_scale
+        return (chosen is not None and len(self.curve) == len(self.graph.curve)
+                and len(self.report) == len(self.graph.report(chosen)))  # fmt: skip
+
+    @property
+    def chosen_scale(self) -> float | None:
+        """Scale with the lowest FID in `final`, once all of that is there."""
+        if len(self.final) < len(self.graph.final):
+            return None
+        return min(self.final, key=lambda m: m.fid).scale
 
     def headline(self, scale: float | None = None) -> Measurement | None:
         """The last checkpoint under a guidance scale (None: the experiment's own)."""
@@ -85,6 +104,14 @@ class Results:
         base = next((m for m in self.final if m.scale == 1.0), None)
         return [None if base is None or m is base else _improvement(m, base) for m in self.final]
 
+    def reported(self) -> tuple[Measurement, tuple[float, float, float] | None] | None:
+        """The chosen scale on the other bank, and its improvement on scale 1 there."""
+        chosen = next((m for m in self.report if m.scale == self.chosen_scale), None)
+        if chosen is None:
+            return None
+        base = next((m for m in self.report if m.scale == 1 and m is not chosen), None)
+        return chosen, None if base is None else _improvement(chosen, base)
+
     def best(self) -> tuple[Measurement, list[float]] | None:
         """Scale with the lowest FID, and the scales that its interval cannot tell from it.
 
@@ -99,7 +126,7 @@ class Results:
     def costs(self) -> pd.DataFrame:
         """Artifacts, seconds of work and bytes of each stage, whenever they were made."""
         rows = []
-        for node in closure(self.graph.targets):
+        for node in closure((*self.graph.targets, *(m.point.evaluate for m in self.report))):
             artifact = self.store.find(node.kind, node.key)
             if artifact is not None:
                 rows.append((node.stage, artifact.seconds, artifact.size))
@@ -113,10 +140,12 @@ class Results:
     def table(self) -> pd.DataFrame:
         """All measurements as one tidy table."""
         rows = []
-        for part, measurements in (("curve", self.curve), ("final", self.final)):
+        parts = (("curve", self.curve), ("final", self.final), ("report", self.report))
+        for part, measurements in parts:
             for m in measurements:
-                values = {k: v for k, v in m.metrics.items() if not isinstance(v, list)}
-                rows.append({"part": part, "step": m.point.step, "ig_scale": m.scale, **values})
+                values = {k: v for k, v in m.metrics.items() if not isinstance(v, list | dict)}
+                rows.append({"part": part, "step": m.point.step, "ig_scale": m.scale,
+                             "fingerprint": m.fingerprint.id, **values})  # fmt: skip
         return pd.DataFrame(rows)
 
 
@@ -138,7 +167,9 @@ def collect(store: Store, graph: Graph) -> Results:
                 found.append(Measurement(point, artifact, metrics))
         return tuple(found)
 
-    return Results(graph, store, read(graph.curve), read(graph.final))
+    found = Results(graph, store, read(graph.curve), read(graph.final))
+    chosen = found.chosen_scale
+    return found if chosen is None else replace(found, report=read(graph.report(chosen)))
 
 
 def preview(results: Results, measurement: Measurement) -> Path | None:
@@ -160,6 +191,7 @@ def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:
 
 
 def _improvement(measurement: Measurement, base: Measurement) -> tuple[float, float, float]:
+    require_one_protocol((f"scale {m.scale:g}", m.fingerprint) for m in (base, measurement))
     gain = fid_jackknife_of(measurement.metrics).improvement_over(fid_jackknife_of(base.metrics))
     return (gain.value, *gain.interval())
 

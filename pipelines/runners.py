@@ -186,6 +186,8 @@ def prepare_ray_environment() -> None:
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Else Ray aborts with a stack trace where SIGTERM is to end a run in good order.
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     }
     if not os.environ.get("RAY_ADDRESS"):
         # Without the first Ray replaces 127.0.0.1 by the host's outward address, whatever it is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ig_core.checkpoints import load_ema
 from ig_core.config import Guidance, ModelConfig, SamplerConfig
 from ig_core.images import ImageSet, contact_sheet, read_images, to_uint8, write_images
 from ig_core.noise import AddressedNoise
+from ig_core.pools import beyond_balanced, random_pool
 from ig_core.sampling import NonFiniteSampleError
 from pipelines.errors import SamplingFailedError
 from pipelines.stages.data import IMAGES
@@ -38,23 +39,23 @@ def _model(checkpoint: Path, device: str, *, compiled: bool) -> DiffusionTransfo
     return model
 
 
-def sample_labels(index: Tensor, seed: int, mode: str, num_classes: int) -> Tensor:
-    """Label of each sample index (B,): cyclic ("balanced") or drawn from the seed ("random")."""
-    if mode == "balanced":
-        return index % num_classes
-    draw = AddressedNoise(seed, "sample/label").uniform(index)
-    return (draw * num_classes).long().clamp_max(num_classes - 1)
+def shard_indices(config: dict[str, Any], num_classes: int) -> Tensor:
+    """Pool indices of a shard, (B,): a range of the pool, or of what random labels need besides."""
+    pool = torch.arange(config["stop"])
+    if config["labels"] == "random":
+        wanted = random_pool(config["seed"], config["num_samples"], num_classes)
+        pool = torch.from_numpy(beyond_balanced(wanted))[: config["stop"]]
+    return pool[config["start"] :]
 
 
 def sample_images(
     model: DiffusionTransformer,
     index: Tensor,
     seed: int,
-    labels: str,
     guidances: Sequence[Guidance],
     sampler: SamplerConfig,
 ) -> list[ImageSet]:
-    """Sample the images with the given indices (B,) under each guidance.
+    """Sample the images with the given pool indices (B,) under each guidance.
 
     A function of (seed, index), not of which guidances are sampled together (those share the steps
     on which they agree), nor of B except by the rounding of bf16 and fp16.
@@ -63,7 +64,7 @@ def sample_images(
     shape = (config.in_channels, config.input_size, config.input_size)
     start, walk = AddressedNoise(seed, "sample/start"), AddressedNoise(seed, "sample/walk")
     index = index.to(model.pos_embed.device)
-    y = sample_labels(index, seed, labels, config.num_classes)
+    y = index % config.num_classes
     samples = sample_guidances(
         model,
         y,
@@ -83,10 +84,10 @@ def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> No
     model = _model(contexts[0].input("checkpoint"), contexts[0].device, compiled=compiled)
     guidances = [Guidance(**context.node.config["guidance"]) for context in contexts]
     sampler = SamplerConfig(**config["sampler"])
-    batches = torch.arange(config["start"], config["stop"]).split(experiment.resources.sample_batch)
+    indices = shard_indices(config, model.config.num_classes)
     try:
-        pieces = [sample_images(model, index, config["seed"], config["labels"], guidances, sampler)
-                  for index in batches]  # fmt: skip
+        pieces = [sample_images(model, index, config["seed"], guidances, sampler)
+                  for index in indices.split(experiment.resources.sample_batch)]  # fmt: skip
     except NonFiniteSampleError as error:
         scales = ", ".join(f"{guidance.ig_scale:g}" for guidance in guidances)
         raise SamplingFailedError(

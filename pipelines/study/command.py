@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use
 from pipelines.errors import PipelineError
-from pipelines.graph import resolve
+from pipelines.pinned import resolve
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast

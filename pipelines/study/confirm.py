@@ -52,7 +52,7 @@ class Candidate:
         other = {
             "name": f"{study.name}-confirm",
             "train": replace(base.train, seed=seed),
-            "evaluation": replace(base.evaluation, seed=seed),
+            "evaluation": replace(base.evaluation, seed=seed, report_seed=None),
             "ig_scales": (),
         }
         if self.point is None:

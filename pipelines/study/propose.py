@@ -6,6 +6,7 @@ Functions of the trials that are there and of the study's seed.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ def propose(
     """What the sampler says after these trials.
 
     It is asked about a copy, so that nothing is entered before all of a point is known. Points that
-    are known, and trainings that failed or were given up, are not proposed again.
+    are known, and trainings that failed or were given up, are not proposed again. The first
+    trainings are spread evenly: a model-based sampler that has seen two layers exploits them and
+    may never look at the third.
 
     Args:
         study: Space, sampler and seed.
@@ -87,6 +90,11 @@ def propose(
     known = {trial.point for trial in trials}
     good = {t.point.training for t in trials if t.state in ("COMPLETE", "RUNNING")}
     bad = {t.point.training for t in trials} - good
+    begun = len(by_training(trials))
+    if study.sampler != "random" and begun < study.startup_trainings:
+        point = startup(study)[begun]
+        if point not in known and point.training not in bad:
+            return point
     seed = int(content_key([study.seed, len(trials)])[:8], 16)
     copy = optuna.create_study(direction="minimize", sampler=make_sampler(study, seed))
     copy.add_trials(history)
@@ -97,6 +105,27 @@ def propose(
         if tries == PROPOSALS // 10:  # the sampler is sure of itself: go on by chance
             copy.sampler = optuna.samplers.RandomSampler(seed)
     return None
+
+
+def startup(study: Study) -> list[Point]:
+    """A Latin hypercube of the first trainings (McKay, Beckman and Conover 1979).
+
+    Each dimension is cut into as many strata as there are trainings, and each stratum is used once,
+    in an order that depends on the study's seed.
+    """
+    count, layers = study.startup_trainings, study.layers
+    weight, scale = study.space.aux_weight, study.space.ig_scale
+    draws = [random.Random(content_key([study.seed, "startup", name]))
+             for name in ("aux_layer", "aux_weight", "ig_scale")]  # fmt: skip
+    strata = zip(*(draw.sample(range(count), count) for draw in draws), strict=True)
+    return [
+        Point(
+            aux_layer=layers[0] + int((2 * layer + 1) * (layers[1] - layers[0] + 1) / (2 * count)),
+            aux_weight=weight.value(int((2 * i + 1) * weight.count / (2 * count))),
+            ig_scale=scale.value(int((2 * j + 1) * scale.count / (2 * count))),
+        )
+        for layer, i, j in strata
+    ]
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:

@@ -21,7 +21,8 @@ from ig_core.config import (
     SamplerConfig,
     TrainConfig,
 )
-from pipelines.graph import STAGES, VERSIONS, Graph, Node, closure, resolve
+from pipelines.graph import STAGES, VERSIONS, Graph, Node, closure
+from pipelines.pinned import resolve
 from tests.pipelines.conftest import tiny
 
 
@@ -114,11 +115,52 @@ def test_another_sampler_resamples_and_trains_nothing(sampler):
     assert {kind for kind, _ in changed & nodes(tiny())} == shared
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"labels": "random"}])
-def test_other_noise_or_labels_resample_and_train_nothing(change):
-    changed = nodes(tiny(evaluation=change))
+def test_other_noise_resamples_and_trains_nothing():
+    changed = nodes(tiny(evaluation={"seed": 1}))
     shared = {"checkpoint", "data", "extractor", "reference"}
     assert {kind for kind, _ in changed & nodes(tiny())} == shared
+
+
+def test_random_labels_sample_besides_what_balanced_ones_lack():
+    balanced, both = Graph(tiny()), Graph(tiny(evaluation={"labels": "random"}))
+    for before, after in zip(balanced.final, both.final, strict=True):
+        count = len(before.images)
+        assert after.images[:count] == before.images
+        beyond = sum(n.config["stop"] - n.config["start"] for n in after.images[count:])
+        assert 0 < beyond < 0.2 * before.num_samples
+        assert before.evaluate != after.evaluate
+    shared = nodes(tiny()) & nodes(tiny(evaluation={"labels": "random"}))
+    assert {kind for kind, _ in shared} == {"checkpoint", "data", "extractor", "reference",
+                                            "images", "features"}  # fmt: skip
+
+
+def test_what_is_reported_is_sampled_from_another_bank():
+    graph = Graph(tiny())
+    reported, final = graph.report(1.5), graph.final
+    assert [point.guidance.ig_scale for point in reported] == [1.0, 1.5]
+    assert not {p.evaluate for p in reported} & {p.evaluate for p in final}
+    assert {n.config["seed"] for p in reported for n in p.images} == {1}
+    assert {p.evaluate for p in reported} <= set(graph.needed) - set(graph.targets)
+    assert [p.guidance.ig_scale for p in graph.report(1.0)] == [1.0]
+    other = Graph(tiny(evaluation={"report_seed": 7})).report(1.5)
+    assert {n.config["seed"] for p in other for n in p.images} == {7}
+
+
+def test_a_reference_file_is_known_by_its_content_and_pinned(tmp_path):
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path in paths:
+        path.write_bytes(b"the same statistics")
+    one, other = (resolve(tiny(evaluation={"reference": str(path)})) for path in paths)
+    assert Graph(one).reference == Graph(other).reference
+    assert Graph(one).run_key == Graph(other).run_key
+    assert "data" not in Graph(one).reference.inputs
+    assert Graph(one).reference != Graph(tiny()).reference
+    paths[0].write_bytes(b"other statistics")
+    assert (
+        Graph(resolve(tiny(evaluation={"reference": str(paths[0])}))).run_key != Graph(one).run_key
+    )
+    with pytest.raises(ValueError, match="reference must be the file with SHA-256"):
+        resolve(one)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +441,7 @@ FROZEN = {
     "images": "ebf6209363c29982c262",
     "sample": "217c4f897f02ed82aea2",
     "features": "62cb7ecc3755e3e04dd6",
-    "evaluate": "ae846f2c46e84ebf5642",
+    "evaluate": "bb5e6e0ba01591e249a0",
 }
 
 

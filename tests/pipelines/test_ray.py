@@ -230,3 +230,37 @@ def test_sigterm_lets_workers_go_and_keeps_what_was_published(tmp_path):
         lock.release()
     finally:
         kill_tree(run.process.pid)
+
+
+STUDY_OPTIONS = ["--trials", "3", "--parallel", "1", "--resources.num-workers", "1",
+                 *(word for name, value in SETTINGS.items() if name not in
+                   ("ig-scales", "resources.sample-tasks")
+                   for word in (f"--experiment.{name}", str(value)))]  # fmt: skip
+
+
+def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
+    """`ray job stop` does that; Ray would abort with a stack trace."""
+    home = tmp_path / "home"
+    options = [word.replace("--resources", "--experiment.resources") for word in STUDY_OPTIONS]
+    command = [sys.executable, "-m", "pipelines", "study", "digits", *options]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"IGDIT_HOME": str(home)}
+    process = subprocess.Popen(command, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    try:
+        store = Store(home / "store")
+        wait_for(lambda: events(store, "published", "checkpoint"))
+        below = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, text
+        assert "stopped; the same command continues" in text
+        assert "SIGTERM received" not in text
+        wait_for(lambda: not any(alive(pid) for pid in below if "Agent" not in title(pid)), 60)
+    finally:
+        kill_tree(process.pid)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "3 complete" in done.stdout
+    assert len(events(store, "execute", "checkpoint")) == 2

@@ -14,6 +14,7 @@ from pipelines.graph import VERSIONS
 from pipelines.keys import content_key
 from pipelines.study.book import StudyBook
 from pipelines.study.plan import CurvePoint
+from pipelines.study.propose import startup
 
 
 def fid(point):
@@ -374,3 +375,28 @@ def forget_attribute(book, key):
     with contextlib.closing(sqlite3.connect(book._storage.engine.url.database)) as database:
         database.execute("DELETE FROM study_user_attributes WHERE key = ?", (key,))
         database.commit()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("low", "high", "count"), [(1, 2, 2), (1, 2, 4), (1, 2, 7)])
+def test_the_first_trainings_are_spread_over_layers_and_weights(study, seed, low, high, count):
+    points = startup(study(seed=seed, startup_trainings=count))
+    layers = [p.aux_layer for p in points]
+    assert set(layers) == set(range(low, high + 1))
+    assert max(layers.count(layer) for layer in set(layers)) <= -(-count // 2)
+    weights = sorted(p.aux_weight for p in points)
+    assert weights[0] <= 0.1 + 0.9 / count
+    assert weights[-1] >= 1.0 - 0.9 / count
+    assert len(set(weights)) == count
+    assert points == startup(study(seed=seed, startup_trainings=count))
+    assert points != startup(study(seed=seed + 1, startup_trainings=count)) or count < 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_every_layer_is_looked_at_before_the_sampler_takes_over(open_book, study, sampler):
+    given = study(sampler=sampler, startup_trainings=3)
+    book = open_book(given)
+    play(book, 20)
+    trainings = list(dict.fromkeys(t.point.training for t in book.trials()))
+    assert trainings[:3] == [p.training for p in startup(given)]
+    assert {layer for layer, _ in trainings[:3]} == {1, 2}

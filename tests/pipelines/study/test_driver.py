@@ -270,10 +270,10 @@ def test_a_scale_whose_samples_are_not_finite_fails_alone(home, study, monkeypat
 
     original = sample.sample_images
 
-    def sample_images(model, index, seed, labels, guidances, sampler):
+    def sample_images(model, index, seed, guidances, sampler):
         if any(guidance.ig_scale == 3.0 for guidance in guidances):
             raise NonFiniteSampleError("NaN at step 1")
-        return original(model, index, seed, labels, guidances, sampler)
+        return original(model, index, seed, guidances, sampler)
 
     monkeypatch.setattr(sample, "sample_images", sample_images)
     trials = drive(home, study(), 12)
