@@ -6,6 +6,7 @@ the images are `arr_0`, uint8 (N, H, W, C), and `arr_1`, if there, their labels 
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from typing import TYPE_CHECKING
@@ -100,7 +101,9 @@ def _read_png(file: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        data = io.BytesIO(file.read_bytes())
+        Image.open(data, formats=["PNG"]).verify()  # checksums, which decoding does not look at
+        with Image.open(data, formats=["PNG"]) as image:
             mode, frames = image.mode, getattr(image, "n_frames", 1)
             deep = any("16" in str(tile[3]) for tile in image.tile)  # cut to 8 bits by Pillow
             image.load()

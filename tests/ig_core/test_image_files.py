@@ -182,6 +182,17 @@ def test_damaged_png_is_named(folder, keep):
         read(folder)
 
 
+@pytest.mark.parametrize("place", [45, 60, -20, -14])
+def test_changed_byte_in_a_png_is_noticed(folder, place):
+    write_folder(folder, [images(1, size=(16, 16))])
+    path = folder / "000000.png"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"000000\.png is not a readable PNG file"):
+        read(folder)
+
+
 def test_folder_without_png_files_or_with_others_is_an_error(folder):
     folder.mkdir()
     with pytest.raises(ValueError, match=r"pngs holds no PNG files"):
