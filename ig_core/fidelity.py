@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,24 @@ if TYPE_CHECKING:
 DIGITS_CNN, INCEPTION = "digits-cnn", "inception-v3-compat"
 FEATURE_LAYERS = {DIGITS_CNN: ("64", "logits"), INCEPTION: ("2048", "logits_unbiased")}
 """Extractor name -> (layer of FID, KID, precision and recall; layer of the Inception Score)."""
+SPATIAL_LAYER, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
+"""Where sFID looks: the layer is `mixed_6/conv:0` of the 2015 graph, after its batch norm and ReLU.
+
+torch-fidelity's converter of the graph maps `mixed_6/conv/...` to this branch; the graph's node of
+the scope's own name is the ReLU. Nash et al. 2021 take its first 7 channels of 17 x 17 places."""
+SEED = 2020
+"""torch-fidelity's default seed: with it our numbers are its numbers."""
+
+
+class ImageFeatures(NamedTuple):
+    """What one pass of an extractor gives, float32 on the CPU."""
+
+    features: Tensor
+    """(N, F), for FID, KID, precision and recall."""
+    logits: Tensor
+    """(N, K), for the Inception Score."""
+    spatial: Tensor | None
+    """(N, 2023), for sFID: row, column, channel, the last the fastest; None if not asked for."""
 
 
 class DigitsNet(nn.Module):
@@ -143,22 +161,57 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def make_extractor(
     name: str, weights: str | Path, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """`make_image_extractor` for features and logits alone."""
+    extract = make_image_extractor(name, weights, device)
+
+    def pooled(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = extract(images)
+        return found.features, found.logits
+
+    return pooled
+
+
+def make_image_extractor(
+    name: str, weights: str | Path, device: torch.device | str = "cpu", *, spatial: bool = False
+) -> Callable[[Tensor], ImageFeatures]:
     """Create a torch-fidelity extractor from a weights file.
 
     Args:
         name: Key of `FEATURE_LAYERS`.
         weights: safetensors file, so that nothing is ever downloaded or unpickled.
         device: Where to run.
+        spatial: Give the features of sFID too, from the same pass; Inception has them.
 
     Returns:
-        Function of uint8 images (N, C, H, W) that gives features (N, F) and logits (N, K), float32
-        on the CPU. Inception takes images of one channel as grey ones.
+        Function of uint8 images (N, C, H, W). Inception takes images of one channel as grey ones.
 
     Raises:
-        ValueError: unknown name, or weights that do not fit it.
+        ValueError: unknown name, weights that do not fit it, or no spatial features to give.
     """
     if name not in FEATURE_LAYERS:
         raise ValueError(f"extractor must be one of {', '.join(FEATURE_LAYERS)}, but got {name!r}")
+    if spatial and name != INCEPTION:
+        raise ValueError(f"spatial features need extractor {INCEPTION!r}, but got {name!r}")
+    network = _load_network(name, weights).to(device)
+    seen: list[Tensor] = []
+    if spatial:
+        layer = network.get_submodule(SPATIAL_LAYER)
+        layer.register_forward_hook(lambda _, __, output: seen.append(output[:, :SPATIAL_CHANNELS]))
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> ImageFeatures:
+        if name == INCEPTION and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        seen.clear()
+        features, logits = network(images.to(device))
+        # TensorFlow keeps channels last, and the reference statistics are in its order.
+        maps = seen.pop().permute(0, 2, 3, 1).flatten(1).float().cpu() if spatial else None
+        return ImageFeatures(features.float().cpu(), logits.float().cpu(), maps)
+
+    return extract
+
+
+def _load_network(name: str, weights: str | Path) -> nn.Module:
     declare_missing_operators()
     from torch_fidelity.utils import create_feature_extractor
 
@@ -168,48 +221,73 @@ def make_extractor(
         pickled = Path(folder) / "weights.pth"
         torch.save(load_file(weights), pickled)
         try:
-            network = create_feature_extractor(
+            return create_feature_extractor(
                 name, list(FEATURE_LAYERS[name]), cuda=False, verbose=False,
                 feature_extractor_weights_path=str(pickled),
-            ).to(device)  # fmt: skip
+            )  # fmt: skip
         except RuntimeError as error:
             raise ValueError(f"{weights} does not fit extractor {name!r}: {error}") from error
 
-    @torch.no_grad()
-    def extract(images: Tensor) -> tuple[Tensor, Tensor]:
-        if name == INCEPTION and images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        features, logits = network(images.to(device))
-        return features.float().cpu(), logits.float().cpu()
 
-    return extract
+def inception_score(logits: Tensor, splits: int, seed: int | None = SEED) -> tuple[float, float]:
+    """Inception Score of logits (N, K): mean and standard deviation over splits.
 
-
-def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:
-    """Inception Score of logits (N, K): mean and standard deviation over splits."""
+    Args:
+        logits: Rows are images.
+        splits: Equal parts.
+        seed: Shuffles the rows, as torch-fidelity does; None keeps their order, as the ADM
+            evaluator does, whose 10 parts of 50,000 images suffer where these are sorted by class.
+    """
     declare_missing_operators()
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    result = isc_features_to_metric(logits, splits=splits)
+    shuffle = seed is not None
+    result = isc_features_to_metric(logits, splits, shuffle=shuffle, rng_seed=seed)
     return result["inception_score_mean"], result["inception_score_std"]
 
 
-def kernel_distance(features: Tensor, reference: Tensor, subsets: int, size: int) -> float:
-    """KID of features (N, F) against the reference (M, F): mean over random subsets."""
+def kernel_distance(
+    features: Tensor, reference: Tensor, subsets: int, size: int, seed: int = SEED
+) -> float:
+    """KID of features (N, F) against the reference (M, F): mean over random subsets.
+
+    The kernel is torch-fidelity's default (x.y / F + 1)^3 (Binkowski et al. 2018), in float32.
+
+    Args:
+        features: Rows are images.
+        reference: Rows are images.
+        subsets: How many subsets of each; torch-fidelity's default is 100.
+        size: Rows of a subset, at most all there are; torch-fidelity's default is 1000.
+        seed: Draws the subsets.
+    """
     declare_missing_operators()
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(size, len(features), len(reference))
     result = kid_features_to_metric(features, reference, kid_subsets=subsets,
-                                    kid_subset_size=size, verbose=False)  # fmt: skip
+                                    kid_subset_size=size, rng_seed=seed, verbose=False)  # fmt: skip
     return result["kernel_inception_distance_mean"]
 
 
-def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Improved precision and recall, k = 3 (Kynkaanniemi et al. 2019)."""
+def precision_recall(
+    features: Tensor, reference: Tensor, neighbours: int = 3, batch: int = 2500
+) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019).
+
+    Precision is the share of features (N, F) that lie in the reference's manifold, recall the share
+    of the reference (M, F) in that of the features. torch-fidelity takes the samples first too; the
+    ADM evaluator takes the reference first.
+
+    Args:
+        features: Rows are images.
+        reference: Rows are images.
+        neighbours: A ball reaches to this neighbour.
+        batch: Rows at a time; changes the distances by float32 rounding at most.
+    """
     declare_missing_operators()
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    result = prc_features_to_metric(features, reference, prc_batch_size=2500, save_cpu_ram=True,
+    result = prc_features_to_metric(features, reference, prc_neighborhood=neighbours,
+                                    prc_batch_size=batch, save_cpu_ram=True,
                                     verbose=False)  # fmt: skip
     return result["precision"], result["recall"]

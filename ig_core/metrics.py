@@ -1,4 +1,4 @@
-"""Distances between image sets, from features: mergeable statistics, FID, intervals.
+"""Distances between image sets, from features: mergeable statistics, FID, the jackknife.
 
 FID is the squared Frechet distance of two Gaussians fitted to features (Heusel et al. 2017).
 Kernel distance, precision, recall and Inception Score are torch-fidelity's own functions.
@@ -67,12 +67,40 @@ class FeatureStats:
         return centred / (self.count - 1)
 
 
+class Tangent(NamedTuple):
+    """A Frechet distance and what its derivative is made of (Bures-Wasserstein geometry)."""
+
+    value: float
+    shift: Tensor
+    """Mean of the set minus that of the reference, (F,)."""
+    factor: Tensor
+    """(F, K): factor @ factor.T is the optimal transport map from the set to the reference."""
+    roots: Tensor
+    """Square roots of the K eigenvalues of S1^1/2 S2 S1^1/2 that are not rounding, (K,)."""
+
+
 class Frechet:
     """Frechet distances to one reference, whose matrix square root is computed once."""
 
     def __init__(self, reference: FeatureStats) -> None:
-        self.mean, covariance = reference.mean, reference.covariance
-        self.trace = covariance.trace()
+        self._fix(reference.mean, reference.covariance)
+
+    @classmethod
+    def from_moments(cls, mean: Tensor, covariance: Tensor) -> Frechet:
+        """Distances to a Gaussian given by its mean (F,) and unbiased covariance (F, F).
+
+        Raises:
+            ValueError: the shapes do not fit each other.
+        """
+        if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"moments must have shapes (F,) and (F, F), but got "
+                             f"{tuple(mean.shape)} and {tuple(covariance.shape)}")  # fmt: skip
+        self = cls.__new__(cls)
+        self._fix(mean.double(), covariance.double())
+        return self
+
+    def _fix(self, mean: Tensor, covariance: Tensor) -> None:
+        self.mean, self.trace = mean, covariance.trace()
         values, vectors = torch.linalg.eigh(covariance)
         self.root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
@@ -85,14 +113,35 @@ class Frechet:
         Raises:
             ValueError: the feature widths differ.
         """
+        shift, trace, product = self._parts(stats)
+        cross = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
+        return float(shift.square().sum() + trace - 2 * cross)
+
+    def tangent(self, stats: FeatureStats) -> Tangent:
+        """The distance and its derivative by the moments of the set.
+
+        d tr(S1^1/2 S2 S1^1/2)^1/2 = 1/2 tr(W dS2), where W = S1^1/2 (S1^1/2 S2 S1^1/2)^-1/2 S1^1/2
+        maps the set's Gaussian to the reference's. Eigenvalues that are rounding have no direction
+        to speak of, and add nothing to W: along them the set does not vary.
+
+        Raises:
+            ValueError: the feature widths differ.
+        """
+        shift, trace, product = self._parts(stats)
+        values, vectors = torch.linalg.eigh(product)
+        kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+        roots = values[kept].sqrt()
+        factor = self.root @ (vectors[:, kept] / roots.sqrt())
+        return Tangent(float(shift.square().sum() + trace - 2 * roots.sum()), shift, factor, roots)
+
+    def _parts(self, stats: FeatureStats) -> tuple[Tensor, Tensor, Tensor]:
+        """Difference of the means, sum of the traces, S1^1/2 S2 S1^1/2."""
         if stats.total.shape != self.mean.shape:
             raise ValueError(f"both sets must have features of one width, but got "
                              f"{len(stats.total)} and {len(self.mean)}")  # fmt: skip
         covariance = stats.covariance
-        values = torch.linalg.eigvalsh(self.root @ covariance @ self.root)
-        shift = (stats.mean - self.mean).square().sum()
-        cross = values.clamp_min(0).sqrt().sum()
-        return float(shift + self.trace + covariance.trace() - 2 * cross)
+        product = self.root @ covariance @ self.root
+        return stats.mean - self.mean, self.trace + covariance.trace(), product
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
@@ -105,26 +154,55 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
 
 
 class Jackknife(NamedTuple):
-    """A value on all samples and on all but one group of samples, for each group (G,)."""
+    """A value on all samples and on all but one group of samples, for each group (G,).
+
+    Where the value is nearly quadratic in the samples, as FID near zero is, the spread over groups
+    overstates its variance, and the variance grows with the true value. `excess` and `slope` tell
+    how much (see `ig_core.uncertainty`); they are 0 where that is not known.
+    """
 
     value: float
     without: Tensor
+    excess: float = 0.0
+    """What the spread over groups overstates the variance by."""
+    slope: float = 0.0
+    """Derivative of the variance by the true value."""
 
     @property
     def standard_error(self) -> float:
-        """Delete-one-group jackknife standard error (Efron and Stein 1981)."""
+        """Delete-one-group jackknife standard error (Efron and Stein 1981), less the excess."""
         groups = len(self.without)
-        spread = (self.without - self.without.mean()).square().sum()
-        return math.sqrt(float(spread) * (groups - 1) / groups)
+        spread = float((self.without - self.without.mean()).square().sum()) * (groups - 1) / groups
+        return math.sqrt(max(spread - self.excess, 0.0))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided Student interval around the value."""
-        half = student_quantile((1 + level) / 2, len(self.without) - 1) * self.standard_error
-        return self.value - half, self.value + half
+        """Two-sided Student interval: the true values from which this one is not too far.
+
+        With a slope, the variance is taken at the true value, as in Wilson's interval for a
+        proportion: |value - true|^2 <= q^2 (standard_error^2 + slope (true - value)).
+        """
+        quantile = student_quantile((1 + level) / 2, len(self.without) - 1)
+        centre = quantile**2 * self.slope / 2
+        half = math.hypot(centre, quantile * self.standard_error)
+        return self.value + centre - half, self.value + centre + half
 
     def improvement_over(self, other: Jackknife) -> Jackknife:
-        """1 - self / other, paired: both left out the same groups."""
+        """1 - self / other, paired: both left out the same groups.
+
+        Noise that both share cancels; what they do not share near zero makes the interval wide.
+        """
         return Jackknife(1 - self.value / other.value, 1 - self.without / other.without)
+
+    def minus(self, other: Jackknife) -> Jackknife:
+        """Self - other, paired: both left out the same groups.
+
+        Raises:
+            ValueError: the numbers of groups differ.
+        """
+        if len(self.without) != len(other.without):
+            raise ValueError(f"a paired difference needs the same groups, but got "
+                             f"{len(self.without)} and {len(other.without)}")  # fmt: skip
+        return Jackknife(self.value - other.value, self.without - other.without)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
@@ -136,12 +214,18 @@ def student_quantile(probability: float, freedom: int) -> float:
     return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3
 
 
+def group_rows(rows: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """Part g holds the rows g N / G .. (g + 1) N / G of N."""
+    return rows.tensor_split([len(rows) * group // groups for group in range(1, groups)])
+
+
 def fid_jackknife(features: Tensor, reference: Frechet, groups: int) -> Jackknife:
     """FID of features (N, F) with leave-one-group-out values for its sampling error.
 
     FID is a smooth function of means, so the jackknife captures its spread; the reference counts
     as fixed. The interval is for the expected FID at this N, which FID's bias puts above the FID
-    of infinitely many samples. Group g holds the rows g N / G .. (g + 1) N / G.
+    of infinitely many samples. It costs G eigen-decompositions, and near zero the interval is
+    wider than need be: `ig_core.uncertainty.fid_estimates` does better where N is large enough.
 
     Raises:
         ValueError: fewer than two groups, or fewer than two rows a group.
@@ -149,8 +233,7 @@ def fid_jackknife(features: Tensor, reference: Frechet, groups: int) -> Jackknif
     if groups < 2 or len(features) < 2 * groups:
         raise ValueError(f"{groups} groups need at least 2 groups and {2 * groups} features, "
                          f"but got {len(features)} features")  # fmt: skip
-    ends = [len(features) * group // groups for group in range(1, groups)]
-    parts = [FeatureStats.from_features(part) for part in features.tensor_split(ends)]
+    parts = [FeatureStats.from_features(part) for part in group_rows(features, groups)]
     whole = parts[0]
     for part in parts[1:]:
         whole = whole + part

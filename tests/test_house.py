@@ -29,7 +29,7 @@ ONLY_IN = {
     "matplotlib": {"pipelines/plots.py"},
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},
-    "PIL": {"pipelines/stages/sample.py"},
+    "PIL": {"pipelines/stages/sample.py", "ig_core/image_files.py"},
     "torch_fidelity": {"ig_core/fidelity.py"},
     "torchvision": {"ig_core/torchvision_shim.py"},
     "torchdiffeq": {"ig_core/sampling.py"},

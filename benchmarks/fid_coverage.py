@@ -1,0 +1,192 @@
+"""How often the 95 % intervals of `ig_core.uncertainty` hold the true Frechet distance.
+
+Features are drawn with a known mean and covariance, so the distance is known in closed form. For
+each case: FID at N, the share of repeats whose interval holds the expectation of FID at N, and the
+share whose interval for FID at infinity holds the distance; beside them what the plain jackknife
+and the extrapolation from one pair of sizes (N, N / 2) achieve. The second table does the same for
+the difference of two sets that share most of their noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.timing import print_table
+from ig_core.metrics import FeatureStats, Frechet, Jackknife, group_rows
+from ig_core.uncertainty import fid_estimates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZES = {16: (160, 1000), 2: (100,), 64: (640, 3000), 256: (2560,)}
+"""F -> numbers of rows."""
+SPECTRA = {
+    "flat": lambda k: np.ones(len(k)),
+    "1/k": lambda k: 1 / k,
+    "1/k^2": lambda k: 1 / k**2,
+    "exp": lambda k: np.exp(-14 * (k - 1) / max(len(k) - 1, 1)),
+}
+
+
+class Case(NamedTuple):
+    """Two Gaussians: the reference (0, A^2) and the features' (mean, L L^T)."""
+
+    mean: Tensor
+    factor: Tensor
+    reference: Frechet
+    distance: float
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Features (N, F) from uncorrelated noise (N, F) of mean 0 and variance 1."""
+        return noise @ self.factor.T + self.mean
+
+
+class Tally(NamedTuple):
+    """One number a repeat: a value and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, estimate: Jackknife) -> Tally:
+        """Value and 95 % interval."""
+        return cls(estimate.value, *estimate.interval(0.95))
+
+
+def case(width: int, spectrum: str, scale: float, shift: float, turn: float) -> Case:
+    """Reference with the spectrum; features with `scale` times it, turned, and moved by `shift`.
+
+    A scale of 0 means the spectrum in reverse order.
+    """
+    variances = torch.from_numpy(SPECTRA[spectrum](np.arange(1.0, width + 1)))
+    own = variances.flip(0) if scale == 0 else variances * scale
+    skew = torch.randn(width, width, generator=torch.Generator().manual_seed(5)).double()
+    factor = torch.linalg.matrix_exp(turn * (skew - skew.T) / math.sqrt(width)) * own.sqrt()
+    mean = torch.full((width,), shift, dtype=torch.float64)
+    reference = Frechet.from_moments(torch.zeros_like(mean), variances.diag())
+    cross = torch.linalg.svdvals(variances.sqrt()[:, None] * factor).sum()
+    distance = mean.square().sum() + variances.sum() + own.sum() - 2 * cross
+    return Case(mean, factor, reference, float(distance))
+
+
+CASES = {
+    "flat, equal": ("flat", 1.0, 0.0, 0.0),
+    "flat, near": ("flat", 1.02, 0.01, 0.02),
+    "flat, far": ("flat", 1.5, 0.2, 0.3),
+    "1/k, equal": ("1/k", 1.0, 0.0, 0.0),
+    "1/k^2, near": ("1/k^2", 1.1, 0.003, 0.05),
+    "exp, near": ("exp", 1.1, 0.003, 0.05),
+    "exp, reversed": ("exp", 0.0, 0.1, 0.0),
+}
+"""Spectrum, scale, shift of the mean, turn of the axes; exp spans 6 orders of magnitude."""
+
+
+def normal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Standard normal noise."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def exponential(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Skewed noise of kurtosis 9; mean 0, variance 1."""
+    return -torch.rand(shape, generator=generator, dtype=torch.float64).clamp_min(1e-300).log() - 1
+
+
+NOISE: dict[str, Callable[[tuple[int, int], torch.Generator], Tensor]] = {
+    "normal": normal,
+    "exponential": exponential,
+}
+
+
+def share(tallies: list[Tally], true: float) -> str:
+    """Share of intervals that hold the true value."""
+    return f"{np.mean([tally.low <= true <= tally.high for tally in tallies]):.3f}"
+
+
+def halved(features: Tensor, whole: Jackknife, reference: Frechet) -> Jackknife:
+    """2 FID(N) - mean FID(N / 2) of one pair of halves, with the jackknife's spread."""
+    halves = [FeatureStats.from_features(part) for part in group_rows(features, 2)]
+    value = 2 * whole.value - sum(map(reference.distance, halves)) / 2
+    return Jackknife(value, whole.without)
+
+
+def single(subject: Case, count: int, repeats: int, noise: str) -> list[str]:
+    """Coverage for one set of `count` rows."""
+    generator = torch.Generator().manual_seed(0)
+    plain, at_size, infinite, simple = [], [], [], []
+    for _ in range(repeats):
+        features = subject.draw(NOISE[noise]((count, len(subject.mean)), generator))
+        found = fid_estimates(features, subject.reference)
+        assert found.infinite is not None
+        bare = found.at_size._replace(excess=0.0, slope=0.0)
+        plain.append(Tally.of(bare))
+        at_size.append(Tally.of(found.at_size))
+        infinite.append(Tally.of(found.infinite))
+        simple.append(Tally.of(halved(features, bare, subject.reference)))
+    expected = float(np.mean([tally.value for tally in at_size]))
+    values = [tally.value for tally in infinite]
+    bias = (np.mean(values) - subject.distance) / np.std(values)
+    return [f"{subject.distance:.4f}", f"{expected:.4f}", share(plain, expected),
+            share(at_size, expected), share(simple, subject.distance),
+            share(infinite, subject.distance), f"{bias:+.2f}"]  # fmt: skip
+
+
+def paired(first: Case, second: Case, count: int, repeats: int) -> list[str]:
+    """Coverage of differences and ratios of two sets, 90 % of whose noise is shared."""
+    generator = torch.Generator().manual_seed(0)
+    shape = count, len(first.mean)
+    sizes, at_size, infinite, gain, errors = [], [], [], [], []
+    for _ in range(repeats):
+        common = normal(shape, generator)
+        other = math.sqrt(0.9) * common + math.sqrt(0.1) * normal(shape, generator)
+        one = fid_estimates(first.draw(common), first.reference)
+        two = fid_estimates(second.draw(other), second.reference)
+        assert one.infinite is not None
+        assert two.infinite is not None
+        sizes.append((one.at_size.value, two.at_size.value))
+        at_size.append(Tally.of(one.at_size.minus(two.at_size)))
+        gain.append(Tally.of(one.at_size.improvement_over(two.at_size)))
+        difference = one.infinite.minus(two.infinite)
+        infinite.append(Tally.of(difference))
+        alone = math.hypot(one.infinite.standard_error, two.infinite.standard_error)
+        errors.append(difference.standard_error / alone)
+    ours, theirs = np.mean(sizes, axis=0)
+    true = first.distance - second.distance
+    return [f"{true:.4f}", share(at_size, ours - theirs), share(gain, 1 - ours / theirs),
+            share(infinite, true), f"{np.median(errors):.2f}"]  # fmt: skip
+
+
+PAIRS = [("flat, near", "flat, far"), ("exp, near", "1/k^2, near"), ("flat, near", "flat, near")]
+
+
+def main() -> None:
+    """Print a table for each size, and one of differences."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--repeats", type=int, default=500)
+    arguments.add_argument("--widths", type=int, nargs="*", choices=SIZES, default=list(SIZES))
+    arguments.add_argument("--noise", choices=NOISE, default="normal")
+    arguments.add_argument("--pairs", action="store_true", help="the table of differences too")
+    given = arguments.parse_args()
+    torch.set_num_threads(1)
+    for width, count in [(width, count) for width in given.widths for count in SIZES[width]]:
+        print(f"F = {width}, N = {count}, {given.noise} noise, {given.repeats} repeats\n")
+        rows = [[name, *single(case(width, *CASES[name]), count, given.repeats, given.noise)]
+                for name in CASES]  # fmt: skip
+        print_table(["case", "true", "mean FID(N)", "FID(N): jackknife", "ours",
+                     "infinity: halves", "ours", "bias / sd"], rows)  # fmt: skip
+    if given.pairs:
+        rows = [[f"{one} - {two}", str(width), str(count),
+                 *paired(case(width, *CASES[one]), case(width, *CASES[two]), count, given.repeats)]
+                for width, count in ((16, 400), (64, 1280)) for one, two in PAIRS]  # fmt: skip
+        print_table(["difference", "F", "N", "true", "at N", "ratio at N", "at infinity",
+                     "error / unpaired"], rows)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
