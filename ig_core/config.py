@@ -273,12 +273,6 @@ class SamplerConfig:
         """The same sampler with what its method does not read reset to the default."""
         return self if self.method == "sde" else replace(self, last_step=SamplerConfig.last_step)
 
-    @property
-    def network_evaluations(self) -> int | None:
-        """Evaluations of the velocity for each sample (NFE); None where the method decides."""
-        each = {"euler": 1, "heun": 2, "sde": 1}.get(self.method)
-        return None if each is None else each * self.num_steps
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

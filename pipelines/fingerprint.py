@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ig_core.config import SamplerConfig
 from pipelines.graph import VERSIONS, Node
 from pipelines.keys import content_key
 
@@ -67,7 +66,6 @@ def fingerprint(evaluate: Node) -> Fingerprint:
     features = next(node for name, node in evaluate.inputs.items() if name.startswith("part-"))
     images, extractor = features.inputs["images"], features.inputs["extractor"]
     sampler = images.config.get("sampler")
-    evaluations = SamplerConfig(**sampler).network_evaluations if sampler else None
     used = ("images", "features", "reference", "evaluate")
     weights = extractor.config.get("weights_sha256", extractor.key)
     return Fingerprint(
@@ -77,13 +75,19 @@ def fingerprint(evaluate: Node) -> Fingerprint:
         labels=sample.config.get("labels", images.config.get("labels", "as given")),
         bank=images.config.get("seed", images.config.get("sha256", "")),
         sampler=sampler,
-        network_evaluations=evaluations,
+        network_evaluations=_network_evaluations(sampler),
         pixels=UINT8_RULE if sampler else "made elsewhere",
         decoder="none: the model works on pixels" if sampler else "made elsewhere",
         settings={name: evaluate.config[name] for name in
                   ("kid_subsets", "kid_subset_size", "isc_splits")},
         versions={kind: VERSIONS[kind] for kind in used},
     )  # fmt: skip
+
+
+def _network_evaluations(sampler: dict[str, Any] | None) -> int | None:
+    if sampler is None:
+        return None
+    return int(sampler["num_steps"]) * (2 if sampler["method"] == "heun" else 1)
 
 
 def require_one_protocol(found: Iterable[tuple[str, Fingerprint]]) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     "data": 1,
     "extractor": 1,
-    "reference": 1,
+    "reference": 2,
     "checkpoint": 1,
     "images": 1,
     "sample": 1,

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 LOSS_POINTS = 200
 """Points of a loss curve; each is the mean over the steps since the one before."""
+HEADLINE_METRICS = (
+    "fid_low", "fid_high", "fid_infinity", "fid_infinity_low", "fid_infinity_high", "fid_balanced",
+    "sfid", "kid", "precision", "recall", "inception_score",
+)  # fmt: skip
+"""Of an evaluation, shown under the same names; `fid` is `fid_final` there."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,10 @@ def metric_values(results: Results, headline_scale: float | None = None) -> Iter
     headline = results.headline(headline_scale)
     if headline is not None:
         step, stamp = headline.point.step, timestamp_ms(headline)
-        names = {"fid_final": "fid", "fid_low": "fid_low", "fid_high": "fid_high", "kid": "kid",
-                 "precision": "precision", "recall": "recall",
-                 "inception_score": "inception_score"}  # fmt: skip
+        names = {"fid_final": "fid", **{name: name for name in HEADLINE_METRICS}}
         for key, source in names.items():
-            yield Value(key, step, float(headline.metrics[source]), stamp)
+            if source in headline.metrics:  # a reference of moments alone gives fewer
+                yield Value(key, step, float(headline.metrics[source]), stamp)
     yield from _losses(results)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -57,12 +57,25 @@ def _scale_table(results: Results) -> Table:
             f"{m.fid:.2f}",
             f"{metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f}",
             "" if gain is None else _change(gain),
-            f"{metrics['precision']:.3f}",
-            f"{metrics['recall']:.3f}",
-            f"{metrics['inception_score']:.2f}",
+            _number(metrics, "precision", 3),
+            _number(metrics, "recall", 3),
+            _number(metrics, "inception_score", 2),
             style="bold" if best and m is best[0] else None,
         )
     return table
+
+
+def _infinity(metrics: dict[str, Any]) -> str:
+    """FID without the bias of its number of samples, where there are enough of them."""
+    if "fid_infinity" not in metrics:
+        return ""
+    low, high = metrics["fid_infinity_low"], metrics["fid_infinity_high"]
+    return f"; of infinitely many samples: {metrics['fid_infinity']:.2f} ({low:.2f} .. {high:.2f})"
+
+
+def _number(metrics: dict[str, Any], name: str, digits: int) -> str:
+    """A metric, or a dash where the reference or the number of samples does not give it."""
+    return f"{metrics[name]:.{digits}f}" if name in metrics else "-"
 
 
 def _change(gain: tuple[float, float, float]) -> str:
@@ -92,7 +105,7 @@ def _verdict(results: Results) -> str:
         lines.append(
             f"[bold]Reported: scale {m.scale:g}, FID {m.fid:.2f} ({m.metrics['fid_low']:.2f} .. "
             f"{m.metrics['fid_high']:.2f}){against}[/bold], on noise that had no part in the "
-            f"choice (bank {results.experiment.evaluation.report_bank})."
+            f"choice (bank {results.experiment.evaluation.report_bank}){_infinity(m.metrics)}."
         )
     lines.append("Intervals are of the sampling alone, for FID at this number of samples.")
     lines.append(f"Protocol: {_protocol(results)}\n")

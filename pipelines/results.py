@@ -187,7 +187,12 @@ def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:
     from ig_core.metrics import Jackknife
 
     without = torch.tensor(metrics["fid_without_group"], dtype=torch.float64)
-    return Jackknife(float(metrics["fid"]), without)
+    return Jackknife(
+        float(metrics["fid"]),
+        without,
+        metrics.get("fid_excess", 0.0),
+        metrics.get("fid_slope", 0.0),
+    )
 
 
 def _improvement(measurement: Measurement, base: Measurement) -> tuple[float, float, float]:

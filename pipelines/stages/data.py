@@ -8,20 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from ig_core.fidelity import DIGITS_CNN, make_extractor, read_weights, train_digits_net
+from ig_core.fidelity import (
+    DIGITS_CNN,
+    FEATURE_LAYERS,
+    INCEPTION,
+    ImageFeatures,
+    make_image_extractor,
+    read_weights,
+    train_digits_net,
+)
+from ig_core.image_files import read_image_batches
 from ig_core.images import ImageSet, read_images, write_images
+from ig_core.metrics import FeatureStats
+from ig_core.reference import Moments, read_reference
 from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pipelines.stages.build import Context
 
 IMAGES = "images.parquet"
 WEIGHTS = "weights.safetensors"
 FEATURES = "features.safetensors"
+MOMENTS = "moments.safetensors"
 
 
 def build_data(context: Context, directory: Path) -> None:
@@ -47,9 +59,7 @@ def build_extractor(context: Context, directory: Path) -> None:
     """Keep the weights of the feature extractor: given by a file, or trained here on the data."""
     evaluation = context.experiment.evaluation
     if evaluation.extractor_weights is not None:
-        path = Path(evaluation.extractor_weights)
-        if file_digest(path) != context.node.config["weights_sha256"]:
-            raise ValueError(f"extractor_weights {path} changed since the run began")
+        path = pinned_file(context, "extractor_weights", "weights_sha256")
         save_file(read_weights(path), directory / WEIGHTS)
         return
     images = read_images([context.input("data") / IMAGES])
@@ -61,27 +71,61 @@ def build_extractor(context: Context, directory: Path) -> None:
     (directory / "report.json").write_text(json.dumps(report) + "\n")
 
 
-def _extractor(
-    context: Context,
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:
     """The extractor of an evaluation, with the weights of its artifact."""
     name = context.experiment.evaluation.extractor
-    return _made_extractor(name, context.input("extractor") / WEIGHTS, context.device)
+    return _made_extractor(name, context.input("extractor") / WEIGHTS, context.device,
+                           spatial=name == INCEPTION)  # fmt: skip
 
 
 # The last one used: a worker extracts features of many shards.
-_made_extractor = functools.lru_cache(maxsize=1)(make_extractor)
+_made_extractor = functools.lru_cache(maxsize=1)(make_image_extractor)
 
 
-def write_features(context: Context, images: ImageSet, path: Path) -> None:
-    """Features (N, F) and logits (N, K) of images, float32."""
-    extract, size = _extractor(context), context.experiment.resources.sample_batch
-    pieces = [extract(batch) for batch in images.image.split(size)]
-    features, logits = (torch.cat(column) for column in zip(*pieces, strict=True))
-    save_file({"features": features, "logits": logits}, path)
+def write_features(context: Context, batches: Iterable[torch.Tensor], path: Path) -> None:
+    """Features (N, F), logits (N, K) and, of Inception, spatial features (N, 2023) of images."""
+    extract = _extractor(context)
+    pieces = [extract(batch) for batch in batches]
+    columns = zip(ImageFeatures._fields, zip(*pieces, strict=True), strict=True)
+    save_file({name: torch.cat(column) for name, column in columns if column[0] is not None}, path)
 
 
 def build_reference(context: Context, directory: Path) -> None:
-    """Features of the real images."""
-    images = read_images([context.input("data") / IMAGES])
-    write_features(context, images, directory / FEATURES)
+    """Moments of the real images' features, and the features of those that are at hand.
+
+    Of a reference file the moments are taken as they stand, of however many images they are.
+    """
+    size, features = context.experiment.resources.sample_batch, directory / FEATURES
+    if "data" in context.node.inputs:
+        images = read_images([context.input("data") / IMAGES])
+        write_features(context, images.image.split(size), features)
+        found = load_file(features)
+        moments = {"features": moments_of(found["features"])}
+        if "spatial" in found:
+            moments["spatial"] = moments_of(found["spatial"])
+    else:
+        path = pinned_file(context, "reference", "sha256")
+        width = int(FEATURE_LAYERS[context.experiment.evaluation.extractor][0])
+        reference = read_reference(path, width)
+        moments = {"features": reference.pooled}
+        if reference.spatial is not None:
+            moments["spatial"] = reference.spatial
+        if reference.has_images:
+            write_features(context, read_image_batches(path, size), features)
+    save_file({f"{name}.{part}": getattr(value, part).contiguous()
+               for name, value in moments.items() for part in Moments._fields},
+              directory / MOMENTS)  # fmt: skip
+
+
+def moments_of(features: torch.Tensor) -> Moments:
+    """Mean and unbiased covariance of features (N, F)."""
+    stats = FeatureStats.from_features(features)
+    return Moments(stats.mean, stats.covariance)
+
+
+def pinned_file(context: Context, field: str, digest: str) -> Path:
+    """A file that the evaluation names; what is read must be what was pinned."""
+    path = Path(getattr(context.experiment.evaluation, field))
+    if file_digest(path) != context.node.config[digest]:
+        raise ValueError(f"{field} {path} changed since the run began")
+    return path

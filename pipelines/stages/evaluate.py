@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 
 from ig_core.fidelity import inception_score, kernel_distance, precision_recall
 from ig_core.images import read_images
-from ig_core.metrics import FeatureStats, Frechet, fid_jackknife
-from pipelines.stages.data import FEATURES, IMAGES, write_features
+from ig_core.metrics import FeatureStats, Frechet
+from ig_core.pools import random_pool, rows_of
+from ig_core.uncertainty import fid_estimates
+from pipelines.fingerprint import fingerprint
+from pipelines.stages.data import FEATURES, IMAGES, MOMENTS, write_features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,33 +28,88 @@ METRICS = "metrics.json"
 def build_features(context: Context, directory: Path) -> None:
     """Features of one shard of samples."""
     images = read_images([context.input("images") / IMAGES])
-    write_features(context, images, directory / FEATURES)
+    batches = images.image.split(context.experiment.resources.sample_batch)
+    write_features(context, batches, directory / FEATURES)
 
 
 def build_evaluation(context: Context, directory: Path) -> None:
-    """Metrics of a set of samples against the reference."""
-    config = context.node.config
-    reference = load_file(context.input("reference") / FEATURES)["features"]
-    parts = [load_file(part / FEATURES) for part in context.parts()]
-    features = torch.cat([part["features"] for part in parts])
-    logits = torch.cat([part["logits"] for part in parts])
-    del parts
+    """Metrics of a set of samples against the reference.
 
-    fid = fid_jackknife(features, Frechet(FeatureStats.from_features(reference)), config["groups"])
+    Random labels are the headline where there are any; the class-balanced part of the same pool is
+    measured too.
+    """
+    reference = _read_reference(context.input("reference"))
+    parts = [load_file(part / FEATURES) for part in context.parts()]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    del parts
+    sample = context.node.inputs["sample"].config
+    count = sample["num_samples"]
+    balanced = {name: rows[:count] for name, rows in whole.items()}
+    metrics: dict[str, Any] = {"num_samples": count}
+    if sample.get("labels") == "random":
+        pool = random_pool(sample["seed"], count, sample["num_classes"])
+        rows = torch.from_numpy(rows_of(pool))
+        metrics |= _measure({name: values[rows] for name, values in whole.items()}, reference,
+                            context.node.config)  # fmt: skip
+        metrics |= {f"{name}_balanced": value for name, value in
+                    _measure(balanced, reference, context.node.config).items()}  # fmt: skip
+    else:
+        metrics |= _measure(balanced, reference, context.node.config)
+    mark = fingerprint(context.node)
+    metrics["fingerprint"] = {"id": mark.id, **dataclasses.asdict(mark)}
+    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+class _Reference(NamedTuple):
+    """What samples are compared with."""
+
+    pooled: Frechet
+    spatial: Frechet | None
+    features: torch.Tensor | None
+    """(M, F); None: the reference is moments alone."""
+
+
+def _read_reference(folder: Path) -> _Reference:
+    moments = load_file(folder / MOMENTS)
+    spatial = None
+    if "spatial.mean" in moments:
+        spatial = Frechet.from_moments(moments["spatial.mean"], moments["spatial.covariance"])
+    images = folder / FEATURES
+    return _Reference(
+        Frechet.from_moments(moments["features.mean"], moments["features.covariance"]),
+        spatial,
+        load_file(images)["features"] if images.exists() else None,
+    )
+
+
+def _measure(
+    rows: dict[str, torch.Tensor], reference: _Reference, config: dict[str, Any]
+) -> dict[str, Any]:
+    """All metrics of one set of rows; those that the reference cannot give are missing."""
+    features = rows["features"]
+    fid, infinite = fid_estimates(features, reference.pooled, config["groups"],
+                                  config.get("shuffle_seed"))  # fmt: skip
+    score, score_std = inception_score(rows["logits"], config["isc_splits"])
     low, high = fid.interval()
-    precision, recall = precision_recall(features, reference)
-    score, score_std = inception_score(logits, config["isc_splits"])
-    metrics = {
-        "num_samples": len(features),
+    metrics: dict[str, Any] = {
         "fid": fid.value,
         "fid_low": low,
         "fid_high": high,
         "fid_without_group": fid.without.tolist(),
-        "kid": kernel_distance(features, reference, config["kid_subsets"],
-                               config["kid_subset_size"]),
-        "precision": precision,
-        "recall": recall,
+        "fid_excess": fid.excess,
+        "fid_slope": fid.slope,
         "inception_score": score,
         "inception_score_std": score_std,
-    }  # fmt: skip
-    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    }
+    if infinite is not None:
+        low, high = infinite.interval()
+        metrics |= {"fid_infinity": infinite.value, "fid_infinity_low": low,
+                    "fid_infinity_high": high}  # fmt: skip
+    if reference.spatial is not None and "spatial" in rows:
+        metrics["sfid"] = reference.spatial.distance(FeatureStats.from_features(rows["spatial"]))
+    if reference.features is not None:
+        precision, recall = precision_recall(features, reference.features)
+        kid = kernel_distance(features, reference.features, config["kid_subsets"],
+                              config["kid_subset_size"])  # fmt: skip
+        metrics |= {"kid": kid, "precision": precision, "recall": recall}
+    return metrics

@@ -21,8 +21,9 @@ from experiments import Experiment, Resources, get_experiment
 from pipelines.artifacts import Store
 from pipelines.dag import Pipeline
 from pipelines.experiment_run import run_experiment
-from pipelines.graph import Graph
+from pipelines.graph import Graph, closure
 from pipelines.home import Home
+from pipelines.results import collect
 from pipelines.runners import InlineRunner
 
 ROOT = Path(__file__).parent.parent.parent
@@ -111,6 +112,12 @@ class Finished:
     @property
     def graph(self) -> Graph:
         return Graph(self.experiment)
+
+    @property
+    def nodes(self) -> list:
+        """Everything that it built."""
+        reported = [m.point.evaluate for m in collect(self.home.store, self.graph).report]
+        return list(closure((*self.graph.targets, *reported)))
 
     def copy_store(self, target: Path) -> Store:
         """A store of one's own with the same artifacts."""

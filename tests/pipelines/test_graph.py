@@ -436,12 +436,12 @@ FROZEN = {
     "run": "60d6f5e154b002744cb0",
     "data": "dd37777a243e6b0b8956",
     "extractor": "14604cdd858bddba8836",
-    "reference": "bccda224e845622791ed",
+    "reference": "2220825ed5391ffc246f",
     "checkpoint": "d074896f4ec3bcb129bd-00000010",
     "images": "ebf6209363c29982c262",
     "sample": "217c4f897f02ed82aea2",
     "features": "62cb7ecc3755e3e04dd6",
-    "evaluate": "bb5e6e0ba01591e249a0",
+    "evaluate": "d392c5f2312a7f8897c7",
 }
 
 

@@ -88,8 +88,9 @@ def test_the_table_has_all_measurements(report, finished):
     with (report[0] / "results.csv").open() as file:
         table = list(csv.DictReader(file))
     results = collect(finished.home.store, finished.graph)
-    assert [float(row["fid"]) for row in table] == [m.fid for m in (*results.curve, *results.final)]
-    assert {row["part"] for row in table} == {"curve", "final"}
+    shown = (*results.curve, *results.final, *results.report)
+    assert [float(row["fid"]) for row in table] == [m.fid for m in shown]
+    assert {row["part"] for row in table} == {"curve", "final", "report"}
 
 
 def test_the_experiment_beside_the_report_is_the_one_that_was_run(report, finished):

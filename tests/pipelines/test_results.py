@@ -9,7 +9,8 @@ import torch
 
 from ig_core.training import HISTORY_COLUMNS
 from pipelines.artifacts import Artifact, CorruptArtifactError, Store
-from pipelines.graph import Graph, closure
+from pipelines.fingerprint import require_one_protocol
+from pipelines.graph import Graph
 from pipelines.results import Measurement, Results, collect, preview
 from tests.pipelines.conftest import damage, tiny
 
@@ -65,6 +66,54 @@ def test_numbers_are_those_of_the_files(finished):
         assert m.fid == m.metrics["fid"]
         assert m.metrics["fid_low"] < m.fid < m.metrics["fid_high"]
         assert len(m.metrics["fid_without_group"]) == 10
+
+
+def test_what_was_chosen_is_reported_on_noise_that_had_no_part_in_it(finished):
+    results = collect(finished.home.store, finished.graph)
+    assert results.chosen_scale == min(results.final, key=lambda m: m.fid).scale
+    assert [m.scale for m in results.report] == sorted({1.0, results.chosen_scale})
+    for m in results.report:
+        assert {node.config["seed"] for node in m.point.images} == {1}
+        same = next(f for f in results.final if f.scale == m.scale)
+        assert m.fid != same.fid
+    reported, gain = results.reported()
+    assert reported.scale == results.chosen_scale
+    if gain is not None:
+        assert gain[0] == pytest.approx(1 - reported.fid / results.report[0].fid)
+
+
+def test_nothing_is_chosen_while_a_scale_is_missing(store, finished):
+    node = finished.graph.final[0].evaluate
+    store.quarantine(node.kind, node.key)
+    results = collect(store, finished.graph)
+    assert results.chosen_scale is None
+    assert results.report == ()
+    assert results.reported() is None
+
+
+def test_every_result_carries_how_it_was_measured(finished):
+    results = collect(finished.home.store, finished.graph)
+    for m in (*results.curve, *results.final, *results.report):
+        kept = dict(m.metrics["fingerprint"])
+        assert kept.pop("id") == m.fingerprint.id
+        assert kept == json.loads(json.dumps(dataclasses.asdict(m.fingerprint)))
+    mark = results.final[0].fingerprint
+    assert (mark.num_samples, mark.labels, mark.bank) == (200, "balanced", 0)
+    assert (mark.network_evaluations, mark.sampler["method"]) == (2, "euler")
+    assert mark.extractor.startswith("digits-cnn ")
+    assert mark == results.final[1].fingerprint, "guidance is what is compared"
+
+
+def test_numbers_measured_otherwise_are_not_compared(finished):
+    results = collect(finished.home.store, finished.graph)
+    pairs = [
+        ("the curve", results.curve[-1].fingerprint),
+        ("the end", results.final[-1].fingerprint),
+    ]
+    with pytest.raises(ValueError, match=r"the curve and the end .* num samples 100 and 200"):
+        require_one_protocol(pairs)
+    require_one_protocol([pairs[0], pairs[0]])
+    require_one_protocol([])
 
 
 def test_an_empty_store_has_no_results(tmp_path):
@@ -194,11 +243,12 @@ def test_costs_add_up_by_stage(finished):
     results = collect(finished.home.store, finished.graph)
     costs = results.costs()
     assert list(costs.index) == ["data", "train", "sample", "evaluate"]
-    assert list(costs["artifacts"]) == [3, 2, 12, 12]
+    reported = 3 * len(results.report)  # two shards and the set, as for each final scale
+    assert list(costs["artifacts"]) == [3, 2, 12 + reported, 12 + reported]
     for stage in costs.index:
         artifacts = [
             finished.home.store.find(node.kind, node.key)
-            for node in closure(finished.graph.targets)
+            for node in finished.nodes
             if node.stage == stage
         ]
         assert costs.loc[stage, "seconds"] == pytest.approx(sum(a.seconds for a in artifacts))
@@ -220,10 +270,15 @@ def test_costs_leave_out_what_is_not_there(store, finished):
 def test_the_table_has_a_row_for_each_measurement(finished):
     results = collect(finished.home.store, finished.graph)
     table = results.table()
-    assert list(table["part"]) == ["curve"] * 4 + ["final"] * 2
-    assert list(table["step"]) == [10, 10, 20, 20, 20, 20]
-    assert list(table["ig_scale"]) == [1.0, 1.5] * 3
-    assert list(table["fid"]) == [m.fid for m in (*results.curve, *results.final)]
+    count = len(results.report)
+    assert list(table["part"]) == ["curve"] * 4 + ["final"] * 2 + ["report"] * count
+    assert list(table["step"]) == [10, 10, 20, 20, 20, 20] + [20] * count
+    assert list(table["ig_scale"])[:6] == [1.0, 1.5] * 3
+    shown = (*results.curve, *results.final, *results.report)
+    assert list(table["fid"]) == [m.fid for m in shown]
+    assert list(table["fingerprint"]) == [m.fingerprint.id for m in shown]
+    assert table.groupby("part")["fingerprint"].nunique().tolist() == [1, 1, 1]
+    assert table["fingerprint"].nunique() == 3, "another number of samples, another bank"
     assert {"kid", "precision", "recall", "inception_score", "num_samples"} <= set(table.columns)
     assert not table.map(lambda cell: isinstance(cell, list)).any().any()
 
