@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines.html import Html, figure, markup, tag
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 520, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
 COLORS = 8
-"""Colours in page.css; more series than that are told apart by dashes."""
+"""Colours in page.css."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Series:
     color: int
     bars: bool = False
     """Draw intervals as bars instead of a band."""
+    dashes: int = 0
+    """0 is a solid line; others of the same colour are told from it by 1 or 2."""
+
+    @property
+    def look(self) -> str:
+        """Classes of its line."""
+        return f"c{self.color % COLORS} dashes{self.dashes % 3}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Pixel of a value."""
         if self.log:
             value = max(value, self.low)
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -89,6 +97,7 @@ def line_chart(
     *,
     log: bool = False,
     reference: tuple[float, str] | None = None,
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> Html:
     """Lines with their intervals, a legend below; nothing if there is nothing finite to draw.
@@ -100,21 +109,23 @@ def line_chart(
         y_label: What is on the vertical one.
         log: Vertical axis in powers.
         reference: A level to compare with, and its name.
-        y_range: Vertical range, if charts are to be compared.
+        x_range: Horizontal range, if charts are to be compared.
+        y_range: Vertical range, likewise.
     """
     series = [_finite(line, positive=log) for line in series]
     series = [line for line in series if line.samples]
     if not series:
         return Html("")
     xs = [s.x for line in series for s in line.samples]
-    x = Axis(*_widened(min(xs), max(xs), 0.04), LEFT, WIDTH - RIGHT)
+    left, right = x_range or (min(xs), max(xs))
+    x = Axis(*_widened(left, right, 0.04), LEFT, WIDTH - RIGHT)
     extra = [] if reference is None else [reference[0]]
     low, high = y_range or y_limits(series, extra, log=log)
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
     drawing = markup(
         _frame(x, y, x_label, y_label),
         None if reference is None else _reference(y, *reference),
-        *(_draw(line, x, y, number) for number, line in enumerate(series)),
+        *(_draw(line, x, y) for line in series),
     )
     svg = tag("svg", drawing, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img",
               aria_label=f"{title}: {y_label} over {x_label}")  # fmt: skip
@@ -142,7 +153,7 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
 
 def _finite(line: Series, *, positive: bool) -> Series:
     kept = tuple(s for s in line.samples if math.isfinite(s.y) and (s.y > 0 or not positive))
-    return Series(line.label, kept, line.color, line.bars)
+    return replace(line, samples=kept)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", **more: object) -> Html:
@@ -177,9 +188,8 @@ def _reference(y: Axis, level: float, name: str) -> Html:
     return markup(line, _text(WIDTH - RIGHT, at - 5, name, "end"))
 
 
-def _draw(line: Series, x: Axis, y: Axis, position: int) -> Html:
+def _draw(line: Series, x: Axis, y: Axis) -> Html:
     color = line.color % COLORS
-    dashed = " dashed" if position >= COLORS else ""
     points = [(x(s.x), y(s.y)) for s in line.samples]
     ranged = [(x(s.x), y(s.low), y(s.high)) for s in line.samples
               if s.low is not None and s.high is not None
@@ -192,7 +202,7 @@ def _draw(line: Series, x: Axis, y: Axis, position: int) -> Html:
         outline = [(at, low) for at, low, _ in ranged] + [(at, h) for at, _, h in ranged[::-1]]
         parts.append(tag("polygon", points=_path(outline), class_=f"band f{color}"))
     if len(points) > 1:
-        parts.append(tag("path", d=f"M{_path(points)}", class_=f"curve c{color}{dashed}"))
+        parts.append(tag("path", d=f"M{_path(points)}", class_=f"curve {line.look}"))
     parts += [
         tag("g", tag("title", s.text or f"{line.label}: {s.y:g}"),
             tag("circle", cx=px, cy=py, r=3.4, class_=f"f{color}"))
@@ -206,13 +216,11 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _legend(series: Sequence[Series]) -> Html:
-    def key(line: Series, position: int) -> Html:
-        dashed = " dashed" if position >= COLORS else ""
-        stroke = tag("line", x1=0, x2=24, y1=5, y2=5,
-                     class_=f"c{line.color % COLORS}{dashed}", stroke_width=2.5)  # fmt: skip
+    def key(line: Series) -> Html:
+        stroke = tag("line", x1=0, x2=24, y1=5, y2=5, class_=line.look, stroke_width=2.5)
         return tag("svg", stroke, viewBox="0 0 24 10", aria_hidden="true")
 
-    return tag("ul", *(tag("li", key(line, n), line.label) for n, line in enumerate(series)),
+    return tag("ul", *(tag("li", key(line), line.label) for line in series),
                class_="legend")  # fmt: skip
 
 

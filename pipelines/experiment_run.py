@@ -8,13 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.activity import Activity
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
 from pipelines.graph import Graph, resolve
 from pipelines.plots import write_report
 from pipelines.progress import ProgressDisplay
 from pipelines.report import print_report
+from pipelines.report_command import run_folder
 from pipelines.results import collect
+from pipelines.run_page import headline, write_run_page
 from pipelines.runners import Runner, describe_runner, make_runner
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def run_experiment(
     command, started = _command(), time.monotonic()
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
-    with in_use(store):
+    with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, experiment, graph.run_key)
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
@@ -53,17 +56,21 @@ def run_experiment(
             f"to build, results in {home.root}", highlight=False, soft_wrap=True,
         )  # fmt: skip
         if plan.missing:
-            _execute(graph, targets, home, console)
+            _execute(graph, targets, home, console, activity)
+        activity.update(phase="reporting", where="")
         results = collect(store, graph)
-        directory = home.report / f"{experiment.name}-{graph.run_key[:8]}"
-        files = write_report(results, directory)
+        directory = run_folder(home, graph)
+        files = [*write_report(results, directory), write_run_page(results, directory)]
+        activity.update(news=headline(results))
         print_report(results, console)
         page = _track(home, graph, files, console)
-        _print_end(console, directory, page, command, time.monotonic() - started)
+        _print_end(console, files[-1], page, command, time.monotonic() - started)
     return 0
 
 
-def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console) -> None:
+def _execute(
+    graph: Graph, targets: Sequence[Node], home: Home, console: Console, activity: Activity
+) -> None:
     from pipelines.tracking import BackgroundSync, MlflowTracker
 
     store, experiment = home.store, graph.experiment
@@ -78,10 +85,16 @@ def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console
         with ProgressDisplay(console, store, graph, background.request) as display:
 
             def start_runner() -> Runner:
-                display.say(f"start     {describe_runner(experiment.resources)}")
+                where = describe_runner(experiment.resources)
+                activity.update(phase="at work", where=where)
+                display.say(f"start     {where}")
                 return make_runner(experiment.resources, home.scratch)
 
-            Pipeline(store, experiment, start_runner, display).run(targets)
+            listener = activity.follow(graph, display, experiment.name)
+            try:
+                Pipeline(store, experiment, start_runner, listener).run(targets)
+            finally:
+                listener.let_go()
     finally:
         background.close(seconds=15)
 
@@ -101,12 +114,13 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
 
 
 def _print_end(
-    console: Console, directory: Path, page: str | None, command: str, seconds: float
+    console: Console, report: Path, page: str | None, command: str, seconds: float
 ) -> None:
     def line(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    line(f"Plots, samples and table: {directory}")
+    line(f"Plots, samples and table: {report.parent}")
+    line(f"All of it in one page:    {report}")
     if page is not None:
         line(f"Compare in MLflow:        {command} ui    (this run: {page})")
     line(f"Done in {seconds:.1f} s.")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import experiment_to_json
 from pipelines import reproduce
+from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
 from pipelines.html import Child, Html, data_uri, figure, image, markup, paragraph, table, tag
-from pipelines.png import encode_png
 from pipelines.plots import real_images, sampled_images
+from pipelines.png import encode_png
 from pipelines.results import stage_costs
 
 if TYPE_CHECKING:
@@ -139,9 +140,9 @@ def _grid(title: str, caption: str, read: Callable[[], tuple[Tensor, int]]) -> H
 def costs(store: Store, nodes: Iterable[Node]) -> Html:
     """Work by stage."""
     frame = stage_costs(store, nodes)
-    rows = [[str(stage), f"{row['artifacts']:,.0f}", duration(row["seconds"]),
+    rows = [[str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]),
              f"{row['bytes'] / 2**20:,.1f}"] for stage, row in frame.iterrows()]  # fmt: skip
-    total = ["total", f"{frame['artifacts'].sum():,.0f}", duration(frame["seconds"].sum()),
+    total = ["total", f"{frame['artifacts'].sum():,.0f}", in_words(frame["seconds"].sum()),
              f"{frame['bytes'].sum() / 2**20:,.1f}"]  # fmt: skip
     return markup(
         table(["stage", "artifacts", "work", "MiB"], [*rows, total], marked=[len(rows)],
@@ -149,15 +150,6 @@ def costs(store: Store, nodes: Iterable[Node]) -> Html:
         paragraph("Artifacts that other runs share with this one are counted here too. A training "
                   "counts the time of its group of workers once.", class_="note"),
     )  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def configuration(config: object, title: str) -> Html:

@@ -181,7 +181,9 @@ def scale_tables(results: Results) -> Html | None:
          marked[m.scale]]
         for m, gain in zip(results.final, results.improvements(), strict=True)
     ]  # fmt: skip
-    own = [i for i, m in enumerate(results.final) if m.scale == results.experiment.guidance.ig_scale]
+    own = [
+        i for i, m in enumerate(results.final) if m.scale == results.experiment.guidance.ig_scale
+    ]
     return markup(
         table(["scale", "FID", "FID against scale 1, paired", "paired with the lowest"], rows,
               left=0, marked=own,
@@ -205,8 +207,10 @@ def _curve_table(results: Results) -> Html | None:
 
 def _notes(results: Results) -> Html:
     evaluation = results.experiment.evaluation
-    own = " That network was trained on the data itself, so these FIDs compare with each other and " \
-          "with nothing else." if evaluation.extractor == "digits-cnn" else ""  # fmt: skip
+    own = ""
+    if evaluation.extractor == "digits-cnn":
+        own = (" That network was trained on the data itself: these FIDs compare with each other "
+               "and with nothing else.")  # fmt: skip
     texts = (
         f"FID is the distance of Gaussians fitted to features of {evaluation.extractor}; lower is "
         f"better.{own}",

@@ -22,7 +22,7 @@ from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.locks import FileLock
 from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
-from pipelines.study.storage import open_storage, outlast
+from pipelines.study.storage import importances, open_storage, outlast
 from pipelines.study.trials import (
     CURVE,
     FACTS,
@@ -179,10 +179,7 @@ class StudyBook:
 
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
-        try:
-            return dict(optuna.importance.get_param_importances(self._optuna))
-        except (ValueError, RuntimeError):
-            return {}
+        return importances(self._optuna)
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]

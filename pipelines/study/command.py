@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.graph import resolve
+from pipelines.report_command import study_folder
+from pipelines.runners import describe_runner
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast
+from pipelines.study.page import headline, write_study_page
 from pipelines.study.report import findings, print_findings, print_forecast, write_findings
 
 if TYPE_CHECKING:
@@ -54,7 +59,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     store, started = home.store, time.monotonic()
     home.root.mkdir(parents=True, exist_ok=True)
     url = options.storage or f"sqlite:///{home.root / 'study.db'}"
-    with in_use(store):
+    with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
         book = StudyBook(study, url, store.root / ".drivers")
         try:
@@ -64,21 +69,26 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             say(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are complete")
             print_forecast(cost, console)
             if not _agreed(cost, options, console):
+                activity.ended = "not begun"
                 return 1
             budget = Budget(wanted, options.hours, options.target_fid)
             parallel = options.parallel or default_parallel(study.experiment)
-            _work(book, home, budget, parallel, say)
+            _work(book, home, budget, parallel, say, activity)
             found = findings(study, book.trials(), book.importances(), store)
         finally:
             book.close()
+        activity.update(phase="reporting", news=headline(found))
         print_findings(found, console)
-        directory = home.report / f"study-{study.name}"
+        directory = study_folder(home, study.name)
         files, confirmed = write_findings(found, directory), None
         if options.confirm_seeds and found.best is not None:
-            confirmed = confirm(study, found.trials, options.confirm_seeds, home, parallel, say)
+            activity.update(phase="confirming on other seeds")
+            confirmed = confirm(study, found.trials, options.confirm_seeds, home, parallel, say,
+                                activity)  # fmt: skip
             print_confirmation(summarise(confirmed), console)
             files = write_findings(found, directory, confirmed)
-        say(f"Table and plots: {directory}")
+        files.append(write_study_page(found, store, directory, confirmed))
+        say(f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
         spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
         _track(found, files, home, console, finished=spent)
         say(f"Done in {time.monotonic() - started:.1f} s.")
@@ -86,17 +96,33 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
 
 
 def _work(
-    book: StudyBook, home: Home, budget: Budget, parallel: int, say: Callable[[str], None]
-) -> None:
-    """Drive the study, with MLflow following in the background."""
+    book: StudyBook, home: Home, budget: Budget, parallel: int, say: Callable[[str], None],
+    activity: Activity,
+) -> None:  # fmt: skip
+    """Drive the study, with MLflow and `igdit status` following in the background."""
     from pipelines.tracking import BackgroundSync
 
     def sync() -> None:
         _tracker(book.study, home).sync(book.trials(), finished=False)
 
+    def hear(text: str) -> None:
+        activity.update(news=text)
+        say(text)
+
+    def changed() -> None:
+        states = Counter(trial.state for trial in book.trials())
+        activity.update(trials=Trials(
+            complete=states["COMPLETE"], running=states["RUNNING"], given_up=states["PRUNED"],
+            failed=states["FAIL"], wanted=budget.trials, at_first=at_first,
+        ))  # fmt: skip
+        background.request()
+
+    at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
+    where = f"{describe_runner(book.study.experiment.resources)}, {parallel} at once"
+    activity.update(phase="at work", where=where)
     background = BackgroundSync(sync)
     try:
-        StudyDriver(book, home, budget, parallel, say, background.request).run()
+        StudyDriver(book, home, budget, parallel, hear, changed, activity).run()
     finally:
         background.close(seconds=15)
 

@@ -17,6 +17,7 @@ import pandas as pd
 from rich.table import Table
 
 from ig_core.config import Guidance
+from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
 from pipelines.errors import StoppedError, TrainingFailedError
@@ -88,7 +89,7 @@ def other_seeds(study: Study, count: int) -> list[int]:
 
 def confirm(
     study: Study, trials: Sequence[Trial], count: int, home: Home, parallel: int,
-    say: Callable[[str], None],
+    say: Callable[[str], None], activity: Activity | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every candidate from `count` other seeds.
 
@@ -99,7 +100,10 @@ def confirm(
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
     session = RunnerSession(study.experiment.resources, home.scratch, parallel)
-    _Runs(home, parallel, session, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    activity = activity or Activity(home, "study", study.name)
+    _Runs(home, parallel, session, say, activity).run(
+        [(f"{c.label}, seed {s}", e) for c, s, e in work]
+    )
     rows = []
     for candidate, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
@@ -115,8 +119,10 @@ class _Runs:
     """Experiments side by side, each for its headline number alone."""
 
     def __init__(
-        self, home: Home, parallel: int, session: RunnerSession, say: Callable[[str], None]
-    ) -> None:
+        self, home: Home, parallel: int, session: RunnerSession, say: Callable[[str], None],
+        activity: Activity,
+    ) -> None:  # fmt: skip
+        self._activity = activity
         self._home, self._parallel, self._session, self._say = home, parallel, session, say
         self._pipelines: list[Pipeline] = []
         self._lock, self._stopped = threading.Lock(), False
@@ -139,7 +145,8 @@ class _Runs:
         scale = experiment.guidance.ig_scale
         target = next(p for p in graph.final if p.guidance.ig_scale == scale)
         remember(store, experiment, graph.run_key)
-        pipeline = Pipeline(store, experiment, self._session.runner, _Deaf())
+        listener = self._activity.follow(graph, _Deaf(), label)
+        pipeline = Pipeline(store, experiment, self._session.runner, listener)
         with self._lock:
             if self._stopped:
                 raise StoppedError("the work was stopped")
@@ -149,6 +156,8 @@ class _Runs:
         except TrainingFailedError as error:
             self._say(f"confirm   failed: {label}: {error}")
             return
+        finally:
+            listener.let_go()
         headline = collect(store, graph).headline()
         if headline is not None:
             self._say(f"confirm   FID {headline.fid:8.2f}  {label}")

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
 from pipelines.errors import ArtifactError, CorruptArtifactError, StoppedError, StudyError
@@ -53,10 +54,13 @@ class StudyDriver:
         parallel: int,
         say: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
+        activity: Activity | None = None,
     ) -> None:
         self.book, self.home, self.budget, self.parallel = book, home, budget, parallel
         self.study: Study = book.study
         self._say, self._changed = say, changed
+        # One that is not entered publishes nothing.
+        self._activity = activity or Activity(home, "study", book.study.name)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._pipelines: set[Pipeline] = set()
@@ -129,6 +133,7 @@ class StudyDriver:
 
     def _take(self, unit: list[Trial]) -> None:
         """Work on trials of one training until they are evaluated, or it is given up."""
+        self._changed()
         try:
             try:
                 watch = self._evaluate(unit)
@@ -162,7 +167,8 @@ class StudyDriver:
         graph, store = Graph(experiment), self.home.store
         remember(store, experiment, graph.run_key)
         watch = _Watch(self, graph, unit)
-        pipeline = Pipeline(store, experiment, self._runner, watch)
+        listener = self._activity.follow(graph, watch, unit[0].point.training_name)
+        pipeline = Pipeline(store, experiment, self._runner, listener)
         watch.pipeline = pipeline
         with self._lock:
             self._pipelines.add(pipeline)
@@ -174,6 +180,7 @@ class StudyDriver:
             if not watch.hopeless:
                 raise
         finally:
+            listener.let_go()
             with self._lock:
                 self._pipelines.discard(pipeline)
         if not watch.hopeless:

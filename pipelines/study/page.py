@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pipelines import page
-from pipelines.charts import Row, Sample, Series, interval_chart, line_chart, y_limits
+from pipelines.charts import Sample, Series, line_chart, y_limits
+from pipelines.durations import in_words
 from pipelines.files import replace_text
 from pipelines.graph import Graph, closure
 from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
 from pipelines.reproduce import study_words
 from pipelines.results import collect
-from pipelines.study.confirm import BASELINE, summarise
+from pipelines.study.confirmed_page import confirmation, confirmed_sentence
 from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 STATES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "bad"}
 """State of a trial -> look of its badge."""
+CHOSEN = ("Brackets hold 95 % intervals. The best point was chosen on the very samples that it is "
+          "reported on.")  # fmt: skip
 WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FAIL": "failed"}
 
 
@@ -61,14 +65,12 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
              f"{study.experiment.evaluation.num_samples:,} samples a point"]  # fmt: skip
     if artifacts:
         facts.append(page.when(artifacts))
-    best = found.best
     return document(
         f"Study {study.name}",
         page.header("study", study.name, facts),
         paragraph(headline(found), class_="lead"),
-        _confirmed_sentence(confirmed),
-        paragraph("Brackets hold 95 % intervals. The best point was chosen on the very samples "
-                  "that it is reported on.", class_="note") if best else None,
+        confirmed_sentence(confirmed),
+        paragraph(CHOSEN, class_="note") if found.best else None,
         section("FID over guidance scale, by training", scale_charts(found)),
         section("FID over training", curve_chart(found)),
         section("Best point and its equals", best_table(found)),
@@ -98,7 +100,7 @@ def headline(found: Findings) -> str:
     if best is None:
         return "No point of this study is complete yet."
     count = len(found.equals)
-    others = {0: "no other point is as good", 1: "one other point cannot be told from it"}.get(
+    others = {0: "no other point is its equal", 1: "one other point cannot be told from it"}.get(
         count, f"{count} other points cannot be told from it"
     )
     return (f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
@@ -132,29 +134,33 @@ def scale_charts(found: Findings) -> Html | None:
     for layer, weight in sorted(trainings):
         lines = layers.setdefault(layer, [])
         points = tuple(map(_sample, trainings[layer, weight]))
-        lines.append(Series(f"weight {weight:g}", points, len(lines) + 1, bars=True))
+        lines.append(Series(f"weight {weight:g}", points, 1 + len(lines) % 7, bars=True,
+                            dashes=len(lines) // 7))  # fmt: skip
     if not layers:
         return None
-    limits = y_limits([line for lines in layers.values() for line in lines])
+    every = [line for lines in layers.values() for line in lines]
+    scales = [s.x for line in every for s in line.samples]
+    x_range, y_range = (min(scales), max(scales)), y_limits(every)
     return tag("div", *(
         line_chart(f"Auxiliary layer {layer}", lines, "internal guidance scale (1 is off)",
-                   "FID, 95 % intervals", y_range=limits)
+                   "FID, 95 % intervals", x_range=x_range, y_range=y_range)
         for layer, lines in layers.items()
     ), class_="pair")  # fmt: skip
 
 
 def curve_chart(found: Findings) -> Html | None:
     """FID of each training at its checkpoints, in the colour of its layer."""
-    lines = []
-    for layer, weight in sorted(by_training(found.trials)):
-        members = by_training(found.trials)[layer, weight]
+    lines: list[Series] = []
+    for (layer, weight), members in sorted(by_training(found.trials).items()):
         curve = max((t.curve for t in members), key=len)
         points = tuple(
             Sample(step, p.fid, p.fid - p.half_width, p.fid + p.half_width,
                    f"layer {layer}, weight {weight:g}, step {step}: FID {p.fid:.2f}")
             for step, p in sorted(curve.items())
         )  # fmt: skip
-        lines.append(Series(f"layer {layer}, weight {weight:g}", points, layer, bars=True))
+        same = sum(line.color == layer for line in lines)
+        lines.append(Series(f"layer {layer}, weight {weight:g}", points, layer, bars=True,
+                            dashes=same))  # fmt: skip
     scale = found.study.experiment.guidance.ig_scale
     chart = line_chart("One line for each training, coloured by layer", lines, "training step",
                        f"FID at scale {scale:g}", log=True)  # fmt: skip
@@ -188,56 +194,13 @@ def _mark(found: Findings, trial: Trial) -> Html | None:
     return badge("equal", "equal") if trial in found.equals else None
 
 
-def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
-    """Mean FID on other seeds, with its interval over the seeds."""
-    if confirmed is None or confirmed.empty:
-        return None
-    summary = summarise(confirmed)
-    rows: list[list[Child]] = []
-    bars = []
-    for label, row in summary.iterrows():
-        base = label == BASELINE
-        gain = (row["gain"], row["gain_low"], row["gain_high"])
-        rows.append([str(label), f"{row['seeds']:.0f}", page.interval(dict(row)),
-                     "" if base else page.change(gain),
-                     None if base else badge(*_confirmed_mark(gain))])  # fmt: skip
-        dots = tuple(confirmed[confirmed["candidate"] == label]["fid"])
-        bars.append(Row(str(label), row["fid"], row["fid_low"], row["fid_high"], dots,
-                        0 if base else 1))  # fmt: skip
-    return markup(
-        tag("div", interval_chart("Dots are training seeds, bars 95 % intervals of their mean",
-                                  bars, "FID"), class_="single"),
-        table(["candidate", "seeds", "mean FID", "against the first, same seeds", ""], rows,
-              caption="Trained anew and sampled from noise that had no part in the choice"),
-    )  # fmt: skip
-
-
-def _confirmed_mark(gain: tuple[float, float, float]) -> tuple[str, str]:
-    _, low, high = gain
-    if low > 0:
-        return "lower", "lowest"
-    return ("higher", "bad") if high < 0 else ("not told apart", "equal")
-
-
-def _confirmed_sentence(confirmed: pd.DataFrame | None) -> Html | None:
-    if confirmed is None or confirmed.empty:
-        return None
-    summary = summarise(confirmed)
-    gains = summary.drop(index=BASELINE, errors="ignore")
-    better = [str(label) for label, row in gains.iterrows() if row["gain_low"] > 0]
-    seeds = int(summary["seeds"].max())
-    held = f"lower FID than the model without auxiliary loss holds for {'; '.join(better)}" \
-           if better else "no candidate can be told from the model without auxiliary loss"  # fmt: skip
-    return paragraph(f"On {seeds} other training seeds and other noise, {held}.")
-
-
 def importances(found: Findings) -> Html | None:
     """Share of each parameter in the differences of FID."""
     if not found.importances:
         return None
     names = {"aux_layer": "auxiliary layer", "aux_weight": "auxiliary weight",
              "ig_scale": "internal guidance scale"}  # fmt: skip
-    rows = [[names.get(name, name), f"{share:.0%}",
+    rows = [[names.get(name, name), f"{100 * share:.0f} %",
              tag("span", class_="meter", style=f"width:{10 * share:.2f}rem")]
             for name, share in found.importances.items()]  # fmt: skip
     rows = [[name, bar, share] for name, share, bar in rows]
@@ -270,21 +233,21 @@ def trials_table(found: Findings) -> Html | None:
         for t in found.trials
     ]  # fmt: skip
     best = [i for i, t in enumerate(found.trials) if t is found.best]
-    return table(["trial", "layer", "weight", "scale", "state", "FID", "", "training", "own samples"],
-                 rows, left=0, marked=best,
-                 caption="In the order in which they were entered")  # fmt: skip
+    head = ["trial", "layer", "weight", "scale", "state", "FID", "", "training", "own samples"]
+    return table(head, rows, left=0, marked=best, caption="In the order in which they were entered")
 
 
 def _seconds(value: float) -> str:
-    return page.duration(value) if value == value else "-"  # noqa: PLR0124 - not for NaN
+    return "-" if math.isnan(value) else in_words(value)
 
 
 def _costs(found: Findings, store: Store, nodes: Sequence[Node]) -> Html:
     saved = ""
     if found.naive_seconds:
-        saved = (f"Work on the trials: {page.duration(found.spent_seconds)}. One training for each "
-                 f"point would have cost {page.duration(found.naive_seconds)}, so that sharing "
-                 f"trainings saved {1 - found.spent_seconds / found.naive_seconds:.0%}.")  # fmt: skip
+        share = 100 * (1 - found.spent_seconds / found.naive_seconds)
+        saved = (f"Work on the trials: {in_words(found.spent_seconds)}. One training for each "
+                 f"point would have cost {in_words(found.naive_seconds)}, so that sharing "
+                 f"trainings saved {share:.0f} %.")  # fmt: skip
     return markup(paragraph(saved) if saved else None, page.costs(store, nodes))
 
 
