@@ -234,8 +234,12 @@ class Followed:
 
     def finished(self, node: Node, done: int, total: int) -> None:
         """An artifact is there."""
-        waited = self._work.waiting == f"{node.kind}/{node.key}"
-        self._put(done=done, total=total, waiting="" if waited else self._work.waiting)
+        work = self._work
+        waiting = "" if work.waiting == f"{node.kind}/{node.key}" else work.waiting
+        # The last report of a training may not have come through; its last checkpoint has.
+        over = node.kind == "checkpoint" and work.training and node.step >= work.training.steps
+        self._put(done=done, total=total, waiting=waiting,
+                  training=None if over else work.training)  # fmt: skip
         self._listener.finished(node, done, total)
 
     def let_go(self) -> None:

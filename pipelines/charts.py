@@ -68,17 +68,18 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """Round numbers inside, about five."""
+        """Round numbers inside."""
         return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in low..high, four to ten of them."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    """Multiples of 1, 2 or 5 times a power of ten in low..high: as few as are at least four."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    for step in (power, power / 2, power / 5, power / 10):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first >= 3:
+            break
+    return [round(k * step, 12) for k in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -132,7 +132,7 @@ class _Labels:
             return ""
         name = graph.experiment.name
         if kind == "checkpoint":
-            return f"{name}, step {key.rpartition('-')[2]}"
+            return f"{name}, step {int(key.rpartition('-')[2])}"
         for point in dict.fromkeys((*graph.curve, *graph.final)):
             own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
             if any((node.kind, node.key) == (kind, key) for node in own):

@@ -109,7 +109,7 @@ def _process(doing: Doing, now: float) -> Iterator[Text]:
 
 def _work(work: Work, now: float) -> Iterator[Text]:
     left = _pace(work.done, work.total - work.done, now - work.begun)
-    count = f"{work.done} of {work.total} artifacts" if work.total else "begins"
+    count = f"{work.done} of {work.total} artifacts" if work.total else "nothing is there yet"
     yield _line(f"  {work.name}: {count}{left}")
     if work.training is not None:
         yield _line(f"    train   {training_text(work.training, now)}")

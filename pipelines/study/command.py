@@ -106,7 +106,8 @@ def _work(
         _tracker(book.study, home).sync(book.trials(), finished=False)
 
     def hear(text: str) -> None:
-        activity.update(news=text)
+        if not text.startswith("start"):
+            activity.update(news=text)
         say(text)
 
     def changed() -> None:
