@@ -68,7 +68,7 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
         return runs[max(named, key=lambda key: _recency(home, runs[key], key))]
     known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
     raise ValueError(f"a report needs a run that is recorded in {home.root} ({known}), a file "
-                     f"ending in .json, or study NAME, but got {word or 'nothing'}")  # fmt: skip
+                     f"ending in .json, or study NAME, but got {word!r}")  # fmt: skip
 
 
 def _recency(home: Home, experiment: Experiment, key: str) -> tuple[bool, float]:

@@ -122,7 +122,8 @@ def test_a_file_that_is_no_experiment_is_explained(text, expected, tmp_path, hom
 def test_help_names_commands_and_experiments(words, capsys):
     assert igdit(*words) == 0
     out = said(capsys)[0]
-    for word in ("igdit run", "igdit plan", "igdit report", "igdit status", "igdit store", "igdit ui", *EXPERIMENTS, "IGDIT_HOME"):
+    commands = ("run", "plan", "study", "report", "status", "store", "ui")
+    for word in (*(f"igdit {command}" for command in commands), *EXPERIMENTS, "IGDIT_HOME"):
         assert word in out
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 
@@ -81,13 +82,15 @@ def test_a_run_of_which_nothing_is_measured_has_no_page(home, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["tiny"], ["FILE"], ["FILE", "--resources.sample-tasks", "3"]])
+@pytest.mark.parametrize(
+    "words", [[], ["tiny"], ["FILE"], ["FILE", "--resources.sample-tasks", "3"]]
+)
 def test_the_command_prints_the_path(words, home, finished, capsys):
     file = finished.home.report / f"tiny-{finished.graph.run_key[:8]}" / "experiment.json"
     assert main(["report", *(str(file) if word == "FILE" else word for word in words)]) == 0
     path = capsys.readouterr().out.strip()
     assert path.startswith(str(home.report))
-    stands_alone(open(path).read())
+    stands_alone(Path(path).read_text())
 
 
 def test_damage_is_explained(home, finished, capsys):
