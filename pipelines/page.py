@@ -18,7 +18,7 @@ from pipelines.png import encode_png
 from pipelines.results import stage_costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -46,6 +46,12 @@ def header(kind: str, name: str, facts: Sequence[str]) -> Html:
     """What this is about."""
     return tag("header", paragraph(f"igdit {kind}", class_="kicker"), tag("h1", name),
                paragraph(" \N{MIDDLE DOT} ".join(facts), class_="meta"))  # fmt: skip
+
+
+def lead(text: str) -> Html:
+    """The sentence that says it all; an interval is not broken over lines."""
+    whole = text.replace(" .. ", "\N{NO-BREAK SPACE}..\N{NO-BREAK SPACE}")
+    return paragraph(whole, class_="lead")
 
 
 def when(artifacts: Sequence[Artifact]) -> str:
@@ -152,34 +158,31 @@ def costs(store: Store, nodes: Iterable[Node]) -> Html:
     )  # fmt: skip
 
 
-def configuration(config: object, title: str) -> Html:
-    """All fields of a configuration, a box for each of its parts."""
-    boxes: list[Html] = []
-    own: list[tuple[str, str]] = []
+def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> Html:
+    """All fields of a configuration, a box for each of its parts.
 
-    def box(name: str, items: Sequence[tuple[str, str]]) -> Html:
-        pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
-        return tag("div", tag("h3", name), tag("dl", *pairs, class_="config"))
-
-    def visit(value: Any, name: str) -> list[tuple[str, str]]:  # noqa: ANN401
-        items = []
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if dataclasses.is_dataclass(item) and _is_flat(item):
-                boxes.append(box(f"{name}{field.name}".replace("_", " "), visit(item, "")))
-            elif dataclasses.is_dataclass(item):
-                items += visit(item, "")
-            else:
-                items.append((field.name.replace("_", " "), _shown(item)))
-        return items
-
-    own = visit(config, "")
-    return tag("div", box(title, own), *boxes, class_="boxes")
+    Args:
+        config: A dataclass; its parts are dataclasses too.
+        title: Of the box with the fields that belong to no part.
+        without: Parts that are left out.
+    """
+    parts = [
+        part for part in _parts(config, title) if part[0] not in without and part[1]
+    ]  # fmt: skip
+    return tag("div", *(_box(name, items) for name, items in parts), class_="boxes")
 
 
-def _is_flat(config: Any) -> bool:  # noqa: ANN401
-    fields = dataclasses.fields(config)
-    return not any(dataclasses.is_dataclass(getattr(config, f.name)) for f in fields)
+def _parts(config: Any, title: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:  # noqa: ANN401
+    values = {f.name.replace("_", " "): getattr(config, f.name) for f in dataclasses.fields(config)}
+    yield title, [(n, _shown(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value, f"{title}: {name}" if title == "space" else name)
+
+
+def _box(name: str, items: Sequence[tuple[str, str]]) -> Html:
+    pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
+    return tag("div", tag("h3", name), tag("dl", *pairs, class_="config"))
 
 
 def _shown(value: object) -> str:
@@ -231,7 +234,11 @@ def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note
     link = tag("a", "experiment.json", download="experiment.json",
                href=data_uri(text.encode(), "application/json"))  # fmt: skip
     return markup(
-        tag("pre", "\n".join([*lines, "igdit run experiment.json"]), class_="wrap"),
+        tag(
+            "pre",
+            "\n# or, from the file below:\n".join([*lines, "igdit run experiment.json"]),
+            class_="wrap",
+        ),
         paragraph("What is in the store is not computed again. ", link, f" {note}", class_="note"),
         tag("details", tag("summary", "experiment.json as text"), tag("pre", text)),
     )

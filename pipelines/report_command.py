@@ -84,11 +84,9 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     Raises:
         ValueError: there is no such study, or its storage cannot be reached.
     """
-    import pandas as pd
-
     from experiments.study import Study
     from pipelines.study.page import write_study_page
-    from pipelines.study.report import CONFIRMED, findings
+    from pipelines.study.report import findings
     from pipelines.study.storage import read_stored
 
     database = home.root / "study.db"
@@ -103,9 +101,7 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
         name, found.fixed | {"experiment": experiment | {"resources": {"num_workers": 1}}}
     )
     folder = study_folder(home, name)
-    path = folder / CONFIRMED
-    confirmed = pd.read_parquet(path) if path.exists() else None
     home.store.root.mkdir(parents=True, exist_ok=True)
     with in_use(home.store):
         put_together = findings(study, found.trials, found.importances, home.store)
-        return write_study_page(put_together, home.store, folder, confirmed)
+        return write_study_page(put_together, home.store, folder)

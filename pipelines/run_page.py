@@ -41,7 +41,7 @@ def run_page(results: Results) -> Html:
     return document(
         f"{experiment.name} {graph.run_key[:8]}",
         page.header("experiment", experiment.name, facts),
-        paragraph(headline(results), class_="lead"),
+        page.lead(headline(results)),
         _second(results),
         _incomplete(results),
         section("What was found", tag("div", _curve_chart(results), _scale_chart(results),

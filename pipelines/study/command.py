@@ -87,7 +87,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
                                 activity)  # fmt: skip
             print_confirmation(summarise(confirmed), console)
             files = write_findings(found, directory, confirmed)
-        files.append(write_study_page(found, store, directory, confirmed))
+        files.append(write_study_page(found, store, directory))
         say(f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
         spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
         _track(found, files, home, console, finished=spent)

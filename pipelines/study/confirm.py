@@ -75,9 +75,12 @@ def candidates(trials: Sequence[Trial]) -> list[Candidate]:
     for trial in sorted((t for t in trials if t.fid is not None), key=lambda t: t.fid or 0.0):
         best.setdefault(trial.point.aux_layer, trial)
     points = [best[layer].point for layer in sorted(best)]
-    return [Candidate(BASELINE, None)] + [
-        Candidate(f"{p.training_name}, scale {p.ig_scale:g}", p) for p in points
-    ]
+    return [Candidate(BASELINE, None), *map(candidate, points)]
+
+
+def candidate(point: Point) -> Candidate:
+    """A point that is to be confirmed."""
+    return Candidate(f"{point.training_name}, scale {point.ig_scale:g}", point)
 
 
 def other_seeds(study: Study, count: int) -> list[int]:
@@ -105,10 +108,10 @@ def confirm(
         [(f"{c.label}, seed {s}", e) for c, s, e in work]
     )
     rows = []
-    for candidate, seed, experiment in work:
+    for chosen_one, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
         if headline is not None:
-            rows.append({"candidate": candidate.label, "seed": seed, "fid": headline.fid})
+            rows.append({"candidate": chosen_one.label, "seed": seed, "fid": headline.fid})
     table = pd.DataFrame(rows, columns=["candidate", "seed", "fid"])
     baseline = table[table["candidate"] == BASELINE].set_index("seed")["fid"]
     table["gain"] = 1 - table["fid"] / table["seed"].map(baseline)

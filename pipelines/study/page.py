@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from pipelines import page
 from pipelines.charts import Sample, Series, line_chart, y_limits
 from pipelines.durations import in_words
@@ -15,14 +17,14 @@ from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
 from pipelines.reproduce import study_words
 from pipelines.results import collect
+from pipelines.study.confirm import candidate
 from pipelines.study.confirmed_page import confirmation, confirmed_sentence
+from pipelines.study.report import CONFIRMED
 from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import pandas as pd
 
     from pipelines.artifacts import Store
     from pipelines.graph import Node
@@ -37,19 +39,17 @@ CHOSEN = ("Brackets hold 95 % intervals. The best point was chosen on the very s
 WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FAIL": "failed"}
 
 
-def write_study_page(
-    found: Findings, store: Store, directory: Path, confirmed: pd.DataFrame | None = None
-) -> Path:
+def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
     """Write the page into a report folder; returns its path.
 
     Args:
         found: What the study found.
         store: Where its artifacts are.
-        directory: The folder.
-        confirmed: What came of the best points on other seeds.
+        directory: The folder; what came of the best points on other seeds may lie there.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / page.FILE
+    table, path = directory / CONFIRMED, directory / page.FILE
+    confirmed = pd.read_parquet(table) if table.exists() else None
     replace_text(path, study_page(found, store, confirmed))
     return path
 
@@ -68,8 +68,9 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
     return document(
         f"Study {study.name}",
         page.header("study", study.name, facts),
-        paragraph(headline(found), class_="lead"),
+        page.lead(headline(found)),
         confirmed_sentence(confirmed),
+        _not_confirmed(found, confirmed),
         paragraph(CHOSEN, class_="note") if found.best else None,
         section("FID over guidance scale, by training", scale_charts(found)),
         section("FID over training", curve_chart(found)),
@@ -79,7 +80,7 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
         section("Samples of the best training", samples(found, store)),
         section("All trials", trials_table(found)),
         section("Cost", _costs(found, store, nodes) if artifacts else None),
-        section("Configuration", page.configuration(study, "study")),
+        section("Configuration", page.configuration(study, "study", without=("resources",))),
         section("Made with", page.provenance(artifacts) if artifacts else None),
         section("Do it again", _again(found)),
     )
@@ -105,6 +106,16 @@ def headline(found: Findings) -> str:
     )
     return (f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
             f"{_fid(best)}; {others} on the same noise.")  # fmt: skip
+
+
+def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:
+    """A confirmation may be older than the best point."""
+    if found.best is None or confirmed is None:
+        return None
+    if candidate(found.best.point).label in set(confirmed["candidate"]):
+        return None
+    return paragraph("The best point has changed since: it was not confirmed itself.",
+                     class_="warning")  # fmt: skip
 
 
 def _name(trial: Trial) -> str:

@@ -135,6 +135,12 @@ def test_what_holds_on_other_seeds_is_told_from_what_does_not():
     assert confirmation(None) is confirmed_sentence(None) is None
 
 
+def test_a_best_point_that_was_not_confirmed_is_said_to_be_new(found):
+    table = confirmed({"layer 9, weight 9, scale 9": [0.1, 0.2, 0.3]})
+    assert "it was not confirmed itself" in Checked(study_page(found, Store("nowhere"), table)).text
+    assert "confirmed itself" not in Checked(study_page(found, Store("nowhere"))).text
+
+
 def test_the_page_can_be_written_from_the_storage_alone(done, tmp_path, monkeypatch, capsys):
     home = Home(shutil.copytree(done[0].root, tmp_path / "copy"))
     path = home.report / "study-small" / "report.html"
