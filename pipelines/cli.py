@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +40,10 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit run NAME [options]     run an experiment; what is in the store is not done again
   igdit plan NAME [options]    say what is cached and what would run; changes nothing
   igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
+  igdit report [RUN]           write a run as one HTML page that can be mailed; RUN is a NAME, the
+                               first digits of a run's key, or none for the last run
+  igdit report study NAME      the same of a study
+  igdit status [--watch]       say what runs here, how far it is and who waits for whom
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
 
@@ -69,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         "run": run_command,
         "plan": plan_command,
         "study": study_command,
+        "report": report_command,
+        "status": status_command,
         "store": store_command,
         "ui": ui_command,
     }
@@ -163,6 +170,66 @@ def study_command(arguments: list[str]) -> int:
         raise UsageError(str(error)) from error
     command = tyro.cli(StudyCommand, default=default, args=overrides, prog=f"igdit study {name}")
     return run_study(command.study, command.options, Home.default(), Console())
+
+
+@dataclass(frozen=True)
+class StudyReportOptions:
+    """What `igdit report study NAME` takes."""
+
+    storage: str | None = None
+    """Database of the study (SQLAlchemy URL); None: study.db where everything lies."""
+
+
+def report_command(arguments: list[str]) -> int:
+    """`igdit report`."""
+    from pipelines.report_command import find_run, report_run, report_study
+
+    home, (word, *rest) = Home.default(), arguments or [""]
+    if word == "study":
+        if not rest or rest[0].startswith("-"):
+            raise UsageError("igdit report study needs the name of a study")
+        options = tyro.cli(StudyReportOptions, args=rest[1:], prog=f"igdit report study {rest[0]}")
+        print(report_study(home, rest[0], options.storage))
+        return 0
+    if word in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if rest or word.endswith(".json"):
+        experiment = resolve(_options(arguments, "report").experiment)
+    else:
+        exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
+        experiment = find_run(home, word or None, exact)
+    print(report_run(home, experiment))
+    return 0
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """What `igdit status` takes."""
+
+    watch: bool = False
+    """Keep it on the screen until Ctrl-C."""
+    every: float = 1.0
+    """Seconds between looks, with --watch."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.every < float("inf"):
+            raise ValueError(f"every must be at least 0.1 seconds, but got {self.every}")
+
+
+def status_command(arguments: list[str]) -> int:
+    """`igdit status`."""
+    from pipelines.status import read_status
+    from pipelines.status_view import view, watch_status
+
+    options = tyro.cli(StatusOptions, args=arguments, prog="igdit status")
+    home, console = Home.default(), Console()
+    if options.watch and console.is_terminal:
+        with suppress(KeyboardInterrupt):
+            watch_status(home, console, options.every)
+    else:
+        console.print(view(read_status(home)))
+    return 0
 
 
 @dataclass(frozen=True)

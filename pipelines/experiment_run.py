@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.activity import Activity
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
 from pipelines.graph import Graph
@@ -15,7 +16,9 @@ from pipelines.pinned import resolve
 from pipelines.plots import write_report
 from pipelines.progress import ProgressDisplay
 from pipelines.report import print_report
+from pipelines.report_command import run_folder
 from pipelines.results import collect
+from pipelines.run_page import headline, write_run_page
 from pipelines.runners import Runner, RunnerSession, describe_runner
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def run_experiment(
     command, started = _command(), time.monotonic()
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
-    with in_use(store):
+    with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, experiment, graph.run_key)
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
@@ -54,16 +57,20 @@ def run_experiment(
             f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
             f"to build, results in {home.root}", highlight=False, soft_wrap=True,
         )  # fmt: skip
-        results = _execute(graph, targets, home, console)
-        directory = home.report / f"{experiment.name}-{graph.run_key[:8]}"
-        files = write_report(results, directory)
+        results = _execute(graph, targets, home, console, activity)
+        activity.update(phase="reporting", where="")
+        directory = run_folder(home, graph)
+        files = [*write_report(results, directory), write_run_page(results, directory)]
+        activity.update(news=headline(results))
         print_report(results, console)
         page = _track(home, graph, files, console)
-        _print_end(console, directory, page, command, time.monotonic() - started)
+        _print_end(console, files[-1], page, command, time.monotonic() - started)
     return 0
 
 
-def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console) -> Results:
+def _execute(
+    graph: Graph, targets: Sequence[Node], home: Home, console: Console, activity: Activity
+) -> Results:
     """Build the targets, then what is reported of them: the scale with the lowest FID, anew."""
     from pipelines.tracking import BackgroundSync, MlflowTracker
 
@@ -80,14 +87,20 @@ def _execute(graph: Graph, targets: Sequence[Node], home: Home, console: Console
         with ProgressDisplay(console, store, graph, background.request) as display:
 
             def start_runner() -> Runner:
-                display.say(f"start     {describe_runner(experiment.resources)}")
+                where = describe_runner(experiment.resources)
+                activity.update(phase="at work", where=where)
+                display.say(f"start     {where}")
                 return session.runner()
 
-            Pipeline(store, experiment, start_runner, display).run(targets)
-            chosen = collect(store, graph).chosen_scale
-            if chosen is not None:
-                reported = [point.evaluate for point in graph.report(chosen)]
-                Pipeline(store, experiment, session.runner, display).run(reported)
+            listener = activity.follow(graph, display, experiment.name)
+            try:
+                Pipeline(store, experiment, start_runner, listener).run(targets)
+                chosen = collect(store, graph).chosen_scale
+                if chosen is not None:
+                    reported = [point.evaluate for point in graph.report(chosen)]
+                    Pipeline(store, experiment, session.runner, listener).run(reported)
+            finally:
+                listener.let_go()
     finally:
         session.close()
         background.close(seconds=15)
@@ -109,12 +122,13 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
 
 
 def _print_end(
-    console: Console, directory: Path, page: str | None, command: str, seconds: float
+    console: Console, report: Path, page: str | None, command: str, seconds: float
 ) -> None:
     def line(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    line(f"Plots, samples and table: {directory}")
+    line(f"Plots, samples and table: {report.parent}")
+    line(f"All of it in one page:    {report}")
     if page is not None:
         line(f"Compare in MLflow:        {command} ui    (this run: {page})")
     line(f"Done in {seconds:.1f} s.")

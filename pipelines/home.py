@@ -42,6 +42,11 @@ class Home:
         return self.root / "report"
 
     @property
+    def activity(self) -> Path:
+        """What runs here right now, in its own words."""
+        return self.root / "activity"
+
+    @property
     def scratch(self) -> Path:
         """What may be deleted at any time."""
         return self.root / "scratch"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,11 +39,19 @@ class FileLock:
             mine = os.fstat(file)
             if (on_disk.st_dev, on_disk.st_ino) == (mine.st_dev, mine.st_ino):
                 self._file = file
+                self._sign()
                 return True
         except (BlockingIOError, FileNotFoundError):
             pass
         os.close(file)
         return False
+
+    def _sign(self) -> None:
+        """Leave a note of who holds the lock; a full disk takes the note, not the lock."""
+        if self._file is not None and not self.shared:
+            with suppress(OSError):
+                os.ftruncate(self._file, 0)
+                os.pwrite(self._file, f"{os.getpid()} {platform.node()}\n".encode(), 0)
 
     @contextmanager
     def waited_for(self) -> Iterator[None]:
@@ -74,3 +84,36 @@ class FileLock:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock."""
+
+    host: str
+    pid: int
+    since: float
+    """Seconds since the epoch."""
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds a lock right now, None if nobody does; changes nothing.
+
+    Whoever tries to take the lock in that very moment finds it taken, and tries again.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid, _, host = os.pread(file, 300, 0).decode(errors="replace").strip().partition(" ")
+        known = pid.isascii() and pid.isdigit()
+        since = os.fstat(file).st_mtime
+        return Holder(host, int(pid), since) if known else Holder("unknown", 0, since)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return None

@@ -99,12 +99,12 @@ def _draw_samples(results: Results, path: Path) -> None:
 
     best = results.best()
     base = next((m for m in results.final if m.scale == 1), None)
-    panels = [("real", _real_images(results))]
+    panels = [("real", real_images(results))]
     if base is not None:
-        panels.append((f"unguided: FID {base.fid:.1f}", _sampled_images(results, base)))
+        panels.append((f"unguided: FID {base.fid:.1f}", sampled_images(results, base)))
     if best is not None and best[0] is not base:
         title = f"internal guidance {best[0].scale:g}: FID {best[0].fid:.1f}"
-        panels.append((title, _sampled_images(results, best[0])))
+        panels.append((title, sampled_images(results, best[0])))
     figure = Figure(figsize=(4.6 * len(panels), 4.1), dpi=150, layout="constrained")
     for axes, (title, (images, columns)) in zip(
         figure.subplots(1, len(panels)), panels, strict=True
@@ -127,11 +127,13 @@ def _by_class(images: Any, labels: Any, classes: int) -> Any:  # noqa: ANN401
     return torch.cat([row[:columns] for row in rows]), columns
 
 
-def _real_images(results: Results) -> Any:  # noqa: ANN401
+def real_images(results: Results) -> Any:  # noqa: ANN401
+    """Real images, one row a class, and the length of a row."""
     return _shard_images(results, [results.graph.data])
 
 
-def _sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: ANN401
+def sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: ANN401
+    """The first samples of a measurement, one row a class, and the length of a row."""
     return _shard_images(results, [measurement.point.images[0]])
 
 

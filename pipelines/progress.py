@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from pipelines.durations import clock
 from pipelines.results import METRICS
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ProgressDisplay:
         """A training moved on."""
         left = (progress.steps - progress.step) / max(progress.steps_per_second, 1e-9)
         note = (f"loss {progress.loss:.4f}  {progress.steps_per_second:.1f} steps/s  "
-                f"{_clock(left)} left")  # fmt: skip
+                f"{clock(left)} left")  # fmt: skip
         self._show("train", progress.step, progress.steps, note)
 
     def finished(self, node: Node, done: int, total: int) -> None:
@@ -105,9 +106,3 @@ class ProgressDisplay:
                 self._last_plain = time.monotonic()
         if plain:
             self.say(f"{name:<9} step {done} of {total}  {note}")
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

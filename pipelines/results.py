@@ -125,17 +125,8 @@ class Results:
 
     def costs(self) -> pd.DataFrame:
         """Artifacts, seconds of work and bytes of each stage, whenever they were made."""
-        rows = []
-        for node in closure((*self.graph.targets, *(m.point.evaluate for m in self.report))):
-            artifact = self.store.find(node.kind, node.key)
-            if artifact is not None:
-                rows.append((node.stage, artifact.seconds, artifact.size))
-        frame = pd.DataFrame(rows, columns=["stage", "seconds", "bytes"])
-        grouped = frame.groupby("stage", sort=False)
-        table = grouped.agg(artifacts=("seconds", "size"), seconds=("seconds", "sum"),
-                            bytes=("bytes", "sum"))  # fmt: skip
-        order = [s for s in ("data", "train", "sample", "evaluate") if s in table.index]
-        return table.loc[order]
+        reported = (m.point.evaluate for m in self.report)
+        return stage_costs(self.store, closure((*self.graph.targets, *reported)))
 
     def table(self) -> pd.DataFrame:
         """All measurements as one tidy table."""
@@ -153,6 +144,21 @@ def work_seconds(store: Store, nodes: Iterable[Node]) -> float:
     """What the published ones among these cost to make."""
     artifacts = (store.find(node.kind, node.key) for node in nodes)
     return sum(artifact.seconds for artifact in artifacts if artifact is not None)
+
+
+def stage_costs(store: Store, nodes: Iterable[Node]) -> pd.DataFrame:
+    """Artifacts, seconds of work and bytes by stage of the published ones among these."""
+    rows = []
+    for node in nodes:
+        artifact = store.find(node.kind, node.key)
+        if artifact is not None:
+            rows.append((node.stage, artifact.seconds, artifact.size))
+    frame = pd.DataFrame(rows, columns=["stage", "seconds", "bytes"])
+    grouped = frame.groupby("stage", sort=False)
+    table = grouped.agg(artifacts=("seconds", "size"), seconds=("seconds", "sum"),
+                        bytes=("bytes", "sum"))  # fmt: skip
+    order = [s for s in ("data", "train", "sample", "evaluate") if s in table.index]
+    return table.loc[order]
 
 
 def collect(store: Store, graph: Graph) -> Results:

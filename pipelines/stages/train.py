@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class TrainProgress:
     steps: int
     loss: float
     steps_per_second: float
+    host: str = ""
+    """Where the first worker runs."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def train_worker(
             if rank == 0 and (step in wanted or step % REPORT_EVERY == 0):
                 recent = state.history[-REPORT_EVERY:, 0].mean().item()
                 rate = (step - first) / (time.monotonic() - begun)
-                post(TrainProgress(step, stop, recent, rate))
+                post(TrainProgress(step, stop, recent, rate, platform.node()))
             if step == stop:
                 break
     except NonFiniteLossError as error:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import uuid
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -21,7 +20,7 @@ from optuna.trial import TrialState, create_trial
 from pipelines.keys import content_key
 from pipelines.locks import FileLock
 from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
-from pipelines.study.storage import open_storage, outlast
+from pipelines.study.storage import importances, open_storage, outlast
 from pipelines.study.trials import (
     CURVE,
     FACTS,
@@ -206,11 +205,7 @@ class StudyBook:
 
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of few trials: they are counted above
-                return dict(optuna.importance.get_param_importances(self._optuna))
-        except (ValueError, RuntimeError):
-            return {}
+        return importances(self._optuna)
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.errors import PipelineError
 from pipelines.pinned import resolve
+from pipelines.report_command import study_folder
+from pipelines.runners import describe_runner
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast
+from pipelines.study.page import headline, write_study_page
 from pipelines.study.report import findings, print_findings, print_forecast, write_findings
 
 if TYPE_CHECKING:
@@ -45,20 +50,16 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     store, started = home.store, time.monotonic()
     home.root.mkdir(parents=True, exist_ok=True)
     url = options.storage or f"sqlite:///{home.root / 'study.db'}"
-    with in_use(store):
+    with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
         book = StudyBook(study, url, store.root / ".drivers")
         try:
-            trials = book.trials()
-            wanted = options.wanted(study, trials)
-            cost = forecast(study, store, trials, wanted, options.confirm_seeds)
-            say(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are complete")
-            print_forecast(cost, console)
-            if not _agreed(cost, options, console):
+            budget = _budget(book, options, home, console)
+            if budget is None:
+                activity.ended = "not begun"
                 return 1
-            budget = Budget(wanted, options.hours, options.target_fid)
             try:
-                _work(book, home, budget, options.parallel, say)
+                _work(book, home, budget, options.parallel, say, activity)
             except PipelineError:
                 say("Stopped by an error (below). Found so far:")
                 print_findings(findings(study, book.last_seen, {}, store), console)
@@ -67,32 +68,78 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             identity, others = book.identity, book.at_work()
         finally:
             book.close()
-        print_findings(found, console)
-        directory = home.report / f"study-{study.name}"
-        files, confirmed = write_findings(found, directory), None
-        if options.confirm_seeds and found.best is not None:
-            confirmed = confirm(study, found.trials, options.confirm_seeds, home,
-                                options.parallel, say)  # fmt: skip
-            print_confirmation(summarise(confirmed), console)
-            files = write_findings(found, directory, confirmed)
-        say(f"Table and plots: {directory}")
+        activity.update(phase="reporting", news=headline(found))
+        files = _report(found, options, home, console, activity)
         _track(found, identity, files, home, console, finished=not others)
         say(f"Done in {time.monotonic() - started:.1f} s.")
     return 0
 
 
+def _budget(
+    book: StudyBook, options: StudyOptions, home: Home, console: Console
+) -> Budget | None:  # fmt: skip
+    """What there is to do; None: it is too much for the person who was asked."""
+    study, trials = book.study, book.trials()
+    wanted = options.wanted(study, trials)
+    cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
+    console.print(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are complete",
+                  highlight=False)  # fmt: skip
+    print_forecast(cost, console)
+    if not _agreed(cost, options, console):
+        return None
+    return Budget(wanted, options.hours, options.target_fid)
+
+
+def _report(
+    found: Findings, options: StudyOptions, home: Home, console: Console, activity: Activity
+) -> list[Path]:
+    """Say what was found, confirm it if that is asked for, and write it all down."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    print_findings(found, console)
+    directory = study_folder(home, found.study.name)
+    files = write_findings(found, directory)
+    if options.confirm_seeds and found.best is not None:
+        activity.update(phase="confirming on other seeds")
+        confirmed = confirm(found.study, found.trials, options.confirm_seeds, home,
+                            options.parallel, say, activity)  # fmt: skip
+        print_confirmation(summarise(confirmed), console)
+        files = write_findings(found, directory, confirmed)
+    files.append(write_study_page(found, home.store, directory))
+    say(f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
+    return files
+
+
 def _work(
-    book: StudyBook, home: Home, budget: Budget, parallel: int | None, say: Callable[[str], None]
-) -> None:
-    """Drive the study, with MLflow following in the background."""
+    book: StudyBook, home: Home, budget: Budget, parallel: int | None, say: Callable[[str], None],
+    activity: Activity,
+) -> None:  # fmt: skip
+    """Drive the study, with MLflow and `igdit status` following in the background."""
     from pipelines.tracking import BackgroundSync
 
     def sync() -> None:
         _tracker(book.study, book.identity, home).sync(book.trials(), finished=False)
 
+    def hear(text: str) -> None:
+        if not text.startswith("start"):
+            activity.update(news=text)
+        say(text)
+
+    def changed() -> None:
+        states = Counter(trial.state for trial in book.trials())
+        activity.update(trials=Trials(
+            complete=states["COMPLETE"], running=states["RUNNING"], given_up=states["PRUNED"],
+            failed=states["FAIL"], wanted=budget.trials, at_first=at_first,
+        ))  # fmt: skip
+        background.request()
+
+    at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
+    activity.update(phase="at work", where=describe_runner(book.study.experiment.resources))
     background = BackgroundSync(sync)
     try:
-        StudyDriver(book, home, budget, parallel, say, background.request).run()
+        StudyDriver(book, home, budget, parallel, hear, changed, activity).run()
     finally:
         background.close(seconds=15)
 

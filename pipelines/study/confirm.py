@@ -17,6 +17,7 @@ import pandas as pd
 from rich.table import Table
 
 from ig_core.config import Guidance
+from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
 from pipelines.errors import StoppedError, TrainingFailedError
@@ -74,9 +75,12 @@ def candidates(trials: Sequence[Trial]) -> list[Candidate]:
     for trial in sorted((t for t in trials if t.fid is not None), key=lambda t: t.fid or 0.0):
         best.setdefault(trial.point.aux_layer, trial)
     points = [best[layer].point for layer in sorted(best)]
-    return [Candidate(BASELINE, None)] + [
-        Candidate(f"{p.training_name}, scale {p.ig_scale:g}", p) for p in points
-    ]
+    return [Candidate(BASELINE, None), *map(candidate, points)]
+
+
+def candidate(point: Point) -> Candidate:
+    """A point that is to be confirmed."""
+    return Candidate(f"{point.training_name}, scale {point.ig_scale:g}", point)
 
 
 def other_seeds(study: Study, count: int) -> list[int]:
@@ -88,7 +92,7 @@ def other_seeds(study: Study, count: int) -> list[int]:
 
 def confirm(
     study: Study, trials: Sequence[Trial], count: int, home: Home, parallel: int | None,
-    say: Callable[[str], None],
+    say: Callable[[str], None], activity: Activity | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every candidate from `count` other seeds.
 
@@ -99,12 +103,13 @@ def confirm(
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
     session = RunnerSession(study.experiment.resources, home.scratch, parallel)
-    _Runs(home, session, say).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    activity = activity or Activity(home, "study", study.name)
+    _Runs(home, session, say, activity).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []
-    for candidate, seed, experiment in work:
+    for chosen_one, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
         if headline is not None:
-            rows.append({"candidate": candidate.label, "seed": seed, "fid": headline.fid})
+            rows.append({"candidate": chosen_one.label, "seed": seed, "fid": headline.fid})
     table = pd.DataFrame(rows, columns=["candidate", "seed", "fid"])
     baseline = table[table["candidate"] == BASELINE].set_index("seed")["fid"]
     table["gain"] = 1 - table["fid"] / table["seed"].map(baseline)
@@ -114,8 +119,11 @@ def confirm(
 class _Runs:
     """Experiments side by side, each for its headline number alone."""
 
-    def __init__(self, home: Home, session: RunnerSession, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, home: Home, session: RunnerSession, say: Callable[[str], None], activity: Activity
+    ) -> None:
         self._home, self._session, self._say = home, session, say
+        self._activity = activity
         self._pipelines: list[Pipeline] = []
         self._lock, self._stopped = threading.Lock(), False
 
@@ -137,7 +145,8 @@ class _Runs:
         scale = experiment.guidance.ig_scale
         target = next(p for p in graph.final if p.guidance.ig_scale == scale)
         remember(store, experiment, graph.run_key)
-        pipeline = Pipeline(store, experiment, self._session.runner, _Deaf())
+        listener = self._activity.follow(graph, _Deaf(), label)
+        pipeline = Pipeline(store, experiment, self._session.runner, listener)
         with self._lock:
             if self._stopped:
                 raise StoppedError("the work was stopped")
@@ -147,6 +156,8 @@ class _Runs:
         except TrainingFailedError as error:
             self._say(f"confirm   failed: {label}: {error}")
             return
+        finally:
+            listener.let_go()
         headline = collect(store, graph).headline()
         if headline is not None:
             self._say(f"confirm   FID {headline.fid:8.2f}  {label}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
 from pipelines.errors import (
@@ -57,6 +58,7 @@ class StudyDriver:
         parallel: int | None,
         say: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
+        activity: Activity | None = None,
     ) -> None:
         """Prepare to work on a study.
 
@@ -67,10 +69,13 @@ class StudyDriver:
             parallel: Trainings at a time; None: as many as there is room for.
             say: Takes lines for a person.
             changed: Told when trials changed.
+            activity: What this process says of itself; None: nothing.
         """
         self.book, self.home, self.budget = book, home, budget
         self.study: Study = book.study
         self._say, self._changed = say, changed
+        # One that is not entered publishes nothing.
+        self._activity = activity or Activity(home, "study", book.study.name)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._pipelines: set[Pipeline] = set()
@@ -151,6 +156,7 @@ class StudyDriver:
 
     def _take(self, unit: list[Trial]) -> None:
         """Work on trials of one training until they are evaluated, or it is given up."""
+        self._changed()
         try:
             self._evaluate_intact(unit)
             self._failures = 0
@@ -204,7 +210,8 @@ class StudyDriver:
         graph, store = Graph(experiment), self.home.store
         remember(store, experiment, graph.run_key)
         watch = Watch(self.book, store, graph, unit, self._heard)
-        pipeline = Pipeline(store, experiment, self._runner, watch)
+        listener = self._activity.follow(graph, watch, unit[0].point.training_name)
+        pipeline = Pipeline(store, experiment, self._runner, listener)
         watch.pipeline = pipeline
         with self._lock:
             self._pipelines.add(pipeline)
@@ -219,6 +226,7 @@ class StudyDriver:
             if not watch.hopeless:
                 raise
         finally:
+            listener.let_go()
             with self._lock:
                 self._pipelines.discard(pipeline)
         if watch.hopeless:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.study.forecast import Forecast
     from pipelines.study.trials import Trial
 
+CONFIRMED = "confirmed.parquet"
 SHOWN = 10
 """Points that are listed on screen; the table on disk holds all."""
 
@@ -177,7 +178,7 @@ def write_findings(
         files.append(plot_scales(complete, directory / "fid_by_scale.png"))
         files.append(plot_curves(complete, directory / "fid_curves.png"))
     if confirmed is not None:
-        files.append(directory / "confirmed.parquet")
+        files.append(directory / CONFIRMED)
         confirmed.to_parquet(files[-1])
         files.append(plot_confirmed(confirmed, directory / "fid_confirmed.png"))
     return files

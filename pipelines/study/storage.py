@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -12,6 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.errors import StudyError
+from pipelines.study.trials import SPEC, Trial, read_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,12 +61,50 @@ def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
-def outlast(act: Callable[[], Any], *, again: bool = True) -> Any:  # noqa: ANN401
+@dataclass(frozen=True)
+class Stored:
+    """A study as its storage has it."""
+
+    fixed: dict[str, Any] | None
+    """What the study is (`Study.fixed`); None: it is none of ours."""
+    trials: list[Trial]
+    importances: dict[str, float]
+
+
+def read_stored(url: str, name: str) -> Stored:
+    """Read a study; enters nothing.
+
+    Raises:
+        ValueError: there is no such study, or the database cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = open_storage(url)
+    try:
+        found = outlast(lambda: optuna.load_study(study_name=name, storage=storage))
+        trials = [read_trial(trial) for trial in found.get_trials() if trial.params]
+        fixed = found.user_attrs.get(SPEC)
+        return Stored(fixed, trials, importances(found))
+    except KeyError:
+        known = ", ".join(optuna.get_all_study_names(storage)) or "none"
+        raise ValueError(f"study must be one that was begun ({known}), but got {name!r}") from None
+    finally:
+        storage.remove_session()
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Optuna's parameter importances, largest first; empty while there are too few trials."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of few trials: they are counted elsewhere
+            return dict(optuna.importance.get_param_importances(study))
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def outlast(act: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Do something with the storage; while that is away, try again for a while.
 
     Args:
-        act: What to do.
-        again: Whether it may be done twice; if not, the first failure is final.
+        act: What to do; doing it twice must be the same as doing it once.
 
     Raises:
         StudyError: the storage stayed away.
@@ -73,7 +114,7 @@ def outlast(act: Callable[[], Any], *, again: bool = True) -> Any:  # noqa: ANN4
         try:
             return act()
         except (StorageInternalError, SQLAlchemyError) as error:
-            if not again or time.monotonic() > until:
+            if time.monotonic() > until:
                 raise StudyError(
                     f"the study's database failed: {_first_line(error)}. Nothing that was "
                     f"computed is lost: the same command goes on from there."

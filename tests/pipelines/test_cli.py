@@ -67,6 +67,15 @@ WRONG = [
     (["run", "missing.json"], ["missing.json does not exist"]),
     (["rum", "digits"], ["'rum'", "did you mean 'run'?"]),
     (["qqq"], ["'qqq'", "run", "plan", "store", "ui"]),
+    (["report", "nope"], ["none yet", "'nope'"]),
+    (["report"], ["none yet"]),
+    (["report", "digits"], ["none yet", "digits"]),
+    (["report", "missing.json"], ["missing.json does not exist"]),
+    (["report", "digits", "--train.steps", "5"], ["nothing of experiment digits", "measured"]),
+    (["report", "study"], ["name of a study"]),
+    (["report", "study", "digits"], ["no study", "--storage"]),
+    (["status", "--every", "0"], ["every", "0.1"]),
+    (["status", "--wach"], ["--wach", "--watch"]),
     (["store"], ["ls or gc", "nothing"]),
     (["store", "rm"], ["ls or gc", "rm"]),
     (["store", "gc", "--forget", "abc"], ["--forget", "'abc'"]),
@@ -113,7 +122,8 @@ def test_a_file_that_is_no_experiment_is_explained(text, expected, tmp_path, hom
 def test_help_names_commands_and_experiments(words, capsys):
     assert igdit(*words) == 0
     out = said(capsys)[0]
-    for word in ("igdit run", "igdit plan", "igdit store", "igdit ui", *EXPERIMENTS, "IGDIT_HOME"):
+    commands = ("run", "plan", "study", "report", "status", "store", "ui")
+    for word in (*(f"igdit {command}" for command in commands), *EXPERIMENTS, "IGDIT_HOME"):
         assert word in out
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
+import time
 
 import pytest
 
-from pipelines.locks import FileLock
+from pipelines.locks import FileLock, Holder, holder
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipelines.locks import FileLock
+from pipelines.locks import FileLock, Holder, holder
 lock = FileLock(Path(sys.argv[1]), shared=sys.argv[2] == "shared")
 print(lock.acquire())
 input()
@@ -155,3 +158,53 @@ def test_an_error_inside_the_context_releases_the_lock(path):
     with pytest.raises(ZeroDivisionError), FileLock(path):
         raise ZeroDivisionError
     assert FileLock(path).acquire()
+
+
+# Who holds it
+
+
+def test_the_holder_of_a_lock_is_known_until_it_dies(path, child):
+    assert holder(path) is None
+    assert not path.parent.exists()
+    other = child(HOLD, path, "exclusive")
+    assert other.read() == "True"
+    found = holder(path)
+    assert (found.host, found.pid) == (platform.node(), other.process.pid)
+    assert abs(found.since - time.time()) < 60
+    other.kill()
+    assert holder(path) is None
+    assert path.exists()
+
+
+def test_the_next_holder_signs_in_place_of_the_last(path):
+    path.parent.mkdir()
+    path.write_text("123456 a-host-with-a-very-long-name-that-must-not-remain\n" * 3)
+    with FileLock(path):
+        assert holder(path) == Holder(platform.node(), os.getpid(), path.stat().st_mtime)
+
+
+def test_looking_leaves_the_lock_to_others(path):
+    lock = FileLock(path)
+    assert lock.acquire()
+    lock.release()
+    assert holder(path) is None
+    assert lock.acquire()
+    assert holder(path) is not None
+    assert not FileLock(path).acquire()
+
+
+@pytest.mark.parametrize("note", [b"", b"here", b"\xff\xff x", "\u0661 host".encode()])
+def test_a_holder_that_signed_otherwise_is_unknown(path, note):
+    with FileLock(path):
+        path.write_bytes(note)
+        assert (holder(path).host, holder(path).pid) == ("unknown", 0)
+
+
+def test_a_full_disk_takes_the_note_and_not_the_lock(path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.locks.os.pwrite", full)
+    with FileLock(path):
+        assert not FileLock(path).acquire()
+        assert holder(path).pid == 0

@@ -164,7 +164,8 @@ def test_time_stamps_are_those_of_the_artifacts(page, results):
 
 def test_sample_grids_and_the_report_are_attached(page, finished):
     assert page["files"] == sorted([
-        "experiment.json", "results.csv", "fid_curve.png", "fid_by_ig_scale.png", "samples.png",
+        "experiment.json", "report.html", "results.csv",
+        "fid_curve.png", "fid_by_ig_scale.png", "samples.png",
         *(f"grids/step-{step:08d}-ig-{scale}.png" for step in (10, 20) for scale in ("1", "1.5")),
     ])  # fmt: skip
 

@@ -1,0 +1,280 @@
+"""What a process is doing, in a small file that others may read (`pipelines.status`).
+
+    HOME/activity/ID.json   what a run or a study is doing; replaced in one step
+    HOME/activity/ID.lock   held while it lives: the kernel lets go when it dies
+    HOME/activity/last.json what ended last
+
+A thread of its own writes the file, at most once a second: the work never waits for the disk, and
+does not notice if the disk is full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from experiments.schema import read_dataclass
+from pipelines.errors import PipelineError
+from pipelines.files import replace_text
+from pipelines.locks import FileLock, holder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from pipelines.dag import Listener
+    from pipelines.graph import Graph, Node
+    from pipelines.home import Home
+    from pipelines.stages.train import TrainProgress
+
+EVERY_SECONDS = 1.0
+KEPT_SECONDS = 24 * 3600.0
+"""How long what a killed process left behind is kept, unless the same work is begun again."""
+LAST = "last.json"
+LONGEST = 1_000_000
+"""Bytes of a file that can be one of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training that is at work."""
+
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float
+    workers: int
+    host: str
+    """Of its first worker."""
+    heard: float
+    """When it said so, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One experiment that is being brought into the store."""
+
+    name: str
+    trajectory: str
+    """Hash of its checkpoints: the name of the training's lease."""
+    begun: float
+    done: int = 0
+    """Artifacts that were missing and are there now."""
+    total: int = 0
+    training: Training | None = None
+    waiting: str = ""
+    """Artifact that another process builds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """Trials of a study, as this process last saw them."""
+
+    complete: int
+    running: int
+    given_up: int
+    failed: int
+    wanted: int
+    at_first: int
+    """Complete when this process began."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doing:
+    """What one process is doing."""
+
+    kind: str
+    """run or study."""
+    name: str
+    key: str = ""
+    """Of a run."""
+    host: str
+    pid: int
+    started: float
+    updated: float
+    phase: str = "starting"
+    where: str = ""
+    """What it runs on."""
+    trials: Trials | None = None
+    works: tuple[Work, ...] = ()
+    news: str = ""
+    """The last result."""
+    outcome: str = ""
+    """How it ended."""
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return " ".join(part for part in (self.kind, self.name, self.key[:8]) if part)
+
+
+class Activity:
+    """Publishes what this process is doing while it is entered; before and after, nothing."""
+
+    def __init__(self, home: Home, kind: str, name: str, key: str = "") -> None:
+        now = time.time()
+        self.ended = "finished"
+        """How it ends if nothing is raised."""
+        self._folder, self._id = home.activity, uuid.uuid4().hex[:12]
+        self._doing = Doing(kind=kind, name=name, key=key, host=platform.node(), pid=os.getpid(),
+                            started=now, updated=now)  # fmt: skip
+        self._works: dict[int, Work] = {}
+        self._changed, self._lock = False, threading.Lock()
+        self._alive = FileLock(self._folder / f"{self._id}.lock")
+        self._stop = threading.Event()
+        self._writer = threading.Thread(target=self._loop, name="activity", daemon=True)
+
+    def __enter__(self) -> Activity:
+        with suppress(OSError):
+            self._alive.acquire()
+            self._clear()
+        self._write()
+        self._writer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._writer.join(10 * EVERY_SECONDS)
+        self.update(phase="ended", outcome=self.ended if error is None else _outcome(error))
+        with suppress(OSError):
+            replace_text(self._folder / LAST, self._text())
+            self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._alive.release(remove=True)
+
+    def update(self, **changes: Any) -> None:  # noqa: ANN401
+        """Change fields of `Doing`."""
+        with self._lock:
+            self._doing = replace(self._doing, updated=time.time(), **changes)
+            self._changed = True
+
+    def follow(self, graph: Graph, listener: Listener, name: str) -> Followed:
+        """A listener that passes on what it hears, and publishes it until it is let go."""
+        return Followed(self, graph, listener, name)
+
+    def put(self, number: int, work: Work | None) -> None:
+        """Publish a piece of work under a number; None: it is over."""
+        with self._lock:
+            if work is None:
+                self._works.pop(number, None)
+            else:
+                self._works[number] = work
+        self.update(works=tuple(self._works.values()))
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._id}.json"
+
+    def _text(self) -> str:
+        with self._lock:
+            self._changed = False
+            return json.dumps(dataclasses.asdict(self._doing))
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            replace_text(self._path, self._text())
+
+    def _loop(self) -> None:
+        while not self._stop.wait(EVERY_SECONDS):
+            if self._changed:
+                self._write()
+
+    def _clear(self) -> None:
+        """Remove what dead processes left: of this very work, and what is old."""
+        for path in self._folder.glob("*.json"):
+            if path.name == LAST or holder(path.with_suffix(".lock")) is not None:
+                continue
+            try:
+                left = read_doing(path)
+                mine = left is not None and left.title == self._doing.title
+            except ValueError:
+                mine = False
+            if mine or time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+class Followed:
+    """A `dag.Listener` that publishes what it hears, and passes it on."""
+
+    def __init__(self, activity: Activity, graph: Graph, listener: Listener, name: str) -> None:
+        self._activity, self._listener = activity, listener
+        self._workers = graph.experiment.resources.num_workers
+        self._lock = threading.Lock()
+        self._work = Work(name=name, trajectory=graph.checkpoint(0).hash, begun=time.time())
+        self._put()
+
+    def waiting(self, node: Node) -> None:
+        """Another process builds the node."""
+        self._put(waiting=f"{node.kind}/{node.key}")
+        self._listener.waiting(node)
+
+    def training(self, progress: TrainProgress) -> None:
+        """A training moved on."""
+        training = Training(
+            step=progress.step, steps=progress.steps, loss=progress.loss,
+            steps_per_second=progress.steps_per_second, workers=self._workers,
+            host=progress.host, heard=time.time(),
+        )  # fmt: skip
+        self._put(training=None if progress.step >= progress.steps else training)
+        self._listener.training(progress)
+
+    def finished(self, node: Node, done: int, total: int) -> None:
+        """An artifact is there."""
+        work = self._work
+        waiting = "" if work.waiting == f"{node.kind}/{node.key}" else work.waiting
+        # The last report of a training may not have come through; its last checkpoint has.
+        over = node.kind == "checkpoint" and work.training and node.step >= work.training.steps
+        self._put(done=done, total=total, waiting=waiting,
+                  training=None if over else work.training)  # fmt: skip
+        self._listener.finished(node, done, total)
+
+    def let_go(self) -> None:
+        """It is over."""
+        self._activity.put(id(self), None)
+
+    def _put(self, **changes: Any) -> None:  # noqa: ANN401
+        with self._lock:
+            self._work = replace(self._work, **changes)
+            self._activity.put(id(self), self._work)
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, PipelineError | ValueError | OSError):
+        return f"failed: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
+    return "stopped" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"
+
+
+def read_doing(path: Path) -> Doing | None:
+    """What a file says; None if it is not there any more.
+
+    Raises:
+        ValueError: it says nothing that can be understood.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    if len(text) > LONGEST:
+        raise ValueError("it is too large")
+    try:
+        found: Doing = read_dataclass(Doing, json.loads(text), "activity")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return found

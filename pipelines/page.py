@@ -1,0 +1,244 @@
+"""Parts that the page of a run and the page of a study share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from experiments import experiment_to_json
+from pipelines import reproduce
+from pipelines.durations import in_words
+from pipelines.errors import ArtifactError
+from pipelines.html import Child, Html, data_uri, figure, image, markup, paragraph, table, tag
+from pipelines.plots import real_images, sampled_images
+from pipelines.png import encode_png
+from pipelines.results import stage_costs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from experiments import Experiment
+    from pipelines.artifacts import Artifact, Store
+    from pipelines.graph import Node
+    from pipelines.results import Measurement, Results
+
+FILE = "report.html"
+LARGEST_IMAGE = 1_000_000
+"""Bytes of a sample grid that goes into a page; a page is to be mailed."""
+LABELS = {
+    "num_samples": "samples", "fid": "FID", "kid": "KID", "inception_score": "Inception Score",
+}  # fmt: skip
+INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
+
+
+def published(store: Store, nodes: Iterable[Node]) -> list[Artifact]:
+    """Those that are in the store, each once."""
+    found = (store.find(node.kind, node.key) for node in dict.fromkeys(nodes))
+    return [artifact for artifact in found if artifact is not None]
+
+
+def header(kind: str, name: str, facts: Sequence[str]) -> Html:
+    """What this is about."""
+    return tag("header", paragraph(f"igdit {kind}", class_="kicker"), tag("h1", name),
+               paragraph(" \N{MIDDLE DOT} ".join(facts), class_="meta"))  # fmt: skip
+
+
+def lead(text: str) -> Html:
+    """The sentence that says it all; an interval is not broken over lines."""
+    whole = text.replace(" .. ", "\N{NO-BREAK SPACE}..\N{NO-BREAK SPACE}")
+    return paragraph(whole, class_="lead")
+
+
+def when(artifacts: Sequence[Artifact]) -> str:
+    """When the newest of them was made: a page says nothing that depends on when it is written."""
+    newest = max(float(a.manifest["created"]) + float(a.manifest["seconds"]) for a in artifacts)
+    return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def interval(metrics: dict[str, Any], name: str = "fid", digits: int = 2) -> str:
+    """A metric with its interval, where it has one."""
+    text = f"{metrics[name]:.{digits}f}"
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    if low is not None and high is not None:
+        return f"{text} ({low:.{digits}f} .. {high:.{digits}f})"
+    spread = metrics.get(f"{name}_std")
+    return text if spread is None else f"{text} \N{PLUS-MINUS SIGN} {spread:.{digits}f}"
+
+
+def metrics_table(measurements: Sequence[Measurement], first: Sequence[str],
+                  cells: Sequence[Sequence[Child]], caption: str) -> Html:  # fmt: skip
+    """Every metric of some measurements, with its interval where it has one.
+
+    Args:
+        measurements: One row each.
+        first: Titles of the columns before the metrics.
+        cells: Their content.
+        caption: What the table shows.
+    """
+    names: dict[str, None] = {}
+    for m in measurements:
+        names |= {name: None for name, value in m.metrics.items() if _is_number(value)}
+    own = [n for n in names if n.rpartition("_")[2] not in ("low", "high", "std")]
+    rows = [
+        [*before, *(_metric(m.metrics, name) for name in own)]
+        for m, before in zip(measurements, cells, strict=True)
+    ]
+    titles = [LABELS.get(name, name.replace("_", " ")) for name in own]
+    return table([*first, *titles], rows, left=0, caption=caption)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _metric(metrics: dict[str, Any], name: str) -> str:
+    value = metrics.get(name)
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return interval(metrics, name, 2 if abs(value) >= 1 else 4)
+
+
+def change(gain: tuple[float, float, float]) -> str:
+    """A relative fall of FID as a change in percent, with its interval."""
+    value, low, high = (100 * part for part in gain)
+    return f"{-value:+.0f} % ({-high:+.0f} .. {-low:+.0f})"
+
+
+def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) -> Html | None:
+    """Real images, and grids of samples of the same noise and labels, side by side."""
+    if not chosen:
+        return None
+    panels = [_grid("Real", "what is learnt", functools.partial(real_images, results))]
+    panels += [
+        _grid(title, f"FID {interval(m.metrics)}, step {m.point.step:,}",
+              functools.partial(sampled_images, results, m))
+        for title, m in chosen
+    ]  # fmt: skip
+    return tag("div", *panels, class_="grids")
+
+
+def _grid(title: str, caption: str, read: Callable[[], tuple[Tensor, int]]) -> Html:
+    from ig_core.images import contact_sheet
+
+    try:
+        images, columns = read()
+        sheet = contact_sheet(images, columns, gap=0)
+        content = encode_png(sheet)
+    except (ArtifactError, ValueError):
+        picture: Html = paragraph("These images are not in the store any more.", class_="note")
+    else:
+        if len(content) > LARGEST_IMAGE:
+            picture = paragraph("This grid is too large for a page that is to be mailed.",
+                                class_="note")  # fmt: skip
+        else:
+            picture = image(content, f"{title}: a row for each class",
+                            "samples gray" if len(sheet) == 1 else "samples")  # fmt: skip
+    return figure(markup(tag("h3", title), picture), caption)
+
+
+def costs(store: Store, nodes: Iterable[Node]) -> Html:
+    """Work by stage."""
+    frame = stage_costs(store, nodes)
+    rows = [[str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]),
+             f"{row['bytes'] / 2**20:,.1f}"] for stage, row in frame.iterrows()]  # fmt: skip
+    total = ["total", f"{frame['artifacts'].sum():,.0f}", in_words(frame["seconds"].sum()),
+             f"{frame['bytes'].sum() / 2**20:,.1f}"]  # fmt: skip
+    return markup(
+        table(["stage", "artifacts", "work", "MiB"], [*rows, total], marked=[len(rows)],
+              caption="Work by stage, whenever and by whomever it was done"),
+        paragraph("Artifacts that other runs share with this one are counted here too. A training "
+                  "counts the time of its group of workers once.", class_="note"),
+    )  # fmt: skip
+
+
+def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> Html:
+    """All fields of a configuration, a box for each of its parts.
+
+    Args:
+        config: A dataclass; its parts are dataclasses too.
+        title: Of the box with the fields that belong to no part.
+        without: Parts that are left out.
+    """
+    parts = [
+        part for part in _parts(config, title) if part[0] not in without and part[1]
+    ]  # fmt: skip
+    return tag("div", *(_box(name, items) for name, items in parts), class_="boxes")
+
+
+def _parts(config: Any, title: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:  # noqa: ANN401
+    values = {f.name.replace("_", " "): getattr(config, f.name) for f in dataclasses.fields(config)}
+    yield title, [(n, _shown(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value, f"{title}: {name}" if title == "space" else name)
+
+
+def _box(name: str, items: Sequence[tuple[str, str]]) -> Html:
+    pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
+    return tag("div", tag("h3", name), tag("dl", *pairs, class_="config"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def provenance(artifacts: Sequence[Artifact]) -> Html:
+    """Packages and hosts, as the artifacts say."""
+    hosts = Counter(str(a.manifest.get("host", "not recorded")) for a in artifacts)
+    versions: dict[str, Counter[str]] = {}
+    for artifact in artifacts:
+        for name, version in artifact.manifest.get("packages", {}).items():
+            versions.setdefault(name, Counter())[version] += 1
+    rows = [[name, ", ".join(_counted(found, len(artifacts)))] for name, found in versions.items()]
+    mixed = any(len(found) > 1 for found in versions.values())
+    return markup(
+        tag("div",
+            table(["package", "version"], rows, left=2, caption="Versions that made the artifacts"),
+            table(["host", "artifacts"], [[host, f"{n:,}"] for host, n in sorted(hosts.items())],
+                  caption="Where they were made"),
+            class_="pair"),
+        paragraph("Some artifacts were made by other versions than the rest; a number in brackets "
+                  "counts them.", class_="note") if mixed else None,
+    )  # fmt: skip
+
+
+def _counted(found: Counter[str], total: int) -> list[str]:
+    if len(found) == 1 and found.total() == total:
+        return list(found)
+    return [f"{version} ({count:,})" for version, count in found.most_common()]
+
+
+def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note: str) -> Html:
+    """The commands that give this again, and the experiment itself as a file.
+
+    Args:
+        words: Command lines, after the program's name; None: there is none.
+        experiment: What the file holds.
+        note: What the file is.
+    """
+    text = experiment_to_json(experiment)
+    lines = [reproduce.command(line) for line in words if line is not None]
+    link = tag("a", "experiment.json", download="experiment.json",
+               href=data_uri(text.encode(), "application/json"))  # fmt: skip
+    return markup(
+        tag(
+            "pre",
+            "\n# or, from the file below:\n".join([*lines, "igdit run experiment.json"]),
+            class_="wrap",
+        ),
+        paragraph("What is in the store is not computed again. ", link, f" {note}", class_="note"),
+        tag("details", tag("summary", "experiment.json as text"), tag("pre", text)),
+    )

@@ -1,0 +1,224 @@
+"""One experiment as one HTML file that can be mailed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines import page
+from pipelines.charts import Sample, Series, line_chart
+from pipelines.files import replace_text
+from pipelines.graph import closure
+from pipelines.html import Html, badge, markup, paragraph, section, table, tag
+from pipelines.html import page as document
+from pipelines.reproduce import run_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipelines.results import Measurement, Results
+
+UNGUIDED, GUIDED = 0, 1
+"""Colours."""
+
+
+def write_run_page(results: Results, directory: Path) -> Path:
+    """Write the page into a report folder; returns its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / page.FILE
+    replace_text(path, run_page(results))
+    return path
+
+
+def run_page(results: Results) -> Html:
+    """The page of an experiment."""
+    experiment, graph = results.experiment, results.graph
+    artifacts = page.published(results.store, closure(graph.targets))
+    facts = [f"run {graph.run_key[:8]}", f"{experiment.train.steps:,} training steps",
+             f"{experiment.evaluation.num_samples:,} samples for each scale",
+             f"features of {experiment.evaluation.extractor}"]  # fmt: skip
+    if artifacts:
+        facts.append(page.when(artifacts))
+    return document(
+        f"{experiment.name} {graph.run_key[:8]}",
+        page.header("experiment", experiment.name, facts),
+        page.lead(headline(results)),
+        _second(results),
+        _incomplete(results),
+        section("What was found", tag("div", _curve_chart(results), _scale_chart(results),
+                                      class_="pair") if results.curve or results.final else None),
+        section("Samples", samples(results)),
+        section("By guidance scale", scale_tables(results)),
+        section("Over training", _curve_table(results)),
+        section("Cost", page.costs(results.store, closure(graph.targets)) if artifacts else None),
+        section("Configuration", page.configuration(experiment, "experiment")),
+        section("Made with", page.provenance(artifacts) if artifacts else None),
+        section("Do it again", page.reproduction(
+            [run_words(experiment)], experiment,
+            "is this experiment, completely resolved: save it and run it.")),
+        section("Reading the numbers", _notes(results)),
+    )  # fmt: skip
+
+
+def headline(results: Results) -> str:
+    """What was found, in a sentence, at the scale that was fixed before the run."""
+    own, base = results.headline(), results.headline(1.0)
+    if own is None:
+        return "Nothing is measured at the last checkpoint yet."
+    scale = f"internal guidance of scale {own.scale:g}"
+    if own is base or own.scale == 1:
+        return (f"Without guidance FID is {page.interval(own.metrics)} after "
+                f"{own.point.step:,} steps.")  # fmt: skip
+    gain = results.improvements()[results.final.index(own)]
+    if base is None or gain is None:
+        return (f"With {scale} FID is {page.interval(own.metrics)} after {own.point.step:,} "
+                f"steps; the unguided samples are not measured yet.")  # fmt: skip
+    both = f"from {page.interval(base.metrics)} to {page.interval(own.metrics)}"
+    value, low, high = (100 * part for part in gain)
+    if low > 0:
+        return (f"{scale[0].upper()}{scale[1:]} lowers FID {both}: {value:.0f} % less "
+                f"({low:.0f} .. {high:.0f}) on the same noise.")  # fmt: skip
+    if high < 0:
+        return (f"{scale[0].upper()}{scale[1:]} raises FID {both}: {-value:.0f} % more "
+                f"({-high:.0f} .. {-low:.0f}) on the same noise.")  # fmt: skip
+    return (f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
+            f"a change of {page.change(gain)} on the same noise.")  # fmt: skip
+
+
+def _second(results: Results) -> Html | None:
+    """The lowest scale and its equals, which were read off the samples they are reported on."""
+    best = results.best()
+    if best is None or len(results.final) < 2:
+        return None
+    lowest, equal = best
+    text = f"Of the scales compared, {lowest.scale:g} has the lowest FID"
+    if equal:
+        text += f"; {', '.join(f'{s:g}' for s in equal)} cannot be told from it"
+    return paragraph(f"{text}. This was read off the samples it is reported on; the scale of the "
+                     f"sentence above was fixed before the run. Brackets hold 95 % intervals of "
+                     f"the sampling.")  # fmt: skip
+
+
+def _incomplete(results: Results) -> Html | None:
+    if results.complete:
+        return None
+    wanted = len(results.graph.curve) + len(results.graph.final)
+    found = len(results.curve) + len(results.final)
+    return paragraph(f"Not finished: {found} of {wanted} points are evaluated.",
+                     class_="warning")  # fmt: skip
+
+
+def _point(m: Measurement, x: float, what: str) -> Sample:
+    metrics = m.metrics
+    return Sample(x, m.fid, metrics["fid_low"], metrics["fid_high"],
+                  f"{what}: FID {page.interval(metrics)}")  # fmt: skip
+
+
+def curve_series(results: Results) -> list[Series]:
+    """FID over training, a line for each guidance."""
+    lines = []
+    for scale in sorted({m.scale for m in results.curve}):
+        label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
+        points = tuple(_point(m, m.point.step, f"step {m.point.step}, {label}")
+                       for m in results.curve if m.scale == scale)  # fmt: skip
+        lines.append(Series(label, points, UNGUIDED if scale == 1 else GUIDED))
+    return lines
+
+
+def _curve_chart(results: Results) -> Html:
+    return line_chart(
+        "FID over training", curve_series(results), "training step",
+        f"FID, {results.experiment.evaluation.curve_samples:,} samples", log=True,
+    )  # fmt: skip
+
+
+def _scale_chart(results: Results) -> Html:
+    points = tuple(_point(m, m.scale, f"scale {m.scale:g}") for m in results.final)
+    base = results.headline(1.0)
+    return line_chart(
+        "FID by internal guidance scale", [Series("FID with its 95 % interval", points, GUIDED)],
+        "internal guidance scale (1 is off)",
+        f"FID, {results.experiment.evaluation.num_samples:,} samples",
+        reference=None if base is None else (base.fid, "unguided"),
+    )  # fmt: skip
+
+
+def samples(results: Results) -> Html | None:
+    """Unguided, at the experiment's own scale, and at the lowest if that is another one."""
+    base, own, best = results.headline(1.0), results.headline(), results.best()
+    chosen = [("Unguided", base)]
+    if own is not base:
+        chosen.append(("Internal guidance, scale {:g}", own))
+    if best is not None and best[0] not in (own, base):
+        note = "lowest FID" if not best[1] else "lowest FID, not alone"
+        chosen.append((f"Internal guidance, scale {{:g}} ({note})", best[0]))
+    grids = page.sample_grids(
+        results, [(title.format(m.scale), m) for title, m in chosen if m is not None]
+    )
+    if grids is None:
+        return None
+    return markup(paragraph("The first samples of each bank, not chosen: the same place holds the "
+                            "same noise and the same class.", class_="note"), grids)  # fmt: skip
+
+
+def marks(results: Results) -> dict[float, Html]:
+    """Scale -> whether it is the lowest, cannot be told from it, or is higher."""
+    best = results.best()
+    if best is None:
+        return {}
+    lowest, equal = best
+    found = {m.scale: badge("higher", "plain") for m in results.final}
+    found |= {scale: badge("equal", "equal") for scale in equal}
+    return found | {lowest.scale: badge("lowest", "lowest")}
+
+
+def scale_tables(results: Results) -> Html | None:
+    """The paired comparison, then every metric."""
+    if not results.final:
+        return None
+    marked, steps = marks(results), results.experiment.train.steps
+    rows = [
+        [f"{m.scale:g}", page.interval(m.metrics), "" if gain is None else page.change(gain),
+         marked[m.scale]]
+        for m, gain in zip(results.final, results.improvements(), strict=True)
+    ]  # fmt: skip
+    own = [
+        i for i, m in enumerate(results.final) if m.scale == results.experiment.guidance.ig_scale
+    ]
+    return markup(
+        table(["scale", "FID", "FID against scale 1, paired", "paired with the lowest"], rows,
+              left=0, marked=own,
+              caption=f"Comparison on the same noise and labels, step {steps:,}"),
+        paragraph("The row in bold is the experiment's own scale. Rows marked \"equal\" cannot be "
+                  "told from the lowest: the 95 % interval of the paired difference holds 0.",
+                  class_="note"),
+        page.metrics_table(results.final, ["scale"], [[f"{m.scale:g}"] for m in results.final],
+                           f"All metrics, step {steps:,}"),
+    )  # fmt: skip
+
+
+def _curve_table(results: Results) -> Html | None:
+    if not results.curve:
+        return None
+    cells = [[f"{m.point.step:,}", "off" if m.scale == 1 else f"{m.scale:g}"]
+             for m in results.curve]  # fmt: skip
+    return page.metrics_table(results.curve, ["step", "guidance"], cells,
+                              "All metrics at each checkpoint")  # fmt: skip
+
+
+def _notes(results: Results) -> Html:
+    evaluation = results.experiment.evaluation
+    own = ""
+    if evaluation.extractor == "digits-cnn":
+        own = (" That network was trained on the data itself: these FIDs compare with each other "
+               "and with nothing else.")  # fmt: skip
+    texts = (
+        f"FID is the distance of Gaussians fitted to features of {evaluation.extractor}; lower is "
+        f"better.{own}",
+        f"{page.INTERVALS}: delete-one-group jackknife with {evaluation.groups} groups, the "
+        "reference taken as fixed. They say nothing of other training seeds. FIDs of different "
+        "numbers of samples do not compare.",
+        "Paired comparisons use the same noise, the same labels and the same groups, so that they "
+        "see differences that the single intervals would hide.",
+        "A number after \N{PLUS-MINUS SIGN} is the standard deviation over splits.",
+    )
+    return tag("ul", *(tag("li", text) for text in texts), class_="notes")

@@ -1,0 +1,169 @@
+"""`igdit status`: what runs in a home, read from its files alone.
+
+Nothing is asked and nothing is changed: what processes publish about themselves, the locks that
+the kernel holds for them, and the store's event log say it all, from any host that sees the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experiments import experiment_from_json
+from pipelines.activity import LAST, Doing, read_doing
+from pipelines.graph import Graph, closure
+from pipelines.locks import Holder, holder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipelines.home import Home
+
+TAIL_BYTES = 16_384
+"""So much of the event log is read, from its end."""
+EVENTS = 5
+"""Events that are shown."""
+EXPERIMENT = "experiment.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that is being built, or waits for a worker."""
+
+    kind: str
+    key: str
+    what: str
+    """Which part of which experiment, where that is known."""
+    lease: Holder | None
+    """The process that saw to it."""
+    worker: Holder | None
+    """The process that builds it."""
+
+    @property
+    def since(self) -> float:
+        """When it began."""
+        return min(h.since for h in (self.worker, self.lease) if h is not None)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a home at a moment."""
+
+    root: Path
+    now: float
+    working: tuple[Doing, ...]
+    gone: tuple[Doing, ...]
+    """Processes that died at work, by their last words."""
+    last: Doing | None
+    """What ended last."""
+    tasks: tuple[Task, ...]
+    events: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    """What could not be understood."""
+
+
+def read_status(home: Home) -> Status:
+    """Look at everything once."""
+    notes: list[str] = []
+    working, gone = [], []
+    for path in sorted(home.activity.glob("*.json")):
+        if path.name == LAST:
+            continue
+        doing = _read(path, notes)
+        if doing is None:
+            continue
+        if holder(path.with_suffix(".lock")) is not None:
+            working.append(doing)
+        elif path.exists():  # else it ended between the two looks
+            gone.append(doing)
+    return Status(
+        home.root,
+        time.time(),
+        tuple(sorted(working, key=lambda d: d.started)),
+        tuple(sorted(gone, key=lambda d: d.started)),
+        _read(home.activity / LAST, notes),
+        tuple(sorted(_tasks(home.store.root), key=lambda t: t.since)),
+        tuple(_events(home.store.root / "events.jsonl")),
+        tuple(notes),
+    )
+
+
+def _read(path: Path, notes: list[str]) -> Doing | None:
+    try:
+        return read_doing(path)
+    except ValueError as error:
+        notes.append(f"{path.name} is left out: {error}")
+        return None
+
+
+def _tasks(store: Path) -> list[Task]:
+    """What is leased or under construction: a lock file counts only while it is held."""
+    leases, workers, staging = {}, {}, {}
+    for path in (store / ".leases").glob("*"):
+        found = holder(path)
+        kind, _, key = path.name.partition("-")
+        if found is not None:
+            leases[kind, key] = found
+    for path in (store / ".staging").glob("*.lock"):
+        found = holder(path)
+        kind, _, rest = path.stem.partition("-")
+        if found is not None and kind != "trash":
+            key = rest.rpartition("-")[0]
+            workers[kind, key], staging[kind, key] = found, path.with_suffix("")
+    labels = _Labels()
+    return [
+        Task(*name, labels.of(staging.get(name), *name), leases.get(name), workers.get(name))
+        for name in {**leases, **workers}
+    ]
+
+
+class _Labels:
+    """Names for artifacts under construction, from the experiments that lie beside them."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[str, Graph | None] = {}
+
+    def of(self, staging: Path | None, kind: str, key: str) -> str:
+        graph = None if staging is None else self._graph(staging / EXPERIMENT)
+        if graph is None:
+            return ""
+        name = graph.experiment.name
+        if kind == "checkpoint":
+            return f"{name}, step {int(key.rpartition('-')[2])}"
+        for point in dict.fromkeys((*graph.curve, *graph.final)):
+            own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
+            if any((node.kind, node.key) == (kind, key) for node in own):
+                return f"{name}, step {point.step}, scale {point.guidance.ig_scale:g}"
+        return name
+
+    def _graph(self, path: Path) -> Graph | None:
+        try:
+            text = path.read_text()
+            if text not in self._graphs:
+                self._graphs[text] = Graph(experiment_from_json(text))
+            return self._graphs[text]
+        except (OSError, ValueError):
+            return None  # not written yet, or published meanwhile
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """The last events that can be read."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines[-4 * EVENTS :]:
+        try:
+            event = json.loads(line)
+            float(event["time"]), str(event["event"]), str(event["kind"]), str(event["key"])
+        except (ValueError, TypeError, KeyError):
+            continue  # cut short, or by somebody else
+        found.append(event)
+    return found[-EVENTS:]

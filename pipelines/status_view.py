@@ -1,0 +1,188 @@
+"""A home's status on the screen."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.durations import clock
+from pipelines.status import read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console, RenderableType
+
+    from pipelines.activity import Doing, Training, Work
+    from pipelines.home import Home
+    from pipelines.locks import Holder
+    from pipelines.status import Status, Task
+
+SHOWN = 12
+"""Tasks that are listed; the rest are counted."""
+LEAST_DONE = 3
+"""Artifacts or trials that a pace is judged by."""
+
+
+def watch_status(home: Home, console: Console, every: float) -> None:
+    """Show it until interrupted."""
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(view(read_status(home)), refresh=True)
+            time.sleep(every)
+
+
+def view(status: Status) -> RenderableType:
+    """Everything, for a console."""
+    parts: list[RenderableType] = [*_head(status)]
+    for doing in status.working:
+        parts += ["", *_process(doing, status.now)]
+    if status.tasks:
+        parts += ["", _tasks(status)]
+    for doing in status.gone:
+        parts += ["", _gone(doing, status.now)]
+    if status.events:
+        parts += ["", *_events(status)]
+    parts += [_line(f"note: {note}", style="yellow") for note in status.notes]
+    return Group(*parts)
+
+
+def _line(text: str, style: str = "") -> Text:
+    """A line in which nothing is taken for markup, or for a command to the terminal."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return Text(shown, style=style, overflow="fold")
+
+
+def _head(status: Status) -> Iterator[Text]:
+    count = len(status.working)
+    if count:
+        what = "1 process is at work" if count == 1 else f"{count} processes are at work"
+        yield _line(f"{what} in {status.root}", "bold")
+    elif status.tasks:
+        yield _line(f"No run or study is at work in {status.root}, but these tasks are", "bold")
+    else:
+        yield _line(f"Nothing runs in {status.root}", "bold")
+    last = status.last
+    if last is not None and not count:
+        took = clock(max(last.updated - last.started, 0))
+        yield _line(f"Last: {last.title}, {last.outcome} {_ago(last.updated, status.now)} on "
+                    f"{last.host} after {took}")  # fmt: skip
+        if last.news:
+            yield _line(last.news)
+
+
+def _ago(then: float, now: float) -> str:
+    """How long ago; clocks of hosts differ a little, so that never less than now."""
+    seconds = max(now - then, 0.0)
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"
+
+
+def _process(doing: Doing, now: float) -> Iterator[Text]:
+    yield _line(f"{doing.title}: {doing.phase}, for {clock(max(now - doing.started, 0))}, on "
+                f"{doing.host} (pid {doing.pid}), last word {_ago(doing.updated, now)}",
+                "bold cyan")  # fmt: skip
+    if doing.where:
+        yield _line(f"  {doing.where}")
+    trials = doing.trials
+    if trials is not None:
+        left = _pace(trials.complete - trials.at_first, trials.wanted - trials.complete,
+                     now - doing.started)  # fmt: skip
+        more = "".join(f", {n} {word}" for n, word in (
+            (trials.running, "running"), (trials.given_up, "given up"), (trials.failed, "failed")
+        ) if n)  # fmt: skip
+        yield _line(f"  trials    {trials.complete} of {trials.wanted} complete{more}{left}")
+    for work in doing.works:
+        yield from _work(work, now)
+    if doing.news:
+        yield _line(f"  last      {doing.news}")
+
+
+def _work(work: Work, now: float) -> Iterator[Text]:
+    left = _pace(work.done, work.total - work.done, now - work.begun)
+    count = f"{work.done} of {work.total} artifacts" if work.total else "nothing is there yet"
+    yield _line(f"  {work.name}: {count}{left}")
+    if work.training is not None:
+        yield _line(f"    train   {training_text(work.training, now)}")
+    if work.waiting:
+        yield _line(f"    waits   for {work.waiting}, which another process builds")
+
+
+def training_text(training: Training, now: float) -> str:
+    """Step, loss, rate, time left, where."""
+    rate = training.steps_per_second
+    left = ""
+    if rate > 0:
+        seconds = (training.steps - training.step) / rate - max(now - training.heard, 0)
+        left = f", {clock(max(seconds, 0))} left"
+    workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
+    place = f", {workers} on {training.host}" if training.host else ""
+    quiet = now - training.heard
+    silent = f" (said {_ago(training.heard, now)})" if quiet > 30 else ""
+    return (f"step {training.step} of {training.steps}, loss {training.loss:.4f}, {rate:.1f} "
+            f"steps/s{left}{place}{silent}")  # fmt: skip
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    """Time left, as far as the pace since the beginning tells."""
+    if done < LEAST_DONE or left <= 0 or seconds <= 0:
+        return ""
+    return f", about {clock(left * seconds / done)} left at this pace"
+
+
+def _tasks(status: Status) -> Table:
+    names = {(d.host, d.pid): d.title for d in status.working}
+    training = {w.trajectory: w.name for d in status.working for w in d.works}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("in flight", "what", "leased by", "worker"):
+        table.add_column(name, overflow="fold")
+    table.add_column("for", justify="right", no_wrap=True)
+    for task in status.tasks[:SHOWN]:
+        lease = "" if task.lease is None else names.get(
+            (task.lease.host, task.lease.pid), _where(task.lease))  # fmt: skip
+        table.add_row(
+            _line(f"{task.kind}/{task.key[:8]}"), _line(task.what or training.get(task.key, "")),
+            _line(lease), _line(_worker(task)), _line(clock(max(status.now - task.since, 0))),
+        )  # fmt: skip
+    if len(status.tasks) > SHOWN:
+        table.add_row(_line(f"and {len(status.tasks) - SHOWN} more"))
+    return table
+
+
+def _worker(task: Task) -> str:
+    if task.worker is not None:
+        return _where(task.worker)
+    return "" if task.kind == "train" else "none yet"
+
+
+def _where(found: Holder) -> str:
+    return f"{found.host} pid {found.pid}" if found.pid else found.host
+
+
+def _gone(doing: Doing, now: float) -> Text:
+    text = (f"{doing.title} is gone: killed or lost on {doing.host} (pid {doing.pid}); last word "
+            f"{_ago(doing.updated, now)}")  # fmt: skip
+    steps = [f"{w.name} at step {w.training.step} of {w.training.steps}"
+             for w in doing.works if w.training is not None]  # fmt: skip
+    text += f": {'; '.join(steps)}" if steps else ""
+    return _line(f"{text}. The same command goes on from what was published.", "red")
+
+
+def _events(status: Status) -> Iterator[Text]:
+    yield _line("last events", "bold")
+    for event in status.events:
+        moment = datetime.fromtimestamp(float(event["time"])).astimezone()
+        seconds = event.get("seconds")
+        took = f"  {seconds:.1f} s" if isinstance(seconds, int | float) else ""
+        day = "" if status.now - float(event["time"]) < 20 * 3600 else f"{moment:%Y-%m-%d} "
+        name = f"{event['kind']}/{str(event['key'])[:8]}"
+        yield _line(f"{day}{moment:%H:%M:%S}  {event['event']!s:<11} {name}{took}")

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+
+import pytest
+
+from pipelines import activity as module
+from pipelines.activity import LAST, Activity, Doing, Training, read_doing
+from pipelines.errors import TrainingFailedError
+from pipelines.graph import Graph
+from pipelines.home import Home
+from pipelines.locks import holder
+from pipelines.stages.train import TrainProgress
+from tests.pipelines.conftest import tiny
+
+
+@pytest.fixture
+def home(tmp_path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(module, "EVERY_SECONDS", 0.02)
+
+
+def said(home: Home) -> list[Doing]:
+    return [read_doing(p) for p in sorted(home.activity.glob("*.json")) if p.name != LAST]
+
+
+def until(condition) -> None:
+    """Wait for it; what it looks at may not be there yet."""
+
+    def holds() -> bool:
+        try:
+            return bool(condition())
+        except IndexError:
+            return False
+
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def waiting(self, node) -> None:
+        self.calls.append(("waiting", node))
+
+    def training(self, progress) -> None:
+        self.calls.append(("training", progress))
+
+    def finished(self, node, done, total) -> None:
+        self.calls.append(("finished", node, done, total))
+
+
+def test_a_process_says_what_it_does_while_it_does_it(home):
+    with Activity(home, "run", "tiny", "0123456789abcdef") as activity:
+        (doing,) = said(home)
+        assert doing.title == "run tiny 01234567"
+        assert (doing.host, doing.pid, doing.phase) == (platform.node(), os.getpid(), "starting")
+        (lock,) = home.activity.glob("*.lock")
+        assert holder(lock).pid == os.getpid()
+        activity.update(phase="at work", where="here", news="FID 3")
+        until(lambda: said(home)[0].phase == "at work")
+        assert (said(home)[0].where, said(home)[0].news) == ("here", "FID 3")
+    assert [path.name for path in home.activity.iterdir()] == [LAST]
+    last = read_doing(home.activity / LAST)
+    assert (last.outcome, last.news, last.title) == ("finished", "FID 3", doing.title)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (KeyboardInterrupt(), "stopped"),
+        (TrainingFailedError("the loss\nwas nan"), "failed: the loss"),
+        (ValueError(""), "failed: ValueError"),
+        (ZeroDivisionError("secret"), "failed: ZeroDivisionError"),
+    ],
+)
+def test_how_it_ended_is_kept(home, error, outcome):
+    with pytest.raises(type(error)), Activity(home, "run", "tiny"):
+        raise error
+    assert read_doing(home.activity / LAST).outcome == outcome
+
+
+def test_before_and_after_nothing_is_published(home):
+    activity = Activity(home, "run", "tiny")
+    activity.follow(Graph(tiny()), Heard(), "tiny").let_go()
+    assert not home.root.exists()
+    with activity:
+        pass
+    activity.update(phase="late")
+    assert [path.name for path in home.activity.iterdir()] == [LAST]
+
+
+def test_what_is_heard_is_published_and_passed_on(home):
+    graph, heard = Graph(tiny()), Heard()
+    with Activity(home, "run", "tiny") as activity:
+        followed = activity.follow(graph, heard, "a training")
+        progress = TrainProgress(5, 20, 0.5, 10.0, "a-host")
+        followed.training(progress)
+        followed.waiting(graph.data)
+        until(lambda: said(home)[0].works[0].waiting)
+        (work,) = said(home)[0].works
+        assert (work.name, work.trajectory) == ("a training", graph.checkpoint(0).hash)
+        assert work.waiting == f"data/{graph.data.key}"
+        assert work.training == Training(
+            step=5, steps=20, loss=0.5, steps_per_second=10.0, workers=1, host="a-host",
+            heard=work.training.heard,
+        )  # fmt: skip
+        followed.finished(graph.data, 1, 9)
+        followed.finished(graph.checkpoints[0], 2, 9)
+        until(lambda: said(home)[0].works[0].done == 2)
+        (work,) = said(home)[0].works
+        assert (work.total, work.waiting, work.training.step) == (9, "", 5)
+        followed.finished(graph.checkpoints[-1], 3, 9)
+        until(lambda: said(home)[0].works[0].training is None)
+        followed.let_go()
+        until(lambda: said(home)[0].works == ())
+    assert heard.calls == [
+        ("training", progress), ("waiting", graph.data), ("finished", graph.data, 1, 9),
+        ("finished", graph.checkpoints[0], 2, 9), ("finished", graph.checkpoints[-1], 3, 9),
+    ]  # fmt: skip
+
+
+def test_a_training_that_reports_its_last_step_is_over(home):
+    with Activity(home, "run", "tiny") as activity:
+        followed = activity.follow(Graph(tiny()), Heard(), "tiny")
+        followed.training(TrainProgress(20, 20, 0.5, 10.0))
+        assert activity._doing.works[0].training is None
+
+
+def test_several_pieces_of_work_are_published_side_by_side(home):
+    with Activity(home, "study", "s") as activity:
+        first = activity.follow(Graph(tiny()), Heard(), "one")
+        activity.follow(Graph(tiny()), Heard(), "two")
+        first.let_go()
+        until(lambda: [w.name for w in said(home)[0].works] == ["two"])
+
+
+def test_the_file_is_written_at_most_once_a_pause(home, monkeypatch):
+    monkeypatch.setattr(module, "EVERY_SECONDS", 0.2)
+    written = []
+    real = module.replace_text
+    monkeypatch.setattr(module, "replace_text", lambda *a: (written.append(a), real(*a)))
+    with Activity(home, "run", "tiny") as activity:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            activity.update(news=str(time.monotonic()))
+    assert len(written) <= 1 + 3 + 1
+
+
+def test_a_full_disk_is_not_noticed(home, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "replace_text", full)
+    with Activity(home, "run", "tiny") as activity:
+        activity.update(news="fine")
+        time.sleep(0.1)
+
+
+def test_a_folder_that_cannot_be_made_is_not_noticed(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with Activity(Home(tmp_path / "file"), "run", "tiny") as activity:
+        activity.update(news="fine")
+
+
+# What the dead leave behind
+
+
+def leave_behind(home: Home, *, file: str, age: float = 0.0, **changes) -> None:
+    """The files of a process that was killed."""
+    home.activity.mkdir(parents=True, exist_ok=True)
+    doing = Doing(kind="run", name="tiny", host="h", pid=1, started=1.0, updated=2.0)
+    path = home.activity / f"{file}.json"
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(doing, **changes))))
+    path.with_suffix(".lock").touch()
+    os.utime(path, (time.time() - age, time.time() - age))
+
+
+def test_the_same_work_begun_again_takes_the_place_of_the_dead(home):
+    leave_behind(home, file="same", key="aaaa")
+    leave_behind(home, file="other", key="bbbb")
+    leave_behind(home, file="old", key="cccc", age=25 * 3600)
+    (home.activity / "foreign.json").write_text("[]")
+    with Activity(home, "run", "tiny", "aaaa") as activity:
+        names = {p.name for p in home.activity.iterdir()}
+        assert names == {f"{activity._id}.json", f"{activity._id}.lock", "other.json",
+                         "other.lock", "foreign.json"}  # fmt: skip
+
+
+def test_the_same_work_at_the_same_time_is_left_alone(home):
+    with Activity(home, "run", "tiny", "aaaa"), Activity(home, "run", "tiny", "aaaa"):
+        assert len(said(home)) == 2
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"kind": "run"}', b'{"unknown": 1}', b"[" * 100_000,
+     b" " * (module.LONGEST + 1)],
+    ids=["empty", "cut", "list", "binary", "incomplete", "unknown", "deep", "large"],
+)  # fmt: skip
+def test_what_is_no_activity_is_a_value_error(text, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError):
+        read_doing(path)
+
+
+def test_what_is_not_there_is_none(tmp_path):
+    assert read_doing(tmp_path / "x.json") is None

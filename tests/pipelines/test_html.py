@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from experiments import experiment_to_json
+from pipelines.graph import Graph
+from pipelines.html import Html, data_uri, markup, page, section, table, tag
+from pipelines.results import collect
+from pipelines.run_page import headline, run_page, write_run_page
+from tests.pipelines.conftest import tiny
+from tests.pipelines.test_results import WIDE, made_up, spread
+
+EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=y>\x1b[31m"
+VOID = {"meta", "img"}
+
+
+class Checked(HTMLParser):
+    """Reads a document; every element that is opened must be closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if not self._open or self._open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+
+def stands_alone(text: str) -> Checked:
+    """The document, after a look that it neither runs nor fetches anything."""
+    found = Checked(text)
+    assert text.startswith("<!doctype html>\n")
+    assert {tag for tag, _ in found.elements}.isdisjoint({"script", "link", "iframe", "object"})
+    for _, attributes in found.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert "url(" not in text
+    assert "@import" not in text
+    assert any("default-src 'none'" in (meta.get("content") or "") for meta in found.all("meta"))
+    return found
+
+
+# Elements
+
+
+def test_text_and_attributes_are_escaped():
+    found = tag("p", EVIL, title=EVIL)
+    (name, attributes), *others = Checked(found).elements
+    assert (name, others) == ("p", [])
+    assert attributes["title"].startswith("<script>")
+    assert "\x1b" not in found
+
+
+def test_markup_is_not_escaped_twice():
+    assert tag("p", tag("b", "1 < 2"), " & 3") == "<p><b>1 &lt; 2</b> &amp; 3</p>"
+    assert isinstance(markup("a", Html("<b>")), Html)
+
+
+def test_attributes_that_are_none_are_left_out_and_underscores_are_hyphens():
+    assert tag("td", "x", class_=None, aria_label="y", class__="z") == (
+        '<td aria-label="y" class="z">x</td>'
+    )
+
+
+def test_elements_without_content_are_closed():
+    assert tag("line", x1=1) == '<line x1="1"/>'
+    assert tag("span", class_="meter") == '<span class="meter"></span>'
+
+
+def test_a_section_without_content_is_nothing():
+    assert section("Title", None) == ""
+    assert section("Title", "content").startswith("<section><h2>Title</h2>")
+
+
+def test_a_table_escapes_cells_and_scrolls_in_its_own_box():
+    found = table(["name", "value"], [[EVIL, "1"]], caption=EVIL, marked=[0])
+    assert found.startswith('<div class="scroll"')
+    assert "<script>" not in found
+    assert '<tr class="marked">' in found
+    assert '<td class="number">1</td>' in found
+
+
+def test_a_page_stands_alone():
+    found = stands_alone(page(EVIL, tag("p", EVIL)))
+    assert EVIL.partition("\x1b")[0] in "".join(found.words)
+    assert data_uri(b"\x00\x01", "image/png") == "data:image/png;base64,AAE="
+
+
+# The page of a run
+
+
+@pytest.fixture(scope="module")
+def results(finished):
+    return collect(finished.home.store, finished.graph)
+
+
+@pytest.fixture(scope="module")
+def document(results) -> Checked:
+    return stands_alone(run_page(results))
+
+
+def test_the_page_of_a_run_is_small_and_written_whole(results, tmp_path):
+    path = write_run_page(results, tmp_path / "new")
+    assert path.read_text() == run_page(results)
+    assert path.stat().st_size < 1_000_000
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_run_writes_its_page_and_says_where(finished):
+    path = finished.home.report / f"tiny-{finished.graph.run_key[:8]}" / "report.html"
+    assert str(path) in finished.output
+    stands_alone(path.read_text())
+
+
+def test_the_page_says_every_number(document, results):
+    for m in (*results.final, *results.curve):
+        number = f"{m.fid:.2f} ({m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f})"
+        assert number in document.text
+    for stage in ("data", "train", "sample", "evaluate"):
+        assert stage in document.text
+
+
+def test_the_page_shows_curves_scales_and_three_grids(document):
+    labels = [svg["aria-label"] for svg in document.all("svg") if "aria-label" in svg]
+    assert [label.partition(":")[0] for label in labels] == [
+        "FID over training", "FID by internal guidance scale",
+    ]  # fmt: skip
+    images = document.all("img")
+    assert [image["alt"].partition(":")[0] for image in images] == [
+        "Real", "Unguided", "Internal guidance, scale 1.5",
+    ]  # fmt: skip
+    assert len({image["src"] for image in images}) == 3
+
+
+def test_the_page_says_what_it_was_made_with_and_how_to_do_it_again(document, results, finished):
+    import base64
+    import platform
+
+    artifact = results.final[0].artifact
+    for value in (*artifact.manifest["packages"].values(), platform.node()):
+        assert value in document.text
+    (link,) = document.all("a")
+    content = base64.b64decode(link["href"].partition(",")[2]).decode()
+    assert content == experiment_to_json(finished.experiment)
+    assert "igdit run experiment.json" in document.text
+
+
+def test_the_page_of_the_same_results_is_the_same(results):
+    assert run_page(results) == run_page(results)
+
+
+def test_names_cannot_act(results):
+    evil = dataclasses.replace(results.experiment, name=EVIL.replace("/", "|"))
+    graph = dataclasses.replace(results, graph=Graph(evil))
+    found = stands_alone(run_page(graph))
+    assert "alert(1)" in found.text
+    assert {image["src"][:10] for image in found.all("img")} == {"data:image"}
+
+
+def test_what_is_missing_is_said(store, finished):
+    node = finished.graph.curve[0].evaluate
+    store.quarantine(node.kind, node.key)
+    found = stands_alone(run_page(collect(store, finished.graph)))
+    assert "Not finished: 5 of 6 points are evaluated" in found.text
+
+
+def test_samples_that_were_collected_are_said_to_be_gone(store, finished):
+    node = finished.graph.final[0].images[0]
+    store.quarantine(node.kind, node.key)
+    found = stands_alone(run_page(collect(store, finished.graph)))
+    assert len(found.all("img")) == 2
+    assert "not in the store any more" in found.text
+
+
+# What the first sentence says
+
+
+def test_a_fall_beyond_the_interval_is_a_fall():
+    text = headline(made_up(s1=spread(10.0, *WIDE), s1_5=spread(8.0, *[0.8 * s for s in WIDE])))
+    assert text.startswith("Internal guidance of scale 1.5 lowers FID from 10.00 (9.00 .. 11.00) "
+                           "to 8.00 (7.00 .. 9.00): 20 % less (")  # fmt: skip
+
+
+def test_a_rise_beyond_the_interval_is_a_rise():
+    text = headline(made_up(s1=spread(10.0, 0.1, -0.1), s1_5=spread(12.0, 0.1, -0.1)))
+    assert "raises FID" in text
+    assert "20 % more (" in text
+
+
+def test_a_difference_within_the_interval_is_none():
+    made = made_up(s1=spread(9.0, *WIDE), s1_5=spread(8.0, *WIDE[::-1]))
+    assert "cannot be told from no guidance" in headline(made)
+    assert not re.search("lowers|raises", headline(made))
+
+
+def test_equals_of_the_lowest_are_marked_and_not_ranked():
+    made = made_up(s1=spread(9.0, *WIDE), s1_5=spread(8.0, *WIDE[::-1]), s2=spread(8.1, *WIDE))
+    found = Checked(run_page(made))
+    badges = [e.get("class") for e in found.all("span")]
+    assert badges == ["badge equal", "badge lowest", "badge equal"]
+    assert "1, 2 cannot be told from it" in found.text
+
+
+def test_without_results_the_page_says_so(tmp_path):
+    from pipelines.artifacts import Store
+
+    found = stands_alone(run_page(collect(Store(tmp_path), Graph(tiny()))))
+    assert "Nothing is measured at the last checkpoint yet" in found.text
