@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipelines.artifacts import Artifact
     from pipelines.results import Measurement, Results
 
 LOSS_POINTS = 200
 """Points of a loss curve; each is the mean over the steps since the one before."""
+STUDIED = ("aux_layer", "aux_weight", "ig_scale")
+"""Parameters that a study varies."""
+COMPARED = (*STUDIED, "cfg_scale", "model")
+"""Parameters of a study's trials; the others are the same for all of them and stay out of plots."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def _losses(results: Results) -> Iterable[Value]:
         artifact = results.store.find(node.kind, node.key)
         if artifact is not None:
             step = int(node.key.rpartition("-")[2])
-            stamps[step] = round(1000 * float(artifact.manifest["created"]))
+            stamps[step] = _created_ms(artifact)
             rate = (step - artifact.manifest["work_from_step"]) / max(artifact.seconds, 1e-3)
             yield Value("train_steps_per_second", step, rate, stamps[step])
     every = max(1, results.experiment.train.steps // LOSS_POINTS)
@@ -97,4 +102,22 @@ def _losses(results: Results) -> Iterable[Value]:
 
 def timestamp_ms(measurement: Measurement) -> int:
     """When a measurement was published."""
-    return round(1000 * float(measurement.artifact.manifest["created"]))
+    return _created_ms(measurement.artifact)
+
+
+def started_ms(results: Results) -> int | None:
+    """When the training began whose checkpoints are there; None: there is none."""
+    for node in results.graph.checkpoints:
+        artifact = results.store.find(node.kind, node.key)
+        if artifact is not None:
+            return _created_ms(artifact) - round(1000 * artifact.seconds)
+    return None
+
+
+def ended_ms(measurements: Iterable[Measurement]) -> int | None:
+    """When the last of some measurements was published; None: there is none."""
+    return max(map(timestamp_ms, measurements), default=None)
+
+
+def _created_ms(artifact: Artifact) -> int:
+    return round(1000 * float(artifact.manifest["created"]))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use
+from pipelines.discretion import behind
 from pipelines.graph import resolve
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
@@ -79,8 +80,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             print_confirmation(summarise(confirmed), console)
             files = write_findings(found, directory, confirmed)
         say(f"Table and plots: {directory}")
-        spent = sum(t.state == "COMPLETE" for t in found.trials) >= wanted
-        _track(found, files, home, console, finished=spent)
+        _track(found, files, home, console)
         say(f"Done in {time.monotonic() - started:.1f} s.")
     return 0
 
@@ -108,17 +108,14 @@ def _tracker(study: Study, home: Home) -> StudyTracker:
     return StudyTracker(MlflowTracker(home.tracking_uri, home.mlartifacts), study, home.store)
 
 
-def _track(
-    found: Findings, files: list[Path], home: Home, console: Console, *, finished: bool
-) -> None:
+def _track(found: Findings, files: list[Path], home: Home, console: Console) -> None:
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     try:
-        page = _tracker(found.study, home).sync(found.trials, files, finished=finished)
+        page = _tracker(found.study, home).sync(found.trials, files, finished=True)
         console.print(f"Compare in MLflow: igdit ui    (this study: {page})", highlight=False,
                       soft_wrap=True)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
-        console.print(f"[yellow]MLflow at {home.tracking_uri} could not be updated: {error}. "
-                      f"Run the same command again to log what is missing.[/yellow]")  # fmt: skip
+        console.print(behind(home.tracking_uri, error))
 
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
