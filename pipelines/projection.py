@@ -53,6 +53,14 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
     }
 
 
+def in_order(values: Iterable[Value]) -> list[Value]:
+    """Values to be logged: each once, and the one that runs are compared by first.
+
+    MLflow's comparison begins with the metric that came first.
+    """
+    return sorted(set(values), key=lambda v: (v.key != "fid_final", v.key, v.step))
+
+
 def metric_values(results: Results, headline_scale: float | None = None) -> Iterable[Value]:
     """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses.
 

@@ -22,6 +22,7 @@ from pipelines.locks import FileLock
 from pipelines.projection import (
     comparable_parameters,
     ended_ms,
+    in_order,
     metric_values,
     started_ms,
     timestamp_ms,
@@ -87,11 +88,10 @@ class MlflowTracker:
         with self.alone():
             experiment_id = self.experiment(results.experiment.name)
             run_id = self._run(experiment_id, results)
-            values = sorted(set(metric_values(results)), key=lambda v: (v.key, v.step))
-            self.log(run_id, values)
+            self.log(run_id, in_order(metric_values(results)))
             self._register(experiment_id, run_id, results)
             self._attach(run_id, results, files)
-            self.save_view(experiment_id, VIEW, experiment_view())
+            self.save_view(experiment_id, VIEW, experiment_view(self._last_step(experiment_id)))
             if finished:
                 self._finish(run_id, results)
         return f"#/experiments/{experiment_id}/runs/{run_id}"
@@ -120,6 +120,11 @@ class MlflowTracker:
             if found is None:
                 raise
             return str(found.experiment_id)
+
+    def _last_step(self, experiment_id: str) -> int:
+        """The last training step of the experiment's longest run."""
+        runs = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` != ''")
+        return max((int(run.data.params.get("steps", 0)) for run in runs), default=0)
 
     def _run(self, experiment_id: str, results: Results) -> str:
         key = results.graph.run_key

@@ -26,27 +26,31 @@ def study_view(filter_text: str, last_step: int) -> str:
         last_step: Training step whose samples are shown.
     """
     charts = [
-        _parallel("FID by layer, weight and scale", STUDIED, ("fid_final",)),
-        _line("FID over training (at the curve's scale)", "fid", logarithmic=True),
-        _scatter("FID over guidance scale", "ig_scale", "fid_final"),
-        _scatter("FID over auxiliary weight", "aux_weight", "fid_final"),
-        _images(last_step),
+        _parallel(STUDIED, "fid_final"),
+        _line("fid", logarithmic=True),
+        _scatter("ig_scale", "fid_final"),
+        _scatter("aux_weight", "fid_final"),
     ]
     columns = [_column("params", name) for name in STUDIED] + FIDS
-    return _view("Study", charts, columns, filter_text)
+    return _view("Study", charts, last_step, columns, filter_text)
 
 
-def experiment_view() -> str:
-    """The view of an experiment's runs, best first."""
+def experiment_view(last_step: int) -> str:
+    """The view of an experiment's runs, best first.
+
+    Args:
+        last_step: Training step whose samples are shown.
+    """
     charts = [
-        _line("FID over training", "fid", "fid_unguided", logarithmic=True),
-        _line("FID by guidance scale (step 100 is scale 1, unguided)", "fid_by_ig_scale"),
-        _line("Training loss", "loss_total"),
-        _bar("FID of the last checkpoint", "fid_final"),
-        _images(0),
+        _line(
+            "fid and fid_unguided (curve over training)", "fid", "fid_unguided", logarithmic=True
+        ),
+        _line("fid_by_ig_scale"),
+        _bar("fid_final"),
+        _line("loss_total"),
     ]
     columns = FIDS + [_column("params", name) for name in (*STUDIED, "steps", "seed")]
-    return _view("Comparison", charts, columns, "")
+    return _view("Comparison", charts, last_step, columns, "")
 
 
 def view_address(experiment_id: str, name: str) -> str:
@@ -59,18 +63,26 @@ def compare_address(experiment_id: str, run_ids: list[str]) -> str:
     """Where runs are compared side by side, below the server's address."""
     runs = quote(json.dumps(run_ids, separators=(",", ":")), safe=",")
     experiments = quote(json.dumps([experiment_id]), safe=",")
-    return f"#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"#/compare-runs?runs={runs}&experiments={experiments}&workflowType=machine_learning"
 
 
-def _view(title: str, charts: list[dict[str, Any]], columns: list[str], filter_text: str) -> str:
+def _view(
+    title: str, charts: list[dict[str, Any]], last_step: int, columns: list[str], filter_text: str
+) -> str:
     """What MLflow saves of a view; all other metrics follow in a section that is folded."""
     sections = [
-        {"uuid": "igdit", "name": title, "display": True},
+        {"uuid": "igdit", "name": title, "display": True, "columns": 2, "cardHeight": 400},
+        {"uuid": "igdit-samples", "name": "Samples", "display": True, "columns": 1,
+         "cardHeight": 600},
         {"uuid": "igdit-all", "name": "Model metrics", "display": False},
         {"uuid": "igdit-system", "name": "System metrics", "display": False},
-    ]
-    placed = [{"uuid": f"igdit-{number}", "metricSectionId": "igdit", "isGenerated": False,
-               "deleted": False, **chart} for number, chart in enumerate(charts)]  # fmt: skip
+    ]  # fmt: skip
+    own = {"isGenerated": False, "deleted": False}
+    placed = [{"uuid": f"igdit-{number}", "metricSectionId": "igdit", **own, **chart}
+              for number, chart in enumerate(charts)]  # fmt: skip
+    samples = {"uuid": "igdit-images", "metricSectionId": "igdit-samples", **own, "type": "IMAGE",
+               "displayName": SAMPLES, "imageKeys": [SAMPLES], "step": last_step,
+               "showRunParams": True, "runsCountToCompare": 20}  # fmt: skip
     state = {
         "searchFilter": filter_text,
         "orderByKey": _column("metrics", "fid_final"),
@@ -80,7 +92,7 @@ def _view(title: str, charts: list[dict[str, Any]], columns: list[str], filter_t
         "isAccordionReordered": True,
         "hideEmptyCharts": False,
         "compareRunSections": [{**s, "isReordered": True, "deleted": False} for s in sections],
-        "compareRunCharts": placed,
+        "compareRunCharts": [*placed, samples],
     }
     return json.dumps(state, separators=(",", ":"), sort_keys=True)
 
@@ -89,30 +101,25 @@ def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
 
-def _parallel(title: str, params: tuple[str, ...], metrics: tuple[str, ...]) -> dict[str, Any]:
-    return {"type": "PARALLEL", "displayName": title, "selectedParams": params,
-            "selectedMetrics": metrics, "showAllRuns": False}  # fmt: skip
+def _parallel(params: tuple[str, ...], metric: str) -> dict[str, Any]:
+    return {"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [metric],
+            "showAllRuns": False}  # fmt: skip
 
 
-def _line(title: str, *metrics: str, logarithmic: bool = False) -> dict[str, Any]:
-    return {"type": "LINE", "displayName": title, "metricKey": metrics[0],
-            "selectedMetricKeys": metrics, "lineSmoothness": 0, "xAxisKey": "step",
-            "xAxisScaleType": "linear", "scaleType": "log" if logarithmic else "linear",
-            "range": {}, "selectedXAxisMetricKey": "", "yAxisKey": "metric",
-            "yAxisExpressions": [], "ignoreOutliers": False, "useGlobalXaxisKey": True,
+def _line(*metrics: str, logarithmic: bool = False) -> dict[str, Any]:
+    several = {"selectedMetricKeys": metrics} if len(metrics) > 1 else {}
+    return {"type": "LINE", "metricKey": metrics[0], **several,
+            "lineSmoothness": 0, "xAxisKey": "step", "xAxisScaleType": "linear",
+            "scaleType": "log" if logarithmic else "linear", "range": {},
+            "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
+            "ignoreOutliers": False, "useGlobalXaxisKey": True,
             "useGlobalLineSmoothing": True}  # fmt: skip
 
 
-def _scatter(title: str, param: str, metric: str) -> dict[str, Any]:
-    return {"type": "SCATTER", "displayName": title, "runsCountToCompare": 100,
-            "xaxis": {"key": param, "type": "PARAM"},
+def _scatter(param: str, metric: str) -> dict[str, Any]:
+    return {"type": "SCATTER", "runsCountToCompare": 100, "xaxis": {"key": param, "type": "PARAM"},
             "yaxis": {"key": metric, "type": "METRIC"}}  # fmt: skip
 
 
-def _bar(title: str, metric: str) -> dict[str, Any]:
-    return {"type": "BAR", "displayName": title, "metricKey": metric, "runsCountToCompare": 100}
-
-
-def _images(step: int) -> dict[str, Any]:
-    return {"type": "IMAGE", "displayName": "Samples", "imageKeys": [SAMPLES], "step": step,
-            "showRunParams": True, "runsCountToCompare": 100}  # fmt: skip
+def _bar(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100}

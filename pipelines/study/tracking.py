@@ -15,6 +15,7 @@ from pipelines.projection import (
     STUDIED,
     comparable_parameters,
     ended_ms,
+    in_order,
     metric_values,
     started_ms,
 )
@@ -148,8 +149,8 @@ class StudyTracker:
             if run.data.tags.get(name) != value:
                 self._client.set_tag(run_id, name, value)
         self._log_parameters(run, {name: parameters[name] for name in COMPARED})
-        values = sorted(set(metric_values(results, point.ig_scale)), key=lambda v: (v.key, v.step))
-        self._tracker.log(run_id, values)
+        if results.curve or results.final:  # losses come with the first FID, not before it
+            self._tracker.log(run_id, in_order(metric_values(results, point.ig_scale)))
         own = [m for m in (results.headline(point.ig_scale),) if m is not None]
         self._attach_samples(run_id, results, own)
         ended = ended_ms([*results.curve, *own])
