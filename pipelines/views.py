@@ -42,9 +42,7 @@ def experiment_view(last_step: int) -> str:
         last_step: Training step whose samples are shown.
     """
     charts = [
-        _line(
-            "fid and fid_unguided (curve over training)", "fid", "fid_unguided", logarithmic=True
-        ),
+        _line("fid", "fid_unguided", logarithmic=True),
         _line("fid_by_ig_scale"),
         _bar("fid_final"),
         _line("loss_total"),

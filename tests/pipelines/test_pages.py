@@ -237,5 +237,7 @@ def test_comparing_runs_begins_with_what_the_study_varies_and_its_fid(ui, look, 
 def test_runs_of_an_experiment_are_compared_too(ui, look):
     page = look(titled(ui.pages(), "curves and samples"), "experiment")
     for title in ("fid vs fid_unguided", "fid_by_ig_scale", "loss_total"):
-        card(page, title).locator(".scatterlayer .trace").first.wait_for()
+        curves = card(page, title)
+        curves.locator(".scatterlayer .trace").first.wait_for()
+        assert curves.inner_text().splitlines()[0] == title
     card(page, "fid_final").locator(".barlayer .trace").first.wait_for()
