@@ -16,64 +16,11 @@ from pipelines.projection import comparable_parameters, metric_values
 from pipelines.results import Results, collect, preview
 from pipelines.tracking import BackgroundSync, MlflowTracker, import_mlflow
 from tests.pipelines.conftest import run_inline, tiny
-
-
-def database(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
+from tests.pipelines.shown import client, database, shown
 
 
 def tracker(folder: Path) -> MlflowTracker:
     return MlflowTracker(database(folder), folder / "mlartifacts")
-
-
-def client(folder: Path):
-    return import_mlflow().MlflowClient(tracking_uri=database(folder))
-
-
-def files_of(api, run_id: str, folder: str | None = None) -> list[str]:
-    found = []
-    for item in api.list_artifacts(run_id, folder):
-        found += files_of(api, run_id, item.path) if item.is_dir else [item.path]
-    return sorted(found)
-
-
-def shown(folder: Path) -> dict[str, dict]:
-    """All that MLflow shows, without the ids it invents: by name of the run."""
-    api, found = client(folder), {}
-    for experiment in api.search_experiments(filter_string="name != 'Default'"):
-        for run in api.search_runs([experiment.experiment_id]):
-            keys = sorted(run.data.metrics)
-            histories = {k: api.get_metric_history(run.info.run_id, k) for k in keys}
-            models = api.search_logged_models(
-                [experiment.experiment_id],
-                filter_string=f"source_run_id = '{run.info.run_id}'",
-                order_by=[{"field_name": "metrics.fid", "ascending": True}],
-            )
-            assert run.info.run_name not in found
-            found[run.info.run_name] = {
-                "experiment": experiment.name,
-                "status": run.info.status,
-                "params": run.data.params,
-                "tags": {k: v for k, v in run.data.tags.items() if k.startswith("igdit.")},
-                "metrics": {
-                    k: sorted((m.step, m.value, m.timestamp) for m in history)
-                    for k, history in histories.items()
-                },
-                "files": files_of(api, run.info.run_id),
-                "models": [
-                    (
-                        model.name,
-                        str(model.status),
-                        model.tags["igdit.checkpoint"],
-                        model.tags["igdit.uri"],
-                        model.params,
-                        [(m.key, m.value, m.step) for m in model.metrics],
-                    )
-                    for model in models
-                ],
-                "outputs": len(run.outputs.model_outputs) if run.outputs else 0,
-            }
-    return found
 
 
 @pytest.fixture
@@ -270,7 +217,8 @@ def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, f
 
 CHANGES = [
     "create_experiment", "create_run", "log_batch", "create_logged_model", "log_metric",
-    "log_outputs", "finalize_logged_model", "log_artifact", "set_terminated",
+    "log_outputs", "finalize_logged_model", "log_artifact", "set_terminated", "set_tag",
+    "set_experiment_tag",
 ]  # fmt: skip
 
 
