@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.discretion import discreet
 from pipelines.errors import StudyError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def open_storage(url: str) -> RDBStorage:
     except SQLAlchemyError as error:
         raise ValueError(
             f"the study's storage must be a database URL (sqlite:///FILE, "
-            f"postgresql+psycopg://USER@HOST/NAME), but got {url!r}"
+            f"postgresql+psycopg://USER@HOST/NAME), but got {discreet(url)!r}"
         ) from error
     shown = parsed.render_as_string(hide_password=True)
     # SQLite: wait for another process's write instead of failing. Servers: notice a restart.
@@ -82,4 +83,4 @@ def outlast(act: Callable[[], Any], *, again: bool = True) -> Any:  # noqa: ANN4
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0][:200]
+    return discreet(str(error.__cause__ or error).strip().splitlines()[0][:200])
