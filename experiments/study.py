@@ -191,7 +191,9 @@ class Study:
         Raises:
             ValueError: it holds what no study has.
         """
-        experiment = {**fixed["experiment"], "name": name}  # type: ignore[dict-item]
+        # Resources are not written down, and the number of workers limits the batch.
+        unwritten = {"name": name, "resources": {"num_workers": 1}}
+        experiment = {**fixed["experiment"], **unwritten}  # type: ignore[dict-item]
         study: Study = read_dataclass(cls, {**fixed, "name": name, "experiment": experiment},
                                       "study")  # fmt: skip
         return study

@@ -5,6 +5,7 @@
     STORE/.leases/KIND-KEY     lock of whoever builds that artifact
     STORE/.corrupt/            artifacts that were set aside when they were rebuilt
     STORE/.runs/               experiments that were run, the roots of garbage collection
+    STORE/.shown/              those of them that have a page of their own in MLflow
     STORE/events.jsonl         what was built and when
 
 An artifact is written aside and published by renaming its directory: a reader sees all of it or

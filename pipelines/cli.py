@@ -46,6 +46,7 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit status [--watch]       say what runs here, how far it is and who waits for whom
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
+  igdit track rebuild          make MLflow's pages again, from the store and the studies
 
 NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier run.
 `igdit run NAME --help` lists every setting with its value. Results lie in ./runs or $IGDIT_HOME.
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         "status": status_command,
         "store": store_command,
         "ui": ui_command,
+        "track": track_command,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -269,7 +271,25 @@ class UiOptions:
 
 def ui_command(arguments: list[str]) -> int:
     """`igdit ui`."""
-    from pipelines.tracking import serve_ui
+    from pipelines.ui import serve_ui
 
     options = tyro.cli(UiOptions, args=arguments, prog="igdit ui")
     return serve_ui(Home.default(), options.port, print)
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What `igdit track rebuild` takes."""
+
+    storage: str | None = None
+    """Database of the studies (SQLAlchemy URL); None: study.db where everything lies."""
+
+
+def track_command(arguments: list[str]) -> int:
+    """`igdit track rebuild`."""
+    from pipelines.rebuild import rebuild
+
+    if not arguments or arguments[0] != "rebuild":
+        raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
+    options = tyro.cli(TrackOptions, args=arguments[1:], prog="igdit track rebuild")
+    return rebuild(Home.default(), options.storage, print)

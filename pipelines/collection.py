@@ -45,15 +45,24 @@ def in_use(store: Store) -> Iterator[None]:
         lock.release()
 
 
-def remember(store: Store, experiment: Experiment, run_key: str) -> None:
-    """Record an experiment as a root of garbage collection (published whole, then renamed)."""
-    folder = store.root / ".runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{run_key}.json"
-    if not target.exists():
-        aside = folder / f".{run_key}.{uuid.uuid4().hex[:8]}.tmp"
-        write_durably(aside, experiment_to_json(experiment))
-        aside.replace(target)
+def remember(store: Store, experiment: Experiment, run_key: str, *, shown: bool = False) -> None:
+    """Record an experiment as a root of garbage collection (published whole, then renamed).
+
+    Args:
+        store: Where.
+        experiment: What is run.
+        run_key: Its key, which does not depend on its name.
+        shown: Whether it has a page of its own in MLflow, under its name: not one of a study's.
+    """
+    targets = [store.root / ".runs" / f"{run_key}.json"]
+    if shown:
+        targets.append(store.root / ".shown" / f"{run_key}.{experiment.name}.json")
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            aside = target.parent / f".{run_key}.{uuid.uuid4().hex[:8]}.tmp"
+            write_durably(aside, experiment_to_json(experiment))
+            aside.replace(target)
 
 
 def recorded_runs(store: Store) -> dict[str, Experiment]:
@@ -62,8 +71,22 @@ def recorded_runs(store: Store) -> dict[str, Experiment]:
     Raises:
         ValueError: a record cannot be read (so that nothing is taken for garbage by mistake).
     """
+    return _records(store.root / ".runs")
+
+
+def shown_runs(store: Store) -> list[tuple[str, Experiment]]:
+    """Run key and experiment of what has a page of its own, under each of its names.
+
+    Raises:
+        ValueError: a record cannot be read.
+    """
+    records = _records(store.root / ".shown")
+    return [(name.partition(".")[0], experiment) for name, experiment in records.items()]
+
+
+def _records(folder: Path) -> dict[str, Experiment]:
     runs = {}
-    for path in sorted((store.root / ".runs").glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         try:
             runs[path.stem] = experiment_from_json(path.read_text())
         except ValueError as error:
@@ -114,8 +137,9 @@ def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
     try:
         garbage = find_garbage(store, forget)
         for prefix in forget:
-            for path in (store.root / ".runs").glob(f"{prefix}*.json"):
-                path.unlink()
+            for folder in (".runs", ".shown"):
+                for path in (store.root / folder).glob(f"{prefix}*.json"):
+                    path.unlink()
         for artifact in garbage.artifacts:
             store.delete(artifact)
         for path in garbage.set_aside:

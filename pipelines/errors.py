@@ -30,6 +30,10 @@ class StudyError(PipelineError):
     """A study cannot go on."""
 
 
+class TrackingError(PipelineError):
+    """The tracking server cannot be reached, or refuses."""
+
+
 class ArtifactError(PipelineError):
     """Base of the store's errors."""
 

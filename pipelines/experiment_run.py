@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines.activity import Activity
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
+from pipelines.discretion import behind
 from pipelines.graph import Graph
 from pipelines.pinned import resolve
 from pipelines.plots import write_report
@@ -46,7 +47,7 @@ def run_experiment(
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
-        remember(store, experiment, graph.run_key)
+        remember(store, experiment, graph.run_key, shown=True)
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
@@ -116,8 +117,7 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
         results = collect(home.store, graph)
         return tracker.sync(results, files, finished=results.complete)
     except Exception as error:  # noqa: BLE001 - any server, any failure; the store has it all
-        console.print(f"[yellow]MLflow at {home.tracking_uri} could not be updated: {error}. "
-                      f"Run the same command again to log what is missing.[/yellow]")  # fmt: skip
+        console.print(behind(home.tracking_uri, error))
         return None
 
 

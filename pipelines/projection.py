@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipelines.artifacts import Artifact
     from pipelines.results import Measurement, Results
 
 LOSS_POINTS = 200
@@ -17,6 +18,10 @@ HEADLINE_METRICS = (
     "sfid", "kid", "precision", "recall", "inception_score",
 )  # fmt: skip
 """Of an evaluation, shown under the same names; `fid` is `fid_final` there."""
+STUDIED = ("aux_layer", "aux_weight", "ig_scale")
+"""Parameters that a study varies."""
+COMPARED = (*STUDIED, "cfg_scale", "model")
+"""Parameters of a study's trials; the others are the same for all of them and stay out of plots."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,14 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
     }
 
 
+def in_order(values: Iterable[Value]) -> list[Value]:
+    """Values to be logged: each once, and the one that runs are compared by first.
+
+    MLflow's comparison begins with the metric that came first.
+    """
+    return sorted(set(values), key=lambda v: (v.key != "fid_final", v.key, v.step))
+
+
 def metric_values(results: Results, headline_scale: float | None = None) -> Iterable[Value]:
     """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses.
 
@@ -86,7 +99,7 @@ def _losses(results: Results) -> Iterable[Value]:
         artifact = results.store.find(node.kind, node.key)
         if artifact is not None:
             step = int(node.key.rpartition("-")[2])
-            stamps[step] = round(1000 * float(artifact.manifest["created"]))
+            stamps[step] = _created_ms(artifact)
             rate = (step - artifact.manifest["work_from_step"]) / max(artifact.seconds, 1e-3)
             yield Value("train_steps_per_second", step, rate, stamps[step])
     every = max(1, results.experiment.train.steps // LOSS_POINTS)
@@ -101,4 +114,22 @@ def _losses(results: Results) -> Iterable[Value]:
 
 def timestamp_ms(measurement: Measurement) -> int:
     """When a measurement was published."""
-    return round(1000 * float(measurement.artifact.manifest["created"]))
+    return _created_ms(measurement.artifact)
+
+
+def started_ms(results: Results) -> int | None:
+    """When the training began whose checkpoints are there; None: there is none."""
+    for node in results.graph.checkpoints:
+        artifact = results.store.find(node.kind, node.key)
+        if artifact is not None:
+            return _created_ms(artifact) - round(1000 * artifact.seconds)
+    return None
+
+
+def ended_ms(measurements: Iterable[Measurement]) -> int | None:
+    """When the last of some measurements was published; None: there is none."""
+    return max(map(timestamp_ms, measurements), default=None)
+
+
+def _created_ms(artifact: Artifact) -> int:
+    return round(1000 * float(artifact.manifest["created"]))

@@ -84,24 +84,16 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     Raises:
         ValueError: there is no such study, or its storage cannot be reached.
     """
-    from experiments.study import Study
     from pipelines.study.page import write_study_page
     from pipelines.study.report import findings
-    from pipelines.study.storage import read_stored
+    from pipelines.study.shelf import stored_study
 
     database = home.root / "study.db"
     if storage is None and not database.exists():
         raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
-    found = read_stored(storage or f"sqlite:///{database}", name)
-    if found.fixed is None:
-        raise ValueError(f"study {name!r} was not begun by igdit")
-    # Resources are not written down, and the number of workers limits the batch.
-    experiment: dict[str, object] = found.fixed["experiment"]
-    study = Study.from_fixed(
-        name, found.fixed | {"experiment": experiment | {"resources": {"num_workers": 1}}}
-    )
+    found = stored_study(storage or f"sqlite:///{database}", home.store.root / ".drivers", name)
     folder = study_folder(home, name)
     home.store.root.mkdir(parents=True, exist_ok=True)
     with in_use(home.store):
-        put_together = findings(study, found.trials, found.importances, home.store)
+        put_together = findings(found.study, found.trials, found.importances, home.store)
         return write_study_page(put_together, home.store, folder)

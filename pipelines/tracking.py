@@ -9,31 +9,39 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
+import shutil
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from experiments import experiment_to_json
+from pipelines.discretion import discreet
 from pipelines.locks import FileLock
-from pipelines.projection import comparable_parameters, metric_values, timestamp_ms
+from pipelines.projection import (
+    comparable_parameters,
+    ended_ms,
+    in_order,
+    metric_values,
+    started_ms,
+    timestamp_ms,
+)
 from pipelines.results import preview
 from pipelines.stages.build import EXPERIMENT_FILE
+from pipelines.views import SAMPLES, VIEW_TAG, experiment_view, view_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
-    from pipelines.home import Home
     from pipelines.projection import Value
-    from pipelines.results import Results
+    from pipelines.results import Measurement, Results
 
 RUN_TAG = "igdit.run_key"
 CHECKPOINT_TAG = "igdit.checkpoint"
+VIEW = "igdit"
+"""Name of the view in which an experiment's runs are compared."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +88,20 @@ class MlflowTracker:
         with self.alone():
             experiment_id = self.experiment(results.experiment.name)
             run_id = self._run(experiment_id, results)
-            values = sorted(set(metric_values(results)), key=lambda v: (v.key, v.step))
-            self.log(run_id, values)
+            self.log(run_id, in_order(metric_values(results)))
             self._register(experiment_id, run_id, results)
             self._attach(run_id, results, files)
+            self.save_view(experiment_id, VIEW, experiment_view(self._last_step(experiment_id)))
             if finished:
-                self._finish(run_id)
+                self._finish(run_id, results)
         return f"#/experiments/{experiment_id}/runs/{run_id}"
+
+    def save_view(self, experiment_id: str, name: str, view: str) -> str:
+        """Save how runs are compared; returns where that opens below the server's address."""
+        tags = self.client.get_experiment(experiment_id).tags
+        if tags.get(VIEW_TAG + name) != view:
+            self.client.set_experiment_tag(experiment_id, VIEW_TAG + name, view)
+        return view_address(experiment_id, name)
 
     def experiment(self, name: str) -> str:
         """Id of the MLflow experiment of that name, which is made if there is none."""
@@ -105,6 +120,11 @@ class MlflowTracker:
             if found is None:
                 raise
             return str(found.experiment_id)
+
+    def _last_step(self, experiment_id: str) -> int:
+        """The last training step of the experiment's longest run."""
+        runs = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` != ''")
+        return max((int(run.data.params.get("steps", 0)) for run in runs), default=0)
 
     def _run(self, experiment_id: str, results: Results) -> str:
         key = results.graph.run_key
@@ -127,7 +147,7 @@ class MlflowTracker:
             "mlflow.source.name": f"igdit run {name}",
         }
         run_name = f"{name}-{graph.run_key[:8]}"
-        return self.client.create_run(experiment_id, tags=tags, run_name=run_name)
+        return self.client.create_run(experiment_id, started_ms(results), tags, run_name)
 
     def log(self, run_id: str, values: list[Value]) -> None:
         """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
@@ -196,23 +216,43 @@ class MlflowTracker:
             name = f"step-{m.point.step:08d}-ig-{m.scale:g}.png"
             sheet = preview(results, m)
             if f"grids/{name}" not in have and sheet is not None:
-                self._log_as(run_id, sheet, "grids", name)
+                self.log_as(run_id, sheet, name, "grids")
                 have.add(f"grids/{name}")
+        own = results.experiment.guidance.ig_scale
+        self.log_samples(run_id, results, [m for m in results.curve if m.scale == own])
 
-    def _log_as(self, run_id: str, path: Path, folder: str, name: str) -> None:
+    def log_samples(self, run_id: str, results: Results, measured: Iterable[Measurement]) -> None:
+        """Log the sample sheets of measurements as images by step, which MLflow compares.
+
+        MLflow's own `log_image` gives each call other file names; these are made of the artifact,
+        and a step that has its image is left alone.
+        """
+        have = {Path(item.path).name for item in self.client.list_artifacts(run_id, "images")}
+        for m in measured:
+            sheet, step = preview(results, m), m.point.step
+            ends = {name.rpartition("+")[2].rpartition(".")[2] for name in have
+                    if name.startswith(f"{SAMPLES}+step+{step}+")}  # fmt: skip
+            if sheet is None or ends >= {"png", "webp"}:
+                continue
+            stem = f"{SAMPLES}+step+{step}+timestamp+{timestamp_ms(m)}+{m.artifact.key}"
+            self.client.set_tag(run_id, "mlflow.loggedImages", "True")
+            with tempfile.TemporaryDirectory() as temporary:
+                small = Path(temporary) / f"{stem}+compressed.webp"
+                self.mlflow.Image(str(sheet)).to_pil().save(small)
+                self.client.log_artifact(run_id, str(small), "images")
+            self.log_as(run_id, sheet, f"{stem}.png", "images")
+
+    def log_as(self, run_id: str, path: Path, name: str, folder: str | None = None) -> None:
         """Log a file under another name."""
-        import shutil
-        import tempfile
-        from pathlib import Path as LocalPath
-
         with tempfile.TemporaryDirectory() as temporary:
-            copy = LocalPath(temporary) / name
+            copy = Path(temporary) / name
             shutil.copyfile(path, copy)
             self.client.log_artifact(run_id, str(copy), folder)
 
-    def _finish(self, run_id: str) -> None:
+    def _finish(self, run_id: str, results: Results) -> None:
         if self.client.get_run(run_id).info.status != "FINISHED":
-            self.client.set_terminated(run_id, "FINISHED")
+            ended = ended_ms((*results.curve, *results.final))
+            self.client.set_terminated(run_id, "FINISHED", ended)
 
 
 class BackgroundSync:
@@ -253,37 +293,6 @@ class BackgroundSync:
         try:
             self._sync()
         except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
-            logger.warning("MLflow is behind, will try again: %s", error)
+            logger.warning("MLflow is behind, will try again: %s", discreet(error))
             return False
         return True
-
-
-def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
-    """Serve MLflow's pages on loopback until interrupted; returns its exit code.
-
-    Raises:
-        ValueError: there are no results yet, or the port is taken.
-    """
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        say(f"Results are tracked by the server at {home.tracking_uri}: open it there.")
-        return 0
-    if not (home.root / "mlflow.db").exists():
-        raise ValueError(f"there are no results in {home.root} yet: run an experiment first")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ValueError(f"port must be free, but something listens on 127.0.0.1:{port}")
-    import_mlflow()
-    say(f"MLflow starts at http://127.0.0.1:{port}/#/experiments   (Ctrl-C ends it)")
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", home.tracking_uri,
-        "--artifacts-destination", home.mlartifacts.as_uri(),
-    ]  # fmt: skip
-    # A session of its own: the server's many processes are ended together.
-    server = subprocess.Popen(command, start_new_session=True)
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-        return 0

@@ -50,6 +50,11 @@ STORE, POINT_KEY, IDENTITY = "igdit.store", "igdit.point_key", "igdit.identity"
 DRIVER_LOCK = "driver-{}.lock"
 
 
+def identity_of(name: str, attributes: dict[str, Any]) -> str:
+    """What a study is called elsewhere; before it had a name of its own, by what it is."""
+    return str(attributes.get(IDENTITY) or content_key([name, attributes[SPEC]]))
+
+
 class StudyBook:
     """A study in its storage, as one driver sees it."""
 
@@ -198,11 +203,6 @@ class StudyBook:
         """What the study is called elsewhere: the same however its settings come to be written."""
         return str(outlast(lambda: self._optuna.user_attrs[IDENTITY]))
 
-    def at_work(self) -> bool:
-        """Whether another driver works on a trial right now."""
-        return any(t.state == "RUNNING" and t.owner != self.driver and self._lives(t.owner)
-                   for t in self.trials())  # fmt: skip
-
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
         return importances(self._optuna)
@@ -252,9 +252,8 @@ class StudyBook:
             )
         self._check(POINT_KEY, point_key(self.study), "code that gives other results: start "
                     "another study with --name")  # fmt: skip
-        if IDENTITY not in outlast(lambda: self._optuna.user_attrs):
-            # Studies that are older than this attribute were called by name and settings.
-            name = uuid.uuid4().hex if known is None else content_key([self.study.name, known])
+        if IDENTITY not in (attributes := outlast(lambda: self._optuna.user_attrs)):
+            name = uuid.uuid4().hex if known is None else identity_of(self.study.name, attributes)
             outlast(lambda: self._optuna.set_user_attr(IDENTITY, name))
 
     def _check(self, name: str, value: str, meaning: str) -> None:

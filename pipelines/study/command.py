@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
+from pipelines.discretion import behind
 from pipelines.errors import PipelineError
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
@@ -65,12 +66,12 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
                 print_findings(findings(study, book.last_seen, {}, store), console)
                 raise
             found = findings(study, book.trials(), book.importances(), store)
-            identity, others = book.identity, book.at_work()
+            identity = book.identity
         finally:
             book.close()
         activity.update(phase="reporting", news=headline(found))
         files = _report(found, options, home, console, activity)
-        _track(found, identity, files, home, console, finished=not others)
+        _track(found, identity, files, home, console)
         say(f"Done in {time.monotonic() - started:.1f} s.")
     return 0
 
@@ -82,8 +83,8 @@ def _budget(
     study, trials = book.study, book.trials()
     wanted = options.wanted(study, trials)
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
-    console.print(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are complete",
-                  highlight=False)  # fmt: skip
+    console.print(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are "
+                  f"complete", highlight=False, soft_wrap=True)  # fmt: skip
     print_forecast(cost, console)
     if not _agreed(cost, options, console):
         return None
@@ -153,22 +154,15 @@ def _tracker(study: Study, identity: str, home: Home) -> StudyTracker:
 
 
 def _track(
-    found: Findings,
-    identity: str,
-    files: list[Path],
-    home: Home,
-    console: Console,
-    *,
-    finished: bool,
-) -> None:
+    found: Findings, identity: str, files: list[Path], home: Home, console: Console
+) -> None:  # fmt: skip
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     try:
-        page = _tracker(found.study, identity, home).sync(found.trials, files, finished=finished)
+        page = _tracker(found.study, identity, home).sync(found.trials, files, finished=True)
         console.print(f"Compare in MLflow: igdit ui    (this study: {page})", highlight=False,
                       soft_wrap=True)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
-        console.print(f"[yellow]MLflow at {home.tracking_uri} could not be updated: {error}. "
-                      f"Run the same command again to log what is missing.[/yellow]")  # fmt: skip
+        console.print(behind(home.tracking_uri, error))
 
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:

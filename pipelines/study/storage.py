@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -13,8 +12,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.discretion import discreet
 from pipelines.errors import StudyError
-from pipelines.study.trials import SPEC, Trial, read_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +35,7 @@ def open_storage(url: str) -> RDBStorage:
     except SQLAlchemyError as error:
         raise ValueError(
             f"the study's storage must be a database URL (sqlite:///FILE, "
-            f"postgresql+psycopg://USER@HOST/NAME), but got {url!r}"
+            f"postgresql+psycopg://USER@HOST/NAME), but got {discreet(url)!r}"
         ) from error
     shown = parsed.render_as_string(hide_password=True)
     # SQLite: wait for another process's write instead of failing. Servers: notice a restart.
@@ -59,36 +58,6 @@ def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     if study.sampler == "gp":
         return optuna.samplers.GPSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A study as its storage has it."""
-
-    fixed: dict[str, Any] | None
-    """What the study is (`Study.fixed`); None: it is none of ours."""
-    trials: list[Trial]
-    importances: dict[str, float]
-
-
-def read_stored(url: str, name: str) -> Stored:
-    """Read a study; enters nothing.
-
-    Raises:
-        ValueError: there is no such study, or the database cannot be reached.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = open_storage(url)
-    try:
-        found = outlast(lambda: optuna.load_study(study_name=name, storage=storage))
-        trials = [read_trial(trial) for trial in found.get_trials() if trial.params]
-        fixed = found.user_attrs.get(SPEC)
-        return Stored(fixed, trials, importances(found))
-    except KeyError:
-        known = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        raise ValueError(f"study must be one that was begun ({known}), but got {name!r}") from None
-    finally:
-        storage.remove_session()
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -123,4 +92,4 @@ def outlast(act: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0][:200]
+    return discreet(str(error.__cause__ or error).strip().splitlines()[0][:200])

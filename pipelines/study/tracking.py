@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import Graph
 from pipelines.keys import content_key
-from pipelines.projection import comparable_parameters, metric_values
-from pipelines.results import collect
+from pipelines.projection import (
+    COMPARED,
+    STUDIED,
+    comparable_parameters,
+    ended_ms,
+    in_order,
+    metric_values,
+    started_ms,
+)
+from pipelines.results import collect, preview
+from pipelines.views import study_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,11 +28,16 @@ if TYPE_CHECKING:
 
     from experiments.study import Study
     from pipelines.artifacts import Store
+    from pipelines.results import Measurement, Results
     from pipelines.study.trials import Trial
     from pipelines.tracking import MlflowTracker
 
 STUDY_TAG, TRIAL_TAG, SYNCED_TAG = "igdit.study", "igdit.trial", "igdit.synced"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+LAYOUT = 2
+"""What is shown of a trial; another number has what is there already brought up to date."""
+SHEET = "samples.png"
+"""A trial's samples, at its own guidance scale."""
 
 
 class StudyTracker:
@@ -42,27 +56,45 @@ class StudyTracker:
         self.study, self.store = study, store
         self._key = identity
 
-    def sync(self, trials: Sequence[Trial], files: Iterable[Path] = (), *, finished: bool) -> str:
+    def sync(
+        self,
+        trials: Sequence[Trial],
+        files: Iterable[Path] = (),
+        *,
+        finished: bool,
+        thorough: bool = False,
+    ) -> str:
         """Bring parent and trials up to date; doing it again changes nothing.
 
         Args:
             trials: All trials of the study.
             files: Report files for the parent (their names are fixed: they replace themselves).
-            finished: Whether the study's budget is spent.
+            finished: Whether nobody is at work on the study, as far as is known here.
+            thorough: Look again at trials that were brought up to date before.
 
         Returns:
-            Path of the parent's page below the tracking server's address.
+            Path of the page on which the trials are compared, below the server's address.
         """
         with self._tracker.alone():
             experiment = self._tracker.experiment(f"study-{self.study.name}")
             runs = self._runs(experiment)
-            parent = runs[""] if "" in runs else self._create(experiment, "", {})
+            parent = self._parent(experiment, trials, runs)
+            ends = [run.info.end_time or 0 for number, run in runs.items() if number]
             for trial in trials:
-                self._sync_trial(experiment, parent, trial, trials, runs.get(str(trial.number)))
+                run = runs.get(str(trial.number))
+                tags = {} if run is None else run.data.tags
+                if thorough or tags.get(SYNCED_TAG) != _state(trial, trials):
+                    ends.append(self._sync_trial(experiment, parent, trial, trials, run) or 0)
             for path in files:
                 self._client.log_artifact(parent.info.run_id, str(path))
-            self._end(parent, "FINISHED" if finished else "RUNNING")
-        return f"#/experiments/{experiment}/runs/{parent.info.run_id}"
+            at_rest = finished and all(trial.state != "RUNNING" for trial in trials)
+            self._end(parent, "FINISHED" if at_rest else "RUNNING", max(ends, default=0) or None)
+            return self._save_view(experiment)
+
+    def _save_view(self, experiment: str) -> str:
+        trials = f"tags.`{STUDY_TAG}` = '{self._key}' and tags.`{TRIAL_TAG}` != ''"
+        view = study_view(trials, self.study.experiment.train.steps)
+        return self._tracker.save_view(experiment, view_name(self._key), view)
 
     def _runs(self, experiment: str) -> dict[str, Any]:
         """Trial number ("" for the parent) -> run."""
@@ -76,10 +108,28 @@ class StudyTracker:
             if not token:
                 return found
 
-    def _create(self, experiment: str, number: str, tags: dict[str, str]) -> Any:  # noqa: ANN401
-        name = f"trial-{number}" if number else self.study.name
+    def _results(self, trial: Trial, trials: Sequence[Trial]) -> Results:
+        """What there is of a trial's training, at the scales of all trials that share it."""
+        scales = tuple(sorted(t.point.ig_scale for t in trials
+                              if t.point.training == trial.point.training))  # fmt: skip
+        return collect(self.store, Graph(self.study.at(*trial.point.training, scales)))
+
+    def _parent(self, experiment: str, trials: Sequence[Trial], runs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """The run of the study itself, which says what its trials have in common."""
+        results = self._results(trials[0], trials) if trials else None
+        parent = runs.get("")
+        if parent is None:
+            began = None if results is None else started_ms(results)
+            parent = self._create(experiment, self.study.name, began, {})
+        if results is not None:
+            self._log_parameters(parent, {name: value for name, value
+                                          in comparable_parameters(results).items()
+                                          if name not in STUDIED})  # fmt: skip
+        return parent
+
+    def _create(self, experiment: str, name: str, began: int | None, tags: dict[str, str]) -> Any:  # noqa: ANN401
         own = {STUDY_TAG: self._key, "mlflow.source.name": f"igdit study {self.study.name}"}
-        return self._client.create_run(experiment, tags={**own, **tags}, run_name=name)
+        return self._client.create_run(experiment, began, {**own, **tags}, name)
 
     def _sync_trial(
         self,
@@ -88,40 +138,72 @@ class StudyTracker:
         trial: Trial,
         trials: Sequence[Trial],
         run: Any,  # noqa: ANN401
-    ) -> None:
-        point = trial.point
-        siblings = sorted((t.point.ig_scale, t.state) for t in trials
-                          if t.point.training == point.training)  # fmt: skip
-        # What decides what the run shows; compared before anything is read from the store.
-        state = content_key([trial.state, sorted(trial.curve), siblings])
-        if run is not None and run.data.tags.get(SYNCED_TAG) == state:
-            return
-        graph = Graph(self.study.at(*point.training, tuple(scale for scale, _ in siblings)))
-        results = collect(self.store, graph)
-        values = sorted(set(metric_values(results, point.ig_scale)), key=lambda v: (v.key, v.step))
+    ) -> int | None:
+        """Bring a trial's run up to date; returns when its last number was published."""
+        point, results = trial.point, self._results(trial, trials)
+        parameters = comparable_parameters(results, point.ig_scale)
+        shared = {f"igdit.{name}": str(value) for name, value in parameters.items()
+                  if name not in COMPARED}  # fmt: skip
         if run is None:
-            run = self._create(experiment, str(trial.number), {
+            run = self._create(experiment, _name(trial), started_ms(results), {
                 TRIAL_TAG: str(trial.number),
                 "mlflow.parentRunId": parent.info.run_id,
-                "igdit.trajectory": graph.checkpoint(0).hash,
+                "igdit.trajectory": results.graph.checkpoint(0).hash,
                 "igdit.store": str(self.store.root),
+                **shared,
             })  # fmt: skip
         run_id = run.info.run_id
+        for name, value in {"mlflow.runName": _name(trial), **shared}.items():
+            if run.data.tags.get(name) != value:
+                self._client.set_tag(run_id, name, value)
+        self._log_parameters(run, {name: parameters[name] for name in COMPARED})
+        if results.curve or results.final:  # losses come with the first FID, not before it
+            self._tracker.log(run_id, in_order(metric_values(results, point.ig_scale)))
+        own = [m for m in (results.headline(point.ig_scale),) if m is not None]
+        self._attach_samples(run_id, results, own)
+        ended = ended_ms([*results.curve, *own])
+        if trial.state in STATUS:
+            self._end(run, STATUS[trial.state], ended)
+        self._client.set_tag(run_id, SYNCED_TAG, _state(trial, trials))
+        return ended
+
+    def _log_parameters(self, run: Any, parameters: dict[str, object]) -> None:  # noqa: ANN401
         param = self._tracker.mlflow.entities.Param
-        parameters = comparable_parameters(results, point.ig_scale)
         missing = [param(name, str(value)) for name, value in parameters.items()
                    if name not in run.data.params]  # fmt: skip
         if missing:
-            self._client.log_batch(run_id, params=missing)
-        self._tracker.log(run_id, values)
-        if trial.state in STATUS:
-            self._end(run, STATUS[trial.state])
-        self._client.set_tag(run_id, SYNCED_TAG, state)
+            self._client.log_batch(run.info.run_id, params=missing)
 
-    def _end(self, run: Any, status: str) -> None:  # noqa: ANN401
+    def _attach_samples(self, run_id: str, results: Results, own: Sequence[Measurement]) -> None:
+        """Sample sheet under one name on all trials, and as the image of the last step."""
+        self._tracker.log_samples(run_id, results, own)
+        have = {item.path for item in self._client.list_artifacts(run_id)}
+        for sheet in (preview(results, m) for m in own if SHEET not in have):
+            if sheet is not None:
+                self._tracker.log_as(run_id, sheet, SHEET)
+
+    def _end(self, run: Any, status: str, ended: int | None) -> None:  # noqa: ANN401
         if run.info.status == status:
             return
         if status == "RUNNING":
             self._client.update_run(run.info.run_id, status=status)
         else:
-            self._client.set_terminated(run.info.run_id, status)
+            self._client.set_terminated(run.info.run_id, status, ended)
+
+
+def view_name(key: str) -> str:
+    """Name of the view in which a study's trials are compared, by the value of its tag."""
+    return f"study-{key[:8]}"
+
+
+def _name(trial: Trial) -> str:
+    """What a legend says of a trial."""
+    p = trial.point
+    return f"L{p.aux_layer} w{p.aux_weight:g} s{p.ig_scale:g} #{trial.number}"
+
+
+def _state(trial: Trial, trials: Sequence[Trial]) -> str:
+    """What decides what the run of a trial shows; told without reading the store."""
+    siblings = sorted((t.point.ig_scale, t.state) for t in trials
+                      if t.point.training == trial.point.training)  # fmt: skip
+    return content_key([LAYOUT, trial.state, sorted(trial.curve), siblings])

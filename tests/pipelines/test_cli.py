@@ -80,6 +80,9 @@ WRONG = [
     (["store", "rm"], ["ls or gc", "rm"]),
     (["store", "gc", "--forget", "abc"], ["--forget", "'abc'"]),
     (["store", "gc", "--dleete"], ["--dleete"]),
+    (["track"], ["track needs rebuild", "nothing"]),
+    (["track", "rebuilt"], ["track needs rebuild", "rebuilt"]),
+    (["track", "rebuild", "--strage", "x"], ["--strage"]),
     (["ui"], ["no results"]),
     (["ui", "--port", "high"], ["--port", "'high'"]),
 ]

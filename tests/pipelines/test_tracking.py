@@ -2,13 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
-import signal
-import socket
-import subprocess
 import threading
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -19,66 +14,13 @@ from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.projection import comparable_parameters, metric_values
 from pipelines.results import Results, collect, preview
-from pipelines.tracking import BackgroundSync, MlflowTracker, import_mlflow, serve_ui
+from pipelines.tracking import BackgroundSync, MlflowTracker, import_mlflow
 from tests.pipelines.conftest import run_inline, tiny
-
-
-def database(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
+from tests.pipelines.shown import client, database, shown
 
 
 def tracker(folder: Path) -> MlflowTracker:
     return MlflowTracker(database(folder), folder / "mlartifacts")
-
-
-def client(folder: Path):
-    return import_mlflow().MlflowClient(tracking_uri=database(folder))
-
-
-def files_of(api, run_id: str, folder: str | None = None) -> list[str]:
-    found = []
-    for item in api.list_artifacts(run_id, folder):
-        found += files_of(api, run_id, item.path) if item.is_dir else [item.path]
-    return sorted(found)
-
-
-def shown(folder: Path) -> dict[str, dict]:
-    """All that MLflow shows, without the ids it invents: by name of the run."""
-    api, found = client(folder), {}
-    for experiment in api.search_experiments(filter_string="name != 'Default'"):
-        for run in api.search_runs([experiment.experiment_id]):
-            keys = sorted(run.data.metrics)
-            histories = {k: api.get_metric_history(run.info.run_id, k) for k in keys}
-            models = api.search_logged_models(
-                [experiment.experiment_id],
-                filter_string=f"source_run_id = '{run.info.run_id}'",
-                order_by=[{"field_name": "metrics.fid", "ascending": True}],
-            )
-            assert run.info.run_name not in found
-            found[run.info.run_name] = {
-                "experiment": experiment.name,
-                "status": run.info.status,
-                "params": run.data.params,
-                "tags": {k: v for k, v in run.data.tags.items() if k.startswith("igdit.")},
-                "metrics": {
-                    k: sorted((m.step, m.value, m.timestamp) for m in history)
-                    for k, history in histories.items()
-                },
-                "files": files_of(api, run.info.run_id),
-                "models": [
-                    (
-                        model.name,
-                        str(model.status),
-                        model.tags["igdit.checkpoint"],
-                        model.tags["igdit.uri"],
-                        model.params,
-                        [(m.key, m.value, m.step) for m in model.metrics],
-                    )
-                    for model in models
-                ],
-                "outputs": len(run.outputs.model_outputs) if run.outputs else 0,
-            }
-    return found
 
 
 @pytest.fixture
@@ -162,12 +104,22 @@ def test_time_stamps_are_those_of_the_artifacts(page, results):
         assert stamp == round(1000 * m.artifact.manifest["created"])
 
 
-def test_sample_grids_and_the_report_are_attached(page, finished):
+def test_sample_grids_and_the_report_are_attached(page, results):
     assert page["files"] == sorted([
         "experiment.json", "report.html", "results.csv",
         "fid_curve.png", "fid_by_ig_scale.png", "samples.png",
         *(f"grids/step-{step:08d}-ig-{scale}.png" for step in (10, 20) for scale in ("1", "1.5")),
+        *(image(m, end) for m in results.curve if m.scale == 1.5 for end in IMAGE_ENDS),
     ])  # fmt: skip
+
+
+IMAGE_ENDS = (".png", "+compressed.webp")
+
+
+def image(m, end: str) -> str:
+    """Where MLflow looks for an image by step."""
+    stamp = round(1000 * m.artifact.manifest["created"])
+    return f"images/samples+step+{m.point.step}+timestamp+{stamp}+{m.artifact.key}{end}"
 
 
 def test_a_grid_is_the_contact_sheet_of_its_samples(finished, results, tmp_path):
@@ -266,7 +218,8 @@ def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, f
 
 CHANGES = [
     "create_experiment", "create_run", "log_batch", "create_logged_model", "log_metric",
-    "log_outputs", "finalize_logged_model", "log_artifact", "set_terminated",
+    "log_outputs", "finalize_logged_model", "log_artifact", "set_terminated", "set_tag",
+    "set_experiment_tag",
 ]  # fmt: skip
 
 
@@ -474,78 +427,3 @@ def test_what_the_server_missed_is_logged_by_the_next_run(store, tmp_path, monke
     (again,) = shown(home.root).values()
     assert again["metrics"] == page["metrics"]
     assert again["files"] == page["files"]
-
-
-# The pages
-
-
-@pytest.fixture
-def port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """Stands in for the process of MLflow's server."""
-
-    commands: ClassVar[list[list[str]]] = []
-    pid = 12345
-
-    def __init__(self, command, **_) -> None:
-        self.commands.append(command)
-
-    def wait(self) -> int:
-        return 3
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", Server)
-    monkeypatch.setattr(Server, "commands", [])
-    return Server
-
-
-def test_the_ui_is_served_on_loopback_from_the_run_folder(finished, server, port):
-    said = []
-    assert serve_ui(finished.home, port, said.append) == 3
-    (command,) = server.commands
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--port") + 1] == str(port)
-    assert command[command.index("--backend-store-uri") + 1] == database(finished.home.root)
-    assert f"http://127.0.0.1:{port}" in said[0]
-
-
-def test_an_interrupt_ends_the_server_and_all_its_processes(finished, server, port, monkeypatch):
-    ended = []
-
-    def wait(self):
-        if not ended:
-            raise KeyboardInterrupt
-        return 0
-
-    monkeypatch.setattr(server, "wait", wait)
-    monkeypatch.setattr(os, "killpg", lambda *call: ended.append(call))
-    assert serve_ui(finished.home, port, lambda _: None) == 0
-    assert ended == [(Server.pid, signal.SIGTERM)]
-
-
-def test_a_port_that_is_taken_is_named_and_nothing_is_started(finished, server):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"port must be free.*{port}"):
-            serve_ui(finished.home, port, print)
-    assert server.commands == []
-
-
-def test_without_results_there_is_no_ui(tmp_path):
-    with pytest.raises(ValueError, match="no results"):
-        serve_ui(Home(tmp_path), 5000, print)
-
-
-def test_with_a_server_elsewhere_the_ui_is_there(finished, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
-    said = []
-    assert serve_ui(finished.home, 5000, said.append) == 0
-    assert "http://tracking.example:5000" in said[0]

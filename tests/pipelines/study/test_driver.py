@@ -381,6 +381,47 @@ def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(home, 
         assert len(curve) == 3
         keys = keys or set(mine.data.params)
         assert set(mine.data.params) == keys
+        point = trial.point
+        name = f"L{point.aux_layer} w{point.aux_weight:g} s{point.ig_scale:g} #{trial.number}"
+        assert mine.info.run_name == name
+        sheets = {item.path for item in client.list_artifacts(mine.info.run_id)}
+        assert sheets == {"samples.png", "images"}
+        images = [item.path for item in client.list_artifacts(mine.info.run_id, "images")]
+        assert [path.startswith("images/samples+step+6+") for path in images] == [True, True]
+
+
+def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_common(
+    home, study, run
+):
+    run(study(), trials="4")
+    _, runs, _ = runs_of(home)
+    common = {"lr", "ema_decay", "batch_size", "steps", "seed", "sampler", "num_samples"}
+    compared = {"aux_layer", "aux_weight", "ig_scale", "cfg_scale", "model"}
+    parent = runs.pop("")
+    assert set(parent.data.params) == common | {"cfg_scale", "model"}
+    for mine in runs.values():
+        assert set(mine.data.params) == compared
+        tags = mine.data.tags
+        assert {
+            f"igdit.{name}": parent.data.params[name] for name in common
+        }.items() <= tags.items()
+        assert tags["mlflow.loggedImages"] == "True"
+        assert parent.info.start_time <= mine.info.start_time <= mine.info.end_time
+        assert mine.info.end_time <= parent.info.end_time
+
+
+def test_a_study_that_somebody_works_on_is_running(home, study, run):
+    """Nobody says it is finished while it has trials that are under way."""
+    from pipelines.study.tracking import StudyTracker
+    from pipelines.tracking import MlflowTracker
+
+    run(study(), trials="4")
+    book = book_of(home, study())
+    book.next_unit(8)
+    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
+    StudyTracker(tracker, study(), book.identity, home.store).sync(book.trials(), finished=True)
+    book.close()
+    assert runs_of(home)[1][""].info.status == "RUNNING"
 
 
 def test_an_option_that_came_later_makes_no_second_run_of_a_trial(home, study, run):

@@ -1,0 +1,145 @@
+"""`igdit track rebuild`: MLflow's pages again, from the store and the studies' database."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from experiments.schema import Resources
+from pipelines.collection import in_use, recorded_runs, shown_runs
+from pipelines.discretion import discreet
+from pipelines.errors import ArtifactError, TrackingError
+from pipelines.graph import Graph
+from pipelines.plots import write_report
+from pipelines.report_command import run_folder, study_folder
+from pipelines.results import collect
+from pipelines.run_page import write_run_page
+from pipelines.tracking import MlflowTracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from experiments import Experiment
+    from experiments.study import Study
+    from pipelines.artifacts import Store
+    from pipelines.home import Home
+    from pipelines.study.shelf import StoredStudy
+
+CONFIRMED = ("confirmed.parquet", "fid_confirmed.png")
+"""Report files of a study that only its confirmation makes."""
+
+
+def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
+    """Bring every page up to date, in an empty server too; doing it again changes nothing.
+
+    Args:
+        home: Whose results.
+        storage: Database of the studies; None: study.db where everything lies.
+        say: Told what is done.
+
+    Returns:
+        Exit code: 1 if an artifact is damaged, whose page is then left as it is.
+
+    Raises:
+        TrackingError: the server cannot be reached or refuses.
+        ValueError: the storage cannot be used, or a record cannot be read.
+    """
+    damaged = 0
+    with in_use(home.store):
+        studies = _studies(home, storage)
+        tracker = _reached(home, lambda: MlflowTracker(home.tracking_uri, home.mlartifacts))
+        experiments = _experiments(home.store, [stored.study for stored in studies])
+        work = [(f"experiment {e.name} {Graph(e).run_key[:8]}", _show_experiment(tracker, e, home))
+                for e in experiments]  # fmt: skip
+        work += [(f"study {stored.study.name}, {len(stored.trials)} trials",
+                  _show_study(tracker, stored, home)) for stored in studies]  # fmt: skip
+        for name, show in work:
+            try:
+                show()
+                say(name)
+            except ArtifactError as error:
+                damaged += 1
+                say(f"{name}: left as it is, {error}")
+    say(f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - damaged} of {len(work)} "
+        f"experiments and studies as they are in the store.")  # fmt: skip
+    return 1 if damaged else 0
+
+
+def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Do something with the server; that it cannot be done is said without its passwords."""
+    try:
+        return act()
+    except ArtifactError:
+        raise
+    except Exception as error:  # noqa: BLE001 - any server, any failure
+        raise TrackingError(
+            discreet(f"MLflow at {home.tracking_uri} could not be updated: {error}")
+        ) from None
+
+
+def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
+    from pipelines.study.shelf import stored_studies
+
+    own = home.root / "study.db"
+    if storage is None and not own.exists():
+        return []
+    return stored_studies(storage or f"sqlite:///{own}", home.store.root / ".drivers")
+
+
+def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:
+    """What has pages of its own; of records without a note, what no study recorded."""
+    shown = shown_runs(store)
+    noted = {key for key, _ in shown}
+    others = [e for key, e in recorded_runs(store).items()
+              if key not in noted and not any(_is_of(e, study) for study in studies)]  # fmt: skip
+    return [*(experiment for _, experiment in shown), *others]
+
+
+def _is_of(experiment: Experiment, study: Study) -> bool:
+    """Whether an experiment is one of a study's trainings."""
+    if experiment.name == f"{study.name}-confirm":
+        return True
+    layer = experiment.model.aux_layer
+    if experiment.name != study.name or layer is None:
+        return False
+    same = study.at(layer, experiment.loss.aux_weight, experiment.ig_scales)
+    return dataclasses.replace(same, resources=Resources()) == dataclasses.replace(
+        experiment, resources=Resources()
+    )
+
+
+def _show_experiment(
+    tracker: MlflowTracker, experiment: Experiment, home: Home
+) -> Callable[[], object]:
+    def show() -> None:
+        graph = Graph(experiment)
+        results = collect(home.store, graph)
+        files: list[Path] = []
+        if results.complete:  # an experiment that was not ended has no report yet
+            directory = run_folder(home, graph)
+            files = [*write_report(results, directory), write_run_page(results, directory)]
+        _reached(home, lambda: tracker.sync(results, files, finished=results.complete))
+
+    return show
+
+
+def _show_study(
+    tracker: MlflowTracker, stored: StoredStudy, home: Home
+) -> Callable[[], object]:  # fmt: skip
+    def show() -> None:
+        from pipelines.study.page import write_study_page
+        from pipelines.study.report import findings, write_findings
+        from pipelines.study.tracking import StudyTracker
+
+        study, trials = stored.study, stored.trials
+        directory, files = study_folder(home, study.name), []
+        if all(trial.state != "RUNNING" for trial in trials):
+            found = findings(study, trials, stored.importances, home.store)
+            files = write_findings(found, directory)
+            files += [directory / name for name in CONFIRMED if (directory / name).exists()]
+            files.append(write_study_page(found, home.store, directory))
+        page = StudyTracker(tracker, study, stored.identity, home.store)
+        _reached(home, lambda: page.sync(trials, files, finished=True, thorough=True))
+
+    return show

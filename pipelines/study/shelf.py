@@ -1,0 +1,77 @@
+"""Studies in a storage, as they are, for those who only look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import optuna
+
+from experiments.study import Study
+from pipelines.study.book import STORE, identity_of
+from pipelines.study.storage import importances, open_storage, outlast
+from pipelines.study.trials import SPEC, read_trial
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna.storages import RDBStorage
+
+    from pipelines.study.trials import Trial
+
+
+class StoredStudy(NamedTuple):
+    """A study as its storage has it."""
+
+    study: Study
+    identity: str
+    """What it is called elsewhere (`StudyBook.identity`)."""
+    trials: list[Trial]
+    importances: dict[str, float]
+
+
+def stored_studies(url: str, folder: Path) -> list[StoredStudy]:
+    """Studies whose work lies in a store; enters nothing.
+
+    Args:
+        url: Database, as SQLAlchemy writes it.
+        folder: Where drivers of the store keep their locks, and its name.
+
+    Raises:
+        ValueError: the database cannot be reached.
+    """
+    path = folder / "store-id"
+    store = path.read_text() if path.exists() else None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = open_storage(url)
+    try:
+        names = outlast(lambda: optuna.get_all_study_names(storage))
+        studies = [_read(storage, name) for name in names]
+    finally:
+        storage.remove_session()
+    return [stored for stored, where in studies if stored is not None and where in (None, store)]
+
+
+def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:
+    """A study, and the store that its work lies in; None: it is none of ours, or is not known."""
+    study = outlast(lambda: optuna.load_study(study_name=name, storage=storage))
+    known = study.user_attrs
+    if SPEC not in known:
+        return None, None
+    trials = [read_trial(trial) for trial in outlast(study.get_trials) if trial.params]
+    stored = StoredStudy(Study.from_fixed(name, known[SPEC]), identity_of(name, known), trials,
+                         importances(study))  # fmt: skip
+    return stored, known.get(STORE)
+
+
+def stored_study(url: str, folder: Path, name: str) -> StoredStudy:
+    """One of these, by name.
+
+    Raises:
+        ValueError: there is no such study, or the database cannot be reached.
+    """
+    studies = stored_studies(url, folder)
+    found = next((stored for stored in studies if stored.study.name == name), None)
+    if found is None:
+        known = ", ".join(stored.study.name for stored in studies) or "none"
+        raise ValueError(f"study must be one that was begun ({known}), but got {name!r}")
+    return found
