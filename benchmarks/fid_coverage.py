@@ -174,7 +174,7 @@ def main() -> None:
     arguments.add_argument("--pairs", action="store_true", help="the table of differences too")
     given = arguments.parse_args()
     torch.set_num_threads(1)
-    for width, count in [(width, count) for width in given.widths for count in SIZES[width]]:
+    for width, count in [(own, count) for own in given.widths for count in SIZES[own]]:
         print(f"F = {width}, N = {count}, {given.noise} noise, {given.repeats} repeats\n")
         rows = [[name, *single(case(width, *CASES[name]), count, given.repeats, given.noise)]
                 for name in CASES]  # fmt: skip
