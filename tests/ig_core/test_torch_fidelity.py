@@ -170,7 +170,7 @@ def inception(inception_files):
     "fid",
     [
         False,
-        # torch-fidelity takes the eigenvalues of a general matrix of 2048 x 2048: half a minute.
+        # Five eigen-decompositions of 2048 x 2048 matrices, one of them not symmetric.
         pytest.param(True, marks=pytest.mark.slow),
     ],
 )
