@@ -54,6 +54,16 @@ def names(archive: zipfile.ZipFile) -> set[str]:
     return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
 
 
+def has_arrays(path: Path, wanted: set[str]) -> bool:
+    """Whether a file holds all of these arrays.
+
+    Raises:
+        ValueError: it is no .npz file.
+    """
+    with open_npz(path) as archive:
+        return wanted <= names(archive)
+
+
 @contextmanager
 def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, BinaryIO]]:
     """The header of an array and its data, unread.

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,8 +23,16 @@ from experiments import (
     get_experiment,
     get_study,
 )
+from pipelines.cli_results import (
+    evaluate_command,
+    export_command,
+    status_command,
+    store_command,
+    track_command,
+    ui_command,
+)
 from pipelines.dag import make_plan
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, UsageError
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
@@ -44,6 +51,9 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
                                first digits of a run's key, or none for the last run
   igdit report study NAME      the same of a study
   igdit status [--watch]       say what runs here, how far it is and who waits for whom
+  igdit evaluate PATH [options]
+                               judge images that any program made: a folder of PNG files, an .npz
+  igdit export NAME TARGET     samples of a run as an .npz of the ADM protocol or as PNG files
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
   igdit track rebuild          make MLflow's pages again, from the store and the studies
@@ -51,10 +61,6 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
 NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier run.
 `igdit run NAME --help` lists every setting with its value. Results lie in ./runs or $IGDIT_HOME.
 """
-
-
-class UsageError(ValueError):
-    """The command line cannot be understood."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         "study": study_command,
         "report": report_command,
         "status": status_command,
+        "evaluate": evaluate_command,
+        "export": export_command,
         "store": store_command,
         "ui": ui_command,
         "track": track_command,
@@ -203,93 +211,3 @@ def report_command(arguments: list[str]) -> int:
         experiment = find_run(home, word or None, exact)
     print(report_run(home, experiment))
     return 0
-
-
-@dataclass(frozen=True)
-class StatusOptions:
-    """What `igdit status` takes."""
-
-    watch: bool = False
-    """Keep it on the screen until Ctrl-C."""
-    every: float = 1.0
-    """Seconds between looks, with --watch."""
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.every < float("inf"):
-            raise ValueError(f"every must be at least 0.1 seconds, but got {self.every}")
-
-
-def status_command(arguments: list[str]) -> int:
-    """`igdit status`."""
-    from pipelines.status import read_status
-    from pipelines.status_view import view, watch_status
-
-    options = tyro.cli(StatusOptions, args=arguments, prog="igdit status")
-    home, console = Home.default(), Console()
-    if options.watch and console.is_terminal:
-        with suppress(KeyboardInterrupt):
-            watch_status(home, console, options.every)
-    else:
-        console.print(view(read_status(home)))
-    return 0
-
-
-@dataclass(frozen=True)
-class CollectOptions:
-    """What `igdit store gc` takes."""
-
-    forget: tuple[str, ...] = ()
-    """Recorded runs (the first digits of their key) whose artifacts are not kept any more."""
-    delete: bool = False
-    """Delete; without it the command only says what would go."""
-
-
-def store_command(arguments: list[str]) -> int:
-    """`igdit store ls` and `igdit store gc`."""
-    from pipelines.collection import collect_garbage, find_garbage
-    from pipelines.report import print_garbage, print_store
-
-    if not arguments or arguments[0] not in ("ls", "gc"):
-        raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
-    store, console = Home.default().store, Console()
-    if arguments[0] == "ls":
-        print_store(store, console)
-        return 0
-    options = tyro.cli(CollectOptions, args=arguments[1:], prog="igdit store gc")
-    collect = collect_garbage if options.delete else find_garbage
-    print_garbage(collect(store, options.forget), console, deleted=options.delete)
-    return 0
-
-
-@dataclass(frozen=True)
-class UiOptions:
-    """What `igdit ui` takes."""
-
-    port: int = 5000
-    """Port on loopback."""
-
-
-def ui_command(arguments: list[str]) -> int:
-    """`igdit ui`."""
-    from pipelines.ui import serve_ui
-
-    options = tyro.cli(UiOptions, args=arguments, prog="igdit ui")
-    return serve_ui(Home.default(), options.port, print)
-
-
-@dataclass(frozen=True)
-class TrackOptions:
-    """What `igdit track rebuild` takes."""
-
-    storage: str | None = None
-    """Database of the studies (SQLAlchemy URL); None: study.db where everything lies."""
-
-
-def track_command(arguments: list[str]) -> int:
-    """`igdit track rebuild`."""
-    from pipelines.rebuild import rebuild
-
-    if not arguments or arguments[0] != "rebuild":
-        raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
-    options = tyro.cli(TrackOptions, args=arguments[1:], prog="igdit track rebuild")
-    return rebuild(Home.default(), options.storage, print)

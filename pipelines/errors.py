@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
 class PipelineError(RuntimeError):
     """Base of the pipeline's errors: the message says what to do."""
 

@@ -25,9 +25,14 @@ def canonical_json(value: object) -> str:
     return json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
 
 
+def content_digest(value: object) -> str:
+    """SHA-256 of a value's canonical JSON, in hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def content_key(value: object) -> str:
-    """Key of a value: 20 hexadecimal digits of its canonical JSON's SHA-256."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
+    """Key of a value: the first 20 digits of its digest."""
+    return content_digest(value)[:20]
 
 
 def file_digest(path: Path) -> str:

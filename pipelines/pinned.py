@@ -6,13 +6,21 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.keys import file_digest
+from pipelines.keys import content_digest, file_digest
 
 if TYPE_CHECKING:
     from experiments import Experiment
 
 PINNED = {"extractor_weights": "weights_sha256", "reference": "reference_sha256"}
 """Files of an evaluation -> the field that holds what identifies them."""
+
+
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return content_digest({file.name: file_digest(file) for file in files})
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -27,9 +35,9 @@ def resolve(experiment: Experiment) -> Experiment:
         if given is None:
             continue
         path, known = Path(given).absolute(), getattr(evaluation, digest_field)
-        if not path.is_file():
+        if not path.is_file() and (field_ != "reference" or not path.is_dir()):
             raise ValueError(f"{field_} must be a file, but got {str(path)!r}")
-        digest = file_digest(path)
+        digest = path_digest(path)
         if known not in (None, digest):
             raise ValueError(f"{field_} must be the file with SHA-256 {known}, but {path} has "
                              f"{digest}")  # fmt: skip

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LOSS_POINTS = 200
 """Points of a loss curve; each is the mean over the steps since the one before."""
 HEADLINE_METRICS = (
-    "fid_low", "fid_high", "fid_infinity", "fid_infinity_low", "fid_infinity_high", "fid_balanced",
+    "fid_low", "fid_high", "fid_infinity", "fid_infinity_low", "fid_infinity_high", "balanced_fid",
     "sfid", "kid", "precision", "recall", "inception_score",
 )  # fmt: skip
 """Of an evaluation, shown under the same names; `fid` is `fid_final` there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,12 +14,19 @@ from pipelines.graph import STAGES, Graph, Node, closure
 from pipelines.stages.train import starting_step
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from pipelines.artifacts import Store
     from pipelines.collection import Garbage
     from pipelines.dag import Plan
     from pipelines.results import Measurement, Results
+
+
+SHOWN_METRICS = {"fid": 3, "fid_infinity": 3, "balanced_fid": 3, "sfid": 3, "kid": 5, "inception_score": 3,
+                 "precision": 4, "recall": 4}  # fmt: skip
+"""Metric -> digits after the point."""
 
 
 def print_report(results: Results, console: Console) -> None:
@@ -63,6 +71,23 @@ def _scale_table(results: Results) -> Table:
             style="bold" if best and m is best[0] else None,
         )
     return table
+
+
+def print_metrics(path: Path, protocol: str, console: Console) -> None:
+    """Print one evaluation, from its file."""
+    metrics = json.loads(path.read_text())
+    table = _table(f"{metrics['num_samples']:,} images, protocol {protocol} "
+                   f"({metrics['fingerprint']['id']})", ("metric",),
+                   ("value", "95 % interval"))  # fmt: skip
+    for name, digits in SHOWN_METRICS.items():
+        if name in metrics:
+            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+            spread = metrics.get(f"{name}_std")
+            interval = "" if low is None else f"{low:.{digits}f} .. {high:.{digits}f}"
+            table.add_row(name.replace("_", " "), f"{metrics[name]:.{digits}f}",
+                          interval if spread is None else f"+- {spread:.{digits}f}")  # fmt: skip
+    console.print(table)
+    console.print(f"All of it: {path}", highlight=False, soft_wrap=True)
 
 
 def _infinity(metrics: dict[str, Any]) -> str:

@@ -23,9 +23,11 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": {"pipelines/ray_runner.py"},
     "mlflow": {"pipelines/tracking.py"},
-    "optuna": {f"pipelines/study/{name}.py" for name in ("book", "propose", "storage", "trials")},
+    "optuna": {
+        f"pipelines/study/{name}.py" for name in ("book", "propose", "shelf", "storage", "trials")
+    },
     "sqlalchemy": {"pipelines/study/storage.py"},
-    "tyro": {"pipelines/cli.py"},
+    "tyro": {"pipelines/cli.py", "pipelines/cli_results.py"},
     "matplotlib": {"pipelines/plots.py"},
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},

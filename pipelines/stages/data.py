@@ -22,8 +22,9 @@ from ig_core.fidelity import (
 from ig_core.image_files import read_image_batches
 from ig_core.images import ImageSet, read_images, write_images
 from ig_core.metrics import FeatureStats
+from ig_core.npz import has_arrays
 from ig_core.reference import Moments, read_reference
-from pipelines.keys import file_digest
+from pipelines.pinned import path_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -99,33 +100,36 @@ def build_reference(context: Context, directory: Path) -> None:
     if "data" in context.node.inputs:
         images = read_images([context.input("data") / IMAGES])
         write_features(context, images.image.split(size), features)
-        found = load_file(features)
-        moments = {"features": moments_of(found["features"])}
-        if "spatial" in found:
-            moments["spatial"] = moments_of(found["spatial"])
+        moments = moments_in(features)
     else:
         path = pinned_file(context, "reference", "sha256")
         width = int(FEATURE_LAYERS[context.experiment.evaluation.extractor][0])
-        reference = read_reference(path, width)
-        moments = {"features": reference.pooled}
-        if reference.spatial is not None:
-            moments["spatial"] = reference.spatial
-        if reference.has_images:
+        has_moments = path.is_file() and has_arrays(path, {"mu", "sigma"})
+        reference = read_reference(path, width) if has_moments else None
+        if reference is None or reference.has_images:
             write_features(context, read_image_batches(path, size), features)
+        if reference is None:
+            moments = moments_in(features)
+        else:
+            moments = {"features": reference.pooled}
+            if reference.spatial is not None:
+                moments["spatial"] = reference.spatial
     save_file({f"{name}.{part}": getattr(value, part).contiguous()
                for name, value in moments.items() for part in Moments._fields},
               directory / MOMENTS)  # fmt: skip
 
 
-def moments_of(features: torch.Tensor) -> Moments:
-    """Mean and unbiased covariance of features (N, F)."""
-    stats = FeatureStats.from_features(features)
-    return Moments(stats.mean, stats.covariance)
+def moments_in(path: Path) -> dict[str, Moments]:
+    """Mean and unbiased covariance of the features in a file, by their name."""
+    found = load_file(path)
+    stats = {name: FeatureStats.from_features(found[name])
+             for name in ("features", "spatial") if name in found}  # fmt: skip
+    return {name: Moments(value.mean, value.covariance) for name, value in stats.items()}
 
 
 def pinned_file(context: Context, field: str, digest: str) -> Path:
     """A file that the evaluation names; what is read must be what was pinned."""
     path = Path(getattr(context.experiment.evaluation, field))
-    if file_digest(path) != context.node.config[digest]:
+    if path_digest(path) != context.node.config[digest]:
         raise ValueError(f"{field} {path} changed since the run began")
     return path

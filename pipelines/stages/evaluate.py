@@ -51,7 +51,7 @@ def build_evaluation(context: Context, directory: Path) -> None:
         rows = torch.from_numpy(rows_of(pool))
         metrics |= _measure({name: values[rows] for name, values in whole.items()}, reference,
                             context.node.config)  # fmt: skip
-        metrics |= {f"{name}_balanced": value for name, value in
+        metrics |= {f"balanced_{name}": value for name, value in
                     _measure(balanced, reference, context.node.config).items()}  # fmt: skip
     else:
         metrics |= _measure(balanced, reference, context.node.config)

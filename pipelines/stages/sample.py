@@ -104,7 +104,8 @@ def build_sample(context: Context, directory: Path) -> None:
     parts, classes = context.parts(), context.experiment.model.num_classes
     first = read_images([parts[0] / IMAGES]).image
     columns = min(classes, 16)
-    sheet = contact_sheet(first[: columns * _PREVIEW_ROWS], columns, zoom=4)
+    zoom = max(1, 32 // first.shape[-1])
+    sheet = contact_sheet(first[: columns * _PREVIEW_ROWS], columns, zoom)
     pixels = sheet[0] if len(sheet) == 1 else sheet.permute(1, 2, 0)
     Image.fromarray(pixels.numpy()).save(directory / PREVIEW)
     listing = {"shards": [f"{n.kind}/{n.key}" for n in context.node.inputs.values()],

@@ -1,0 +1,156 @@
+"""Commands of `igdit` that look at results, or judge what others made."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from experiments import EXPERIMENTS, get_experiment
+from pipelines.errors import UsageError
+from pipelines.evaluate_command import EvaluateOptions
+from pipelines.home import Home
+from pipelines.pinned import resolve
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """What `igdit evaluate` takes."""
+
+    options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """`igdit evaluate`."""
+    from pipelines.evaluate_command import evaluate_images
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("igdit evaluate needs images: a folder of PNG files or an .npz file")
+    path, *rest = arguments
+    one = dataclasses.replace(EvaluateOptions().resources, num_workers=1)
+    default = EvaluateCommand(EvaluateOptions(resources=one))
+    command = tyro.cli(EvaluateCommand, default=default, args=rest, prog=f"igdit evaluate {path}")
+    return evaluate_images(Path(path), command.options, Home.default(), Console())
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `igdit export` takes."""
+
+    ig_scale: float | None = None
+    """Internal guidance scale; None: the experiment's own."""
+    report: bool = False
+    """Samples of the bank on which what was chosen is reported."""
+
+
+def export_command(arguments: list[str]) -> int:
+    """`igdit export`."""
+    from pipelines.export_command import export_samples
+    from pipelines.report_command import find_run
+
+    if len(arguments) < 2 or any(word.startswith("-") for word in arguments[:2]):
+        raise UsageError("igdit export needs a run (a name, or the first digits of its key) and a "
+                         "target (NAME.npz, or a folder for PNG files)")  # fmt: skip
+    word, target, *rest = arguments
+    options = tyro.cli(ExportOptions, args=rest, prog=f"igdit export {word} {target}")
+    home = Home.default()
+    exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
+    run = find_run(home, word, exact)
+    count = export_samples(home, run, Path(target), options.ig_scale, report=options.report)
+    print(f"{count:,} images: {target}")
+    return 0
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """What `igdit status` takes."""
+
+    watch: bool = False
+    """Keep it on the screen until Ctrl-C."""
+    every: float = 1.0
+    """Seconds between looks, with --watch."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.every < float("inf"):
+            raise ValueError(f"every must be at least 0.1 seconds, but got {self.every}")
+
+
+def status_command(arguments: list[str]) -> int:
+    """`igdit status`."""
+    from pipelines.status import read_status
+    from pipelines.status_view import view, watch_status
+
+    options = tyro.cli(StatusOptions, args=arguments, prog="igdit status")
+    home, console = Home.default(), Console()
+    if options.watch and console.is_terminal:
+        with suppress(KeyboardInterrupt):
+            watch_status(home, console, options.every)
+    else:
+        console.print(view(read_status(home)))
+    return 0
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """What `igdit store gc` takes."""
+
+    forget: tuple[str, ...] = ()
+    """Recorded runs (the first digits of their key) whose artifacts are not kept any more."""
+    delete: bool = False
+    """Delete; without it the command only says what would go."""
+
+
+def store_command(arguments: list[str]) -> int:
+    """`igdit store ls` and `igdit store gc`."""
+    from pipelines.collection import collect_garbage, find_garbage
+    from pipelines.report import print_garbage, print_store
+
+    if not arguments or arguments[0] not in ("ls", "gc"):
+        raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
+    store, console = Home.default().store, Console()
+    if arguments[0] == "ls":
+        print_store(store, console)
+        return 0
+    options = tyro.cli(CollectOptions, args=arguments[1:], prog="igdit store gc")
+    collect = collect_garbage if options.delete else find_garbage
+    print_garbage(collect(store, options.forget), console, deleted=options.delete)
+    return 0
+
+
+@dataclass(frozen=True)
+class UiOptions:
+    """What `igdit ui` takes."""
+
+    port: int = 5000
+    """Port on loopback."""
+
+
+def ui_command(arguments: list[str]) -> int:
+    """`igdit ui`."""
+    from pipelines.ui import serve_ui
+
+    options = tyro.cli(UiOptions, args=arguments, prog="igdit ui")
+    return serve_ui(Home.default(), options.port, print)
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What `igdit track rebuild` takes."""
+
+    storage: str | None = None
+    """Database of the studies (SQLAlchemy URL); None: study.db where everything lies."""
+
+
+def track_command(arguments: list[str]) -> int:
+    """`igdit track rebuild`."""
+    from pipelines.rebuild import rebuild
+
+    if not arguments or arguments[0] != "rebuild":
+        raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
+    options = tyro.cli(TrackOptions, args=arguments[1:], prog="igdit track rebuild")
+    return rebuild(Home.default(), options.storage, print)

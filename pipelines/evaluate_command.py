@@ -1,0 +1,187 @@
+"""`igdit evaluate`: judge images that any program made, as our own samples are judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments import EvaluationConfig, Experiment, Resources, get_experiment
+from experiments.protocols import get_protocol, protocol_name
+from pipelines.collection import in_use
+from pipelines.dag import Pipeline
+from pipelines.graph import Graph, Node
+from pipelines.pinned import path_digest, resolve
+from pipelines.progress import ProgressDisplay
+from pipelines.report import print_metrics
+from pipelines.results import METRICS
+from pipelines.runners import RunnerSession, describe_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from torch import Tensor
+
+    from pipelines.artifacts import Store
+    from pipelines.home import Home
+    from pipelines.runners import Runner
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How `igdit evaluate` judges a folder of PNG files, an .npz file or a set of shards."""
+
+    reference: Path | None = None
+    """What they are compared with: an .npz of the ADM protocol (mu, sigma), or images of any of the
+    kinds above. None: scikit-learn's digits."""
+    protocol: str | None = None
+    """Protocol to follow to the letter; None: the metrics of all images that there are."""
+    extractor: str = "digits-cnn"
+    """Without a protocol: feature extractor, digits-cnn or inception-v3-compat."""
+    weights: Path | None = None
+    """Weights file of inception-v3-compat."""
+    num_samples: int | None = None
+    """Judge the first so many images; None: all, or as many as the protocol says."""
+    groups: int = 50
+    """Groups of the jackknife behind the intervals."""
+    in_order: bool = False
+    """Any run of the images is a fair sample of all, as rows in the order of their drawing are.
+    Otherwise they are shuffled, as files that are sorted by class must be."""
+    resources: Resources = dataclasses.field(default_factory=Resources)
+    """Workers."""
+
+
+def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: Console) -> int:
+    """Print the metrics of images, which are kept in the store; returns the exit code.
+
+    Raises:
+        ValueError: what is there cannot be judged; said before any work.
+    """
+    from ig_core.image_files import count_images
+
+    if not path.exists():
+        raise ValueError(f"images must be a folder or an .npz file, but {path} does not exist")
+    count = count_images(path)
+    experiment = resolve(_experiment(options, count))
+    evaluation = experiment.evaluation
+    if count < evaluation.num_samples:
+        raise ValueError(f"images must be at least {evaluation.num_samples:,}, but {path} has "
+                         f"{count:,}: name a smaller --num-samples without --protocol")  # fmt: skip
+    _check_shape(path, evaluation, options.protocol)
+    store, graph = home.store, Graph(experiment)
+    with in_use(store):
+        nodes = _keep(path, evaluation.num_samples, graph, store, console)
+        sample = Node("sample", {"num_samples": evaluation.num_samples}, {
+            f"part-{number:05d}": node for number, node in enumerate(nodes)
+        })  # fmt: skip
+        evaluate = graph.evaluation(nodes, sample)
+        if not options.in_order:
+            config = {**evaluate.config, "shuffle_seed": 0}
+            evaluate = dataclasses.replace(evaluate, config=config)
+        _build(experiment, graph, evaluate, home, console)
+        folder = store.open(evaluate.kind, evaluate.key).path
+    print_metrics(folder / METRICS, protocol_name(evaluation), console)
+    return 0
+
+
+def _experiment(options: EvaluateOptions, count: int) -> Experiment:
+    """An experiment of which only the evaluation matters."""
+    reference = None if options.reference is None else str(options.reference)
+    weights = None if options.weights is None else str(options.weights)
+    changes: dict[str, Any] = {"groups": options.groups}
+    if options.protocol is None:
+        evaluation = EvaluationConfig()
+        wanted = count if options.num_samples is None else options.num_samples
+        changes |= {"extractor": options.extractor, "extractor_weights": weights,
+                    "reference": reference, "num_samples": wanted, "curve_samples": wanted,
+                    "isc_splits": min(10, max(1, wanted // 20))}  # fmt: skip
+    else:
+        evaluation = get_protocol(options.protocol, weights, reference)
+        if options.num_samples not in (None, evaluation.num_samples):
+            raise ValueError(f"protocol {options.protocol} has {evaluation.num_samples:,} samples, "
+                             f"but got num_samples {options.num_samples}")  # fmt: skip
+        changes["labels"] = "balanced"  # of images made elsewhere labels are not looked at
+    base = get_experiment("digits")
+    return dataclasses.replace(base, name="evaluate", resources=options.resources,
+                               evaluation=dataclasses.replace(evaluation, **changes))  # fmt: skip
+
+
+def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None) -> None:
+    """Compare the first images with what the extractor and the protocol take."""
+    from ig_core.image_files import read_image_batches
+
+    expected = {"digits-cnn": (1, 8, 8)}.get(evaluation.extractor)
+    expected = {"adm-imagenet256": (3, 256, 256)}.get(protocol or "", expected)
+    for name, where in (("images", path), ("reference images", evaluation.reference)):
+        if where is None or expected is None or (where != path and not _has_images(Path(where))):
+            continue
+        first: Tensor = next(read_image_batches(Path(where), 1))
+        if tuple(first.shape[1:]) != expected:
+            what = protocol or evaluation.extractor
+            raise ValueError(f"{name} must be {expected} (channels, height, width) for {what}, but "
+                             f"those of {where} are {tuple(first.shape[1:])}")  # fmt: skip
+
+
+def _has_images(path: Path) -> bool:
+    from ig_core.npz import has_arrays
+
+    return path.is_dir() or has_arrays(path, {"arr_0"})
+
+
+def _keep(
+    path: Path, count: int, graph: Graph, store: Store, console: Console
+) -> list[Node]:  # fmt: skip
+    """Bring images into the store, in shards; those that are there are not read again."""
+    from pipelines.stages.build import describe, write_experiment
+    from pipelines.stages.data import IMAGES
+
+    size, digest = graph.experiment.evaluation.shard_size, path_digest(path)
+    nodes = [
+        Node("images", {"sha256": digest, "start": start, "stop": min(start + size, count)})
+        for start in range(0, count, size)
+    ]
+    if all(store.find(node.kind, node.key) for node in nodes):
+        return nodes
+    console.print(f"reading   {count:,} images of {path}", highlight=False, soft_wrap=True)
+    for node, images in zip(nodes, _shards(path, size, count), strict=True):
+        from ig_core.images import write_images
+
+        if store.find(node.kind, node.key) is None:
+            with store.publish(node.kind, node.key, describe(node)) as directory:
+                write_experiment(graph.experiment, directory)
+                write_images(directory / IMAGES, images)
+    return nodes
+
+
+def _shards(path: Path, size: int, count: int) -> Iterator[Any]:
+    import torch
+
+    from ig_core.image_files import read_image_batches
+    from ig_core.images import ImageSet
+
+    start = 0
+    for batch in read_image_batches(path, size):
+        images = batch[: count - start]
+        if len(images):
+            index = torch.arange(start, start + len(images))
+            # Labels of images made elsewhere are not known and not needed.
+            yield ImageSet(index, torch.zeros_like(index), images)
+        start += len(batch)  # reading goes on to the end, where checksums are compared
+
+
+def _build(
+    experiment: Experiment, graph: Graph, evaluate: Node, home: Home, console: Console
+) -> None:
+    session = RunnerSession(experiment.resources, home.scratch, 1)
+    try:
+        with ProgressDisplay(console, home.store, graph, lambda: None) as display:
+
+            def start_runner() -> Runner:
+                display.say(f"start     {describe_runner(experiment.resources)}")
+                return session.runner()
+
+            Pipeline(home.store, experiment, start_runner, display).run([evaluate])
+    finally:
+        session.close()
