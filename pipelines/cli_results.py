@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from experiments import EXPERIMENTS, get_experiment
+from experiments import EXPERIMENTS, Resources, get_experiment
 from pipelines.errors import UsageError
-from pipelines.evaluate_command import EvaluateOptions
 from pipelines.home import Home
 from pipelines.pinned import resolve
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How `igdit evaluate` judges a folder of PNG files, an .npz file or a set of shards."""
+
+    reference: Path | None = None
+    """What they are compared with: an .npz of the ADM protocol (mu, sigma), or images of any of the
+    kinds above. None: scikit-learn's digits."""
+    protocol: str | None = None
+    """Protocol to follow to the letter; None: the metrics of all images that there are."""
+    extractor: str = "digits-cnn"
+    """Without a protocol: feature extractor, digits-cnn or inception-v3-compat."""
+    weights: Path | None = None
+    """Weights file of inception-v3-compat."""
+    num_samples: int | None = None
+    """Judge the first so many images; None: all, or as many as the protocol says."""
+    groups: int = 50
+    """Groups of the jackknife behind the intervals."""
+    in_order: bool = False
+    """Any run of the images is a fair sample of all, as rows in the order of their drawing are.
+    Otherwise they are shuffled, as files that are sorted by class must be."""
+    resources: Resources = field(default_factory=Resources)
+    """Workers."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,7 @@ def evaluate_command(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("igdit evaluate needs images: a folder of PNG files or an .npz file")
     path, *rest = arguments
-    one = dataclasses.replace(EvaluateOptions().resources, num_workers=1)
+    one = replace(EvaluateOptions().resources, num_workers=1)
     default = EvaluateCommand(EvaluateOptions(resources=one))
     command = tyro.cli(EvaluateCommand, default=default, args=rest, prog=f"igdit evaluate {path}")
     return evaluate_images(Path(path), command.options, Home.default(), Console())

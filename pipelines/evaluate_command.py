@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import EvaluationConfig, Experiment, Resources, get_experiment
+from experiments import EvaluationConfig, Experiment, get_experiment
 from experiments.protocols import get_protocol, protocol_name
 from pipelines.collection import in_use
 from pipelines.dag import Pipeline
@@ -25,32 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.artifacts import Store
+    from pipelines.cli_results import EvaluateOptions
     from pipelines.home import Home
     from pipelines.runners import Runner
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """How `igdit evaluate` judges a folder of PNG files, an .npz file or a set of shards."""
-
-    reference: Path | None = None
-    """What they are compared with: an .npz of the ADM protocol (mu, sigma), or images of any of the
-    kinds above. None: scikit-learn's digits."""
-    protocol: str | None = None
-    """Protocol to follow to the letter; None: the metrics of all images that there are."""
-    extractor: str = "digits-cnn"
-    """Without a protocol: feature extractor, digits-cnn or inception-v3-compat."""
-    weights: Path | None = None
-    """Weights file of inception-v3-compat."""
-    num_samples: int | None = None
-    """Judge the first so many images; None: all, or as many as the protocol says."""
-    groups: int = 50
-    """Groups of the jackknife behind the intervals."""
-    in_order: bool = False
-    """Any run of the images is a fair sample of all, as rows in the order of their drawing are.
-    Otherwise they are shuffled, as files that are sorted by class must be."""
-    resources: Resources = dataclasses.field(default_factory=Resources)
-    """Workers."""
 
 
 def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: Console) -> int:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pipelines.results import Measurement, Results
 
 
-SHOWN_METRICS = {"fid": 3, "fid_infinity": 3, "balanced_fid": 3, "sfid": 3, "kid": 5, "inception_score": 3,
-                 "precision": 4, "recall": 4}  # fmt: skip
+SHOWN_METRICS = {"fid": 3, "fid_infinity": 3, "balanced_fid": 3, "sfid": 3, "kid": 5,
+                 "inception_score": 3, "precision": 4, "recall": 4}  # fmt: skip
 """Metric -> digits after the point."""
 
 

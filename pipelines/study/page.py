@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from experiments import Study
 from pipelines import page
 from pipelines.charts import Sample, Series, line_chart, y_limits
 from pipelines.durations import in_words
@@ -42,12 +44,16 @@ WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FA
 def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
     """Write the page into a report folder; returns its path.
 
+    It shows the study as it is stored: the same whoever writes it, on whatever resources.
+
     Args:
         found: What the study found.
         store: Where its artifacts are.
         directory: The folder; what came of the best points on other seeds may lie there.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    stored = Study.from_fixed(found.study.name, found.study.fixed())
+    found = dataclasses.replace(found, study=stored)
     table, path = directory / CONFIRMED, directory / page.FILE
     confirmed = pd.read_parquet(table) if table.exists() else None
     replace_text(path, study_page(found, store, confirmed))

@@ -18,7 +18,8 @@ from ig_core.fidelity import FEATURE_LAYERS, INCEPTION
 from ig_core.image_files import read_image_batches, read_labels
 from ig_core.images import read_images
 from pipelines.cli import main
-from pipelines.evaluate_command import EvaluateOptions, evaluate_images
+from pipelines.cli_results import EvaluateOptions
+from pipelines.evaluate_command import evaluate_images
 from pipelines.home import Home
 from tests.pipelines.conftest import tiny
 
