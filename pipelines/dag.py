@@ -46,6 +46,19 @@ class Listener(Protocol):
         """An artifact is there."""
 
 
+class Deaf:
+    """A listener that does not care."""
+
+    def waiting(self, node: Node) -> None:
+        """Ignored."""
+
+    def training(self, progress: TrainProgress) -> None:
+        """Ignored."""
+
+    def finished(self, node: Node, done: int, total: int) -> None:
+        """Ignored."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is in the store and what would be built."""

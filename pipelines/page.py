@@ -15,6 +15,7 @@ from pipelines.errors import ArtifactError
 from pipelines.html import Child, Html, data_uri, figure, image, markup, paragraph, table, tag
 from pipelines.plots import real_images, sampled_images
 from pipelines.png import encode_png
+from pipelines.report import change
 from pipelines.results import stage_costs
 
 if TYPE_CHECKING:
@@ -25,14 +26,17 @@ if TYPE_CHECKING:
     from experiments import Experiment
     from pipelines.artifacts import Artifact, Store
     from pipelines.graph import Node
-    from pipelines.results import Measurement, Results
+    from pipelines.results import Measurement, Reported, Results
 
 FILE = "report.html"
 LARGEST_IMAGE = 1_000_000
 """Bytes of a sample grid that goes into a page; a page is to be mailed."""
 LABELS = {
-    "num_samples": "samples", "fid": "FID", "kid": "KID", "inception_score": "Inception Score",
+    "num_samples": "samples", "fid": "FID", "fid_infinity": "FID at infinity", "sfid": "sFID",
+    "kid": "KID", "inception_score": "Inception Score",
 }  # fmt: skip
+PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "slope")
+"""Ends of the names of numbers that say how uncertain another one is."""
 INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
 
 
@@ -83,7 +87,7 @@ def metrics_table(measurements: Sequence[Measurement], first: Sequence[str],
     names: dict[str, None] = {}
     for m in measurements:
         names |= {name: None for name, value in m.metrics.items() if _is_number(value)}
-    own = [n for n in names if n.rpartition("_")[2] not in ("low", "high", "std")]
+    own = [n for n in names if n.rpartition("_")[2] not in PARTS_OF_A_METRIC]
     rows = [
         [*before, *(_metric(m.metrics, name) for name in own)]
         for m, before in zip(measurements, cells, strict=True)
@@ -105,10 +109,27 @@ def _metric(metrics: dict[str, Any], name: str) -> str:
     return interval(metrics, name, 2 if abs(value) >= 1 else 4)
 
 
-def change(gain: tuple[float, float, float]) -> str:
-    """A relative fall of FID as a change in percent, with its interval."""
-    value, low, high = (100 * part for part in gain)
-    return f"{-value:+.0f} % ({-high:+.0f} .. {-low:+.0f})"
+def reported_sentence(reported: Reported) -> str:
+    """What was chosen, on a bank of noise that had no part in the choice."""
+    m, gain = reported
+    against = "" if gain is None else f", {change(gain)} against scale 1 there"
+    infinite = ""
+    if "fid_infinity" in m.metrics:
+        infinite = f"; of infinitely many samples FID is {interval(m.metrics, 'fid_infinity')}"
+    return (f"On a bank of noise that had no part in the choice its FID is {interval(m.metrics)}"
+            f"{against}{infinite}.")  # fmt: skip
+
+
+def protocol(measurement: Measurement) -> Html:
+    """How a number was measured: what it must share with whatever it is compared with."""
+    mark = measurement.fingerprint
+    rows = [[field.name.replace("_", " "), _shown(getattr(mark, field.name))]
+            for field in dataclasses.fields(mark)]  # fmt: skip
+    return markup(
+        paragraph(f"Fingerprint {mark.id}. Numbers compare only if these agree; banks of noise, "
+                  f"numbers of samples and the like are part of it.", class_="note"),
+        table(["", "value"], rows, left=0),
+    )  # fmt: skip
 
 
 def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) -> Html | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from experiments.protocols import protocol_name
+from pipelines.fingerprint import fingerprint
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipelines.artifacts import Artifact
-    from pipelines.results import Measurement, Results
+    from pipelines.results import Measurement, Reported, Results
 
 LOSS_POINTS = 200
 """Points of a loss curve; each is the mean over the steps since the one before."""
@@ -41,7 +44,7 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
         results: What was measured.
         scale: Guidance scale that the run stands for, if not the experiment's own.
     """
-    e = results.experiment
+    e, mark = results.experiment, fingerprint(results.graph.final[0].evaluate)
     return {
         "aux_layer": e.model.aux_layer,
         "aux_weight": e.loss.aux_weight,
@@ -55,6 +58,7 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
         "seed": e.train.seed,
         "sampler": f"{e.sampler.method}-{e.sampler.num_steps}",
         "num_samples": e.evaluation.num_samples,
+        "protocol": f"{protocol_name(e.evaluation)} {mark.id}",
     }
 
 
@@ -86,7 +90,18 @@ def metric_values(results: Results, headline_scale: float | None = None) -> Iter
         for key, source in names.items():
             if source in headline.metrics:  # a reference of moments alone gives fewer
                 yield Value(key, step, float(headline.metrics[source]), stamp)
+    reported = results.reported()
+    if reported is not None:
+        yield from reported_values(reported)
     yield from _losses(results)
+
+
+def reported_values(reported: Reported) -> Iterable[Value]:
+    """What was chosen, on noise that had no part in the choice; the step is scale x 100."""
+    m = reported.measurement
+    for name in ("fid", "fid_low", "fid_high"):
+        key = name.replace("fid", "fid_report")
+        yield Value(key, round(100 * m.scale), float(m.metrics[name]), timestamp_ms(m))
 
 
 def _losses(results: Results) -> Iterable[Value]:

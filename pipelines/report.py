@@ -64,7 +64,7 @@ def _scale_table(results: Results) -> Table:
             f"{m.scale:g}",
             f"{m.fid:.2f}",
             f"{metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f}",
-            "" if gain is None else _change(gain),
+            "" if gain is None else change(gain),
             _number(metrics, "precision", 3),
             _number(metrics, "recall", 3),
             _number(metrics, "inception_score", 2),
@@ -103,7 +103,7 @@ def _number(metrics: dict[str, Any], name: str, digits: int) -> str:
     return f"{metrics[name]:.{digits}f}" if name in metrics else "-"
 
 
-def _change(gain: tuple[float, float, float]) -> str:
+def change(gain: tuple[float, float, float]) -> str:
     """FID against scale 1, with the paired interval, as a percentage."""
     value, low, high = (100 * number for number in gain)
     return f"{-value:+.0f} % ({-high:+.0f} .. {-low:+.0f})"
@@ -115,7 +115,7 @@ def _verdict(results: Results) -> str:
     if headline is not None and headline.scale != 1:
         gain = results.improvements()[results.final.index(headline)]
         if gain is not None:
-            lines.append(f"At the experiment's own scale {headline.scale:g}: FID {_change(gain)} "
+            lines.append(f"At the experiment's own scale {headline.scale:g}: FID {change(gain)} "
                          f"against scale 1, same noise and labels.")  # fmt: skip
     if best is not None:
         lowest, equal = best
@@ -126,7 +126,7 @@ def _verdict(results: Results) -> str:
     reported = results.reported()
     if reported is not None:
         m, gain = reported
-        against = "" if gain is None else f", {_change(gain)} against scale 1"
+        against = "" if gain is None else f", {change(gain)} against scale 1"
         lines.append(
             f"[bold]Reported: scale {m.scale:g}, FID {m.fid:.2f} ({m.metrics['fid_low']:.2f} .. "
             f"{m.metrics['fid_high']:.2f}){against}[/bold], on noise that had no part in the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -47,6 +47,14 @@ class Measurement:
     def fingerprint(self) -> Fingerprint:
         """How it was measured."""
         return fingerprint(self.point.evaluate)
+
+
+class Reported(NamedTuple):
+    """What was chosen, measured on a bank of noise that had no part in the choice."""
+
+    measurement: Measurement
+    gain: tuple[float, float, float] | None
+    """Relative fall of FID against scale 1 there, with its paired 95 % interval; None: it is 1."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +112,9 @@ class Results:
         base = next((m for m in self.final if m.scale == 1.0), None)
         return [None if base is None or m is base else _improvement(m, base) for m in self.final]
 
-    def reported(self) -> tuple[Measurement, tuple[float, float, float] | None] | None:
-        """The chosen scale on the other bank, and its improvement on scale 1 there."""
-        chosen = next((m for m in self.report if m.scale == self.chosen_scale), None)
-        if chosen is None:
-            return None
-        base = next((m for m in self.report if m.scale == 1 and m is not chosen), None)
-        return chosen, None if base is None else _improvement(chosen, base)
+    def reported(self) -> Reported | None:
+        """The chosen scale on the other bank."""
+        return _reported_among(self.report, self.chosen_scale)
 
     def best(self) -> tuple[Measurement, list[float]] | None:
         """Scale with the lowest FID, and the scales that its interval cannot tell from it.
@@ -163,19 +167,32 @@ def stage_costs(store: Store, nodes: Iterable[Node]) -> pd.DataFrame:
 
 def collect(store: Store, graph: Graph) -> Results:
     """Read the published measurements of an experiment."""
-
-    def read(points: tuple[Point, ...]) -> tuple[Measurement, ...]:
-        found = []
-        for point in points:
-            if store.find(point.evaluate.kind, point.evaluate.key):
-                artifact = store.open(point.evaluate.kind, point.evaluate.key)
-                metrics = json.loads((artifact.path / METRICS).read_text())
-                found.append(Measurement(point, artifact, metrics))
-        return tuple(found)
-
-    found = Results(graph, store, read(graph.curve), read(graph.final))
+    found = Results(graph, store, _read(store, graph.curve), _read(store, graph.final))
     chosen = found.chosen_scale
-    return found if chosen is None else replace(found, report=read(graph.report(chosen)))
+    return found if chosen is None else replace(found, report=_read(store, graph.report(chosen)))
+
+
+def read_reported(store: Store, graph: Graph, scale: float) -> Reported | None:
+    """A scale on the bank of noise for reports, if it is measured there."""
+    return _reported_among(_read(store, graph.report(scale)), scale)
+
+
+def _read(store: Store, points: Iterable[Point]) -> tuple[Measurement, ...]:
+    found = []
+    for point in points:
+        if store.find(point.evaluate.kind, point.evaluate.key):
+            artifact = store.open(point.evaluate.kind, point.evaluate.key)
+            metrics = json.loads((artifact.path / METRICS).read_text())
+            found.append(Measurement(point, artifact, metrics))
+    return tuple(found)
+
+
+def _reported_among(report: Iterable[Measurement], scale: float | None) -> Reported | None:
+    by_scale = {m.scale: m for m in report}
+    if scale not in by_scale or 1.0 not in by_scale:
+        return None
+    chosen, base = by_scale[scale], by_scale[1.0]
+    return Reported(chosen, None if chosen is base else _improvement(chosen, base))
 
 
 def preview(results: Results, measurement: Measurement) -> Path | None:

@@ -10,6 +10,7 @@ from pipelines.files import replace_text
 from pipelines.graph import closure
 from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
+from pipelines.report import change
 from pipelines.reproduce import run_words
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def run_page(results: Results) -> Html:
         section("Do it again", page.reproduction(
             [run_words(experiment)], experiment,
             "is this experiment, completely resolved: save it and run it.")),
+        section("Measured by", page.protocol(results.final[0]) if results.final else None),
         section("Reading the numbers", _notes(results)),
     )  # fmt: skip
 
@@ -81,11 +83,11 @@ def headline(results: Results) -> str:
         return (f"{scale[0].upper()}{scale[1:]} raises FID {both}: {-value:.0f} % more "
                 f"({-high:.0f} .. {-low:.0f}) on the same noise.")  # fmt: skip
     return (f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
-            f"a change of {page.change(gain)} on the same noise.")  # fmt: skip
+            f"a change of {change(gain)} on the same noise.")  # fmt: skip
 
 
 def _second(results: Results) -> Html | None:
-    """The lowest scale and its equals, which were read off the samples they are reported on."""
+    """The lowest scale and its equals, and what that scale gives on noise it was not chosen on."""
     best = results.best()
     if best is None or len(results.final) < 2:
         return None
@@ -93,9 +95,10 @@ def _second(results: Results) -> Html | None:
     text = f"Of the scales compared, {lowest.scale:g} has the lowest FID"
     if equal:
         text += f"; {', '.join(f'{s:g}' for s in equal)} cannot be told from it"
-    return paragraph(f"{text}. This was read off the samples it is reported on; the scale of the "
-                     f"sentence above was fixed before the run. Brackets hold 95 % intervals of "
-                     f"the sampling.")  # fmt: skip
+    reported = results.reported()
+    text += ". " + ("" if reported is None else f"{page.reported_sentence(reported)} ")
+    return paragraph(f"{text}The scale of the sentence above was fixed before the run. Brackets "
+                     f"hold 95 % intervals of the sampling.")  # fmt: skip
 
 
 def _incomplete(results: Results) -> Html | None:
@@ -177,7 +180,7 @@ def scale_tables(results: Results) -> Html | None:
         return None
     marked, steps = marks(results), results.experiment.train.steps
     rows = [
-        [f"{m.scale:g}", page.interval(m.metrics), "" if gain is None else page.change(gain),
+        [f"{m.scale:g}", page.interval(m.metrics), "" if gain is None else change(gain),
          marked[m.scale]]
         for m, gain in zip(results.final, results.improvements(), strict=True)
     ]  # fmt: skip

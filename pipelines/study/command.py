@@ -9,16 +9,24 @@ from typing import TYPE_CHECKING
 
 from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
+from pipelines.dag import Deaf, Pipeline
 from pipelines.discretion import behind
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, SamplingFailedError
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
-from pipelines.runners import describe_runner
+from pipelines.results import read_reported
+from pipelines.runners import RunnerSession, describe_runner
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast
 from pipelines.study.page import headline, write_study_page
-from pipelines.study.report import findings, print_findings, print_forecast, write_findings
+from pipelines.study.report import (
+    findings,
+    print_findings,
+    print_forecast,
+    report_of,
+    write_findings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +77,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             identity = book.identity
         finally:
             book.close()
+        found = _measured_anew(found, home, say, activity)
         activity.update(phase="reporting", news=headline(found))
         files = _report(found, options, home, console, activity)
         _track(found, identity, files, home, console)
@@ -89,6 +98,27 @@ def _budget(
     if not _agreed(cost, options, console):
         return None
     return Budget(wanted, options.hours, options.target_fid)
+
+
+def _measured_anew(
+    found: Findings, home: Home, say: Callable[[str], None], activity: Activity
+) -> Findings:
+    """The findings with the best point measured on noise that had no part in the choice."""
+    if found.best is None or found.reported is not None:
+        return found
+    graph, scale = report_of(found.study, found.best)
+    experiment = graph.experiment
+    activity.update(phase="measuring the best point on other noise")
+    session = RunnerSession(experiment.resources, home.scratch, 1)
+    try:
+        listener = activity.follow(graph, Deaf(), found.best.point.training_name)
+        targets = [point.evaluate for point in graph.report(scale)]
+        Pipeline(home.store, experiment, session.runner, listener).run(targets)
+    except SamplingFailedError as error:
+        say(f"The best point could not be measured on other noise: {error}")
+    finally:
+        session.close()
+    return replace(found, reported=read_reported(home.store, graph, scale))
 
 
 def _report(

@@ -19,7 +19,7 @@ from rich.table import Table
 from ig_core.config import Guidance
 from pipelines.activity import Activity
 from pipelines.collection import remember
-from pipelines.dag import Pipeline
+from pipelines.dag import Deaf, Pipeline
 from pipelines.errors import StoppedError, TrainingFailedError
 from pipelines.graph import Graph
 from pipelines.results import collect
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
     from experiments import Experiment
     from experiments.study import Point, Study
-    from pipelines.graph import Node
     from pipelines.home import Home
-    from pipelines.stages.train import TrainProgress
     from pipelines.study.trials import Trial
 
 BASELINE = "no auxiliary loss, unguided"
@@ -145,7 +143,7 @@ class _Runs:
         scale = experiment.guidance.ig_scale
         target = next(p for p in graph.final if p.guidance.ig_scale == scale)
         remember(store, experiment, graph.run_key)
-        listener = self._activity.follow(graph, _Deaf(), label)
+        listener = self._activity.follow(graph, Deaf(), label)
         pipeline = Pipeline(store, experiment, self._session.runner, listener)
         with self._lock:
             if self._stopped:
@@ -161,16 +159,6 @@ class _Runs:
         headline = collect(store, graph).headline()
         if headline is not None:
             self._say(f"confirm   FID {headline.fid:8.2f}  {label}")
-
-
-class _Deaf:
-    """A listener that does not care."""
-
-    def waiting(self, node: Node) -> None: ...
-
-    def training(self, progress: TrainProgress) -> None: ...
-
-    def finished(self, node: Node, done: int, total: int) -> None: ...
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -110,8 +110,9 @@ def headline(found: Findings) -> str:
     others = {0: "no other point is its equal", 1: "one other point cannot be told from it"}.get(
         count, f"{count} other points cannot be told from it"
     )
-    return (f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
+    text = (f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
             f"{_fid(best)}; {others} on the same noise.")  # fmt: skip
+    return text if found.reported is None else f"{text} {page.reported_sentence(found.reported)}"
 
 
 def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:

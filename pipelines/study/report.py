@@ -11,7 +11,8 @@ from rich.table import Table
 
 from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
-from pipelines.results import METRICS, fid_jackknife_of, work_seconds
+from pipelines.report import change
+from pipelines.results import METRICS, fid_jackknife_of, read_reported, work_seconds
 from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from experiments.study import Study
     from ig_core.metrics import Jackknife
     from pipelines.artifacts import Store
+    from pipelines.results import Reported
     from pipelines.study.forecast import Forecast
     from pipelines.study.trials import Trial
 
@@ -43,6 +45,8 @@ class Findings:
     equals: tuple[Trial, ...]
     """Points whose FID cannot be told from the best one's (paired 95 % interval)."""
     importances: dict[str, float]
+    reported: Reported | None
+    """The best point on a bank of noise that had no part in the choice, once it is measured."""
     spent_seconds: float
     """Work on all its trainings and points, each counted once."""
     naive_seconds: float
@@ -64,12 +68,19 @@ def findings(
     table = pd.DataFrame([_row(t, costs) for t in trials])
     training_costs = {t.point.training: costs[t.number][0] for t in trials}
     point_seconds = sum(costs[t.number][1] for t in complete)
+    reported = None if best is None else read_reported(store, *report_of(study, best))
     return Findings(
         study, tuple(trials), table, best, tuple(sorted(equals, key=lambda t: t.fid or 0)),
-        importances,
+        importances, reported,
         spent_seconds=sum(training_costs.values()) + point_seconds,
         naive_seconds=sum(costs[t.number][0] for t in complete) + point_seconds,
     )  # fmt: skip
+
+
+def report_of(study: Study, best: Trial) -> tuple[Graph, float]:
+    """The training of the best point, and its scale: `Graph.report` of it is what is quoted."""
+    scale = best.point.ig_scale
+    return Graph(study.at(*best.point.training, (scale,))), scale
 
 
 def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, object]:
@@ -142,6 +153,13 @@ def print_findings(found: Findings, console: Console) -> None:
     if found.best is not None:
         console.print(f"{len(found.equals)} points cannot be told from the best one (same noise, "
                       f"paired 95 % interval); it was chosen on these very samples.")  # fmt: skip
+    if found.reported is not None:
+        metrics, gain = found.reported.measurement.metrics, found.reported.gain
+        console.print(
+            f"[bold]The best point on noise that had no part in the choice: FID "
+            f"{metrics['fid']:.2f} ({metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f})"
+            + ("" if gain is None else f", {change(gain)} against scale 1") + "[/bold]"
+        )  # fmt: skip
     if found.importances:
         texts = (f"{name} {value:.0%}" for name, value in found.importances.items())
         console.print(f"Importance for FID: {', '.join(texts)}")

@@ -6,6 +6,7 @@ and `StudyTracker.sync` adds what is missing.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import Graph
@@ -17,9 +18,10 @@ from pipelines.projection import (
     ended_ms,
     in_order,
     metric_values,
+    reported_values,
     started_ms,
 )
-from pipelines.results import collect, preview
+from pipelines.results import collect, preview, read_reported
 from pipelines.views import study_view
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class StudyTracker:
                 tags = {} if run is None else run.data.tags
                 if thorough or tags.get(SYNCED_TAG) != _state(trial, trials):
                     ends.append(self._sync_trial(experiment, parent, trial, trials, run) or 0)
+            self._log_reported(parent.info.run_id, trials)
             for path in files:
                 self._client.log_artifact(parent.info.run_id, str(path))
             at_rest = finished and all(trial.state != "RUNNING" for trial in trials)
@@ -126,6 +129,18 @@ class StudyTracker:
                                           in comparable_parameters(results).items()
                                           if name not in STUDIED})  # fmt: skip
         return parent
+
+    def _log_reported(self, run_id: str, trials: Sequence[Trial]) -> None:
+        """The best point on noise it was not chosen on; the step is its trial's number."""
+        complete = [t for t in trials if t.fid is not None]
+        best = min(complete, key=lambda t: (t.fid, t.number), default=None)
+        if best is None:
+            return
+        graph = Graph(self.study.at(*best.point.training, (best.point.ig_scale,)))
+        reported = read_reported(self.store, graph, best.point.ig_scale)
+        if reported is not None:
+            values = [dataclasses.replace(v, step=best.number) for v in reported_values(reported)]
+            self._tracker.log(run_id, values)
 
     def _create(self, experiment: str, name: str, began: int | None, tags: dict[str, str]) -> Any:  # noqa: ANN401
         own = {STUDY_TAG: self._key, "mlflow.source.name": f"igdit study {self.study.name}"}

@@ -313,6 +313,30 @@ def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(
     assert room_here(Resources(num_workers=2, cpus_per_worker=20)) == 1
 
 
+def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home, study, run):
+    from pipelines.study.report import findings, report_of
+
+    text = run(study())
+    assert "The best point on noise that had no part in the choice: FID" in text
+    trials = trials_of(home, study())
+    found = findings(study(), trials, {}, home.store)
+    m = found.reported.measurement
+    assert (m.scale, m.fingerprint.bank) == (found.best.point.ig_scale, 1)
+    assert m.fid != found.best.fid
+    assert f"FID {m.fid:.2f} (" in text
+    _, runs, _ = runs_of(home)
+    assert runs[""].data.metrics["fid_report"] == m.fid
+    if m.scale != 1:
+        assert found.reported.gain is not None
+    known = len(home.store.events())
+    run(study())
+    assert len(home.store.events()) == known, "it is measured once"
+    graph, scale = report_of(study(), found.best)
+    node = graph.report(scale)[-1].evaluate
+    home.store.quarantine(node.kind, node.key)
+    assert findings(study(), trials, {}, home.store).reported is None
+
+
 def test_a_target_ends_the_study(home, study, run):
     run(study(), trials="8", target_fid=1e9)
     assert len(trials_of(home, study())) == 3, "the first scales of the first training"
@@ -395,7 +419,16 @@ def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_comm
 ):
     run(study(), trials="4")
     _, runs, _ = runs_of(home)
-    common = {"lr", "ema_decay", "batch_size", "steps", "seed", "sampler", "num_samples"}
+    common = {
+        "lr",
+        "ema_decay",
+        "batch_size",
+        "steps",
+        "seed",
+        "sampler",
+        "num_samples",
+        "protocol",
+    }
     compared = {"aux_layer", "aux_weight", "ig_scale", "cfg_scale", "model"}
     parent = runs.pop("")
     assert set(parent.data.params) == common | {"cfg_scale", "model"}
