@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import unicodedata
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,8 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
 
 def _printable(text: str) -> str:
     """Without control characters, which HTML does not allow even when they are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-                   for c in text)  # fmt: skip
+    return "".join(c if c in "\n\t" or not unicodedata.category(c).startswith("C")
+                   else "\N{REPLACEMENT CHARACTER}" for c in text)  # fmt: skip
 
 
 def section(title: str, *children: Child) -> Html:
