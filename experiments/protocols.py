@@ -68,7 +68,10 @@ def get_protocol(name: str, weights: str | None, reference: str | None) -> Evalu
     if name not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, but got {name!r}")
     if name == "digits":
-        return dataclasses.replace(digits(), reference=reference)
+        if reference is not None or weights is not None:
+            raise ValueError(f"protocol digits has its own reference and extractor, but got "
+                             f"{reference or weights!r}")  # fmt: skip
+        return digits()
     for option, value in (("weights", weights), ("reference", reference)):
         if value is None:
             raise ValueError(f"protocol {name} needs --{option} FILE, but got None")

@@ -179,8 +179,11 @@ class Study:
         del values["experiment"]["resources"], values["experiment"]["name"]
         # The same space and the same weights, however they are named.
         values["space"]["aux_layer"] = dict(zip(("low", "high"), self.layers, strict=True))
-        if (digest := self.experiment.evaluation.weights_sha256) is not None:
-            values["experiment"]["evaluation"]["extractor_weights"] = f"sha256:{digest}"
+        evaluation = values["experiment"]["evaluation"]
+        for file, digest in (("extractor_weights", "weights_sha256"),
+                             ("reference", "reference_sha256")):  # fmt: skip
+            if evaluation[digest] is not None:
+                evaluation[file] = f"sha256:{evaluation[digest]}"
         plain: dict[str, object] = json.loads(json.dumps(values))
         return plain
 

@@ -151,7 +151,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch's advice is to run what the file holds
+        raise ValueError(f"{path} is not a weights file: neither safetensors nor a torch "
+                         f"checkpoint of tensors alone") from error  # fmt: skip
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is not a weights file: {error}") from error
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise ValueError(f"{path} is not a weights file: it must hold tensors by name")

@@ -47,6 +47,8 @@ from ig_core.metrics import FeatureStats, Jackknife, fid_jackknife, group_rows
 if TYPE_CHECKING:
     from ig_core.metrics import Frechet, Tangent
 
+EXACT_WIDTH = 256
+"""Widest features whose groups are left out one by one."""
 PARTS = 4
 """Quarters: the sizes N, N / 2 and N / 4 are at hand."""
 
@@ -95,7 +97,7 @@ def fid_estimates(
         or groups < 2
         or len(features) < max(2 * groups, least_count(features.shape[1]))
     ):
-        return FidEstimates(fid_jackknife(features, reference, groups), None)
+        return FidEstimates(_without_correction(features, reference, groups), None)
     quarters = [FeatureStats.from_features(part) for part in group_rows(features, PARTS)]
     whole = quarters[0] + quarters[1] + quarters[2] + quarters[3]
     tangent = reference.tangent(whole)
@@ -110,6 +112,22 @@ def fid_estimates(
         at_size._replace(excess=min(2 * counted, spread / 2), slope=slope),
         Jackknife(infinite, infinite + without, min(4 / 3 * counted, spread / 3), slope),
     )
+
+
+def _without_correction(features: Tensor, reference: Frechet, groups: int) -> Jackknife:
+    """FID at N where there are too few rows for more.
+
+    Of wide features the derivative stands for leaving groups out: it needs one decomposition
+    instead of one for each group, and agrees with it to 10 % of the error where N >= 2 F.
+    """
+    if features.dim() != 2 or features.shape[1] <= EXACT_WIDTH or groups < 2:
+        return fid_jackknife(features, reference, groups)
+    if len(features) < max(2 * groups, 2 * features.shape[1]):
+        return fid_jackknife(features, reference, groups)
+    stats = FeatureStats.from_features(features)
+    tangent = reference.tangent(stats)
+    without = _linear_without(features, stats.mean, tangent, groups)
+    return Jackknife(tangent.value, tangent.value + without)
 
 
 def extrapolate_fid(whole: float, quarters: list[FeatureStats], reference: Frechet) -> float:

@@ -36,6 +36,7 @@ from pipelines.errors import PipelineError, UsageError
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
+from pipelines.results import collect
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
@@ -154,8 +155,9 @@ def plan_command(arguments: list[str]) -> int:
     from pipelines.report import print_plan
 
     options = _options(arguments, "plan")
-    graph, store = Graph(resolve(options.experiment)), Home.default().store
-    print_plan(graph, store, make_plan(store, graph.targets), Console())
+    store = Home.default().store
+    results = collect(store, Graph(resolve(options.experiment)))
+    print_plan(results, make_plan(store, results.targets), Console())
     return 0
 
 

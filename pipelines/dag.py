@@ -98,7 +98,7 @@ def set_corrupt_aside(store: Store, graph: Graph) -> list[Node]:
     """
     trajectory = [graph.checkpoint(step) for step in published_steps(store, graph)]
     found = []
-    for node in dict.fromkeys((*closure(graph.targets), *trajectory)):
+    for node in dict.fromkeys((*closure(graph.needed), *trajectory)):
         try:
             if store.find(node.kind, node.key):
                 store.open(node.kind, node.key)

@@ -10,6 +10,7 @@ from experiments import EvaluationConfig, Experiment, get_experiment
 from experiments.protocols import get_protocol, protocol_name
 from pipelines.collection import in_use
 from pipelines.dag import Pipeline
+from pipelines.files import replace_text
 from pipelines.graph import Graph, Node
 from pipelines.pinned import path_digest, resolve
 from pipelines.progress import ProgressDisplay
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from ig_core.images import ImageSet
     from pipelines.artifacts import Store
     from pipelines.cli_results import EvaluateOptions
     from pipelines.home import Home
@@ -45,7 +47,13 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     if count < evaluation.num_samples:
         raise ValueError(f"images must be at least {evaluation.num_samples:,}, but {path} has "
                          f"{count:,}: name a smaller --num-samples without --protocol")  # fmt: skip
+    if count > evaluation.num_samples and not options.in_order:
+        raise ValueError(
+            f"images must be {evaluation.num_samples:,}, but {path} has {count:,}: the first ones "
+            f"are a fair sample only if any run of them is, which --in-order says"
+        )
     _check_shape(path, evaluation, options.protocol)
+    _check_files(evaluation)
     store, graph = home.store, Graph(experiment)
     with in_use(store):
         nodes = _keep(path, evaluation.num_samples, graph, store, console)
@@ -58,8 +66,35 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
             evaluate = dataclasses.replace(evaluate, config=config)
         _build(experiment, graph, evaluate, home, console)
         folder = store.open(evaluate.kind, evaluate.key).path
-    print_metrics(folder / METRICS, protocol_name(evaluation), console)
+        kept = _keep_metrics(folder / METRICS, path, evaluate, home)
+    print_metrics(kept, options.protocol or protocol_name(evaluation), console)
     return 0
+
+
+def _check_files(evaluation: EvaluationConfig) -> None:
+    """Read what is small now, so that a wrong file does not show after hours of work."""
+    from ig_core.fidelity import FEATURE_LAYERS, read_weights
+    from ig_core.npz import has_arrays
+    from ig_core.reference import read_reference
+
+    if evaluation.extractor_weights is not None:
+        read_weights(evaluation.extractor_weights)
+    if evaluation.reference is None or Path(evaluation.reference).is_dir():
+        return
+    path = Path(evaluation.reference)
+    if has_arrays(path, {"mu", "sigma"}):
+        read_reference(path, int(FEATURE_LAYERS[evaluation.extractor][0]))
+    elif not has_arrays(path, {"arr_0"}):
+        raise ValueError(f"reference must hold statistics (mu, sigma) or images (arr_0), but "
+                         f"{path} holds neither")  # fmt: skip
+
+
+def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:
+    """Copy the numbers out of the store, which is a cache for these: no run leads to them."""
+    target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(target, metrics.read_text())
+    return target
 
 
 def _experiment(options: EvaluateOptions, count: int) -> Experiment:
@@ -68,6 +103,8 @@ def _experiment(options: EvaluateOptions, count: int) -> Experiment:
     weights = None if options.weights is None else str(options.weights)
     changes: dict[str, Any] = {"groups": options.groups}
     if options.protocol is None:
+        if options.extractor != "digits-cnn" and reference is None:
+            raise ValueError(f"extractor {options.extractor} needs a --reference, but got None")
         evaluation = EvaluationConfig()
         wanted = count if options.num_samples is None else options.num_samples
         changes |= {"extractor": options.extractor, "extractor_weights": weights,
@@ -110,6 +147,7 @@ def _keep(
     path: Path, count: int, graph: Graph, store: Store, console: Console
 ) -> list[Node]:  # fmt: skip
     """Bring images into the store, in shards; those that are there are not read again."""
+    from ig_core.images import write_images
     from pipelines.stages.build import describe, write_experiment
     from pipelines.stages.data import IMAGES
 
@@ -121,17 +159,25 @@ def _keep(
     if all(store.find(node.kind, node.key) for node in nodes):
         return nodes
     console.print(f"reading   {count:,} images of {path}", highlight=False, soft_wrap=True)
-    for node, images in zip(nodes, _shards(path, size, count), strict=True):
-        from ig_core.images import write_images
 
+    def publish(node: Node, images: ImageSet) -> None:
         if store.find(node.kind, node.key) is None:
             with store.publish(node.kind, node.key, describe(node)) as directory:
                 write_experiment(graph.experiment, directory)
                 write_images(directory / IMAGES, images)
+
+    # The last shard waits until all is read: its absence says that the rest was not checked.
+    last = None
+    for pair in zip(nodes, _shards(path, size, count), strict=True):
+        if last is not None:
+            publish(*last)
+        last = pair
+    if last is not None:
+        publish(*last)
     return nodes
 
 
-def _shards(path: Path, size: int, count: int) -> Iterator[Any]:
+def _shards(path: Path, size: int, count: int) -> Iterator[ImageSet]:
     import torch
 
     from ig_core.image_files import read_image_batches
@@ -139,7 +185,7 @@ def _shards(path: Path, size: int, count: int) -> Iterator[Any]:
 
     start = 0
     for batch in read_image_batches(path, size):
-        images = batch[: count - start]
+        images = batch[: max(count - start, 0)]
         if len(images):
             index = torch.arange(start, start + len(images))
             # Labels of images made elsewhere are not known and not needed.

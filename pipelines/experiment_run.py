@@ -52,7 +52,7 @@ def run_experiment(
         aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
             console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
-        targets = (*graph.targets, *aside)
+        targets = (*collect(store, graph).targets, *aside)
         plan = make_plan(store, targets)
         console.print(
             f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.collection import in_use
 from pipelines.graph import Graph
+from pipelines.results import collect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,12 +66,17 @@ def export_samples(
 
 
 def _point(store: Store, graph: Graph, ig_scale: float | None, *, report: bool) -> Point:
-    scale = graph.experiment.guidance.ig_scale if ig_scale is None else ig_scale
-    points = graph.report(scale) if report else graph.final
+    scale, points = ig_scale, graph.final
+    if scale is None:
+        own = graph.experiment.guidance.ig_scale
+        scale = (collect(store, graph).chosen_scale or own) if report else own
+    if report:
+        every = {*graph.experiment.scales, scale}
+        points = tuple(dict.fromkeys(point for one in every for point in graph.report(one)))
     found = next((point for point in points if point.guidance.ig_scale == scale), None)
     if found is None or not all(store.find(node.kind, node.key) for node in found.images):
-        there = [f"{p.guidance.ig_scale:g}" for p in points
-                 if all(store.find(node.kind, node.key) for node in p.images)]  # fmt: skip
+        there = sorted({f"{p.guidance.ig_scale:g}" for p in points
+                        if all(store.find(node.kind, node.key) for node in p.images)})  # fmt: skip
         raise ValueError(f"ig_scale must be one that was sampled ({', '.join(there) or 'none'}), "
                          f"but got {scale:g}")  # fmt: skip
     return found

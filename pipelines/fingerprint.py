@@ -32,8 +32,10 @@ class Fingerprint:
     """Images."""
     labels: str
     """balanced or random."""
-    bank: int | str
-    """Seed of the noise; of images made elsewhere, the hash of the images."""
+    bank: int | None
+    """Seed of the noise; None: made elsewhere."""
+    shuffled: bool
+    """Whether the images were put into a random order before they were grouped."""
     sampler: dict[str, Any] | None
     """Method, steps, shift, precision; None: made elsewhere."""
     network_evaluations: int | None
@@ -73,7 +75,8 @@ def fingerprint(evaluate: Node) -> Fingerprint:
         extractor=f"{extractor.config['name']} {weights}",
         num_samples=sample.config["num_samples"],
         labels=sample.config.get("labels", images.config.get("labels", "as given")),
-        bank=images.config.get("seed", images.config.get("sha256", "")),
+        bank=images.config.get("seed"),
+        shuffled="shuffle_seed" in evaluate.config,
         sampler=sampler,
         network_evaluations=_network_evaluations(sampler),
         pixels=UINT8_RULE if sampler else "made elsewhere",

@@ -33,6 +33,9 @@ VERSIONS = {
 """Kind -> version. Raise one when its builder starts to give other results for the same input, by
 more than the rounding that another version of torch changes too."""
 
+INCEPTION = "inception-v3-compat"
+"""Extractor that gives spatial features too."""
+
 ADDED = {
     "LossConfig": {"target_guidance"},
     "OptimConfig": {"optimizer", "momentum", "precision"},
@@ -233,7 +236,8 @@ class Graph:
     def evaluation(self, images: Iterable[Node], sample: Node) -> Node:
         """The evaluation of a set of images that lies in shards."""
         evaluation = self.experiment.evaluation
-        features = [Node("features", {}, {"images": i, "extractor": self.extractor})
+        layers = {"spatial": True} if evaluation.extractor == INCEPTION else {}
+        features = [Node("features", layers, {"images": i, "extractor": self.extractor})
                     for i in images]  # fmt: skip
         metrics = ("groups", "kid_subsets", "kid_subset_size", "isc_splits")
         return Node(

@@ -16,11 +16,10 @@ PINNED = {"extractor_weights": "weights_sha256", "reference": "reference_sha256"
 
 
 def path_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files."""
+    """SHA-256 of a file, or of the names and contents of a folder's images."""
     if path.is_file():
         return file_digest(path)
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    return content_digest({file.name: file_digest(file) for file in files})
+    return content_digest({file.name: file_digest(file) for file in path.glob("*.png")})
 
 
 def resolve(experiment: Experiment) -> Experiment:

@@ -81,8 +81,9 @@ def _draw_scales(results: Results, path: Path) -> None:
                       xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
     best = results.best()
     if best is not None:
-        axes.annotate(f"{best[0].fid:.2f} at {best[0].scale:g}", (best[0].scale, best[0].fid),
-                      xytext=(0, -18), textcoords="offset points", ha="center")  # fmt: skip
+        text = f"lowest here: {best[0].fid:.2f} at {best[0].scale:g}"
+        axes.annotate(text, (best[0].scale, best[0].fid), ha="center", xytext=(0, -18),
+                      textcoords="offset points")  # fmt: skip
         axes.margins(y=0.15)
     axes.set_xlabel("internal guidance scale (1 = off)")
     axes.set_ylabel(f"FID ({results.experiment.evaluation.num_samples:,} samples)")

@@ -69,8 +69,9 @@ class RayRunner:
                 "GPU": workers if self.resources.use_gpu else 0}  # fmt: skip
 
     def room(self) -> int:
+        # One of each is left for sampling, or no curve would be known before a training ends.
         there = ray.cluster_resources()
-        return max(1, min(int(there.get(kind, 0)) // need
+        return max(1, min((int(there.get(kind, 0)) - 1) // need
                           for kind, need in self._needs().items() if need))  # fmt: skip
 
     def build(self, job: Job) -> None:

@@ -84,8 +84,8 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
             low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
             spread = metrics.get(f"{name}_std")
             interval = "" if low is None else f"{low:.{digits}f} .. {high:.{digits}f}"
-            table.add_row(name.replace("_", " "), f"{metrics[name]:.{digits}f}",
-                          interval if spread is None else f"+- {spread:.{digits}f}")  # fmt: skip
+            splits = "" if spread is None else f" (std over splits {spread:.{digits}f})"
+            table.add_row(name.replace("_", " "), f"{metrics[name]:.{digits}f}", interval + splits)
     console.print(table)
     console.print(f"All of it: {path}", highlight=False, soft_wrap=True)
 
@@ -173,12 +173,13 @@ def _cost_table(results: Results) -> Table:
     return table
 
 
-def print_plan(graph: Graph, store: Store, plan: Plan, console: Console) -> None:
+def print_plan(results: Results, plan: Plan, console: Console) -> None:
     """Print what is cached and what would run, by stage."""
+    graph, store = results.graph, results.store
     table = _table(f"{graph.experiment.name} {graph.run_key[:8]} in {store.root}",
                    ("stage", "kind"), ("cached", "to build"))  # fmt: skip
     table.add_column("what would run")
-    nodes = list(closure(graph.targets))
+    nodes = list(closure(results.targets))
     for kind, stage in STAGES.items():
         own = [node for node in nodes if node.kind == kind]
         missing = [node for node in own if node in plan.missing]
@@ -186,6 +187,10 @@ def print_plan(graph: Graph, store: Store, plan: Plan, console: Console) -> None
         table.add_row(stage, kind, str(cached), str(len(missing)),
                       _what_would_run(graph, store, kind, missing))  # fmt: skip
     console.print(table)
+    if results.chosen_scale is None:
+        count = 2 * graph.experiment.evaluation.num_samples
+        console.print(f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
+                      f"noise: up to {count:,} images.")  # fmt: skip
     if not plan.missing:
         console.print("Everything is there: running it only prints the results.")
 
@@ -200,7 +205,9 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
         count = sum(node.config["stop"] - node.config["start"] for node in missing)
         return f"{count:,} images"
     if kind == "evaluate":
-        points = [p for p in dict.fromkeys((*graph.curve, *graph.final)) if p.evaluate in missing]
+        reports = (p for scale in graph.experiment.scales for p in graph.report(scale))
+        points = [p for p in dict.fromkeys((*graph.curve, *graph.final, *reports))
+                  if p.evaluate in missing]  # fmt: skip
         texts = [f"step {p.step} at ig scale {p.guidance.ig_scale:g} ({p.num_samples:,} samples)"
                  for p in points]  # fmt: skip
         more = f" and {len(texts) - 2} more" if len(texts) > 2 else ""

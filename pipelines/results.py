@@ -84,6 +84,13 @@ class Results:
                 and len(self.report) == len(self.graph.report(chosen)))  # fmt: skip
 
     @property
+    def targets(self) -> tuple[Node, ...]:
+        """What the experiment makes, the report among it once that is known."""
+        chosen = self.chosen_scale
+        report = () if chosen is None else self.graph.report(chosen)
+        return (*self.graph.targets, *(point.evaluate for point in report))
+
+    @property
     def chosen_scale(self) -> float | None:
         """Scale with the lowest FID in `final`, once all of that is there."""
         if len(self.final) < len(self.graph.final):
@@ -129,8 +136,7 @@ class Results:
 
     def costs(self) -> pd.DataFrame:
         """Artifacts, seconds of work and bytes of each stage, whenever they were made."""
-        reported = (m.point.evaluate for m in self.report)
-        return stage_costs(self.store, closure((*self.graph.targets, *reported)))
+        return stage_costs(self.store, closure(self.targets))
 
     def table(self) -> pd.DataFrame:
         """All measurements as one tidy table."""

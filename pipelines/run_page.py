@@ -33,7 +33,7 @@ def write_run_page(results: Results, directory: Path) -> Path:
 def run_page(results: Results) -> Html:
     """The page of an experiment."""
     experiment, graph = results.experiment, results.graph
-    artifacts = page.published(results.store, closure(graph.targets))
+    artifacts = page.published(results.store, closure(results.targets))
     facts = [f"run {graph.run_key[:8]}", f"{experiment.train.steps:,} training steps",
              f"{experiment.evaluation.num_samples:,} samples for each scale",
              f"features of {experiment.evaluation.extractor}"]  # fmt: skip
@@ -50,7 +50,7 @@ def run_page(results: Results) -> Html:
         section("Samples", samples(results)),
         section("By guidance scale", scale_tables(results)),
         section("Over training", _curve_table(results)),
-        section("Cost", page.costs(results.store, closure(graph.targets)) if artifacts else None),
+        section("Cost", page.costs(results.store, closure(results.targets)) if artifacts else None),
         section("Configuration", page.configuration(experiment, "experiment")),
         section("Made with", page.provenance(artifacts) if artifacts else None),
         section("Do it again", page.reproduction(

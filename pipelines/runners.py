@@ -162,11 +162,13 @@ def room_here(resources: Resources) -> int:
     """Experiments that this machine has cores and GPUs for, at least 1."""
     if resources.runner == "inline":
         return 1
-    room = (os.cpu_count() or 1) // (resources.num_workers * resources.cpus_per_worker)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    room = (cores or 1) // (resources.num_workers * resources.cpus_per_worker)
     if resources.use_gpu:
         import torch
 
-        room = min(room, torch.cuda.device_count() // resources.num_workers)
+        # One is left for sampling, or no curve would be known before a training ends.
+        room = min(room, (torch.cuda.device_count() - 1) // resources.num_workers)
     return max(1, room)
 
 

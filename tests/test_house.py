@@ -24,7 +24,8 @@ ONLY_IN = {
     "ray": {"pipelines/ray_runner.py"},
     "mlflow": {"pipelines/tracking.py"},
     "optuna": {
-        f"pipelines/study/{name}.py" for name in ("book", "propose", "shelf", "storage", "trials")
+        f"pipelines/study/{name}.py"
+        for name in ("book", "identity", "propose", "shelf", "storage", "trials")
     },
     "sqlalchemy": {"pipelines/study/storage.py"},
     "tyro": {"pipelines/cli.py", "pipelines/cli_results.py"},

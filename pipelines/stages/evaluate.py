@@ -20,9 +20,12 @@ from pipelines.stages.data import FEATURES, IMAGES, MOMENTS, write_features
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipelines.fingerprint import Fingerprint
     from pipelines.stages.build import Context
 
 METRICS = "metrics.json"
+FEWEST_GROUPS = 5
+"""Fewer give no interval."""
 
 
 def build_features(context: Context, directory: Path) -> None:
@@ -46,18 +49,41 @@ def build_evaluation(context: Context, directory: Path) -> None:
     count = sample["num_samples"]
     balanced = {name: rows[:count] for name, rows in whole.items()}
     metrics: dict[str, Any] = {"num_samples": count}
+    config, mark = context.node.config, fingerprint(context.node)
+    # Labels that go round: a group is fair if it holds whole rounds.
+    rounds = whole_rounds(config, count, context.experiment.model.num_classes)
     if sample.get("labels") == "random":
         pool = random_pool(sample["seed"], count, sample["num_classes"])
         rows = torch.from_numpy(rows_of(pool))
         metrics |= _measure({name: values[rows] for name, values in whole.items()}, reference,
-                            context.node.config)  # fmt: skip
-        metrics |= {f"balanced_{name}": value for name, value in
-                    _measure(balanced, reference, context.node.config).items()}  # fmt: skip
+                            config)  # fmt: skip
+        metrics |= {
+            f"balanced_{name}": value
+            for name, value in _measure(balanced, reference, rounds).items()
+        }
+        metrics["balanced_fingerprint"] = as_json(dataclasses.replace(mark, labels="balanced"))
     else:
-        metrics |= _measure(balanced, reference, context.node.config)
-    mark = fingerprint(context.node)
-    metrics["fingerprint"] = {"id": mark.id, **dataclasses.asdict(mark)}
+        made_here = "seed" in context.node.inputs["sample"].inputs["part-00000"].config
+        metrics |= _measure(balanced, reference, rounds if made_here else config)
+    metrics["fingerprint"] = as_json(mark)
     (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def as_json(mark: Fingerprint) -> dict[str, Any]:
+    """A fingerprint as it is kept with its numbers."""
+    return {"id": mark.id, **dataclasses.asdict(mark)}
+
+
+def whole_rounds(config: dict[str, Any], count: int, num_classes: int) -> dict[str, Any]:
+    """The settings with as many groups, at most, as hold whole rounds of the classes each.
+
+    A group with a part of the classes would count the difference between classes as noise. Where
+    not even five groups can be had, the rows are shuffled instead.
+    """
+    for groups in range(config["groups"], FEWEST_GROUPS - 1, -1):
+        if count % (groups * num_classes) == 0:
+            return {**config, "groups": groups}
+    return {**config, "shuffle_seed": 0}
 
 
 class _Reference(NamedTuple):

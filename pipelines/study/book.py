@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,18 @@ from optuna.trial import TrialState, create_trial
 
 from pipelines.keys import content_key
 from pipelines.locks import FileLock
+from pipelines.study.identity import GOAL, IDENTITY, check_same
 from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
 from pipelines.study.storage import importances, open_storage, outlast
 from pipelines.study.trials import (
     CURVE,
     FACTS,
+    LOSSES,
     OWNER,
-    SPEC,
     Trial,
     curve_to_json,
-    differences,
     parameters_of,
-    point_key,
     read_trial,
-    with_defaults,
 )
 
 if TYPE_CHECKING:
@@ -45,14 +44,7 @@ if TYPE_CHECKING:
     from experiments.study import Point, Study
     from pipelines.study.plan import Curve
 
-STORE, POINT_KEY, IDENTITY = "igdit.store", "igdit.point_key", "igdit.identity"
-"""Attributes of the study: whose drivers it has, what a point is, what it is called elsewhere."""
 DRIVER_LOCK = "driver-{}.lock"
-
-
-def identity_of(name: str, attributes: dict[str, Any]) -> str:
-    """What a study is called elsewhere; before it had a name of its own, by what it is."""
-    return str(attributes.get(IDENTITY) or content_key([name, attributes[SPEC]]))
 
 
 class StudyBook:
@@ -73,6 +65,8 @@ class StudyBook:
         self.study, self.folder = study, folder
         self.driver = uuid.uuid4().hex[:12]
         self.last_seen: list[Trial] = []
+        self.stopped = threading.Event()
+        """Set when nobody waits for the storage any more."""
         self._alive = self._lock_of(self.driver)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -87,7 +81,7 @@ class StudyBook:
             for left in self.folder.glob(DRIVER_LOCK.format("*")):
                 self._lives(left.stem.removeprefix("driver-"))  # removes what the dead left
             self._storage = open_storage(url)
-            self._optuna = outlast(
+            self._optuna = self._outlast(
                 functools.partial(
                     optuna.create_study,
                     storage=self._storage,
@@ -96,7 +90,10 @@ class StudyBook:
                     load_if_exists=True,
                 )
             )
-            self._check_same()
+            check_same(self._optuna, self.study, self._store_id())
+
+    def _outlast(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+        return outlast(act, self.stopped.is_set)
 
     def close(self) -> None:
         """Let go: trials that are still running may be taken over at once."""
@@ -107,14 +104,22 @@ class StudyBook:
 
     def trials(self) -> list[Trial]:
         """All trials, by number."""
-        found = outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
+        found = self._outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
         self.last_seen = [read_trial(trial) for trial in found if trial.params]
         return self.last_seen
 
     # What is next
 
     def next_unit(self, wanted: int) -> list[Trial]:
+        """`take`, without a word on why there is nothing."""
+        return self.take(wanted) or []
+
+    def take(self, wanted: int) -> list[Trial] | None:
         """Enter or take over the trials of one training; none if `wanted` are on their way.
+
+        Returns:
+            The trials; empty: there is nothing left to do; None: others are at work, and what they
+            leave may be taken later.
 
         Trials of dead drivers come first; then trainings that lack scales, wherever they stopped;
         then a point that the sampler proposes, with the scales that go with it.
@@ -128,7 +133,12 @@ class StudyBook:
                 unit = unit[: max(room_for(others, wanted), 0)]
                 for trial in unit:
                     self._attribute(trial.number, OWNER, self.driver)
-                return unit
+                if not unit:
+                    return self._nothing(others, wanted)
+                # Its driver may have died before it had entered all of them.
+                siblings = [t for t in trials if t.point.training == unit[0].point.training]
+                room = room_for(others, wanted) - len(unit)
+                return [*unit, *self._enter(companions(self.study, siblings, room), siblings)]
             room = room_for(trials, wanted)
             for siblings in at_rest(trials):
                 points = companions(self.study, siblings, room)
@@ -137,11 +147,16 @@ class StudyBook:
             room -= reserved(self.study, trials)
             first = self._propose(trials) if room > 0 else None
             if first is None:
-                return []
+                return self._nothing(trials, wanted)
             siblings = [t for t in trials if t.point.training == first.training]
             return self._enter(
                 [first, *companions(self.study, [*siblings, first], room - 1)], siblings
             )
+
+    def _nothing(self, trials: Sequence[Trial], wanted: int) -> list[Trial] | None:
+        running = any(trial.state == "RUNNING" for trial in trials)
+        complete = sum(trial.state == "COMPLETE" for trial in trials)
+        return None if running and complete < wanted else []
 
     def _enter(self, points: Sequence[Point], siblings: Sequence[Trial]) -> list[Trial]:
         """Enter points as trials of this driver; each appears whole."""
@@ -154,7 +169,7 @@ class StudyBook:
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
             )  # fmt: skip
-            outlast(functools.partial(self._enter_one, point, trial))
+            self._outlast(functools.partial(self._enter_one, point, trial))
         entered = set(points)
         return [t for t in self._mine() if t.point in entered]
 
@@ -167,7 +182,7 @@ class StudyBook:
         return [t for t in self.trials() if t.owner == self.driver and t.state == "RUNNING"]
 
     def _propose(self, trials: Sequence[Trial]) -> Point | None:
-        history = outlast(lambda: self._optuna.get_trials(deepcopy=False))
+        history = self._outlast(lambda: self._optuna.get_trials(deepcopy=False))
         return propose(self.study, trials, history)
 
     # What came out
@@ -198,14 +213,28 @@ class StudyBook:
             self._attribute(trial.number, "igdit.error", reason)
             self._finish(trial, TrialState.FAIL, None)
 
+    def goal(self, trials: int) -> int:
+        """Remember how many trials are wanted; returns the most that ever were."""
+        known = self._outlast(lambda: self._optuna.user_attrs.get(GOAL, 0))
+        if trials > known:
+            self._outlast(lambda: self._optuna.set_user_attr(GOAL, trials))
+        return max(trials, known)
+
+    def lost(self, unit: Sequence[Trial]) -> int:
+        """Enter that a training lost its workers for good; returns how often that happened."""
+        count = 1 + max(trial.losses for trial in unit)
+        for trial in unit:
+            self._attribute(trial.number, LOSSES, count)
+        return count
+
     @property
     def identity(self) -> str:
         """What the study is called elsewhere: the same however its settings come to be written."""
-        return str(outlast(lambda: self._optuna.user_attrs[IDENTITY]))
+        return str(self._outlast(lambda: self._optuna.user_attrs[IDENTITY]))
 
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
-        return importances(self._optuna)
+        return self._outlast(lambda: importances(self._optuna))
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]
@@ -228,40 +257,9 @@ class StudyBook:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     act(found)
 
-        outlast(write)
+        self._outlast(write)
 
     # Keeping house
-
-    def _check_same(self) -> None:
-        """Enter what the study is, or compare with what it was.
-
-        Raises:
-            ValueError: it was another one.
-        """
-        self._check(STORE, self._store_id(), "another store (its drivers keep their locks there): "
-                    "use the same IGDIT_HOME, or another study with --name")  # fmt: skip
-        fixed = self.study.fixed()
-        known = outlast(lambda: self._optuna.user_attrs.get(SPEC))
-        if known is None:
-            outlast(lambda: self._optuna.set_user_attr(SPEC, fixed))
-        elif (written := with_defaults(known, self.study.name)) != fixed:
-            raise ValueError(
-                f"study {self.study.name!r} was started with other settings: "
-                f"{'; '.join(differences(written, fixed)[:8])}. A study compares like with like: "
-                f"go on with the old settings, or start another one with --name."
-            )
-        self._check(POINT_KEY, point_key(self.study), "code that gives other results: start "
-                    "another study with --name")  # fmt: skip
-        if IDENTITY not in (attributes := outlast(lambda: self._optuna.user_attrs)):
-            name = uuid.uuid4().hex if known is None else identity_of(self.study.name, attributes)
-            outlast(lambda: self._optuna.set_user_attr(IDENTITY, name))
-
-    def _check(self, name: str, value: str, meaning: str) -> None:
-        known = outlast(lambda: self._optuna.user_attrs.get(name))
-        if known is None:
-            outlast(lambda: self._optuna.set_user_attr(name, value))
-        elif known != value:
-            raise ValueError(f"study {self.study.name!r} belongs to {meaning}")
 
     def _store_id(self) -> str:
         """A name of the store that is the same for everyone who shares it."""

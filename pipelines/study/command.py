@@ -11,7 +11,7 @@ from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.dag import Deaf, Pipeline
 from pipelines.discretion import behind
-from pipelines.errors import PipelineError, SamplingFailedError
+from pipelines.errors import PipelineError
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
 from pipelines.results import read_reported
@@ -77,7 +77,11 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             identity = book.identity
         finally:
             book.close()
-        found = _measured_anew(found, home, say, activity)
+        if _is_over(found, budget):
+            found = _measured_anew(found, home, say, activity)
+        else:
+            say(_why_unfinished(found, budget))
+            options = replace(options, confirm_seeds=0)
         activity.update(phase="reporting", news=headline(found))
         files = _report(found, options, home, console, activity)
         _track(found, identity, files, home, console)
@@ -90,14 +94,30 @@ def _budget(
 ) -> Budget | None:  # fmt: skip
     """What there is to do; None: it is too much for the person who was asked."""
     study, trials = book.study, book.trials()
-    wanted = options.wanted(study, trials)
+    wanted = options.wanted(study, trials, book.goal(0))
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
-    console.print(f"Study {study.name}: {wanted} trials in all, {wanted - cost.trials} are "
-                  f"complete", highlight=False, soft_wrap=True)  # fmt: skip
+    complete = sum(trial.state == "COMPLETE" for trial in trials)
+    console.print(f"Study {study.name}: {wanted} trials in all, {complete} are complete",
+                  highlight=False, soft_wrap=True)  # fmt: skip
     print_forecast(cost, console)
     if not _agreed(cost, options, console):
         return None
+    book.goal(wanted)
     return Budget(wanted, options.hours, options.target_fid)
+
+
+def _is_over(found: Findings, budget: Budget) -> bool:
+    """Whether the study has what was asked for: then its answer is worth measuring."""
+    reached = budget.target_fid is not None and found.best is not None and (
+        (found.best.fid or 0.0) <= budget.target_fid)  # fmt: skip
+    return reached or sum(t.state == "COMPLETE" for t in found.trials) >= budget.trials
+
+
+def _why_unfinished(found: Findings, budget: Budget) -> str:
+    complete = sum(t.state == "COMPLETE" for t in found.trials)
+    why = "the hours are spent" if budget.hours is not None else "no new point is left in the space"
+    return (f"{complete} of {budget.trials} trials are complete: {why}. The best point is measured "
+            f"on other noise, and confirmed, when all are.")  # fmt: skip
 
 
 def _measured_anew(
@@ -114,7 +134,7 @@ def _measured_anew(
         listener = activity.follow(graph, Deaf(), found.best.point.training_name)
         targets = [point.evaluate for point in graph.report(scale)]
         Pipeline(home.store, experiment, session.runner, listener).run(targets)
-    except SamplingFailedError as error:
+    except (PipelineError, OSError) as error:  # the study itself is safe
         say(f"The best point could not be measured on other noise: {error}")
     finally:
         session.close()

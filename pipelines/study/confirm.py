@@ -20,7 +20,12 @@ from ig_core.config import Guidance
 from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Deaf, Pipeline
-from pipelines.errors import StoppedError, TrainingFailedError
+from pipelines.errors import (
+    SamplingFailedError,
+    StoppedError,
+    TrainingFailedError,
+    WorkerLostError,
+)
 from pipelines.graph import Graph
 from pipelines.results import collect
 from pipelines.runners import RunnerSession
@@ -151,7 +156,7 @@ class _Runs:
             self._pipelines.append(pipeline)
         try:
             pipeline.run([target.evaluate])
-        except TrainingFailedError as error:
+        except (TrainingFailedError, SamplingFailedError, WorkerLostError) as error:
             self._say(f"confirm   failed: {label}: {error}")
             return
         finally:
@@ -171,10 +176,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
     rows = {}
     for label, group in table.groupby("candidate", sort=False):
-        n = len(group)
-        reach = student.ppf(0.975, n - 1) / math.sqrt(n) if n > 1 else math.nan
-        row: dict[str, float] = {"seeds": n}
+        row: dict[str, float] = {"seeds": len(group)}
         for name in ("fid", "gain"):
+            n = group[name].count()  # a gain is missing where the baseline of its seed failed
+            reach = student.ppf(0.975, n - 1) / math.sqrt(n) if n > 1 else math.nan
             mean, half = group[name].mean(), reach * group[name].std(ddof=1)
             row |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
         rows[label] = row

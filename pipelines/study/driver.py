@@ -17,6 +17,7 @@ from pipelines.errors import (
     SamplingFailedError,
     StoppedError,
     StudyError,
+    WorkerLostError,
 )
 from pipelines.graph import Graph
 from pipelines.runners import Runner, RunnerSession, describe_runner
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pipelines.study.book import StudyBook
     from pipelines.study.trials import Trial
 
+LOSSES_BEFORE_FAILURE = 2
+"""Times that a training may lose its workers for good before it is it that failed."""
 FAILURES_IN_A_ROW = 3
 """Trainings that may fail one after the other before the study stops."""
 
@@ -121,6 +124,7 @@ class StudyDriver:
     def _halt(self) -> None:
         """Let every slot end soon; trials that are running are taken up by the next driver."""
         self._stop.set()
+        self.book.stopped.set()
         with self._lock:
             for pipeline in self._pipelines:
                 pipeline.stop()
@@ -128,10 +132,10 @@ class StudyDriver:
     def _work(self) -> None:
         try:
             while not self._stop.is_set() and not self._spent():
-                unit = self.book.next_unit(self.budget.trials)
+                unit = self.book.take(self.budget.trials)
                 if unit:
                     self._take(unit)
-                elif self._others_at_work():
+                elif unit is None:
                     self._stop.wait(1.0)  # what they leave, or what is given up, is taken up here
                 else:
                     return
@@ -139,12 +143,6 @@ class StudyDriver:
             with self._lock:
                 self._error = self._error or error
             self._halt()
-
-    def _others_at_work(self) -> bool:
-        trials = self.book.trials()
-        complete = sum(trial.state == "COMPLETE" for trial in trials)
-        running = any(trial.state == "RUNNING" for trial in trials)
-        return running and complete < self.budget.trials
 
     def _spent(self) -> bool:
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -162,17 +160,27 @@ class StudyDriver:
             self._failures = 0
         except (StoppedError, StudyError, ArtifactError, OSError):
             raise
+        except WorkerLostError as error:
+            if self.book.lost(unit) < LOSSES_BEFORE_FAILURE:
+                raise StudyError(f"{unit[0].point.training_name}: {error}. The same command goes "
+                                 f"on from its last checkpoint.") from error  # fmt: skip
+            self._failed(unit, error)  # it is the training that kills them
         except Exception as error:  # noqa: BLE001 - a trial that fails is a result
             self._failed(unit, error)
         self._changed()
 
     def _evaluate_intact(self, unit: list[Trial]) -> None:
+        aside: set[str] = set()
         try:
-            self._evaluate(unit)
-        except CorruptArtifactError as error:
-            self.home.store.quarantine(error.kind, error.key)
-            self._say(f"set aside damaged {error.kind}/{error.key}")
-            self._evaluate(unit)
+            while True:
+                try:
+                    return self._evaluate(unit)
+                except CorruptArtifactError as error:
+                    if error.key in aside:
+                        raise
+                    aside.add(error.key)
+                    self.home.store.quarantine(error.kind, error.key)
+                    self._say(f"set aside damaged {error.kind}/{error.key}")
         except SamplingFailedError:
             if len(unit) == 1:
                 raise

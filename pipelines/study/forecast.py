@@ -52,6 +52,8 @@ def forecast(
     experiment = study.experiment
     steps, evaluation = experiment.train.checkpoint_steps, experiment.evaluation
     images = left * evaluation.num_samples + trainings * len(steps) * evaluation.curve_samples
+    if left:
+        images += 2 * evaluation.num_samples  # the best point and scale 1, on other noise
     confirmations = confirm_seeds * (2 + study.layers[1] - study.layers[0])
     trainings, images = trainings + confirmations, images + confirmations * evaluation.num_samples
     per_step = _seconds_per_step(store, experiment)

@@ -17,7 +17,8 @@ class StudyOptions:
     """How `igdit study` goes about it; changes no result."""
 
     trials: str | None = None
-    """Completed trials wanted in all, or +N for N more than there are; None: the study's number."""
+    """Completed trials wanted in all, or +N for N more than were asked for before; None: as many as
+    were asked for, at first the study's number."""
     parallel: int | None = None
     """Trainings at a time; None: as many as this machine has cores for."""
     storage: str | None = None
@@ -44,9 +45,18 @@ class StudyOptions:
         if self.hours is not None and not self.hours > 0:
             raise ValueError(f"hours must be positive, but got {self.hours}")
 
-    def wanted(self, study: Study, trials: Sequence[Trial]) -> int:
-        """Completed trials that there are to be."""
+    def wanted(self, study: Study, trials: Sequence[Trial], goal: int = 0) -> int:
+        """Completed trials that there are to be.
+
+        Args:
+            study: The study.
+            trials: What is there.
+            goal: The most that was asked for before. Until it is reached, +N asks for nothing more:
+                it is the same command again, after an interruption.
+        """
         if self.trials is None:
-            return study.default_trials
+            return goal or study.default_trials
         complete = sum(trial.state == "COMPLETE" for trial in trials)
-        return int(self.trials) + (complete if self.trials.startswith("+") else 0)
+        if not self.trials.startswith("+"):
+            return int(self.trials)
+        return goal if goal > complete else complete + int(self.trials)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
 
 from experiments.study import Study
-from pipelines.study.book import STORE, identity_of
+from pipelines.study.identity import STORE, identity_of
 from pipelines.study.storage import importances, open_storage, outlast
 from pipelines.study.trials import SPEC, read_trial
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from pipelines.study.trials import Trial
+
+
+logger = logging.getLogger(__name__)
 
 
 class StoredStudy(NamedTuple):
@@ -57,10 +61,14 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
     known = study.user_attrs
     if SPEC not in known:
         return None, None
+    try:
+        spec = Study.from_fixed(name, known[SPEC])
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("study %r was written by another version and is left out: %s", name, error)
+        return None, None
     trials = [read_trial(trial) for trial in outlast(study.get_trials) if trial.params]
-    stored = StoredStudy(Study.from_fixed(name, known[SPEC]), identity_of(name, known), trials,
-                         importances(study))  # fmt: skip
-    return stored, known.get(STORE)
+    found = outlast(lambda: importances(study))
+    return StoredStudy(spec, identity_of(name, known), trials, found), known.get(STORE)
 
 
 def stored_study(url: str, folder: Path, name: str) -> StoredStudy:

@@ -69,26 +69,44 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
 
 
-def outlast(act: Callable[[], Any]) -> Any:  # noqa: ANN401
+class _Outage:
+    """Since when a storage has been away, for all threads of this process together."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    def lasts_too_long(self) -> bool:
+        """Called at each failure: whether the first one was long ago."""
+        self.since = time.monotonic() if self.since is None else self.since
+        return time.monotonic() - self.since > OUTAGE_SECONDS
+
+
+_outage = _Outage()
+
+
+def outlast(act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False) -> Any:  # noqa: ANN401
     """Do something with the storage; while that is away, try again for a while.
 
     Args:
         act: What to do; doing it twice must be the same as doing it once.
+        stopped: Whether to give up at once.
 
     Raises:
         StudyError: the storage stayed away.
     """
-    until = time.monotonic() + OUTAGE_SECONDS
     while True:
         try:
-            return act()
+            done = act()
         except (StorageInternalError, SQLAlchemyError) as error:
-            if time.monotonic() > until:
+            if _outage.lasts_too_long() or stopped():
                 raise StudyError(
                     f"the study's database failed: {_first_line(error)}. Nothing that was "
                     f"computed is lost: the same command goes on from there."
                 ) from error
             time.sleep(1.0)
+        else:
+            _outage.since = None
+            return done
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SPEC, OWNER, FACTS, CURVE = "igdit.spec", "igdit.owner", "igdit.fid", "igdit.curve"
+LOSSES = "igdit.losses"
 """Attributes of the study (what it is) and of its trials."""
 
 
@@ -32,6 +33,8 @@ class Trial:
     """Of a complete trial: fid_low, fid_high, num_samples, point_seconds, evaluate (artifact)."""
     curve: Curve
     owner: str
+    losses: int = 0
+    """How often its training lost its workers more often than it may."""
 
 
 def by_training(trials: Iterable[Trial]) -> dict[tuple[int, float], list[Trial]]:
@@ -64,6 +67,7 @@ def read_trial(trial: FrozenTrial) -> Trial:
         facts=trial.user_attrs.get(FACTS, {}),
         curve=curve,
         owner=trial.user_attrs.get(OWNER, ""),
+        losses=trial.user_attrs.get(LOSSES, 0),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.artifacts import Store
     from pipelines.dag import Pipeline
     from pipelines.graph import Graph, Node
+    from pipelines.results import Results
     from pipelines.stages.train import TrainProgress
     from pipelines.study.book import StudyBook
     from pipelines.study.trials import Trial
@@ -72,13 +74,12 @@ class Watch:
             for m in (*results.curve, *results.final):
                 if m.point.evaluate == news:
                     self._heard(self.unit, m)
-            curve = {m.point.step: CurvePoint(m.fid, (m.metrics["fid_high"] -
-                                                      m.metrics["fid_low"]) / 2)
-                     for m in results.curve if m.point.evaluate in self._curve_nodes}  # fmt: skip
+            curve = self._without_gaps(results)
             if curve != self.curve:
-                self.curve = curve
-                self._book.report(self._open, curve)
-                self.hopeless = self._is_hopeless()
+                fatal = self._fatal_beginning(curve)
+                self.hopeless = fatal is not None
+                self.curve = curve if fatal is None else fatal
+                self._book.report(self._open, self.curve)
             if self.hopeless:
                 self.unit = list(self._open)
                 if self.pipeline is not None:
@@ -91,18 +92,34 @@ class Watch:
                     self._book.complete(trial, m.fid, _facts(m, results.store))
                     self._open.remove(trial)
 
-    def _is_hopeless(self) -> bool:
-        """Compared with the trainings that were finished when this one is judged."""
+    def _without_gaps(self, results: Results) -> Curve:
+        """The FID curve up to the first checkpoint that is not evaluated yet.
+
+        What comes early counts when its turn is, so that nothing depends on who was faster.
+        """
+        found = {m.point.step: m for m in results.curve if m.point.evaluate in self._curve_nodes}
+        steps = itertools.takewhile(found.__contains__,
+                                    self._graph.experiment.train.checkpoint_steps)  # fmt: skip
+        return {step: CurvePoint(found[step].fid, (found[step].metrics["fid_high"] -
+                                                   found[step].metrics["fid_low"]) / 2)
+                for step in steps}  # fmt: skip
+
+    def _fatal_beginning(self, curve: Curve) -> Curve | None:
+        """The shortest beginning for which the training is given up, if there is one.
+
+        It is compared with the trainings that were finished when it is judged.
+        """
         trials = self._book.trials()
         own = self.unit[0].point.training
         finished = {t.point.training: t.curve for t in trials if t.state == "COMPLETE"}
         if own in finished:  # it passed, and its scales are refined
-            return False
-        steps = sorted(set(self.curve) - {max(self._graph.experiment.train.checkpoint_steps)})
-        beginnings = ({step: self.curve[step] for step in steps[:count]}
+            return None
+        steps = [step for step in curve
+                 if step != self._graph.experiment.train.checkpoint_steps[-1]]  # fmt: skip
+        beginnings = ({step: curve[step] for step in steps[:count]}
                       for count in range(1, len(steps) + 1))  # fmt: skip
         rule, others = self._book.study.pruning, list(finished.values())
-        return any(is_hopeless(beginning, others, rule) for beginning in beginnings)
+        return next((b for b in beginnings if is_hopeless(b, others, rule)), None)
 
 
 def _facts(m: Measurement, store: Store) -> dict[str, object]:

@@ -139,17 +139,17 @@ def test_inception_judges_colour_images_against_a_reference_of_the_adm_protocol(
     tmp_path, evaluate, inception
 ):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
+    images = rng.integers(0, 256, (200, 3, 32, 32), dtype=np.uint8)
     reference = tmp_path / "VIRTUAL.npz"
     factor = rng.normal(size=(2048, 40))
     spatial = rng.normal(size=(2023, 40))
     moments = {"mu": rng.normal(size=2048), "sigma": factor @ factor.T}
     moments |= {"mu_s": rng.normal(size=2023), "sigma_s": spatial @ spatial.T}
-    np.savez(reference, arr_0=images[:12].transpose(0, 2, 3, 1), **moments)
-    metrics, text = evaluate(save_npz(tmp_path / "a.npz", images), reference=reference,
+    np.savez(reference, arr_0=images[:20].transpose(0, 2, 3, 1), **moments)
+    metrics, text = evaluate(save_npz(tmp_path / "a.npz", images), reference=reference, groups=5,
                              extractor=INCEPTION, weights=inception)  # fmt: skip
     assert {"fid", "sfid", "kid", "precision", "recall", "inception_score"} <= set(metrics)
-    assert "fid_infinity" not in metrics, "24 images are too few"
+    assert "fid_infinity" not in metrics, "200 images are too few"
     assert "sfid" in text
     assert metrics["fingerprint"]["extractor"].startswith("inception-v3-compat ")
 
@@ -169,7 +169,19 @@ def colour(real):
         (lambda t, r: save_npz(t / "a.npz", r[:60]), {"protocol": "digits"}, "at least 5,000"),
         (lambda t, r: save_npz(t / "a.npz", r[:60]), {"protocol": "adm-imagenet256"}, "--weights"),
         (lambda t, r: save_npz(t / "a.npz", r[:60]), {"extractor": "vgg"}, "vgg"),
-        (lambda t, r: save_npz(t / "a.npz", r[:60]), {"extractor": INCEPTION}, "weights"),
+        (lambda t, r: save_npz(t / "a.npz", r[:60]), {"extractor": INCEPTION}, "--reference"),
+        (lambda t, r: save_npz(t / "a.npz", r[:60]), {"num_samples": 40}, "--in-order"),
+        (
+            lambda t, r: save_npz(t / "a.npz", r[:60]),
+            {"extractor": INCEPTION, "reference": Path(__file__)},
+            "weights",
+        ),
+        (
+            lambda t, r: save_npz(t / "a.npz", r[:60]),
+            {"extractor": INCEPTION, "reference": Path(__file__), "weights": Path(__file__)},
+            "not a weights file: neither safetensors",
+        ),
+        (lambda t, r: save_npz(t / "a.npz", r[:60]), {"reference": Path(__file__)}, "npz"),
     ],
 )
 def test_what_cannot_be_judged_is_one_clear_error_before_any_work(
@@ -177,7 +189,7 @@ def test_what_cannot_be_judged_is_one_clear_error_before_any_work(
 ):
     with pytest.raises(ValueError, match=words):
         evaluate(make(tmp_path, real), **options)
-    assert not evaluate.home.store.root.exists() or not evaluate.home.store.list("features")
+    assert not evaluate.home.store.root.exists()
 
 
 def test_damaged_and_dangerous_files_are_refused_by_name(tmp_path, real, evaluate):
@@ -202,8 +214,40 @@ def test_damaged_and_dangerous_files_are_refused_by_name(tmp_path, real, evaluat
 def test_a_reference_for_another_extractor_is_refused(tmp_path, real, evaluate):
     path = tmp_path / "other.npz"
     np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(ValueError, match=r"2048|64"):
+    with pytest.raises(ValueError, match=r"other\.npz.*'mu'.*\(64\).*\(2048,\)"):
         evaluate(save_npz(tmp_path / "a.npz", real[:60]), reference=path)
+    assert not evaluate.home.store.root.exists()
+
+
+def test_the_first_images_are_taken_if_they_are_a_fair_sample(tmp_path, real, evaluate):
+    """Also where the last ones of the file come in a shard of their own."""
+    whole, part = save_npz(tmp_path / "a.npz", real), save_npz(tmp_path / "b.npz", real[:500])
+    first, _ = evaluate(whole, num_samples=500, in_order=True)
+    alone, _ = evaluate(part, in_order=True)
+    assert first == alone
+    shuffled, _ = evaluate(part)
+    assert shuffled["fid"] == pytest.approx(alone["fid"], rel=1e-9)
+    assert shuffled["fingerprint"]["id"] != alone["fingerprint"]["id"], "other groups"
+
+
+def test_a_file_that_turns_out_damaged_is_not_taken_for_read(tmp_path, real, evaluate):
+    """Its last bytes are wrong, which its checksum shows after everything was read."""
+    path = save_npz(tmp_path / "a.npz", real[:1300])
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02") - 40  # among the last images
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"a\.npz"):
+            evaluate(path)
+
+
+def test_a_protocol_is_named_and_its_sets_compare(tmp_path, real, evaluate):
+    images = np.concatenate([real, real, real])[:5000]
+    one, text = evaluate(save_npz(tmp_path / "a.npz", images), protocol="digits")
+    other, _ = evaluate(save_npz(tmp_path / "b.npz", images[::-1]), protocol="digits")
+    assert "protocol digits" in text
+    assert one["fingerprint"] == other["fingerprint"]
 
 
 # Export

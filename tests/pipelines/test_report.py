@@ -30,9 +30,9 @@ def rows(text: str, *starts: str) -> list[list[str]]:
 
 
 def planned(experiment, store: Store) -> str:
-    graph = Graph(experiment)
-    plan = make_plan(store, graph.targets)
-    return printed(lambda console: print_plan(graph, store, plan, console))
+    results = collect(store, Graph(experiment))
+    plan = make_plan(store, results.targets)
+    return printed(lambda console: print_plan(results, plan, console))
 
 
 # Results

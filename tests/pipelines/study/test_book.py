@@ -10,11 +10,13 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace
+from pipelines.errors import StudyError
 from pipelines.graph import VERSIONS
 from pipelines.keys import content_key
 from pipelines.study.book import StudyBook
 from pipelines.study.plan import CurvePoint
 from pipelines.study.propose import startup
+from pipelines.study.shelf import stored_studies
 
 
 def fid(point):
@@ -103,9 +105,64 @@ def test_trials_of_a_dead_driver_are_taken_over_under_their_numbers(open_book, s
     adopted = heir.next_unit(8)
     if done < len(unit):
         assert [t.number for t in adopted] == [t.number for t in unit[done:]]
-        finish(heir, adopted, 8)
-        play(heir, 8)
-        assert shown(heir) == shown(whole)
+    finish(heir, adopted, 8)
+    play(heir, 8)
+    assert shown(heir) == shown(whole)
+
+
+@pytest.mark.parametrize("entered", [1, 2])
+def test_a_kill_while_a_unit_is_entered_leaves_the_rest_to_the_heir(open_book, study, entered):
+    whole = open_book(study(name="undisturbed"))
+    play(whole, 8)
+    dead = open_book(study(name="disturbed"))
+    first = [t.point for t in whole.trials()][:entered]
+    dead._enter(first, [])
+    dead.close()
+    heir = open_book(study(name="disturbed"))
+    unit = heir.next_unit(8)
+    assert [t.number for t in unit] == [0, 1, 2]
+    finish(heir, unit, 8)
+    play(heir, 8)
+    assert shown(heir) == shown(whole)
+
+
+def test_somebody_elses_study_of_that_name_is_refused_and_left_alone(open_book, study, tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    theirs = optuna.create_study(storage=url, study_name="small", direction="maximize")
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    with pytest.raises(ValueError, match=r"'small' in that database is not igdit's.*--name"):
+        open_book(study())
+    assert optuna.load_study(storage=url, study_name="small").user_attrs == {}
+    mine = open_book(study(name="mine"))
+    play(mine, 4)
+    stored = stored_studies(url, tmp_path / "drivers")
+    assert [(s.study.name, len(s.trials)) for s in stored] == [("mine", 4)]
+
+
+def test_a_study_that_another_version_wrote_is_left_out_by_those_who_look(
+    open_book, study, tmp_path
+):
+    open_book(study())
+    newer = open_book(study(name="newer"))
+    newer._optuna.set_user_attr("igdit.spec", {**study().fixed(), "telepathy": True})
+    stored = stored_studies(f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "drivers")
+    assert [s.study.name for s in stored] == ["small"]
+
+
+def test_an_outage_is_counted_once_for_all_and_ends_at_a_stop(open_book, study, monkeypatch):
+    book = open_book(study())
+    slept = []
+    monkeypatch.setattr("pipelines.study.storage.time.sleep", slept.append)
+
+    def gone(*_):
+        if len(slept) == 3:
+            book.stopped.set()
+        raise StorageInternalError("connection refused")
+
+    monkeypatch.setattr(book._storage, "get_all_trials", gone)
+    with pytest.raises(StudyError, match="database failed: connection refused"):
+        book.trials()
+    assert len(slept) == 3
 
 
 def test_trials_of_a_living_driver_are_left_alone(open_book, study):

@@ -11,8 +11,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from experiments import PruningConfig, Resources
-from pipelines.errors import ArtifactError, StudyError, TrainingFailedError
+from experiments import LayerRange, PruningConfig, Range, Resources, SearchSpace
+from pipelines.errors import ArtifactError, StudyError, TrainingFailedError, WorkerLostError
 from pipelines.home import Home
 from pipelines.runners import RunnerSession, room_here
 from pipelines.study.book import StudyBook
@@ -155,6 +155,68 @@ def test_a_trial_that_raises_is_failed_and_the_study_goes_on(home, study):
     states = [t.state for t in trials]
     assert states == ["FAIL"] * 3 + ["COMPLETE"] * 4
     assert seen[0] not in seen[1:]
+
+
+def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_again(home, study):
+    """A node that went away is no fault of the training."""
+
+    def evaluate(unit, original):
+        lost.append([t.number for t in unit])
+        raise WorkerLostError("a worker was lost more than 3 times")
+
+    lost: list[list[int]] = []
+    with pytest.raises(StudyError, match=r"a worker was lost.*same command goes on"):
+        drive(home, study(), 4, evaluate)
+    assert {t.state for t in trials_of(home, study())} == {"RUNNING"}
+
+    def again(unit, original):
+        if unit[0].number in lost[0]:
+            return evaluate(unit, original)
+        return original(unit)
+
+    trials = drive(home, study(), 4, again)
+    assert lost == [[0, 1, 2]] * 2
+    assert [t.state for t in trials] == ["FAIL"] * 3 + ["COMPLETE"] * 4
+
+
+def test_the_same_command_with_more_trials_does_not_add_them_again(home, study, run, monkeypatch):
+    run(study(), trials="4")
+    first = stop_after(1)
+    original = StudyDriver._evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyDriver, "_evaluate",
+                      lambda self, unit: first(unit, lambda u: original(self, u)))  # fmt: skip
+        with pytest.raises(ArtifactError, match="enough"):
+            run(study(), trials="+5")
+    assert 4 < sum(t.state == "COMPLETE" for t in trials_of(home, study())) < 9
+    text = run(study(), trials="+5")
+    assert "9 trials in all" in text
+    assert [t.state for t in trials_of(home, study())] == ["COMPLETE"] * 9
+    assert "9 trials in all, 9 are complete" in run(study())
+    run(study(), trials="+1")
+    assert len(trials_of(home, study())) == 10
+
+
+def test_every_point_of_the_small_study_has_an_fid_of_its_own(home, study, run):
+    """Else none of these tests would see numbers that are entered under the wrong trial."""
+    run(study(), trials="8")
+    trials = trials_of(home, study())
+    assert len({t.fid for t in trials}) == 8
+    assert len({t.curve[6].fid for t in trials}) == 2
+
+
+def test_a_study_that_was_cut_short_is_not_measured_anew(home, study, run):
+    text = run(study(), trials="8", hours=1e-9)
+    assert "0 of 8 trials are complete: the hours are spent" in text
+    assert "on noise that had no part" not in text
+
+
+def test_a_shortfall_is_said(home, study, run):
+    space = SearchSpace(aux_layer=LayerRange(low=1, high=1),
+                        aux_weight=Range(low=0.1, high=0.1, step=0.1),
+                        ig_scale=Range(low=1.0, high=1.1, step=0.1))  # fmt: skip
+    text = run(study(space=space, scales_per_training=2), trials="5")
+    assert "2 of 5 trials are complete: no new point is left in the space" in text
 
 
 def test_trials_that_fail_one_after_the_other_stop_the_study(home, study):
@@ -300,13 +362,13 @@ def test_the_inline_runner_takes_one_training_at_a_time(home, study):
         run_study(study(), StudyOptions(parallel=2), home, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize(("gpus", "room"), [(0, 1), (1, 1), (6, 3), (80, 4)])
+@pytest.mark.parametrize(("gpus", "room"), [(0, 1), (1, 1), (6, 2), (7, 3), (80, 4)])
 def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(
     monkeypatch, gpus, room
 ):  # fmt: skip
     import torch
 
-    monkeypatch.setattr("os.cpu_count", lambda: 17)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(17)), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert room_here(Resources(num_workers=2, cpus_per_worker=2, use_gpu=True)) == room
     assert room_here(Resources(num_workers=2, cpus_per_worker=2)) == 4
@@ -362,7 +424,7 @@ def test_the_forecast_counts_what_is_left(home, study, run):
 def test_the_forecast_counts_what_confirming_takes(home, study):
     cost = forecast(study(), home.store, [], 8, confirm_seeds=3)
     assert (cost.trials, cost.trainings) == (8, 2 + 3 * 3)
-    assert cost.images == 8 * 40 + 2 * 3 * 20 + 9 * 40
+    assert cost.images == 8 * 40 + 2 * 3 * 20 + 2 * 40 + 9 * 40
 
 
 @pytest.mark.parametrize("value", ["many", "-3", "+", ""])
