@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import PruningConfig
 from pipelines.artifacts import Store
 from pipelines.study.book import StudyBook
 from tests.pipelines.study.conftest import small_study
@@ -28,13 +29,16 @@ from rich.console import Console
 from pipelines.home import Home
 from pipelines.study.command import run_study
 from pipelines.study.options import StudyOptions
+from experiments import PruningConfig
 from tests.pipelines.study.conftest import small_study
 import signal
 def interrupt(*_): raise KeyboardInterrupt
 signal.signal(signal.SIGTERM, interrupt)
 options = StudyOptions(trials=sys.argv[2], parallel=int(sys.argv[3]), yes=True,
                        storage=sys.argv[4] or None)
-sys.exit(run_study(small_study(), options, Home(Path(sys.argv[1])), Console()))
+rule = PruningConfig(warmup_trainings=2, patience=1) if sys.argv[5] else None
+study = small_study(pruning=rule) if rule else small_study()
+sys.exit(run_study(study, options, Home(Path(sys.argv[1])), Console()))
 """
 
 
@@ -45,9 +49,12 @@ WANTED = 24
 class Driver:
     """A study's driver in a process of its own."""
 
-    def __init__(self, home: Path, trials: int, parallel: int = 1, storage: str = "") -> None:
+    def __init__(
+        self, home: Path, trials: int, parallel: int = 1, storage: str = "", pruning: str = ""
+    ) -> None:
         self.log = home.with_suffix(".log").open("a")
-        command = [sys.executable, "-c", SCRIPT, str(home), str(trials), str(parallel), storage]
+        command = [sys.executable, "-c", SCRIPT, str(home), str(trials), str(parallel), storage,
+                   pruning]  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if not k.startswith("IGDIT")}
         self.process = subprocess.Popen(
             command, env=environment, stdout=self.log, stderr=self.log, cwd=Path.cwd()
@@ -62,10 +69,10 @@ class Driver:
         self.process.wait(timeout=60)
 
 
-def trials_of(home: Path, url: str = ""):
+def trials_of(home: Path, url: str = "", study=None):
     store = Store(home / "store")
     book = StudyBook(
-        small_study(), url or f"sqlite:///{home / 'study.db'}", store.root / ".drivers"
+        study or small_study(), url or f"sqlite:///{home / 'study.db'}", store.root / ".drivers"
     )
     try:
         return book.trials()
@@ -113,6 +120,7 @@ def test_killed_at_ten_moments_it_ends_as_if_undisturbed(tmp_path, undisturbed):
     Driver(home, WANTED).finish()
     trials = trials_of(home)
     assert shown(trials) == shown(undisturbed)
+    assert len({t.fid for t in trials}) == WANTED
     assert {t.state for t in trials} == {"COMPLETE"}
     assert_nothing_was_done_twice(home, 10)
     trainings = {t.point.training for t in trials}
@@ -120,6 +128,24 @@ def test_killed_at_ten_moments_it_ends_as_if_undisturbed(tmp_path, undisturbed):
               if e["event"] == "execute" and e["kind"] == "checkpoint"]  # fmt: skip
     # A training that was killed goes on from its last checkpoint; none that was over is begun.
     assert len({e["key"] for e in starts}) == len(trainings)
+
+
+@pytest.mark.slow
+def test_killed_while_trainings_are_given_up_it_ends_as_if_undisturbed(tmp_path):
+    chance, rule = random.Random(5), PruningConfig(warmup_trainings=2, patience=1)
+    whole, home = tmp_path / "whole", tmp_path / "home"
+    Driver(whole, WANTED, pruning="on").finish()
+    for _ in range(5):
+        driver = Driver(home, WANTED, pruning="on")
+        time.sleep(chance.uniform(3.5, 6.0))
+        if driver.process.poll() is None:
+            driver.end(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+    Driver(home, WANTED, pruning="on").finish()
+    study = small_study(pruning=rule)
+    expected = trials_of(whole, study=study)
+    assert "PRUNED" in {t.state for t in expected}
+    assert shown(trials_of(home, study=study)) == shown(expected)
+    assert_nothing_was_done_twice(home, 5)
 
 
 def several_drivers(home: Path, storage: str, count: int, wanted: int, seed: int) -> None:
