@@ -26,7 +26,7 @@ ONLY_IN = {
     "optuna": {
         f"pipelines/study/{name}.py"
         for name in ("book", "identity", "propose", "shelf", "storage", "trials")
-    },  # fmt: skip
+    },
     "sqlalchemy": {"pipelines/study/storage.py"},
     "tyro": {"pipelines/cli.py", "pipelines/cli_results.py"},
     "matplotlib": {"pipelines/plots.py"},
