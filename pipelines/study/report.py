@@ -56,8 +56,18 @@ class Findings:
 def findings(
     study: Study, trials: Sequence[Trial], importances: dict[str, float], store: Store
 ) -> Findings:
-    """Put together what is known."""
+    """Put together what is known.
+
+    Raises:
+        ValueError: trials were not measured in the same way.
+    """
     complete = [t for t in trials if t.state == "COMPLETE" and t.fid is not None]
+    marks = {t.facts["fingerprint"] for t in complete if "fingerprint" in t.facts}
+    if len(marks) > 1:
+        raise ValueError(
+            f"trials of study {study.name!r} were not measured in the same way and must not be "
+            f"compared: their fingerprints are {', '.join(sorted(marks))}"
+        )
     best = min(complete, key=lambda t: (t.fid, t.number), default=None)
     equals: list[Trial] = []
     if best is not None:

@@ -129,6 +129,7 @@ def _facts(m: Measurement, store: Store) -> dict[str, object]:
         "fid_low": m.metrics["fid_low"],
         "fid_high": m.metrics["fid_high"],
         "num_samples": m.metrics["num_samples"],
+        "fingerprint": m.fingerprint.id,
         "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}",
         "point_seconds": round(work_seconds(store, own), 3),
     }
