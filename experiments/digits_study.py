@@ -9,7 +9,7 @@ from experiments.study import LayerRange, Range, SearchSpace, Study
 
 
 def digits_study() -> Study:
-    """Layer 1 to 3, weight 0.1 to 1, scale 1 to 3: six trainings at five scales each."""
+    """Layer 1 to 3, weight 0.1 to 1, scale 1 to 3: eight trainings at five scales each."""
     base = digits()
     return Study(
         name="digits",
@@ -25,5 +25,5 @@ def digits_study() -> Study:
             aux_weight=Range(low=0.1, high=1.0, step=0.1),
             ig_scale=Range(low=1.0, high=3.0, step=0.1),
         ),
-        default_trials=30,
+        default_trials=40,
     )
