@@ -36,7 +36,6 @@ from pipelines.errors import PipelineError, UsageError
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
-from pipelines.results import collect
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
@@ -153,6 +152,7 @@ def run_command(arguments: list[str]) -> int:
 def plan_command(arguments: list[str]) -> int:
     """`igdit plan`."""
     from pipelines.report import print_plan
+    from pipelines.results import collect
 
     options = _options(arguments, "plan")
     store = Home.default().store

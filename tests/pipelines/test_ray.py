@@ -243,6 +243,7 @@ STUDY_OPTIONS = ["--trials", "2", "--parallel", "1", "--scales-per-training", "2
                    for word in (f"--experiment.{name}", str(value)))]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
     """`ray job stop` does that; Ray would abort with a stack trace."""
     home = tmp_path / "home"
