@@ -29,7 +29,7 @@ OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def read_image_batches(path: Path, batch: int) -> Iterator[Tensor]:
-    """Images of a PNG folder or an .npz file, `batch` at a time.
+    """Images of a PNG folder, an .npz file or a folder of .npz shards, `batch` at a time.
 
     A folder's files come in the order of their names, character by character (`10.png` before
     `9.png`). Palettes are resolved; an alpha channel is dropped where everything is opaque. Grey
@@ -37,7 +37,7 @@ def read_image_batches(path: Path, batch: int) -> Iterator[Tensor]:
 
     Args:
         path: A folder, or a file.
-        batch: Most images at a time.
+        batch: Images at a time; the last batch holds the rest.
 
     Yields:
         uint8 (B, C, H, W), C 1 or 3.
@@ -48,22 +48,39 @@ def read_image_batches(path: Path, batch: int) -> Iterator[Tensor]:
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, but got {batch}")
-    if path.is_dir():
-        yield from _read_folder(png_files(path), batch)
-    else:
+    if not path.is_dir():
         yield from _read_npz(path, batch)
+    elif shards := npz_shards(path):
+        yield from _read_shards(shards, batch)
+    else:
+        yield from _read_folder(png_files(path), batch)
 
 
 def count_images(path: Path) -> int:
-    """Images of a PNG folder or an .npz file, without reading them.
+    """Images of a PNG folder, an .npz file or a folder of .npz shards, without reading them.
 
     Raises:
         ValueError: as `read_image_batches`, as far as it can be seen from names and headers.
     """
     if path.is_dir():
-        return len(png_files(path))
+        shards = npz_shards(path)
+        return sum(map(count_images, shards)) if shards else len(png_files(path))
     with open_npz(path) as archive, open_array(archive, "arr_0") as (header, _):
         return _checked_shape(header.shape, header.dtype, path)[0]
+
+
+def npz_shards(folder: Path) -> list[Path]:
+    """Shards of a set of images, sorted by name; empty if the folder is no set of shards.
+
+    Raises:
+        ValueError: there are PNG files beside them.
+    """
+    suffixes: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        suffixes.setdefault(entry.suffix.lower(), []).append(entry)
+    if ".npz" in suffixes and ".png" in suffixes:
+        raise ValueError(f"{folder} holds both .npz and PNG files; a set must be of one kind")
+    return suffixes.get(".npz", [])
 
 
 def png_files(folder: Path) -> list[Path]:
@@ -80,6 +97,26 @@ def png_files(folder: Path) -> list[Path]:
     if not pngs:
         raise ValueError(f"{folder} holds no PNG files")
     return pngs
+
+
+def _read_shards(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
+    """The shards as one set, cut into batches that do not depend on where a shard ends."""
+    waiting: list[Tensor] = []
+    first: tuple[int, ...] | None = None
+    for file in files:
+        for images in _read_npz(file, batch):
+            first = first or tuple(images.shape[1:])
+            if tuple(images.shape[1:]) != first:
+                raise ValueError(f"{file} has channels, height and width {tuple(images.shape[1:])},"
+                                 f" but {files[0].name} has {first}")  # fmt: skip
+            waiting.append(images)
+            if sum(map(len, waiting)) >= batch:
+                whole = torch.cat(waiting)
+                yield whole[:batch]
+                waiting = [whole[batch:]]
+    rest = torch.cat(waiting) if waiting else None
+    if rest is not None and len(rest):
+        yield rest
 
 
 def _read_folder(files: Sequence[Path], batch: int) -> Iterator[Tensor]:

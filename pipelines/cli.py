@@ -52,7 +52,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit report study NAME      the same of a study
   igdit status [--watch]       say what runs here, how far it is and who waits for whom
   igdit evaluate PATH [options]
-                               judge images that any program made: a folder of PNG files, an .npz
+                               judge images that any program made: a folder of PNG files, an .npz,
+                               a folder of .npz shards
   igdit export NAME TARGET     samples of a run as an .npz of the ADM protocol or as PNG files
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow

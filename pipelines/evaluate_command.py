@@ -40,7 +40,8 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     from ig_core.image_files import count_images
 
     if not path.exists():
-        raise ValueError(f"images must be a folder or an .npz file, but {path} does not exist")
+        raise ValueError(f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
+                         f"but {path} does not exist")  # fmt: skip
     count = count_images(path)
     experiment = resolve(_experiment(options, count))
     evaluation = experiment.evaluation

@@ -19,7 +19,8 @@ def path_digest(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's images."""
     if path.is_file():
         return file_digest(path)
-    return content_digest({file.name: file_digest(file) for file in path.glob("*.png")})
+    images = (file for file in path.iterdir() if file.suffix.lower() in (".png", ".npz"))
+    return content_digest({file.name: file_digest(file) for file in images})
 
 
 def resolve(experiment: Experiment) -> Experiment:

@@ -75,6 +75,29 @@ def test_a_folder_and_an_npz_of_the_same_images_have_the_same_metrics(tmp_path, 
     assert "protocol custom" in text
 
 
+def test_shards_are_one_set(tmp_path, real, evaluate):
+    images = real[:1300]  # more than one of our own shards
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, start in enumerate((0, 7, 1100)):
+        save_npz(folder / f"{number:03d}.npz", images[start : (7, 1100, 1300)[number]])
+    one, _ = evaluate(save_npz(tmp_path / "a.npz", images), in_order=True)
+    other, _ = evaluate(folder, in_order=True)
+    assert one == other
+    Image.new("L", (8, 8)).save(folder / "000001.png")
+    with pytest.raises(ValueError, match=r"both \.npz and PNG files"):
+        evaluate(folder)
+
+
+def test_folders_are_told_apart_however_their_files_are_called(tmp_path, real, evaluate):
+    folders = [save_folder(tmp_path / name, real[start : start + 60])
+               for name, start in (("a", 0), ("b", 60))]  # fmt: skip
+    for folder in folders:
+        for file in list(folder.iterdir()):
+            file.rename(file.with_suffix(".PNG"))
+    assert evaluate(folders[0])[0]["fid"] != evaluate(folders[1])[0]["fid"]
+
+
 def test_images_are_read_and_judged_once(tmp_path, real, evaluate):
     path = save_npz(tmp_path / "a.npz", real[:200])
     first = evaluate(path)
