@@ -7,26 +7,22 @@ deleted under a run.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
 from pipelines.errors import ArtifactError
-from pipelines.files import write_durably
 from pipelines.graph import Graph, closure
-from pipelines.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pipelines.artifacts import Artifact, Store
 
 
 IN_USE = ".in-use.lock"
+RUNS, SHOWN = ".runs/", ".shown/"
 
 
 @contextmanager
@@ -34,11 +30,13 @@ def in_use(store: Store) -> Iterator[None]:
     """Mark the store as used by a run.
 
     Raises:
+        ValueError: the store cannot be used.
         ArtifactError: it is being collected right now.
     """
-    lock = FileLock(store.root / IN_USE, shared=True)
+    store.prepare()
+    lock = store.lock(IN_USE, shared=True)
     if not lock.acquire():
-        raise ArtifactError(f"the store {store.root} is being collected; try again in a moment")
+        raise ArtifactError(f"the store {store.uri} is being collected; try again in a moment")
     try:
         yield
     finally:
@@ -46,7 +44,7 @@ def in_use(store: Store) -> Iterator[None]:
 
 
 def remember(store: Store, experiment: Experiment, run_key: str, *, shown: bool = False) -> None:
-    """Record an experiment as a root of garbage collection (published whole, then renamed).
+    """Record an experiment as a root of garbage collection.
 
     Args:
         store: Where.
@@ -54,15 +52,11 @@ def remember(store: Store, experiment: Experiment, run_key: str, *, shown: bool 
         run_key: Its key, which does not depend on its name.
         shown: Whether it has a page of its own in MLflow, under its name: not one of a study's.
     """
-    targets = [store.root / ".runs" / f"{run_key}.json"]
+    names = [f"{RUNS}{run_key}.json"]
     if shown:
-        targets.append(store.root / ".shown" / f"{run_key}.{experiment.name}.json")
-    for target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            aside = target.parent / f".{run_key}.{uuid.uuid4().hex[:8]}.tmp"
-            write_durably(aside, experiment_to_json(experiment))
-            aside.replace(target)
+        names.append(f"{SHOWN}{run_key}.{experiment.name}.json")
+    for name in names:
+        store.write_record(name, experiment_to_json(experiment))
 
 
 def recorded_runs(store: Store) -> dict[str, Experiment]:
@@ -71,7 +65,7 @@ def recorded_runs(store: Store) -> dict[str, Experiment]:
     Raises:
         ValueError: a record cannot be read (so that nothing is taken for garbage by mistake).
     """
-    return _records(store.root / ".runs")
+    return _records(store, RUNS)
 
 
 def shown_runs(store: Store) -> list[tuple[str, Experiment]]:
@@ -80,17 +74,20 @@ def shown_runs(store: Store) -> list[tuple[str, Experiment]]:
     Raises:
         ValueError: a record cannot be read.
     """
-    records = _records(store.root / ".shown")
+    records = _records(store, SHOWN)
     return [(name.partition(".")[0], experiment) for name, experiment in records.items()]
 
 
-def _records(folder: Path) -> dict[str, Experiment]:
+def _records(store: Store, folder: str) -> dict[str, Experiment]:
     runs = {}
-    for path in sorted(folder.glob("*.json")):
+    for name, text in store.records(folder).items():
+        if not name.endswith(".json"):
+            continue
         try:
-            runs[path.stem] = experiment_from_json(path.read_text())
+            runs[name.removesuffix(".json")] = experiment_from_json(text)
         except ValueError as error:
-            raise ValueError(f"the record {path} cannot be read: {error}") from error
+            raise ValueError(f"the record {store.uri}/{folder}{name} cannot be read: "
+                             f"{error}") from error  # fmt: skip
     return runs
 
 
@@ -99,7 +96,7 @@ class Garbage:
     """What can go."""
 
     artifacts: tuple[Artifact, ...]
-    set_aside: tuple[Path, ...]
+    set_aside: tuple[str, ...]
     """Damaged artifacts that were rebuilt."""
 
 
@@ -119,7 +116,7 @@ def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
         kept.pop(matching[0], None)
     needed = {(n.kind, n.key) for e in kept.values() for n in closure(Graph(e).needed)}
     unneeded = tuple(a for a in store.list() if (a.kind, a.key) not in needed)
-    return Garbage(unneeded, tuple(sorted((store.root / ".corrupt").glob("*"))))
+    return Garbage(unneeded, tuple(store.set_aside()))
 
 
 def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
@@ -131,19 +128,20 @@ def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
         ArtifactError: a run is using the store.
         ValueError: a run to forget is not recorded, or a record cannot be read.
     """
-    lock = FileLock(store.root / IN_USE)
+    lock = store.lock(IN_USE)
     if not lock.acquire():
-        raise ArtifactError(f"a run is using the store {store.root}; nothing was deleted")
+        raise ArtifactError(f"a run is using the store {store.uri}; nothing was deleted")
     try:
         garbage = find_garbage(store, forget)
         for prefix in forget:
-            for folder in (".runs", ".shown"):
-                for path in (store.root / folder).glob(f"{prefix}*.json"):
-                    path.unlink()
+            for folder in (RUNS, SHOWN):
+                for name in store.records(folder):
+                    if name.startswith(prefix):
+                        store.remove_record(folder + name)
         for artifact in garbage.artifacts:
             store.delete(artifact)
-        for path in garbage.set_aside:
-            shutil.rmtree(path)
+        for name in garbage.set_aside:
+            store.discard(name)
         store.sweep()
     finally:
         lock.release()

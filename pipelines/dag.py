@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class Pipeline:
         self._make_runner = runner
         self._resolved = experiment_to_json(experiment)
         self._stopped = threading.Event()
+        self._looked = 0.0
 
     def run(self, targets: Iterable[Node]) -> None:
         """Build what is missing. Starts no runner if nothing is.
@@ -204,8 +206,12 @@ class Pipeline:
             nodes = running.pop(future)
             future.result()  # raises what the work raised
             arrived.extend(nodes)
-        trained = (node for node in pending if node.kind == "checkpoint")
-        arrived.extend(node for node in trained if self.store.find(node.kind, node.key))
+        trained = [node for node in pending if node.kind == "checkpoint"]
+        if trained and time.monotonic() - self._looked >= self.store.poll_seconds:
+            self._looked = time.monotonic()
+            there = {key for _, key in self.store.names("checkpoint", trained[0].hash)}
+            arrived.extend(node for node in trained
+                           if node.key in there and self.store.find("checkpoint", node.key))  # fmt: skip
         return arrived
 
     def _build(self, runner: Runner, nodes: tuple[Node, ...]) -> None:
@@ -219,7 +225,7 @@ class Pipeline:
                 if held and not self._is_published(node):
                     mine.append(node)
             if mine:
-                runner.build(Job(str(self.store.root), tuple(mine), self._resolved))
+                runner.build(Job(self.store.uri, tuple(mine), self._resolved))
 
     def _is_published(self, node: Node) -> bool:
         return self.store.find(node.kind, node.key) is not None
@@ -238,7 +244,7 @@ class Pipeline:
             start = starting_step(self.store, self.graph, wanted)
             if start:
                 self.store.open("checkpoint", self.graph.checkpoint(start).key)
-            job = TrainJob(str(self.store.root), self._resolved, wanted)
+            job = TrainJob(self.store.uri, self._resolved, wanted)
             outcome = runner.train(job, self.listener.training)
         if outcome.non_finite_step is not None:
             raise TrainingFailedError(self._explain(outcome.non_finite_step))
@@ -252,7 +258,7 @@ class Pipeline:
         if good is not None:
             node = self.graph.checkpoint(good)
             kept = (f"the last good checkpoint is step {good}: "
-                    f"{self.store.root / node.kind / node.key}")  # fmt: skip
+                    f"{self.store.address(node.kind, node.key)}")  # fmt: skip
         return (f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
                 f"--optim.lr or --optim.grad-clip.")  # fmt: skip
 

@@ -49,7 +49,7 @@ class MissingArtifactError(ArtifactError):
 class CorruptArtifactError(ArtifactError):
     """An artifact's files are not those that were published."""
 
-    def __init__(self, kind: str, key: str, path: Path, reason: str) -> None:
+    def __init__(self, kind: str, key: str, path: Path | str, reason: str) -> None:
         super().__init__(
             f"artifact {kind}/{key} is damaged: {reason} ({path}). It was not used. Run the same "
             f"command with --rebuild to set it aside and build it again."

@@ -20,6 +20,18 @@ def read_if_there(path: Path) -> bytes | None:
         return None
 
 
+def read_tail(path: Path, size: int) -> bytes:
+    """The last whole lines of a file within so many bytes of its end; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(begin)
+            text = file.read()
+    except OSError:
+        return b""
+    return text.partition(b"\n")[2] if begin else text
+
+
 def write_durably(path: Path, text: str) -> None:
     """Write a text file and force it to the disk."""
     with path.open("w") as file:

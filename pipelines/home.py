@@ -6,8 +6,12 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.artifacts import Store
+from pipelines.stores import make_store
+
+if TYPE_CHECKING:
+    from pipelines.artifacts import Store
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Home:
 
     @cached_property
     def store(self) -> Store:
-        """The artifact store."""
-        return Store(self.root / "store")
+        """The artifact store: `IGDIT_STORE` (a folder or s3://BUCKET/PREFIX), or a folder here."""
+        return make_store(os.environ.get("IGDIT_STORE") or str(self.root / "store"))
 
     @property
     def tracking_uri(self) -> str:

@@ -13,12 +13,33 @@ import platform
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
+
+
+class Lock(Protocol):
+    """A lock of one process, or of several that share it."""
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free; False if somebody holds it."""
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give it back; `remove` also takes away what says that it ever was there."""
+
+
+@contextmanager
+def waited_for(lock: Lock, seconds: float = 0.05) -> Iterator[None]:
+    """Hold a lock for the block, however long somebody else has it first."""
+    while not lock.acquire():
+        time.sleep(seconds)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class FileLock:
@@ -52,16 +73,6 @@ class FileLock:
             with suppress(OSError):
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"{os.getpid()} {platform.node()}\n".encode(), 0)
-
-    @contextmanager
-    def waited_for(self) -> Iterator[None]:
-        """Hold the lock for the block, however long somebody else has it first."""
-        while not self.acquire():
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            self.release()
 
     def release(self, *, remove: bool = False) -> None:
         """Give the lock back; `remove` also deletes its file, while the lock still holds."""

@@ -84,7 +84,7 @@ def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
     own = home.root / "study.db"
     if storage is None and not own.exists():
         return []
-    return stored_studies(storage or f"sqlite:///{own}", home.store.root / ".drivers")
+    return stored_studies(storage or f"sqlite:///{own}", home.store)
 
 
 def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:

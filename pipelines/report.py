@@ -176,7 +176,7 @@ def _cost_table(results: Results) -> Table:
 def print_plan(results: Results, plan: Plan, console: Console) -> None:
     """Print what is cached and what would run, by stage."""
     graph, store = results.graph, results.store
-    table = _table(f"{graph.experiment.name} {graph.run_key[:8]} in {store.root}",
+    table = _table(f"{graph.experiment.name} {graph.run_key[:8]} in {store.uri}",
                    ("stage", "kind"), ("cached", "to build"))  # fmt: skip
     table.add_column("what would run")
     nodes = list(closure(results.targets))
@@ -222,7 +222,7 @@ def print_store(store: Store, console: Console) -> None:
         scales = " ".join(f"{scale:g}" for scale in experiment.scales)
         runs.add_row(key[:8], experiment.name, str(experiment.train.steps), scales)
     console.print(runs)
-    table = _table(f"Artifacts in {store.root}", ("kind",), ("artifacts", "MiB"))
+    table = _table(f"Artifacts in {store.uri}", ("kind",), ("artifacts", "MiB"))
     for kind, count, size in store_summary(store):
         table.add_row(kind, str(count), f"{size / 2**20:.1f}")
     console.print(table)
@@ -233,8 +233,8 @@ def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     for artifact in garbage.artifacts:
         console.print(f"{artifact.kind}/{artifact.key}  {artifact.size / 2**20:.1f} MiB",
                       highlight=False)  # fmt: skip
-    for path in garbage.set_aside:
-        console.print(f"set aside: {path.name}", highlight=False)
+    for name in garbage.set_aside:
+        console.print(f"set aside: {name}", highlight=False)
     total = sum(artifact.size for artifact in garbage.artifacts) / 2**20
     verb = "Deleted" if deleted else "Would delete"
     console.print(f"{verb} {len(garbage.artifacts)} artifacts ({total:.1f} MiB) and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.collection import in_use, recorded_runs
+from pipelines.collection import RUNS, in_use, recorded_runs
 from pipelines.graph import Graph
 from pipelines.results import collect
 from pipelines.run_page import write_run_page
@@ -34,7 +34,7 @@ def report_run(home: Home, experiment: Experiment) -> Path:
         CorruptArtifactError: what it needs is damaged.
     """
     graph, store = Graph(experiment), home.store
-    if store.root.exists():
+    if store.exists():
         with in_use(store):
             results = collect(store, graph)
             if results.curve or results.final:
@@ -65,17 +65,14 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
             raise ValueError(f"{word!r} fits several runs: {', '.join(k[:12] for k in fitting)}")
     named = [key for key, experiment in runs.items() if word in (None, experiment.name)]
     if named:
-        return runs[max(named, key=lambda key: _recency(home, runs[key], key))]
+        times = home.store.record_times(RUNS)
+        own = {key: (run_folder(home, Graph(runs[key])) / "experiment.json").exists()
+               for key in named}  # fmt: skip
+        # Newest last; what was run for itself after what was a part of a study.
+        return runs[max(named, key=lambda key: (own[key], times.get(f"{key}.json", 0.0)))]
     known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
     raise ValueError(f"a report needs a run that is recorded in {home.root} ({known}), a file "
                      f"ending in .json, or study NAME, but got {word!r}")  # fmt: skip
-
-
-def _recency(home: Home, experiment: Experiment, key: str) -> tuple[bool, float]:
-    """Newest last; what was run for itself after what was a part of a study."""
-    record = home.store.root / ".runs" / f"{key}.json"
-    own = (run_folder(home, Graph(experiment)) / "experiment.json").exists()
-    return own, record.stat().st_mtime
 
 
 def report_study(home: Home, name: str, storage: str | None = None) -> Path:
@@ -91,9 +88,8 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     database = home.root / "study.db"
     if storage is None and not database.exists():
         raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
-    found = stored_study(storage or f"sqlite:///{database}", home.store.root / ".drivers", name)
+    found = stored_study(storage or f"sqlite:///{database}", home.store, name)
     folder = study_folder(home, name)
-    home.store.root.mkdir(parents=True, exist_ok=True)
     with in_use(home.store):
         put_together = findings(found.study, found.trials, found.importances, home.store)
         return write_study_page(put_together, home.store, folder)

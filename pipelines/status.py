@@ -6,8 +6,6 @@ the kernel holds for them, and the store's event log say it all, from any host t
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,10 +18,9 @@ from pipelines.locks import Holder, holder
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipelines.artifacts import Store
     from pipelines.home import Home
 
-TAIL_BYTES = 16_384
-"""So much of the event log is read, from its end."""
 EVENTS = 5
 """Events that are shown."""
 EXPERIMENT = "experiment.json"
@@ -85,8 +82,8 @@ def read_status(home: Home) -> Status:
         tuple(sorted(working, key=lambda d: d.started)),
         tuple(sorted(gone, key=lambda d: d.started)),
         _read(home.activity / LAST, notes),
-        tuple(sorted(_tasks(home.store.root), key=lambda t: t.since)),
-        tuple(_events(home.store.root / "events.jsonl")),
+        tuple(sorted(_tasks(home.store), key=lambda t: t.since)),
+        tuple(event for event in home.store.events(4 * EVENTS) if _is_event(event))[-EVENTS:],
         tuple(notes),
     )
 
@@ -99,23 +96,20 @@ def _read(path: Path, notes: list[str]) -> Doing | None:
         return None
 
 
-def _tasks(store: Path) -> list[Task]:
-    """What is leased or under construction: a lock file counts only while it is held."""
-    leases, workers, staging = {}, {}, {}
-    for path in (store / ".leases").glob("*"):
-        found = holder(path)
-        kind, _, key = path.name.partition("-")
-        if found is not None:
-            leases[kind, key] = found
-    for path in (store / ".staging").glob("*.lock"):
-        found = holder(path)
-        kind, _, rest = path.stem.partition("-")
-        if found is not None and kind != "trash":
+def _tasks(store: Store) -> list[Task]:
+    """What is leased or under construction right now."""
+    leases, workers, staged = {}, {}, {}
+    for name, found in store.held(".leases/").items():
+        kind, _, key = name.partition("-")
+        leases[kind, key] = found
+    for name, found in store.held(".staging/").items():
+        kind, _, rest = name.removesuffix(".lock").partition("-")
+        if kind != "trash":
             key = rest.rpartition("-")[0]
-            workers[kind, key], staging[kind, key] = found, path.with_suffix("")
-    labels = _Labels()
+            workers[kind, key], staged[kind, key] = found, name.removesuffix(".lock")
+    labels = _Labels(store)
     return [
-        Task(*name, labels.of(staging.get(name), *name), leases.get(name), workers.get(name))
+        Task(*name, labels.of(staged.get(name), *name), leases.get(name), workers.get(name))
         for name in {**leases, **workers}
     ]
 
@@ -123,11 +117,12 @@ def _tasks(store: Path) -> list[Task]:
 class _Labels:
     """Names for artifacts under construction, from the experiments that lie beside them."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._graphs: dict[str, Graph | None] = {}
 
-    def of(self, staging: Path | None, kind: str, key: str) -> str:
-        graph = None if staging is None else self._graph(staging / EXPERIMENT)
+    def of(self, staged: str | None, kind: str, key: str) -> str:
+        graph = None if staged is None else self._graph(staged)
         if graph is None:
             return ""
         name = graph.experiment.name
@@ -139,31 +134,22 @@ class _Labels:
                 return f"{name}, step {point.step}, scale {point.guidance.ig_scale:g}"
         return name
 
-    def _graph(self, path: Path) -> Graph | None:
+    def _graph(self, staged: str) -> Graph | None:
         try:
-            text = path.read_text()
+            text = self._store.read_staged(staged, EXPERIMENT)
+            if text is None:
+                return None  # not written yet, or published meanwhile
             if text not in self._graphs:
                 self._graphs[text] = Graph(experiment_from_json(text))
             return self._graphs[text]
         except (OSError, ValueError):
-            return None  # not written yet, or published meanwhile
+            return None
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    """The last events that can be read."""
+def _is_event(event: object) -> bool:
+    """Whether a line of the log is whole, and ours."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines[-4 * EVENTS :]:
-        try:
-            event = json.loads(line)
-            float(event["time"]), str(event["event"]), str(event["kind"]), str(event["key"])
-        except (ValueError, TypeError, KeyError):
-            continue  # cut short, or by somebody else
-        found.append(event)
-    return found[-EVENTS:]
+        float(event["time"]), str(event["event"]), str(event["kind"]), str(event["key"])  # type: ignore[index]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True

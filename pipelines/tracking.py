@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from experiments import experiment_to_json
 from pipelines.discretion import discreet
-from pipelines.locks import FileLock
+from pipelines.locks import FileLock, waited_for
 from pipelines.projection import (
     comparable_parameters,
     ended_ms,
@@ -72,7 +72,7 @@ class MlflowTracker:
 
     def alone(self) -> AbstractContextManager[None]:
         """One process at a time, so that two of the same experiment make one run."""
-        return FileLock(self._artifact_root.parent / ".tracking.lock").waited_for()
+        return waited_for(FileLock(self._artifact_root.parent / ".tracking.lock"))
 
     def sync(self, results: Results, files: Iterable[Path] = (), *, finished: bool) -> str:
         """Bring the run of an experiment up to date.
@@ -141,7 +141,7 @@ class MlflowTracker:
         graph, name = results.graph, results.experiment.name
         tags = {
             RUN_TAG: graph.run_key,
-            "igdit.store": str(results.store.root),
+            "igdit.store": results.store.uri,
             "igdit.data": f"data/{graph.data.key}",
             "igdit.trajectory": graph.checkpoint(0).hash,
             "mlflow.source.name": f"igdit run {name}",
@@ -175,10 +175,11 @@ class MlflowTracker:
             if complete:
                 continue
             if model_id is None:
-                path = results.store.root / node.kind / node.key
+                address = results.store.address(node.kind, node.key)
+                uri = address if "://" in address else Path(address).as_uri()
                 model = self.client.create_logged_model(
                     experiment_id, name=f"step-{step}", source_run_id=run_id,
-                    tags={CHECKPOINT_TAG: node.key, "igdit.uri": path.as_uri()},
+                    tags={CHECKPOINT_TAG: node.key, "igdit.uri": uri},
                     params={"step": str(step), "ig_scale": f"{scale:g}"}, model_type="checkpoint",
                 )  # fmt: skip
                 model_id = model.model_id

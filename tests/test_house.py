@@ -22,6 +22,7 @@ MAY_IMPORT = {
 
 ONLY_IN = {
     "ray": {"pipelines/ray_runner.py"},
+    "fsspec": {"pipelines/bucket.py"},
     "mlflow": {"pipelines/tracking.py"},
     "optuna": {
         f"pipelines/study/{name}.py"

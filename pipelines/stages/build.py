@@ -10,12 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
-from pipelines.artifacts import Store
 from pipelines.graph import VERSIONS, Node
+from pipelines.stores import make_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pipelines.artifacts import Store
 
 EXPERIMENT_FILE = "experiment.json"
 
@@ -55,9 +57,9 @@ class Context:
 
 
 @functools.cache
-def open_store(root: str) -> Store:
+def open_store(uri: str) -> Store:
     """One store a process, so that files are checked once."""
-    return Store(root)
+    return make_store(uri)
 
 
 def describe(node: Node) -> dict[str, Any]:

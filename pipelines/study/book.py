@@ -19,8 +19,8 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from pipelines.keys import content_key
-from pipelines.locks import FileLock
-from pipelines.study.identity import GOAL, IDENTITY, check_same
+from pipelines.locks import Lock, waited_for
+from pipelines.study.identity import DRIVERS, GOAL, IDENTITY, check_same, name_store
 from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
 from pipelines.study.storage import importances, open_storage, outlast
 from pipelines.study.trials import (
@@ -37,32 +37,32 @@ from pipelines.study.trials import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from optuna.trial import FrozenTrial
 
     from experiments.study import Point, Study
+    from pipelines.artifacts import Store
     from pipelines.study.plan import Curve
 
-DRIVER_LOCK = "driver-{}.lock"
+DRIVER_LOCK = ".drivers/driver-"
 
 
 class StudyBook:
     """A study in its storage, as one driver sees it."""
 
-    def __init__(self, study: Study, url: str, folder: Path) -> None:
+    def __init__(self, study: Study, url: str, store: Store) -> None:
         """Open the study, or enter it.
 
         Args:
             study: What is searched for, and how.
             url: Database, as SQLAlchemy writes it.
-            folder: Where drivers of the study's store keep their locks.
+            store: Where the study's work lies; its drivers keep their locks there.
 
         Raises:
             ValueError: the URL is none, the database cannot be reached, or the study there is
                 another one of that name.
         """
-        self.study, self.folder = study, folder
+        self.study, self.store = study, store
         self.driver = uuid.uuid4().hex[:12]
         self.last_seen: list[Trial] = []
         self.stopped = threading.Event()
@@ -78,8 +78,8 @@ class StudyBook:
     def _open(self, url: str) -> None:
         with self._locked("storage"):  # a new database is set up by one process
             self._alive.acquire()
-            for left in self.folder.glob(DRIVER_LOCK.format("*")):
-                self._lives(left.stem.removeprefix("driver-"))  # removes what the dead left
+            for left in self.store.lock_names(DRIVER_LOCK):
+                self._lives(left.removesuffix(".lock"))  # removes what the dead left
             self._storage = open_storage(url)
             self._optuna = self._outlast(
                 functools.partial(
@@ -90,7 +90,7 @@ class StudyBook:
                     load_if_exists=True,
                 )
             )
-            check_same(self._optuna, self.study, self._store_id())
+            check_same(self._optuna, self.study, name_store(self.store))
 
     def _outlast(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         return outlast(act, self.stopped.is_set)
@@ -261,15 +261,8 @@ class StudyBook:
 
     # Keeping house
 
-    def _store_id(self) -> str:
-        """A name of the store that is the same for everyone who shares it."""
-        path = self.folder / "store-id"
-        if not path.exists():  # under the lock of the storage
-            path.write_text(uuid.uuid4().hex)
-        return path.read_text()
-
     def _lives(self, driver: str) -> bool:
-        """Whether a driver is at work: the kernel frees its lock when it dies."""
+        """Whether a driver is at work: its lock is free when it dies."""
         if driver == self.driver:
             return True
         lock = self._lock_of(driver)
@@ -277,9 +270,10 @@ class StudyBook:
         lock.release(remove=True)
         return not free
 
-    def _lock_of(self, driver: str) -> FileLock:
-        return FileLock(self.folder / DRIVER_LOCK.format(driver))
+    def _lock_of(self, driver: str) -> Lock:
+        return self.store.lock(f"{DRIVER_LOCK}{driver}.lock")
 
     def _locked(self, name: str) -> AbstractContextManager[None]:
         """One driver at a time; a driver that dies lets go."""
-        return FileLock(self.folder / f"plan-{content_key(name)}.lock").waited_for()
+        lock = self.store.lock(f"{DRIVERS}plan-{content_key(name)}.lock")
+        return waited_for(lock, self.store.poll_seconds / 2)

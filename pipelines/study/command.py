@@ -61,7 +61,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     url = options.storage or f"sqlite:///{home.root / 'study.db'}"
     with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
-        book = StudyBook(study, url, store.root / ".drivers")
+        book = StudyBook(study, url, store)
         try:
             budget = _budget(book, options, home, console)
             if budget is None:

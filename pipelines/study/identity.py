@@ -13,16 +13,30 @@ if TYPE_CHECKING:
     import optuna
 
     from experiments.study import Study
+    from pipelines.artifacts import Store
 
 STORE, POINT_KEY, IDENTITY = "igdit.store", "igdit.point_key", "igdit.identity"
 GOAL = "igdit.goal"
 """Attributes of the study: whose drivers it has, what a point is, what it is called elsewhere, and
 how many trials were asked for."""
+DRIVERS, STORE_ID = ".drivers/", "store-id"
+"""Where a store keeps the locks of its studies' drivers, and its name."""
 
 
 def identity_of(name: str, attributes: dict[str, Any]) -> str:
     """What a study is called elsewhere; before it had a name of its own, by what it is."""
     return str(attributes.get(IDENTITY) or content_key([name, attributes[SPEC]]))
+
+
+def store_name(store: Store) -> str | None:
+    """A name of the store that is the same for everyone who shares it; None: it has none yet."""
+    return store.records(DRIVERS).get(STORE_ID)
+
+
+def name_store(store: Store) -> str:
+    """The store's name, given now if need be; under the lock of the storage."""
+    store.write_record(DRIVERS + STORE_ID, uuid.uuid4().hex)
+    return store.records(DRIVERS)[STORE_ID]
 
 
 def check_same(found: optuna.Study, study: Study, store: str) -> None:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import optuna
 
 from experiments.study import Study
-from pipelines.study.identity import STORE, identity_of
+from pipelines.study.identity import STORE, identity_of, store_name
 from pipelines.study.storage import importances, open_storage, outlast
 from pipelines.study.trials import SPEC, read_trial
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from optuna.storages import RDBStorage
 
+    from pipelines.artifacts import Store
     from pipelines.study.trials import Trial
 
 
@@ -33,18 +32,17 @@ class StoredStudy(NamedTuple):
     importances: dict[str, float]
 
 
-def stored_studies(url: str, folder: Path) -> list[StoredStudy]:
+def stored_studies(url: str, store: Store) -> list[StoredStudy]:
     """Studies whose work lies in a store; enters nothing.
 
     Args:
         url: Database, as SQLAlchemy writes it.
-        folder: Where drivers of the store keep their locks, and its name.
+        store: Whose name the studies bear.
 
     Raises:
         ValueError: the database cannot be reached.
     """
-    path = folder / "store-id"
-    store = path.read_text() if path.exists() else None
+    name_of_store = store_name(store)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_storage(url)
     try:
@@ -52,7 +50,8 @@ def stored_studies(url: str, folder: Path) -> list[StoredStudy]:
         studies = [_read(storage, name) for name in names]
     finally:
         storage.remove_session()
-    return [stored for stored, where in studies if stored is not None and where in (None, store)]
+    return [stored for stored, where in studies if stored is not None
+            and where in (None, name_of_store)]  # fmt: skip
 
 
 def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:
@@ -71,13 +70,13 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
     return StoredStudy(spec, identity_of(name, known), trials, found), known.get(STORE)
 
 
-def stored_study(url: str, folder: Path, name: str) -> StoredStudy:
+def stored_study(url: str, store: Store, name: str) -> StoredStudy:
     """One of these, by name.
 
     Raises:
         ValueError: there is no such study, or the database cannot be reached.
     """
-    studies = stored_studies(url, folder)
+    studies = stored_studies(url, store)
     found = next((stored for stored in studies if stored.study.name == name), None)
     if found is None:
         known = ", ".join(stored.study.name for stored in studies) or "none"

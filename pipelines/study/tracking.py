@@ -164,7 +164,7 @@ class StudyTracker:
                 TRIAL_TAG: str(trial.number),
                 "mlflow.parentRunId": parent.info.run_id,
                 "igdit.trajectory": results.graph.checkpoint(0).hash,
-                "igdit.store": str(self.store.root),
+                "igdit.store": self.store.uri,
                 **shared,
             })  # fmt: skip
         run_id = run.info.run_id

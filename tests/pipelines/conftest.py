@@ -18,16 +18,17 @@ import torch
 from rich.console import Console
 
 from experiments import Experiment, Resources, get_experiment
-from pipelines.artifacts import Store
 from pipelines.dag import Pipeline
 from pipelines.experiment_run import run_experiment
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph, closure
 from pipelines.home import Home
 from pipelines.results import collect
 from pipelines.runners import InlineRunner
 
 ROOT = Path(__file__).parent.parent.parent
-OUTSIDE = ("IGDIT_HOME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+OUTSIDE = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_STUDY_STORAGE", "IGDIT_SECRETS",
+           "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL")  # fmt: skip
 """Variables of the environment that would lead a test out of its folder."""
 
 
@@ -75,14 +76,16 @@ class Deaf:
         pass
 
 
-def run_inline(store: Store, experiment: Experiment, targets=None, runner=InlineRunner) -> Graph:
+def run_inline(
+    store: FolderStore, experiment: Experiment, targets=None, runner=InlineRunner
+) -> Graph:
     """Build what is missing in this process."""
     pipeline = Pipeline(store, experiment, runner, Deaf())
     pipeline.run(pipeline.graph.targets if targets is None else targets)
     return pipeline.graph
 
 
-def events(store: Store, event: str, kind: str | None = None) -> list[dict]:
+def events(store: FolderStore, event: str, kind: str | None = None) -> list[dict]:
     return [e for e in store.events() if e["event"] == event and kind in (None, e["kind"])]
 
 
@@ -119,9 +122,9 @@ class Finished:
         reported = [m.point.evaluate for m in collect(self.home.store, self.graph).report]
         return list(closure((*self.graph.targets, *reported)))
 
-    def copy_store(self, target: Path) -> Store:
+    def copy_store(self, target: Path) -> FolderStore:
         """A store of one's own with the same artifacts."""
-        return Store(shutil.copytree(self.home.store.root, target))
+        return FolderStore(shutil.copytree(self.home.store.root, target))
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +139,7 @@ def finished(tmp_path_factory) -> Finished:
 
 
 @pytest.fixture
-def store(finished, tmp_path) -> Store:
+def store(finished, tmp_path) -> FolderStore:
     """A copy of the finished run's store, to be changed."""
     return finished.copy_store(tmp_path / "home" / "store")
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.artifacts import MANIFEST, Store
+from pipelines.artifacts import MANIFEST
 from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
+from pipelines.folder_store import FolderStore
 from pipelines.keys import canonical_json, content_key
 from tests.pipelines.conftest import damage, events, tree
 from tests.pipelines.test_locks import interfere
@@ -19,12 +20,12 @@ KEY = "0123abcd"
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path) -> FolderStore:
     """An empty store."""
-    return Store(tmp_path / "store")
+    return FolderStore(tmp_path / "store")
 
 
-def put(store: Store, kind: str = "data", key: str = KEY, text: str = "content"):
+def put(store: FolderStore, kind: str = "data", key: str = KEY, text: str = "content"):
     """Publish an artifact of two files, one of them in a folder."""
     with store.publish(kind, key, {"config": {"n": 1}}) as directory:
         (directory / "a.txt").write_text(text)
@@ -33,7 +34,7 @@ def put(store: Store, kind: str = "data", key: str = KEY, text: str = "content")
     return store.find(kind, key)
 
 
-def leftovers(store: Store) -> list:
+def leftovers(store: FolderStore) -> list:
     return [path for name in (".staging", ".leases") for path in (store.root / name).glob("*")]
 
 
@@ -145,7 +146,7 @@ def test_an_error_inside_the_block_publishes_nothing_and_leaves_nothing(store):
 def test_readers_see_nothing_before_the_end(store):
     with store.publish("data", KEY, {}) as directory:
         (directory / "a.txt").write_text("content")
-        reader = Store(store.root)
+        reader = FolderStore(store.root)
         assert reader.find("data", KEY) is None
         assert reader.list() == []
         with pytest.raises(MissingArtifactError, match=f"data/{KEY}"):
@@ -165,8 +166,8 @@ def test_the_first_publisher_of_a_key_wins(store):
 
 PUBLISH = """
 import sys
-from pipelines.artifacts import Store
-store = Store(sys.argv[1])
+from pipelines.folder_store import FolderStore
+store = FolderStore(sys.argv[1])
 with store.publish("data", sys.argv[2], {}) as directory:
     (directory / "a.txt").write_text(sys.argv[3])
     print("writing")
@@ -219,8 +220,8 @@ def test_sweeping_an_empty_store_does_nothing(store):
 
 WANT = """
 import sys
-from pipelines.artifacts import Store
-store = Store(sys.argv[1])
+from pipelines.folder_store import FolderStore
+store = FolderStore(sys.argv[1])
 print("ready")
 input()
 with store.lease("data", "shared", lambda: store.find("data", "shared") is not None):
@@ -245,12 +246,12 @@ def test_what_many_processes_want_at_once_is_built_once(store, child):
 
 LEASE = """
 import sys
-from pipelines.artifacts import Store
+from pipelines.folder_store import FolderStore
 def waiting():
     if not told:
         told.append(print("waiting"))
 told = []
-with Store(sys.argv[1]).lease("data", "shared", waiting) as held:
+with FolderStore(sys.argv[1]).lease("data", "shared", waiting) as held:
     print("held", held)
     input()
 print("over")
@@ -293,7 +294,7 @@ def test_an_error_under_a_lease_frees_it(store):
 # Damage
 
 
-def edit_manifest(store: Store, change) -> None:
+def edit_manifest(store: FolderStore, change) -> None:
     path = store.root / "data" / KEY / MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
@@ -409,8 +410,7 @@ def test_what_is_missing_is_not_called_damaged(store):
 def test_setting_aside_keeps_every_byte_and_makes_room(store):
     artifact = put(store, text="damaged")
     before = tree(artifact.path)
-    aside = store.quarantine("data", KEY)
-    assert aside.parent == store.root / ".corrupt"
+    aside = store.root / ".corrupt" / store.quarantine("data", KEY)
     assert tree(aside) == before
     assert store.find("data", KEY) is None
     assert len(events(store, "quarantined")) == 1
@@ -424,7 +424,9 @@ def test_setting_aside_twice_keeps_both(store):
     one = store.quarantine("data", KEY)
     put(store, text="two")
     two = store.quarantine("data", KEY)
-    assert [(path / "a.txt").read_text() for path in (one, two)] == ["one", "two"]
+    folders = [store.root / ".corrupt" / name for name in (one, two)]
+    assert [(folder / "a.txt").read_text() for folder in folders] == ["one", "two"]
+    assert store.set_aside() == sorted((one, two))
 
 
 def test_setting_aside_what_is_not_there_does_nothing(store):
@@ -494,8 +496,8 @@ def test_deleting_removes_one_artifact_and_says_so(store):
 
 DELETE = """
 import shutil, sys
-from pipelines.artifacts import Store
-store = Store(sys.argv[1])
+from pipelines.folder_store import FolderStore
+store = FolderStore(sys.argv[1])
 def stuck(*_, **__):
     print("deleting")
     input()
@@ -517,8 +519,8 @@ def test_a_deletion_killed_midway_is_out_of_sight_and_swept_later(store, child):
 
 LOG = """
 import sys
-from pipelines.artifacts import Store
-store = Store(sys.argv[1])
+from pipelines.folder_store import FolderStore
+store = FolderStore(sys.argv[1])
 print("ready")
 input()
 for n in range(100):

@@ -9,10 +9,10 @@ import pytest
 
 from experiments import EXPERIMENTS, experiment_to_json
 from pipelines import experiment_run
-from pipelines.artifacts import Store
 from pipelines.cli import main
 from pipelines.collection import recorded_runs
 from pipelines.errors import WorkerLostError
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.results import collect
 from tests.pipelines.conftest import damage, events, tiny, tree
@@ -313,4 +313,4 @@ def test_the_package_can_be_run_as_a_program(tmp_path):
     )
     assert run.returncode == 2
     assert "did you mean 'run'?" in run.stderr
-    assert Store(tmp_path / "home" / "store").root.exists() is False
+    assert FolderStore(tmp_path / "home" / "store").root.exists() is False

@@ -11,9 +11,10 @@ import torch
 
 from experiments import experiment_to_json
 from ig_core.images import ImageDataset
-from pipelines.artifacts import MANIFEST, CorruptArtifactError, Store
+from pipelines.artifacts import MANIFEST, CorruptArtifactError
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
 from pipelines.errors import TrainingFailedError
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph, Node, closure
 from pipelines.locks import FileLock
 from pipelines.runners import InlineRunner
@@ -27,17 +28,17 @@ def no_runner():
     raise AssertionError("a runner was made")
 
 
-def counts(store: Store, event: str) -> dict[tuple[str, str], int]:
+def counts(store: FolderStore, event: str) -> dict[tuple[str, str], int]:
     """How often an event befell each artifact; the one for a training is its trajectory's."""
     return collections.Counter((e["kind"], e["key"]) for e in events(store, event))
 
 
-def since(store: Store, known: int, event: str) -> list[dict]:
+def since(store: FolderStore, known: int, event: str) -> list[dict]:
     """Events of a sort after the first `known` ones of the log."""
     return [e for e in list(store.events())[known:] if e["event"] == event]
 
 
-def logged(store: Store) -> int:
+def logged(store: FolderStore) -> int:
     return len(list(store.events()))
 
 
@@ -45,11 +46,11 @@ def kinds(found: list[dict]) -> dict[str, int]:
     return dict(collections.Counter(event["kind"] for event in found))
 
 
-def folder(store: Store, node: Node) -> Path:
+def folder(store: FolderStore, node: Node) -> Path:
     return store.root / node.kind / node.key
 
 
-def contents(store: Store, node: Node) -> dict[str, bytes | None]:
+def contents(store: FolderStore, node: Node) -> dict[str, bytes | None]:
     """Files of an artifact that say what it is, not when and where it was made."""
     files = tree(store.open(node.kind, node.key).path)
     return {name: file for name, file in files.items() if name != MANIFEST}
@@ -174,14 +175,14 @@ def test_training_stops_at_the_last_checkpoint_that_is_missing(store, finished, 
 def test_the_listener_hears_of_each_artifact_and_of_the_training(tmp_path):
     heard, graph = Progress(), Graph(tiny())
     images = [node for point in graph.curve for node in point.images]
-    Pipeline(Store(tmp_path / "store"), tiny(), InlineRunner, heard).run(images)
+    Pipeline(FolderStore(tmp_path / "store"), tiny(), InlineRunner, heard).run(images)
     assert heard.steps == [10, 20]
     assert set(heard.nodes) == set(closure(images))
     assert heard.counts == [(done, 7) for done in range(1, 8)]
 
 
 def test_the_listener_hears_once_that_another_process_builds(tmp_path):
-    store, graph = Store(tmp_path / "store"), Graph(tiny())
+    store, graph = FolderStore(tmp_path / "store"), Graph(tiny())
     heard, building = [], threading.Event()
 
     class Waiting(Deaf):
@@ -200,7 +201,7 @@ def test_the_listener_hears_once_that_another_process_builds(tmp_path):
     assert counts(store, "execute") == {("data", graph.data.key): 1}
 
 
-class Impatient(Store):
+class Impatient(FolderStore):
     """A store that fails a test which would turn in circles."""
 
     def __init__(self, root) -> None:
@@ -241,7 +242,7 @@ def test_who_waited_for_another_training_builds_what_is_still_missing(store):
 
 
 def test_a_plan_has_inputs_first_and_changes_nothing(tmp_path):
-    store, graph = Store(tmp_path / "store"), Graph(tiny())
+    store, graph = FolderStore(tmp_path / "store"), Graph(tiny())
     plan = make_plan(store, graph.targets)
     assert plan.missing == tuple(closure(graph.targets))
     assert plan.cached == frozenset()
@@ -269,7 +270,7 @@ def test_a_plan_takes_along_what_the_missing_needs(store, finished):
 def test_an_interrupted_training_ends_as_the_uninterrupted_one_bit_for_bit(
     tmp_path, finished, monkeypatch
 ):
-    store, graph = Store(tmp_path / "store"), finished.graph
+    store, graph = FolderStore(tmp_path / "store"), finished.graph
     batches, batch = [], ImageDataset.batch
 
     def interrupted(self, index):
@@ -297,7 +298,7 @@ def test_an_error_in_a_builder_ends_the_run_with_that_error(tmp_path, monkeypatc
         raise ZeroDivisionError("the builder is broken")
 
     monkeypatch.setattr(data_stage, "build_extractor", broken)
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     with pytest.raises(ZeroDivisionError, match="the builder is broken"):
         run_inline(store, tiny())
     assert store.list("extractor") == []
@@ -314,7 +315,7 @@ def test_an_error_under_training_comes_out_as_it_was_raised(store):
 
 
 def test_a_failed_run_can_be_run_again(tmp_path, monkeypatch):
-    store, graph = Store(tmp_path / "store"), Graph(tiny())
+    store, graph = FolderStore(tmp_path / "store"), Graph(tiny())
     with monkeypatch.context() as patch:
         patch.setattr(data_stage, "build_data", lambda context, directory: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -325,7 +326,7 @@ def test_a_failed_run_can_be_run_again(tmp_path, monkeypatch):
 
 def test_after_an_error_nothing_new_is_begun(tmp_path):
     """A training that had not begun when the run failed must not go on behind its back."""
-    store, over = Store(tmp_path / "store"), threading.Event()
+    store, over = FolderStore(tmp_path / "store"), threading.Event()
 
     class Slow(InlineRunner):
         def build(self, job):
@@ -498,12 +499,12 @@ def test_nothing_is_set_aside_where_nothing_is_damaged(store, finished):
 BUILD = """
 import sys
 import torch
-from pipelines.artifacts import Store
+from pipelines.folder_store import FolderStore
 from pipelines.stages import build, data, sample
 from tests.pipelines.conftest import run_inline, tiny
 from pipelines.graph import Graph
 torch.set_num_threads(1)
-store, graph = Store(sys.argv[1]), Graph(tiny())
+store, graph = FolderStore(sys.argv[1]), Graph(tiny())
 print("ready")
 input()
 run_inline(store, tiny(), [point.evaluate.inputs["sample"] for point in graph.curve])
@@ -512,7 +513,7 @@ print("done")
 
 
 def test_two_processes_on_one_store_build_each_artifact_once(tmp_path, child, finished):
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     others = [child(BUILD, store.root) for _ in range(2)]
     assert [other.read() for other in others] == ["ready"] * 2
     for other in others:

@@ -237,7 +237,7 @@ def test_equals_of_the_lowest_are_marked_and_not_ranked():
 
 
 def test_without_results_the_page_says_so(tmp_path):
-    from pipelines.artifacts import Store
+    from pipelines.folder_store import FolderStore
 
-    found = stands_alone(run_page(collect(Store(tmp_path), Graph(tiny()))))
+    found = stands_alone(run_page(collect(FolderStore(tmp_path), Graph(tiny()))))
     assert "Nothing is measured at the last checkpoint yet" in found.text

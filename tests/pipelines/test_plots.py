@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import experiment_from_json
-from pipelines.artifacts import Store
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.plots import GUIDED, UNGUIDED, write_report
 from pipelines.results import collect
@@ -107,7 +107,7 @@ def test_writing_again_replaces_the_files(report, finished, tmp_path):
 
 
 def test_a_run_that_has_measured_nothing_yet_has_no_plots(tmp_path):
-    results = collect(Store(tmp_path / "store"), Graph(tiny()))
+    results = collect(FolderStore(tmp_path / "store"), Graph(tiny()))
     files = write_report(results, tmp_path / "report")
     assert {path.name for path in files} == {"experiment.json", "results.csv"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import experiment_from_json
-from pipelines.artifacts import Store
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.locks import FileLock
 from tests.processes import alive, children, is_loopback, kill_tree, listeners, title, wait_for
@@ -38,7 +38,7 @@ class Run:
     """`igdit run digits` in a process of its own."""
 
     def __init__(self, home: Path, workers: int, *more: str) -> None:
-        self.home, self.store = home, Store(home / "store")
+        self.home, self.store = home, FolderStore(home / "store")
         command = [sys.executable, "-m", "pipelines", "run", "digits", *OPTIONS, *more,
                    "--resources.num-workers", str(workers)]  # fmt: skip
         self.log = home.with_suffix(".log").open("a")
@@ -86,21 +86,21 @@ class Run:
         os.kill(pid, signal.SIGKILL)
 
 
-def events(store: Store, event: str, kind: str | None = None) -> list[dict]:
+def events(store: FolderStore, event: str, kind: str | None = None) -> list[dict]:
     return [e for e in store.events() if e["event"] == event and kind in (None, e["kind"])]
 
 
-def final_graph(store: Store) -> Graph:
+def final_graph(store: FolderStore) -> Graph:
     path = next((store.root / ".runs").glob("*.json"))
     return Graph(experiment_from_json(path.read_text()))
 
 
-def final_weights(store: Store, name: str) -> bytes:
+def final_weights(store: FolderStore, name: str) -> bytes:
     node = final_graph(store).checkpoints[-1]
     return (store.open(node.kind, node.key).path / f"{name}.safetensors").read_bytes()
 
 
-def fids(store: Store) -> list[float]:
+def fids(store: FolderStore) -> list[float]:
     graph = final_graph(store)
     paths = [store.open("evaluate", p.evaluate.key).path / "metrics.json" for p in graph.final]
     return [json.loads(path.read_text())["fid"] for path in paths]
@@ -181,7 +181,7 @@ def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two
         for each in runs:
             kill_tree(each.process.pid)
 
-    store = Store(home / "store")
+    store = FolderStore(home / "store")
     for name in ("ema", "model", "optimizer", "history"):
         assert final_weights(store, name) == final_weights(two_workers.store, name)
     assert fids(store) == fids(two_workers.store)
@@ -197,7 +197,7 @@ def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two
     del executed["checkpoint"], undisturbed["checkpoint"]
     # A kill costs at most what was being built then: one task and the driver's next one.
     assert sum(executed.values()) <= sum(undisturbed.values()) + 5 * 2
-    assert Store(store.root).sweep() >= 0
+    assert FolderStore(store.root).sweep() >= 0
     assert not list((store.root / ".staging").iterdir())
 
 
@@ -211,7 +211,9 @@ def test_two_runs_at_once_build_each_artifact_once(tmp_path):
         for run in runs:
             kill_tree(run.process.pid)
     counts = collections.Counter(
-        (e["kind"], e["key"]) for e in Store(home / "store").events() if e["event"] == "execute"
+        (e["kind"], e["key"])
+        for e in FolderStore(home / "store").events()
+        if e["event"] == "execute"
     )
     assert set(counts.values()) == {1}
 
@@ -253,7 +255,7 @@ def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
     process = subprocess.Popen(command, env=environment, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     try:
-        store = Store(home / "store")
+        store = FolderStore(home / "store")
         wait_for(lambda: events(store, "published", "checkpoint"))
         below = children(process.pid)
         process.send_signal(signal.SIGTERM)

@@ -6,9 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from pipelines.artifacts import Store
 from pipelines.collection import find_garbage
 from pipelines.dag import make_plan
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.report import print_garbage, print_plan, print_report, print_store
 from pipelines.results import collect
@@ -29,7 +29,7 @@ def rows(text: str, *starts: str) -> list[list[str]]:
     return [cells for cells in lines if tuple(" ".join(cells).split()[: len(starts)]) == starts]
 
 
-def planned(experiment, store: Store) -> str:
+def planned(experiment, store: FolderStore) -> str:
     results = collect(store, Graph(experiment))
     plan = make_plan(store, results.targets)
     return printed(lambda console: print_plan(results, plan, console))
@@ -121,7 +121,7 @@ def test_results_fit_a_narrow_terminal(results):
 
 
 def test_no_results_print_only_the_empty_costs(tmp_path):
-    text = printed(print_report, collect(Store(tmp_path / "store"), Graph(tiny())))
+    text = printed(print_report, collect(FolderStore(tmp_path / "store"), Graph(tiny())))
     assert "FID" not in text
     assert "Cost:" in text
 
@@ -130,7 +130,7 @@ def test_no_results_print_only_the_empty_costs(tmp_path):
 
 
 def test_a_plan_of_nothing_done_lists_all_of_it(tmp_path):
-    text = planned(tiny(), Store(tmp_path / "store"))
+    text = planned(tiny(), FolderStore(tmp_path / "store"))
     assert f"tiny {Graph(tiny()).run_key[:8]} in {tmp_path / 'store'}" in text
     assert rows(text, "train", "checkpoint")[0][2:] == ["0", "2", "training from step 0 to 20"]
     assert rows(text, "sample", "images")[0][2:] == ["0", "6", "600 images"]
@@ -173,7 +173,7 @@ def test_a_plan_trains_no_further_than_is_missing(store, finished):
 def test_two_points_of_one_step_and_scale_are_told_apart(tmp_path):
     """The curve and the comparison measure the last step at the same scale."""
     experiment = tiny(train={"steps": 10})
-    (evaluate,) = rows(planned(experiment, Store(tmp_path / "store")), "evaluate", "evaluate")
+    (evaluate,) = rows(planned(experiment, FolderStore(tmp_path / "store")), "evaluate", "evaluate")
     named = re.sub(r" and \d+ more$", "", evaluate[4]).split(", ")
     assert len(named) == len(set(named))
 
@@ -200,7 +200,7 @@ def test_garbage_is_listed_one_by_one_with_its_total(store, finished):
     text = printed(print_garbage, garbage, deleted=False)
     evaluate = graph.final[-1].evaluate
     assert f"evaluate/{evaluate.key}" in text
-    assert f"set aside: {aside.name}" in text
+    assert f"set aside: {aside}" in text
     assert "Would delete 6 artifacts" in text
     assert "1 set aside" in text
     assert "Nothing was deleted" in text

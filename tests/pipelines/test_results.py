@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ig_core.training import HISTORY_COLUMNS
-from pipelines.artifacts import Artifact, CorruptArtifactError, Store
+from pipelines.artifacts import Artifact, CorruptArtifactError
 from pipelines.fingerprint import require_one_protocol
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.results import Measurement, Results, collect, preview
 from tests.pipelines.conftest import damage, tiny
@@ -34,7 +35,7 @@ def made_up(**fids: tuple[float, list[float]]) -> Results:
         for point in graph.final
         if point.guidance.ig_scale in by_scale
     )
-    return Results(graph, Store("nowhere"), (), final)
+    return Results(graph, FolderStore("nowhere"), (), final)
 
 
 def spread(fid: float, *steps: float) -> tuple[float, list[float]]:
@@ -117,7 +118,7 @@ def test_numbers_measured_otherwise_are_not_compared(finished):
 
 
 def test_an_empty_store_has_no_results(tmp_path):
-    results = collect(Store(tmp_path / "store"), Graph(tiny()))
+    results = collect(FolderStore(tmp_path / "store"), Graph(tiny()))
     assert (results.curve, results.final) == ((), ())
     assert not results.complete
     assert results.best() is None

@@ -295,12 +295,12 @@ SYNC = """
 import sys
 from pathlib import Path
 from experiments import experiment_from_json
-from pipelines.artifacts import Store
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.results import collect
 from pipelines.tracking import MlflowTracker, import_mlflow
 import_mlflow()
-store, folder = Store(sys.argv[1]), Path(sys.argv[2])
+store, folder = FolderStore(sys.argv[1]), Path(sys.argv[2])
 graph = Graph(experiment_from_json(Path(sys.argv[3]).read_text()))
 print("ready")
 input()

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace, Study
+from pipelines.folder_store import FolderStore
 from pipelines.study.book import StudyBook
 from tests.pipelines.conftest import tiny
 
@@ -47,7 +48,9 @@ def open_book(tmp_path):
     books = []
 
     def make(study: Study, url: str | None = None) -> StudyBook:
-        book = StudyBook(study, url or f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "drivers")
+        book = StudyBook(
+            study, url or f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "store")
+        )
         books.append(book)
         return book
 

@@ -11,6 +11,7 @@ from optuna.exceptions import StorageInternalError
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace
 from pipelines.errors import StudyError
+from pipelines.folder_store import FolderStore
 from pipelines.graph import VERSIONS
 from pipelines.keys import content_key
 from pipelines.study.book import StudyBook
@@ -82,7 +83,7 @@ def test_the_same_seed_gives_the_same_study_and_another_seed_another(tmp_path, s
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         book = StudyBook(study(sampler=sampler, seed=seed), f"sqlite:///{tmp_path / name}.db",
-                         tmp_path / name)  # fmt: skip
+                         FolderStore(tmp_path / name))  # fmt: skip
         play(book, 16)
         found.append(shown(book))
         book.close()
@@ -135,7 +136,7 @@ def test_somebody_elses_study_of_that_name_is_refused_and_left_alone(open_book, 
     assert optuna.load_study(storage=url, study_name="small").user_attrs == {}
     mine = open_book(study(name="mine"))
     play(mine, 4)
-    stored = stored_studies(url, tmp_path / "drivers")
+    stored = stored_studies(url, FolderStore(tmp_path / "store"))
     assert [(s.study.name, len(s.trials)) for s in stored] == [("mine", 4)]
 
 
@@ -143,7 +144,7 @@ def test_those_who_look_leave_out_what_another_version_wrote(open_book, study, t
     open_book(study())
     newer = open_book(study(name="newer"))
     newer._optuna.set_user_attr("igdit.spec", {**study().fixed(), "telepathy": True})
-    stored = stored_studies(f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "drivers")
+    stored = stored_studies(f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "store"))
     assert [s.study.name for s in stored] == ["small"]
 
 
@@ -180,7 +181,9 @@ def test_four_drivers_begin_a_new_database_at_once(tmp_path, study):
     def work():
         try:
             barrier.wait()
-            book = StudyBook(study(), f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "drivers")
+            book = StudyBook(
+                study(), f"sqlite:///{tmp_path / 'new.db'}", FolderStore(tmp_path / "store")
+            )
             play(book, 16)
             book.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
@@ -192,7 +195,7 @@ def test_four_drivers_begin_a_new_database_at_once(tmp_path, study):
     for thread in threads:
         thread.join()
     assert errors == []
-    book = StudyBook(study(), f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "drivers")
+    book = StudyBook(study(), f"sqlite:///{tmp_path / 'new.db'}", FolderStore(tmp_path / "store"))
     trials = book.trials()
     book.close()
     assert [t.state for t in trials] == ["COMPLETE"] * 16
@@ -344,7 +347,9 @@ def test_a_failed_scale_does_not_keep_its_training_from_being_refined(open_book,
 def test_drivers_of_another_store_are_refused(open_book, study, tmp_path):
     open_book(study())
     with pytest.raises(ValueError, match="belongs to another store"):
-        StudyBook(study(), f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "elsewhere")
+        StudyBook(
+            study(), f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "elsewhere")
+        )
 
 
 def test_code_that_gives_other_results_is_refused(open_book, study, monkeypatch):
@@ -402,8 +407,8 @@ def test_an_entry_whose_answer_was_lost_is_not_made_twice(open_book, study, monk
 
 
 def test_locks_of_dead_drivers_are_swept_away(open_book, study, tmp_path):
-    left = tmp_path / "drivers" / "driver-0123456789ab.lock"
-    left.parent.mkdir()
+    left = tmp_path / "store" / ".drivers" / "driver-0123456789ab.lock"
+    left.parent.mkdir(parents=True)
     left.touch()
     alive = open_book(study())
     open_book(study())

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from experiments import PruningConfig
-from pipelines.artifacts import Store
+from pipelines.folder_store import FolderStore
 from pipelines.study.book import StudyBook
 from tests.pipelines.study.conftest import small_study
 from tests.processes import kill_tree, wait_for
@@ -75,10 +75,8 @@ class Driver:
 
 
 def trials_of(home: Path, url: str = "", study=None):
-    store = Store(home / "store")
-    book = StudyBook(
-        study or small_study(), url or f"sqlite:///{home / 'study.db'}", store.root / ".drivers"
-    )
+    store = FolderStore(home / "store")
+    book = StudyBook(study or small_study(), url or f"sqlite:///{home / 'study.db'}", store)
     try:
         return book.trials()
     finally:
@@ -87,7 +85,7 @@ def trials_of(home: Path, url: str = "", study=None):
 
 def assert_nothing_was_done_twice(home: Path, kills: int) -> None:
     """Each artifact was published once; a kill costs at most what was being built then."""
-    events = Store(home / "store").events()
+    events = FolderStore(home / "store").events()
     published = collections.Counter(
         (e["kind"], e["key"]) for e in events if e["event"] == "published"
     )
@@ -97,7 +95,7 @@ def assert_nothing_was_done_twice(home: Path, kills: int) -> None:
 
 
 def published(home: Path, kind: str) -> list[dict]:
-    return [e for e in Store(home / "store").events()
+    return [e for e in FolderStore(home / "store").events()
             if e["event"] == "published" and e["kind"] == kind]  # fmt: skip
 
 
@@ -129,7 +127,7 @@ def test_killed_at_ten_moments_it_ends_as_if_undisturbed(tmp_path, undisturbed):
     assert {t.state for t in trials} == {"COMPLETE"}
     assert_nothing_was_done_twice(home, 10)
     trainings = {t.point.training for t in trials}
-    starts = [e for e in Store(home / "store").events()
+    starts = [e for e in FolderStore(home / "store").events()
               if e["event"] == "execute" and e["kind"] == "checkpoint"]  # fmt: skip
     # A training that was killed goes on from its last checkpoint; none that was over is begun.
     assert len({e["key"] for e in starts}) == len(trainings)

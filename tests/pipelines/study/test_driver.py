@@ -43,7 +43,7 @@ def run(home):
 
 def book_of(home, study):
     url = f"sqlite:///{home.root / 'study.db'}"
-    return StudyBook(study, url, home.store.root / ".drivers")
+    return StudyBook(study, url, home.store)
 
 
 def trials_of(home, study):

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.activity import LAST, read_doing
-from pipelines.artifacts import Store
 from pipelines.cli import main
+from pipelines.folder_store import FolderStore
 from pipelines.home import Home
 from pipelines.report_command import report_study
 from pipelines.study.book import StudyBook
@@ -43,7 +43,7 @@ def done(tmp_path_factory):
 def found(done):
     home, _ = done
     book = StudyBook(small_study(), f"sqlite:///{home.root / 'study.db'}",
-                     home.store.root / ".drivers")  # fmt: skip
+                     home.store)  # fmt: skip
     try:
         return findings(small_study(), book.trials(), book.importances(), home.store)
     finally:
@@ -92,7 +92,7 @@ def test_every_trial_is_there_with_its_interval(done, found):
 
 def test_equals_are_marked_and_not_ranked(found):
     complete = sorted((t for t in found.trials if t is not found.best), key=lambda t: t.fid)
-    text = study_page(with_best(found, complete[:3]), Store("nowhere"))
+    text = study_page(with_best(found, complete[:3]), FolderStore("nowhere"))
     rows = text.split("Best point and its equals")[1].split("</table>")[0]
     places = [t.point for t in complete[:3]]
     order = sorted(places, key=lambda p: (p.aux_layer, p.aux_weight, p.ig_scale))
@@ -108,13 +108,15 @@ def test_a_study_without_points_says_so(found):
                                 table=pd.DataFrame())  # fmt: skip
     assert (
         "No point of this study is complete yet"
-        in stands_alone(study_page(empty, Store("nowhere"))).text
+        in stands_alone(study_page(empty, FolderStore("nowhere"))).text
     )
 
 
 def test_names_cannot_act(found):
     study = dataclasses.replace(found.study, name=EVIL.replace("/", "|"))
-    document = stands_alone(study_page(dataclasses.replace(found, study=study), Store("nowhere")))
+    document = stands_alone(
+        study_page(dataclasses.replace(found, study=study), FolderStore("nowhere"))
+    )
     assert "alert(1)" in document.text
 
 
@@ -137,8 +139,11 @@ def test_what_holds_on_other_seeds_is_told_from_what_does_not():
 
 def test_a_best_point_that_was_not_confirmed_is_said_to_be_new(found):
     table = confirmed({"layer 9, weight 9, scale 9": [0.1, 0.2, 0.3]})
-    assert "it was not confirmed itself" in Checked(study_page(found, Store("nowhere"), table)).text
-    assert "confirmed itself" not in Checked(study_page(found, Store("nowhere"))).text
+    assert (
+        "it was not confirmed itself"
+        in Checked(study_page(found, FolderStore("nowhere"), table)).text
+    )
+    assert "confirmed itself" not in Checked(study_page(found, FolderStore("nowhere"))).text
 
 
 def test_the_page_can_be_written_from_the_storage_alone(done, tmp_path, monkeypatch, capsys):

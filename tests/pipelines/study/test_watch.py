@@ -15,9 +15,9 @@ from tests.pipelines.conftest import run_inline
 @pytest.fixture
 def watched(open_book, study, tmp_path):
     """Factory: a watch over a training that is evaluated, in a study that judges it."""
-    from pipelines.artifacts import Store
+    from pipelines.folder_store import FolderStore
 
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     given = study(pruning=PruningConfig(warmup_trainings=1, patience=2))
     book = open_book(given)
 

@@ -1,0 +1,291 @@
+"""A store in a bucket: S3, or another object store that fsspec reaches.
+
+    manifests/KIND/KEY.json           an artifact: it exists once this object does
+    files/KIND/KEY/ATTEMPT/           its files, where its manifest says
+    .staging                          only a marker among the locks: somebody builds an ATTEMPT
+    .corrupt/KIND.KEY.ATTEMPT.json    manifests that were set aside
+    .runs/ .shown/ .drivers/          as in a folder
+    .events/DAY/TIME-ID.json          what was built and when
+    .locks/                           see `pipelines.bucket_locks`
+
+Files go up under a name of their own attempt; the manifest is written only if there is none yet,
+which the server decides. Nothing is ever renamed or overwritten. Files are used from a cache on
+each machine (`pipelines.cache`), and checked there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pipelines.artifacts import Artifact, Store, check_name
+from pipelines.bucket import Bucket
+from pipelines.bucket_events import EventLog
+from pipelines.bucket_locks import LEASE_SECONDS, BucketLock, Leases, read_holder
+from pipelines.cache import Cache
+from pipelines.errors import ArtifactError, CorruptArtifactError
+from pipelines.keys import file_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from pipelines.locks import Holder
+
+MARK = ".igdit-store"
+REMEMBERED_SECONDS = 30.0
+"""How long a manifest is not asked for again: it never changes while it is there."""
+
+
+class BucketStore(Store):
+    """A bucket of artifacts."""
+
+    poll_seconds = 2.0
+
+    def __init__(
+        self, uri: str, cache: Path, cache_bytes: int, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        super().__init__(uri)
+        self.bucket = Bucket(uri)
+        self.leases = Leases(self.bucket, lease_seconds)
+        self.cache = Cache(cache / sha256(uri.encode()).hexdigest()[:12], cache_bytes)
+        self._events = EventLog(self.bucket)
+        self._remembered: dict[tuple[str, str], tuple[float, bytes]] = {}
+
+    def prepare(self) -> None:
+        try:
+            if self.bucket.read(MARK) is not None:
+                return
+            for name in ("first", "second"):
+                mine = self.bucket.create(f".clock/{self._probe}", f"{self._probe} {name}".encode())
+                if mine != (name == "first"):
+                    raise ValueError(f"the store {self.uri} cannot be used: its server does not "
+                                     f"heed If-None-Match, so that two runs could overwrite each "
+                                     f"other's results")  # fmt: skip
+            self.bucket.remove(f".clock/{self._probe}")
+            self.bucket.create(MARK, f"{uuid.uuid4().hex}\n".encode())
+        except (FileNotFoundError, ArtifactError) as error:
+            raise ValueError(f"the store must be a bucket that can be read and written, but "
+                             f"{self.uri} is not: {error}") from error  # fmt: skip
+        self.cache.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _probe(self) -> str:
+        return f"probe-{id(self):x}"
+
+    def exists(self) -> bool:
+        return self.bucket.read(MARK) is not None
+
+    def address(self, kind: str, key: str) -> str:
+        return f"{self.uri}/{_manifest_name(kind, key)}"
+
+    def _read_manifest(self, kind: str, key: str) -> bytes | None:
+        when, text = self._remembered.get((kind, key), (-REMEMBERED_SECONDS, b""))
+        if time.monotonic() - when < REMEMBERED_SECONDS:
+            return text
+        found = self.bucket.read(_manifest_name(kind, key))
+        if found is not None:
+            self._remembered[kind, key] = time.monotonic(), found
+        return found
+
+    def _folder(self, kind: str, key: str, manifest: dict[str, Any]) -> Path:
+        attempt = manifest["attempt"]
+        check_name(attempt)
+        return self.cache.path(f"{kind}.{key}.{attempt}")
+
+    def open(self, kind: str, key: str) -> Artifact:
+        try:
+            return super().open(kind, key)
+        except CorruptArtifactError:
+            artifact = self.find(kind, key)
+            if artifact is None:
+                raise
+            # It may be this machine's copy that is damaged.
+            self.cache.drop(artifact.path.name)
+            return super().open(kind, key)
+
+    def _fetch(self, artifact: Artifact) -> None:
+        prefix = _files_name(artifact.kind, artifact.key, artifact.manifest["attempt"])
+
+        def fill(folder: Path) -> None:
+            wanted = artifact.manifest["files"]
+            for name in wanted:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.bucket.download({f"{prefix}/{name}": folder / name for name in wanted})
+            except FileNotFoundError as error:
+                raise CorruptArtifactError(artifact.kind, artifact.key, f"{self.uri}/{prefix}",
+                                           "a file is missing") from error  # fmt: skip
+            for name, entry in wanted.items():
+                if file_digest(folder / name) != entry["sha256"]:
+                    raise CorruptArtifactError(
+                        artifact.kind, artifact.key, f"{self.uri}/{prefix}/{name}",
+                        "its content was changed",
+                    )  # fmt: skip
+
+        self.cache.fetch(artifact.path.name, fill)
+
+    def names(self, kind: str | None = None, prefix: str = "") -> Sequence[tuple[str, str]]:
+        folder = "manifests" if kind is None else f"manifests/{kind}"
+        found = []
+        for name in self.bucket.list(folder):
+            path = PurePosixPath(f"{kind}/{name}" if kind else name)
+            if len(path.parts) == 2 and path.suffix == ".json" and path.stem.startswith(prefix):
+                found.append((path.parts[0], path.stem))
+        return found
+
+    # Writing
+
+    @contextmanager
+    def _staging(self, kind: str, key: str) -> Iterator[Path]:
+        with self.cache.staging(f"{kind}-{key}") as folder:
+            mark = self.lock(f".staging/{folder.name}")
+            if not mark.acquire():
+                raise ArtifactError(f"{folder.name} is being built twice")
+            try:
+                yield folder
+            finally:
+                mark.release()
+
+    def _commit(self, staging: Path, kind: str, key: str, manifest: dict[str, Any]) -> bool:
+        attempt = staging.name.rpartition("-")[2]
+        text = json.dumps({**manifest, "attempt": attempt}, indent=1).encode()
+        prefix = _files_name(kind, key, attempt)
+        objects = {f"{prefix}/{name}": staging / name for name in manifest["files"]}
+        try:
+            self.bucket.upload(objects)
+            first = self.bucket.create(_manifest_name(kind, key), text)
+        except BaseException:
+            with suppress(ArtifactError, OSError):
+                if not self._is_published(kind, key, attempt):
+                    self.bucket.remove(*objects)
+            raise
+        if first:
+            self.cache.adopt(f"{kind}.{key}.{attempt}", staging)
+        else:
+            self.bucket.remove(*objects)
+        return first
+
+    def _is_published(self, kind: str, key: str, attempt: str) -> bool:
+        text = self.bucket.read(_manifest_name(kind, key))
+        return text is not None and _attempt(text) == attempt
+
+    def log(self, event: str, kind: str, key: str, **details: object) -> None:
+        self._events.append({"event": event, "kind": kind, "key": key, **details})
+
+    def events(self, last: int | None = None) -> Sequence[dict[str, Any]]:
+        return self._events.read() if last is None else self._events.last(last)
+
+    def read_staged(self, name: str, file: str) -> str | None:
+        path = self.cache.folder / ".staging" / name / file
+        try:
+            return path.read_text() if path.is_relative_to(self.cache.folder) else None
+        except OSError:
+            return None
+
+    # Records and locks
+
+    def lock(self, name: str, *, shared: bool = False) -> BucketLock:
+        return BucketLock(self.leases, name, shared=shared)
+
+    def held(self, prefix: str) -> dict[str, Holder]:
+        found = {}
+        for name, objects in self.leases.live_below(prefix).items():
+            texts = self.bucket.read_all(objects).values()
+            if texts:
+                found[name] = read_holder(next(iter(texts)))
+        return found
+
+    def lock_names(self, prefix: str) -> Sequence[str]:
+        return list(self.leases.live_below(prefix))
+
+    def write_record(self, name: str, text: str) -> None:
+        self.bucket.create(name, text.encode())
+
+    def records(self, folder: str) -> dict[str, str]:
+        folder = folder.rstrip("/")
+        names = [f"{folder}/{name}" for name in self.bucket.list(folder)]
+        return {name[len(folder) + 1 :]: text.decode(errors="replace")
+                for name, text in self.bucket.read_all(names).items()}  # fmt: skip
+
+    def record_times(self, folder: str) -> dict[str, float]:
+        return self.bucket.list(folder.rstrip("/"))
+
+    def remove_record(self, name: str) -> None:
+        self.bucket.remove(name)
+
+    # Housekeeping
+
+    def quarantine(self, kind: str, key: str) -> str | None:
+        check_name(kind, key)
+        text = self.bucket.read(_manifest_name(kind, key))
+        if text is None:
+            return None
+        name = f"{kind}.{key}.{_attempt(text) or 'unknown'}"
+        self.bucket.write(f".corrupt/{name}.json", text)
+        self._forget(kind, key)
+        self.log("quarantined", kind, key)
+        return name
+
+    def _forget(self, kind: str, key: str) -> None:
+        self.bucket.remove(_manifest_name(kind, key))
+        self._remembered.pop((kind, key), None)
+        self._verified.pop((kind, key), None)
+
+    def set_aside(self) -> Sequence[str]:
+        return [name.removesuffix(".json") for name in self.bucket.list(".corrupt")]
+
+    def discard(self, name: str) -> None:
+        kind, key, attempt = name.split(".")
+        if attempt != "unknown":
+            self._remove_files(kind, key, attempt)
+        self.bucket.remove(f".corrupt/{name}.json")
+
+    def _remove_files(self, kind: str, key: str, attempt: str) -> None:
+        check_name(kind, key, attempt)
+        prefix = _files_name(kind, key, attempt)
+        self.bucket.remove(*(f"{prefix}/{name}" for name in self.bucket.list(prefix)))
+
+    def sweep(self) -> int:
+        removed = self.cache.sweep()
+        for name, alive in self.leases.live_below(".staging/").items():
+            mark = self.lock(f".staging/{name}")
+            if alive or not mark.acquire():
+                continue
+            kind, _, rest = name.partition("-")
+            key, _, attempt = rest.rpartition("-")
+            with suppress(ValueError):
+                if not self._is_published(kind, key, attempt):
+                    self._remove_files(kind, key, attempt)
+            mark.release()
+            removed += 1
+        return removed
+
+    def delete(self, artifact: Artifact) -> None:
+        self._forget(artifact.kind, artifact.key)
+        self.log("deleted", artifact.kind, artifact.key)
+        self._remove_files(artifact.kind, artifact.key, artifact.manifest["attempt"])
+        self.cache.drop(artifact.path.name)
+
+
+def _manifest_name(kind: str, key: str) -> str:
+    return f"manifests/{kind}/{key}.json"
+
+
+def _files_name(kind: str, key: str, attempt: str) -> str:
+    return f"files/{kind}/{key}/{attempt}"
+
+
+def _attempt(manifest: bytes) -> str | None:
+    """The attempt that a manifest names; None: it cannot be read."""
+    try:
+        attempt = json.loads(manifest)["attempt"]
+        check_name(attempt)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return str(attempt)

@@ -1,0 +1,45 @@
+"""Folders under construction: each has a lock beside it that says that its builder lives."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipelines.locks import FileLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def staging(folder: Path, label: str) -> Iterator[Path]:
+    """A fresh name in a folder, for this block alone; what is left under it goes at the end."""
+    path, lock = _new(folder, label)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        lock.release(remove=True)
+
+
+def _new(folder: Path, label: str) -> tuple[Path, FileLock]:
+    while True:
+        path = folder / f"{label}-{uuid.uuid4().hex[:12]}"
+        lock = FileLock(path.with_suffix(".lock"))
+        if lock.acquire():  # unless a sweep looked at it in that very moment
+            return path, lock
+
+
+def sweep_staging(folder: Path) -> int:
+    """Remove what dead builders left in a folder; returns how many."""
+    removed = 0
+    for path in folder.glob("*.lock"):
+        lock = FileLock(path)
+        if lock.acquire():
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            lock.release(remove=True)
+            removed += 1
+    return removed

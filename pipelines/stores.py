@@ -1,0 +1,57 @@
+"""From an address to a store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.folder_store import FolderStore
+
+if TYPE_CHECKING:
+    from pipelines.artifacts import Store
+
+BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "memory")
+"""fsspec's names of file systems that write an object only if it is not there, in one step."""
+CACHE_GIB = 50.0
+
+
+def make_store(uri: str) -> Store:
+    """The store at an address: a folder (also file://), or a bucket such as s3://BUCKET/PREFIX.
+
+    Raises:
+        ValueError: it is no such address, or IGDIT_CACHE_GIB or IGDIT_LEASE_SECONDS is no number
+            that can be.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return FolderStore(Path(uri).expanduser())
+    if scheme == "file":
+        return FolderStore("/" + rest.lstrip("/"))
+    if scheme not in BUCKETS or not rest.strip("/"):
+        raise ValueError(f"the store must be a folder, or a bucket such as s3://BUCKET/PREFIX "
+                         f"({', '.join(BUCKETS[:-1])}), but got {uri!r}")  # fmt: skip
+    from pipelines.bucket_locks import LEASE_SECONDS
+    from pipelines.bucket_store import BucketStore
+
+    size = int(_number("IGDIT_CACHE_GIB", CACHE_GIB) * 2**30)
+    seconds = _number("IGDIT_LEASE_SECONDS", LEASE_SECONDS, least=2)
+    return BucketStore(uri.rstrip("/"), cache_folder(), size, seconds)
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps copies of what lies in a bucket: IGDIT_CACHE, or in the home."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igdit"
+    return Path(os.environ.get("IGDIT_CACHE") or default).expanduser().absolute()
+
+
+def _number(variable: str, default: float, least: float = 0.0) -> float:
+    text = os.environ.get(variable)
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = float("nan")
+    if not max(least, 1e-9) <= value < float("inf"):
+        expected = f"at least {least:g} (seconds)" if least else "a positive number"
+        raise ValueError(f"{variable} must be {expected}, but got {text!r}")
+    return value
