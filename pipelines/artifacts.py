@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 
 from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
 from pipelines.files import describe_files
-from pipelines.keys import file_digest
+from pipelines.keys import check_file_name, check_name, file_digest
 from pipelines.records import SharedRecords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -105,6 +105,13 @@ class Store(SharedRecords):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptArtifactError(kind, key, where, f"{MANIFEST}: {error!r}") from error
         return Artifact(kind, key, path, manifest)
+
+    def absent(self, names: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:  # noqa: ARG002
+        """Of these kinds and keys some that are not published, if that is quicker than to `find`.
+
+        What is found meanwhile, `find` knows.
+        """
+        return set()
 
     @abstractmethod
     def _read_manifest(self, kind: str, key: str) -> bytes | None: ...
@@ -265,21 +272,6 @@ class Store(SharedRecords):
     @abstractmethod
     def delete(self, artifact: Artifact) -> None:
         """Remove an artifact: out of sight in one step, then altogether."""
-
-
-def check_name(*parts: str) -> None:
-    """Raise ValueError unless each is a legal kind or key, which cannot lead elsewhere."""
-    for part in parts:
-        legal = part.replace("-", "").isalnum() and part.isascii() and len(part) <= 200
-        if not legal or part.startswith("-"):
-            raise ValueError(f"kind and key must be letters, digits and '-', but got {part!r}")
-
-
-def check_file_name(name: object) -> None:
-    """Raise ValueError unless a file's name in a manifest stays below its artifact."""
-    parts = name.split("/") if isinstance(name, str) else [""]
-    if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
-        raise ValueError(f"the file name {name!r} does not stay in the artifact")
 
 
 def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:

@@ -27,7 +27,7 @@ OUTAGE_SECONDS = 120.0
 """How long a bucket may be away before the work stops."""
 FIRST_SECONDS = 5.0
 """How long it may be away if it never answered this process: its address may be wrong."""
-AT_ONCE = 8
+AT_ONCE = 16
 """Requests at a time where there are many."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {

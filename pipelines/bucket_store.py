@@ -23,16 +23,16 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import Artifact, Store, check_name
+from pipelines.artifacts import Artifact, Store
 from pipelines.bucket import Bucket
 from pipelines.bucket_events import EventLog
 from pipelines.bucket_locks import LEASE_SECONDS, BucketLock, Leases, read_holder
 from pipelines.cache import Cache
 from pipelines.errors import ArtifactError, CorruptArtifactError
-from pipelines.keys import file_digest
+from pipelines.keys import check_name, file_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pipelines.locks import Holder
@@ -83,6 +83,13 @@ class BucketStore(Store):
 
     def address(self, kind: str, key: str) -> str:
         return f"{self.uri}/{_manifest_name(kind, key)}"
+
+    def absent(self, names: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        wanted = {_manifest_name(*name): name for name in names}
+        found = self.bucket.read_all(wanted)
+        for each, text in found.items():
+            self._remembered[wanted[each]] = time.monotonic(), text
+        return {name for each, name in wanted.items() if each not in found}
 
     def _read_manifest(self, kind: str, key: str) -> bytes | None:
         when, text = self._remembered.get((kind, key), (-REMEMBERED_SECONDS, b""))

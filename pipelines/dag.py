@@ -74,13 +74,15 @@ def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
 
     Inputs of what is published are not looked at: they are not needed.
     """
+    targets = list(targets)
+    absent = store.absent((node.kind, node.key) for node in closure(targets))
     cached: set[Node] = set()
     missing: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
         if node in cached or node in missing:
             return
-        if store.find(node.kind, node.key):
+        if (node.kind, node.key) not in absent and store.find(node.kind, node.key):
             cached.add(node)
             return
         for source in node.inputs.values():
@@ -210,8 +212,8 @@ class Pipeline:
         if trained and time.monotonic() - self._looked >= self.store.poll_seconds:
             self._looked = time.monotonic()
             there = {key for _, key in self.store.names("checkpoint", trained[0].hash)}
-            arrived.extend(node for node in trained
-                           if node.key in there and self.store.find("checkpoint", node.key))  # fmt: skip
+            hopeful = (node for node in trained if node.key in there)
+            arrived.extend(node for node in hopeful if self.store.find(node.kind, node.key))
         return arrived
 
     def _build(self, runner: Runner, nodes: tuple[Node, ...]) -> None:

@@ -24,9 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import MANIFEST, Artifact, Store, check_name
+from pipelines.artifacts import MANIFEST, Artifact, Store
 from pipelines.errors import ArtifactError, CorruptArtifactError
 from pipelines.files import read_if_there, read_tail, sync_directory, write_durably
+from pipelines.keys import check_name
 from pipelines.locks import FileLock, Holder, holder
 from pipelines.staging import staging, sweep_staging
 

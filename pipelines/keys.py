@@ -1,4 +1,4 @@
-"""Content keys: names of results made from what the results are made from."""
+"""Content keys: names of results made from what the results are made from; which names are legal."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_name(*parts: str) -> None:
+    """Raise ValueError unless each is a legal kind or key, which cannot lead elsewhere."""
+    for part in parts:
+        legal = part.replace("-", "").isalnum() and part.isascii() and len(part) <= 200
+        if not legal or part.startswith("-"):
+            raise ValueError(f"kind and key must be letters, digits and '-', but got {part!r}")
+
+
+def check_file_name(name: object) -> None:
+    """Raise ValueError unless a file's name in a manifest stays below its artifact."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
+        raise ValueError(f"the file name {name!r} does not stay in the artifact")
