@@ -1,4 +1,4 @@
-"""Content keys: names of results made from what the results are made from; which names are legal."""
+"""Content keys: names of results made from what the results are made from, and which are legal."""
 
 from __future__ import annotations
 
