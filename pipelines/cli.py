@@ -36,6 +36,7 @@ from pipelines.errors import PipelineError, UsageError
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
+from pipelines.secrets import load_secrets
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UsageError(f"command must be one of {', '.join(commands)}, but got "
                              f"{name!r}{hint}")  # fmt: skip
+        if name != "submit":  # whose secrets are those of the nodes
+            load_secrets()
         return commands[name](rest)
     except (ValueError, OSError, PipelineError) as error:
         if os.environ.get("IGDIT_DEBUG"):
@@ -190,7 +193,7 @@ class StudyReportOptions:
     """What `igdit report study NAME` takes."""
 
     storage: str | None = None
-    """Database of the study (SQLAlchemy URL); None: study.db where everything lies."""
+    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
 
 
 def report_command(arguments: list[str]) -> int:

@@ -88,10 +88,9 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     from pipelines.study.report import findings
     from pipelines.study.shelf import stored_study
 
-    database = home.root / "study.db"
-    if storage is None and not database.exists():
+    if storage is None and not home.has_studies:
         raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
-    found = stored_study(storage or f"sqlite:///{database}", home.store.root / ".drivers", name)
+    found = stored_study(storage or home.study_storage, home.store.root / ".drivers", name)
     folder = study_folder(home, name)
     home.store.root.mkdir(parents=True, exist_ok=True)
     with in_use(home.store):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import Experiment, experiment_from_json, experiment_to_json
 from pipelines.artifacts import Store
 from pipelines.graph import VERSIONS, Node
+from pipelines.secrets import load_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +106,7 @@ def build(job: Job) -> None:
         "features": build_features,
         "evaluate": build_evaluation,
     }
+    load_secrets()
     store, experiment = open_store(job.store), experiment_from_json(job.experiment)
     contexts = [Context(store, node, experiment) for node in job.nodes]
     torch.set_num_threads(1)

@@ -27,7 +27,8 @@ from pipelines.results import collect
 from pipelines.runners import InlineRunner
 
 ROOT = Path(__file__).parent.parent.parent
-OUTSIDE = ("IGDIT_HOME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+OUTSIDE = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_SECRETS", "IGDIT_STUDY_STORAGE",
+           "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # fmt: skip
 """Variables of the environment that would lead a test out of its folder."""
 
 
