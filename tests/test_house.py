@@ -21,14 +21,15 @@ MAY_IMPORT = {
 """Package -> what any of its modules may import (besides the standard library)."""
 
 ONLY_IN = {
-    "ray": {"pipelines/ray_runner.py"},
+    "ray": {"pipelines/ray_runner.py", "pipelines/ray_jobs.py"},
+    "aiohttp": {"pipelines/ray_jobs.py"},
     "mlflow": {"pipelines/tracking.py"},
     "optuna": {
         f"pipelines/study/{name}.py"
         for name in ("book", "identity", "propose", "shelf", "storage", "trials")
     },
     "sqlalchemy": {"pipelines/study/storage.py"},
-    "tyro": {"pipelines/cli.py", "pipelines/cli_results.py"},
+    "tyro": {f"pipelines/{name}.py" for name in ("cli", "cli_results", "cli_submit")},
     "matplotlib": {"pipelines/plots.py"},
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},
