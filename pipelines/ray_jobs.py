@@ -29,6 +29,10 @@ TIMEOUT = (10.0, 120.0)
 QUIET_SECONDS = 20.0
 """Silence of a log after which the server is asked whether the job still runs."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.job.utils",
+          "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.working_dir",
+          "ray._private.runtime_env.packaging")  # fmt: skip
+"""Loggers of Ray that tell of every upload; what matters of it is said by `igdit submit`."""
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to its token"
 
 
@@ -71,10 +75,8 @@ class JobServer:
         self.address = address
         # Ray takes these before the address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
-        logging.getLogger("ray").setLevel(logging.WARNING)
-        for name in ("sdk", "utils"):
-            logging.getLogger(f"ray.dashboard.modules.job.{name}").setLevel(logging.WARNING)
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._client: Any = self._ask(lambda: _Client(address))
 
     def jobs(self) -> list[Job]:

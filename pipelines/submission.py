@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
+from pipelines.pinned import PINNED
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
 
@@ -33,6 +34,8 @@ SETTINGS = {
     **RAY_SETTINGS,
     # Ray gives a job that is stopped 3 seconds: too few to end a step and let trials go.
     "RAY_JOB_STOP_WAIT_TIME_S": "30",
+    "COLUMNS": "100",  # of tables in the log, which is no terminal
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """What every job gets."""
 ADDRESSES = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_STUDY_STORAGE",
@@ -214,9 +217,8 @@ def check_files_of(config: object, *, shared: bool) -> None:
         UsageError: a path is relative, or there is one and nobody said that nodes see it.
     """
     for name, value in _texts(config, ""):
-        if "://" in value or ("/" not in value and not Path(value).exists()):
-            continue
-        if name.rpartition(".")[2] in ("name", "source") and "/" not in value:
+        is_file = "/" in value or name.rpartition(".")[2] in PINNED
+        if "://" in value or not is_file:
             continue
         if not value.startswith("/"):
             raise UsageError(f"{name} must be an absolute path on the nodes, but got {value!r}")

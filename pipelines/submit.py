@@ -49,8 +49,8 @@ def submit(
     server = JobServer(address)
     running = None if again else find_running(server, submission)
     if running is not None:
-        _say(console, f"{running.submission_id} is {running.status.lower()}: following it (--again "
-                      f"sends another attempt)")  # fmt: skip
+        _say(console, f"{running.submission_id} is {running.status.lower()} already: nothing was "
+                      f"sent (--again sends another attempt)")  # fmt: skip
         submission_id = running.submission_id
     else:
         submission_id = send(server, submission)
