@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.nodes import QUICK, Node
-from cluster.processes import Process, free_port, wait_for_port
+from cluster.nodes import QUICK, Node, alive_nodes
+from cluster.processes import Process, free_port, wait_for, wait_for_port
 from cluster.services import HOST, S3, Mlflow, Postgres, Service
 
 SERVICES: dict[str, type[Service]] = {"postgres": Postgres, "s3": S3, "mlflow": Mlflow}
@@ -76,6 +76,8 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End everything that was started here, by pid; the folder stays."""
+        if not self.folder.exists():
+            return
         for node in reversed(self.nodes):
             if node.process is not None:
                 node.process.end()
@@ -96,6 +98,8 @@ class LocalCluster:
         if number == 0:
             wait_for_port(node.address, self.port, node.process, log, 120.0)
             wait_for_port(HOST, self.dashboard_port, node.process, log, 120.0)
+        # Nodes that start on one machine at the same time take each other's sockets.
+        wait_for(lambda: node.address in self.alive(), node.process, log, 120.0)
 
     def kill_node(self, number: int) -> None:
         """SIGKILL to all processes of a node at once, as if its machine had gone."""
@@ -103,6 +107,10 @@ class LocalCluster:
         if process is not None:
             process.kill()
         self._save()
+
+    def alive(self) -> set[str]:
+        """Addresses of the nodes that Ray takes to be alive."""
+        return alive_nodes(self.address, self.token.read_text())
 
     @property
     def address(self) -> str:
@@ -251,10 +259,8 @@ def _write_private(path: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.local", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument("command", choices=["up", "down", "status"])
     parser.add_argument("--folder", type=Path, help="where all of it lies",
                         default=Path(tempfile.gettempdir()) / f"igdit-{os.getuid()}")  # fmt: skip
@@ -280,9 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.clean:
             shutil.rmtree(cluster.folder, ignore_errors=True)
     else:
+        alive = cluster.alive() if cluster.nodes else set()
         for node in cluster.nodes:
-            alive = node.process is not None and node.process.alive
-            print(f"node {node.number}  {node.address}  {'runs' if alive else 'is gone'}")
+            print(f"node {node.number}  {node.address}  "
+                  f"{'runs' if node.address in alive else 'is gone'}")  # fmt: skip
         for name, service in cluster.services.items():
             print(f"{name}  port {service.port}  {'runs' if service.running else 'is away'}")
     return 0

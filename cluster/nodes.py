@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,3 +51,17 @@ class Node:
     def _size(self) -> list[str]:
         return [f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}",
                 f"--object-store-memory={STORE_MEMORY}"]  # fmt: skip
+
+
+def alive_nodes(dashboard: str, token: str) -> set[str]:
+    """Addresses of the nodes that Ray takes to be alive; none if the dashboard does not say."""
+    only = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+    request = urllib.request.Request(
+        f"{dashboard}/api/v0/nodes?{only}", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]["result"]
+    except (OSError, ValueError, TypeError):
+        return set()
+    return {node["node_ip"] for node in found}

@@ -109,11 +109,22 @@ def wait_for_port(host: str, port: int, process: Process, log: Path, seconds: fl
             probe.settimeout(1.0)
             return probe.connect_ex((host, port)) == 0
 
-    if _until(lambda: not process.alive or listens(), seconds) and process.alive:
+    wait_for(listens, process, log, seconds)
+
+
+def wait_for(
+    condition: Callable[[], bool], process: Process, log: Path, seconds: float
+) -> None:  # fmt: skip
+    """Wait until a program is ready.
+
+    Raises:
+        RuntimeError: it ended, or is not ready in time; with the end of its log.
+    """
+    if _until(lambda: not process.alive or condition(), seconds) and process.alive:
         return
     process.kill()
     tail = log.read_text(errors="replace")[-1500:]
-    raise RuntimeError(f"nothing listens at {host}:{port}; the end of {log}:\n{tail}")
+    raise RuntimeError(f"what was started is not ready; the end of {log}:\n{tail}")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
