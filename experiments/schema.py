@@ -17,7 +17,7 @@ from ig_core.config import (
     SamplerConfig,
     TrainConfig,
 )
-from ig_core.validation import require
+from ig_core.validation import require, require_file_name
 
 IMAGE_SHAPES = {"digits": (1, 8, 10)}
 """Data source -> channels, side in pixels, number of classes."""
@@ -168,8 +168,7 @@ class Experiment:
     """Workers and batch sizes."""
 
     def __post_init__(self) -> None:
-        require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
-                 "name", self.name, "a file name")  # fmt: skip
+        require_file_name("name", self.name)
         channels, side, classes = IMAGE_SHAPES[self.data.source]
         for name, value, expected in (
             ("model.in_channels", self.model.in_channels, channels),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from experiments.schema import Experiment, read_dataclass
-from ig_core.validation import require
+from ig_core.validation import require, require_file_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,7 @@ class Study:
     """When a training is given up."""
 
     def __post_init__(self) -> None:
-        require(self.name != "" and "/" not in self.name and not self.name.startswith("."),
-                 "name", self.name, "a file name")  # fmt: skip
+        require_file_name("name", self.name)
         require(self.scales_per_training >= 1, "scales_per_training", self.scales_per_training,
                  "at least 1")  # fmt: skip
         require(self.scales_per_training <= self.space.ig_scale.count, "scales_per_training",

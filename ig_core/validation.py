@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -10,6 +11,16 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise ValueError naming the field, the value it got and what was expected."""
     if not condition:
         raise ValueError(f"{name} must be {expected}, but got {value!r}")
+
+
+def require_file_name(name: str, value: str) -> None:
+    """Raise ValueError unless a text can name a file or folder, of all places only where it is put.
+
+    Letters and digits of any language, space, and . _ - + = ( ) @ , are taken.
+    """
+    plain = re.fullmatch(r"\w[\w .+=(),@-]*", value) is not None and value == value.strip()
+    expected = "a file name (letters, digits, spaces and ._-+=(),@ after a letter or digit)"
+    require(plain and len(value.encode()) <= 120, name, value, expected)
 
 
 def check_fields(config: object) -> None:

@@ -31,11 +31,13 @@ from pipelines.cli_results import (
     track_command,
     ui_command,
 )
+from pipelines.cli_submit import submit_command
 from pipelines.dag import make_plan
 from pipelines.errors import PipelineError, UsageError
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
+from pipelines.secrets import load_secrets
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
   igdit track rebuild          make MLflow's pages again, from the store and the studies
+  igdit submit study NAME --address http://HEAD:8265 [options]
+                               the same on a Ray cluster, followed from here (also: submit run NAME)
 
 NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier run.
 `igdit run NAME --help` lists every setting with its value. Results lie in ./runs or $IGDIT_HOME.
@@ -89,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         "store": store_command,
         "ui": ui_command,
         "track": track_command,
+        "submit": lambda rest: submit_command(rest, parse_study, parse_run),
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -100,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UsageError(f"command must be one of {', '.join(commands)}, but got "
                              f"{name!r}{hint}")  # fmt: skip
+        if name != "submit":  # whose secrets are those of the nodes
+            load_secrets()
         return commands[name](rest)
     except (ValueError, OSError, PipelineError) as error:
         if os.environ.get("IGDIT_DEBUG"):
@@ -174,6 +181,12 @@ def study_command(arguments: list[str]) -> int:
     """`igdit study`."""
     from pipelines.study.command import run_study
 
+    command = parse_study(arguments)
+    return run_study(command.study, command.options, Home.default(), Console())
+
+
+def parse_study(arguments: list[str]) -> StudyCommand:
+    """What the words after `igdit study` mean."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
     name, *overrides = arguments
@@ -181,8 +194,12 @@ def study_command(arguments: list[str]) -> int:
         default = StudyCommand(get_study(name), StudyOptions())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    command = tyro.cli(StudyCommand, default=default, args=overrides, prog=f"igdit study {name}")
-    return run_study(command.study, command.options, Home.default(), Console())
+    return tyro.cli(StudyCommand, default=default, args=overrides, prog=f"igdit study {name}")
+
+
+def parse_run(arguments: list[str]) -> Experiment:
+    """The experiment that the words after `igdit run` mean."""
+    return _options(arguments, "run").experiment
 
 
 @dataclass(frozen=True)
@@ -190,7 +207,7 @@ class StudyReportOptions:
     """What `igdit report study NAME` takes."""
 
     storage: str | None = None
-    """Database of the study (SQLAlchemy URL); None: study.db where everything lies."""
+    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
 
 
 def report_command(arguments: list[str]) -> int:

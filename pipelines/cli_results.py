@@ -165,7 +165,7 @@ class TrackOptions:
     """What `igdit track rebuild` takes."""
 
     storage: str | None = None
-    """Database of the studies (SQLAlchemy URL); None: study.db where everything lies."""
+    """Database of the studies (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
 
 
 def track_command(arguments: list[str]) -> int:

@@ -34,6 +34,10 @@ class StudyError(PipelineError):
     """A study cannot go on."""
 
 
+class JobServerError(PipelineError):
+    """A cluster's job server cannot be reached, or refuses."""
+
+
 class TrackingError(PipelineError):
     """The tracking server cannot be reached, or refuses."""
 

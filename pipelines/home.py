@@ -36,6 +36,16 @@ class Home:
         return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{self.root / 'mlflow.db'}")
 
     @property
+    def study_storage(self) -> str:
+        """Database of the studies: `IGDIT_STUDY_STORAGE`, or a SQLite file here."""
+        return os.environ.get("IGDIT_STUDY_STORAGE") or f"sqlite:///{self.root / 'study.db'}"
+
+    @property
+    def has_studies(self) -> bool:
+        """Whether a database of studies was named, or is here."""
+        return bool(os.environ.get("IGDIT_STUDY_STORAGE")) or (self.root / "study.db").exists()
+
+    @property
     def mlartifacts(self) -> Path:
         """MLflow's files."""
         return self.root / "mlartifacts"

@@ -35,7 +35,7 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
 
     Args:
         home: Whose results.
-        storage: Database of the studies; None: study.db where everything lies.
+        storage: Database of the studies; None: that of IGDIT_STUDY_STORAGE, or study.db.
         say: Told what is done.
 
     Returns:
@@ -81,10 +81,9 @@ def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
 def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
     from pipelines.study.shelf import stored_studies
 
-    own = home.root / "study.db"
-    if storage is None and not own.exists():
+    if storage is None and not home.has_studies:
         return []
-    return stored_studies(storage or f"sqlite:///{own}", home.store)
+    return stored_studies(storage or home.study_storage, home.store)
 
 
 def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:

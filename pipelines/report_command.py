@@ -85,10 +85,9 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     from pipelines.study.report import findings
     from pipelines.study.shelf import stored_study
 
-    database = home.root / "study.db"
-    if storage is None and not database.exists():
+    if storage is None and not home.has_studies:
         raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
-    found = stored_study(storage or f"sqlite:///{database}", home.store, name)
+    found = stored_study(storage or home.study_storage, home.store, name)
     folder = study_folder(home, name)
     with in_use(home.store):
         put_together = findings(found.study, found.trials, found.importances, home.store)

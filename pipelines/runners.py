@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
     from experiments import Resources
 
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Else Ray aborts with a stack trace where SIGTERM is to end a run in good order.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
+"""What Ray reads when it is imported, wherever it runs."""
+
 
 class Runner(Protocol):
     """Executes work; errors of the work itself come out as they were raised."""
@@ -183,14 +193,7 @@ def describe_runner(resources: Resources) -> str:
 
 def prepare_ray_environment() -> None:
     """Set what Ray reads when it is imported: no usage reports; loopback if it is to be local."""
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Else Ray aborts with a stack trace where SIGTERM is to end a run in good order.
-        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
-    }
+    settings = dict(RAY_SETTINGS)
     if not os.environ.get("RAY_ADDRESS"):
         # Without the first Ray replaces 127.0.0.1 by the host's outward address, whatever it is
         # told; without the last gloo listens where the host's name resolves to.

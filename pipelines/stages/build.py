@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
 from pipelines.graph import VERSIONS, Node
+from pipelines.secrets import load_secrets
 from pipelines.stores import make_store
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def build(job: Job) -> None:
         "features": build_features,
         "evaluate": build_evaluation,
     }
+    load_secrets()
     store, experiment = open_store(job.store), experiment_from_json(job.experiment)
     contexts = [Context(store, node, experiment) for node in job.nodes]
     torch.set_num_threads(1)

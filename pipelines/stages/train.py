@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from experiments import experiment_from_json
 from pipelines.graph import Graph
+from pipelines.secrets import load_secrets
 from pipelines.stages.build import describe, open_store, write_experiment
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def train_worker(
 
     from ig_core.training import NonFiniteLossError, Share, train
 
+    load_secrets()
     experiment = experiment_from_json(job.experiment)
     store, graph = open_store(job.store), Graph(experiment)
     torch.set_num_threads(experiment.resources.cpus_per_worker)

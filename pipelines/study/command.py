@@ -58,7 +58,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     study = replace(study, experiment=resolve(study.experiment))
     store, started = home.store, time.monotonic()
     home.root.mkdir(parents=True, exist_ok=True)
-    url = options.storage or f"sqlite:///{home.root / 'study.db'}"
+    url = options.storage or home.study_storage
     with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
         book = StudyBook(study, url, store)

@@ -22,7 +22,7 @@ class StudyOptions:
     parallel: int | None = None
     """Trainings at a time; None: as many as this machine has cores for."""
     storage: str | None = None
-    """Database of the study (SQLAlchemy URL); None: study.db where everything lies."""
+    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
     hours: float | None = None
     """Begin nothing new after so many hours."""
     target_fid: float | None = None

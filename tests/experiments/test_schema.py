@@ -94,7 +94,7 @@ def experiments(draw):
     workers, path = draw(st.integers(1, 4)), draw(st.sampled_from(["linear", "cosine"]))
     scale = st.integers(-1000, 1000).map(lambda hundredths: hundredths / 100)
     return Experiment(
-        name=draw(st.text("abcXYZ-_ é", min_size=1)),
+        name=f"n{draw(st.text('abcXYZ-_ é', max_size=20))}m",
         data=DataConfig(),
         model=draw(models()),
         loss=LossConfig(path=path, aux_weight=draw(st.floats(0, 10))),

@@ -1,0 +1,67 @@
+"""Nodes of a Ray cluster on one machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cluster.processes import Process
+
+START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+STORE_MEMORY = 150_000_000
+"""Bytes of Ray's object store on each node: results go to our store, not through Ray's."""
+QUICK = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""A node that is gone is noticed in seconds."""
+
+
+@dataclass
+class Node:
+    """One `ray start --block`."""
+
+    number: int
+    cpus: int
+    process: Process | None = None
+
+    @property
+    def address(self) -> str:
+        """Its own loopback address; the head is 127.0.0.2."""
+        return f"127.0.0.{self.number + 2}"
+
+    def lead(self, port: int, dashboard_port: int, temporary: Path) -> list[str]:
+        """The command of a head."""
+        return [*START, "--head", f"--port={port}", "--disable-usage-stats",
+                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
+                f"--temp-dir={temporary}", *self._size()]  # fmt: skip
+
+    def join(self, head: Node, port: int) -> list[str]:
+        """The command of a worker."""
+        return [*START, f"--address={head.address}:{port}", *self._size()]
+
+    def _size(self) -> list[str]:
+        return [f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}",
+                f"--object-store-memory={STORE_MEMORY}"]  # fmt: skip
+
+
+def alive_nodes(dashboard: str, token: str) -> set[str]:
+    """Addresses of the nodes that Ray takes to be alive; none if the dashboard does not say."""
+    only = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+    request = urllib.request.Request(
+        f"{dashboard}/api/v0/nodes?{only}", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]["result"]
+    except (OSError, ValueError, TypeError):
+        return set()
+    return {node["node_ip"] for node in found}

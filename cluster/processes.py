@@ -1,0 +1,134 @@
+"""Processes that outlive the command that started them, known again by pid and start time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that may not be our child any more."""
+
+    pid: int
+    born: str
+    """Start time as /proc has it: pids are used again, the pair is not."""
+
+    @classmethod
+    def start(cls, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
+        """Start a program in a session of its own; its output is appended to the log."""
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **environment}, start_new_session=True,
+            )  # fmt: skip
+        return cls(child.pid, _born(child.pid))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs; one of ours that ended is taken note of."""
+        with contextlib.suppress(ChildProcessError):  # it was started by another command
+            os.waitpid(self.pid, os.WNOHANG)
+        return bool(self.born) and _born(self.pid) == self.born
+
+    def end(self, seconds: float = 20.0) -> None:
+        """SIGTERM, and SIGKILL for what of it and of all below it is left after a while."""
+        if not self.alive:
+            return
+        tree = [self, *self.below()]
+        os.kill(self.pid, signal.SIGTERM)
+        _until(lambda: not self.alive, seconds)
+        _kill(tree)
+
+    def kill(self) -> None:
+        """SIGKILL it and all below it at once, as if the machine had gone."""
+        if self.alive:
+            _kill([self, *self.below()])
+
+    def below(self) -> list[Process]:
+        """All its descendants."""
+        parents: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        found, queue = [], [self.pid]
+        while queue:
+            children = parents.get(queue.pop(), [])
+            found += children
+            queue += children
+        return [Process(pid, _born(pid)) for pid in found]
+
+
+def _kill(processes: Sequence[Process]) -> None:
+    for process in processes:
+        if process.alive:
+            os.kill(process.pid, signal.SIGKILL)
+    _until(lambda: not any(process.alive for process in processes), 20.0)
+
+
+def _born(pid: int) -> str:
+    """Start time of a process that runs; empty if there is none (a zombie is none)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def wait_for_port(host: str, port: int, process: Process, log: Path, seconds: float = 60.0) -> None:
+    """Wait until a program listens.
+
+    Raises:
+        RuntimeError: it ended, or does not listen in time; with the end of its log.
+    """
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1.0)
+            return probe.connect_ex((host, port)) == 0
+
+    wait_for(listens, process, log, seconds)
+
+
+def wait_for(
+    condition: Callable[[], bool], process: Process, log: Path, seconds: float
+) -> None:  # fmt: skip
+    """Wait until a program is ready.
+
+    Raises:
+        RuntimeError: it ended, or is not ready in time; with the end of its log.
+    """
+    if _until(lambda: not process.alive or condition(), seconds) and process.alive:
+        return
+    process.kill()
+    tail = log.read_text(errors="replace")[-1500:]
+    raise RuntimeError(f"what was started is not ready; the end of {log}:\n{tail}")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing uses right now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,211 @@
+"""What a cluster uses besides Ray, on loopback: an S3, a PostgreSQL, an MLflow server.
+
+Each can be stopped and started again on the same port with what it held, as in an outage.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.processes import Process, free_port, wait_for_port
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Service(ABC):
+    """A server of its own port and log."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    process: Process | None = None
+    helper: Process | None = None
+
+    def __post_init__(self) -> None:
+        self.port = self.port or free_port()
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return type(self).__name__.lower()
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves."""
+        return self.process is not None and self.process.alive
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """What serves on the port."""
+
+    def start(self) -> None:
+        """Serve; what was there before is there again."""
+        if self.running:
+            return
+        self.process = Process.start(self.command(), self.log, self._python_path())
+        wait_for_port(HOST, self.port, self.process, self.log, 120.0)
+
+    def stop(self) -> None:
+        """Be away: connections are refused until it is started again."""
+        if self.process is not None:
+            self.process.end()
+
+    def close(self) -> None:
+        """End for good."""
+        self.stop()
+        if self.helper is not None:
+            self.helper.end()
+
+    def _python_path(self) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return {**self.environment, "PYTHONPATH": path}
+
+
+@dataclass
+class S3(Service):
+    """moto in memory, behind a relay: what is stopped is the relay, so that the objects stay."""
+
+    access_key: str = "igdit"
+    secret_key: str = ""
+    target: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.target = self.target or free_port()
+
+    @property
+    def url(self) -> str:
+        """AWS_ENDPOINT_URL."""
+        return f"http://{HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "cluster.relay", HOST, str(self.port), str(self.target)]
+
+    def start(self) -> None:
+        if self.helper is None or not self.helper.alive:
+            words = [sys.executable, "-m", "cluster.s3_server", HOST, str(self.target)]
+            log = self.folder / "s3_server.log"
+            self.helper = Process.start(words, log, self._python_path())
+            wait_for_port(HOST, self.target, self.helper, log, 120.0)
+        super().start()
+
+    def make_bucket(self, name: str) -> None:
+        """Create a bucket; one that is there is left as it is."""
+        import boto3
+
+        client = boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key, region_name="us-east-1",
+        )  # fmt: skip
+        client.create_bucket(Bucket=name)
+
+
+@dataclass
+class Postgres(Service):
+    """A PostgreSQL that wants a password, with databases `igdit` and `mlflow`."""
+
+    password: str = ""
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy's, without the password: PGPASSWORD says that."""
+        return f"postgresql+psycopg://igdit@{HOST}:{self.port}/igdit"
+
+    @property
+    def mlflow_url(self) -> str:
+        """The same for MLflow's database."""
+        return self.url.removesuffix("igdit") + "mlflow"
+
+    @property
+    def data(self) -> Path:
+        """Its files."""
+        return self.folder / "postgres"
+
+    def command(self) -> list[str]:
+        return [*self._user(), self._program("postgres"), "-D", str(self.data), "-p",
+                str(self.port), "-h", HOST, "-c", "unix_socket_directories="]  # fmt: skip
+
+    def start(self) -> None:
+        new = not self.data.exists()
+        if new:
+            self._initialise()
+        super().start()
+        if new:
+            for database in ("igdit", "mlflow"):
+                self._run(self._program("createdb"), "-h", HOST, "-p", str(self.port), "-U",
+                          "igdit", database)  # fmt: skip
+
+    def stop(self) -> None:
+        """End it in good order, or at once if somebody is connected: the data are safe."""
+        if self.process is not None and self.process.alive:
+            self._run(*self._user(), self._program("pg_ctl"), "-D", str(self.data), "-m", "fast",
+                      "stop")  # fmt: skip
+            self.process.end()
+
+    def _initialise(self) -> None:
+        self.data.mkdir(mode=0o700)
+        password = self.folder / "postgres.password"
+        password.touch(mode=0o600)
+        password.write_text(self.password)
+        if self._user():
+            # The folders above belong to root, with nothing in them that others may list or read.
+            for above in (self.folder, *self.folder.parents):
+                if above.owner() == "root":
+                    above.chmod(above.stat().st_mode | 0o011)
+            for path in (self.data, password):
+                shutil.chown(path, "postgres", "postgres")
+        self._run(*self._user(), self._program("initdb"), "-D", str(self.data), "-U", "igdit", "-A",
+                  "scram-sha-256", "--pwfile", str(password), "--encoding", "UTF8")  # fmt: skip
+        password.unlink()
+
+    def _user(self) -> list[str]:
+        """PostgreSQL refuses to be root."""
+        root = os.geteuid() == 0
+        return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if root else []
+
+    def _program(self, name: str) -> str:
+        folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        found = [*filter(None, [shutil.which(name)]), *(str(f / name) for f in folders)]
+        if not found:
+            raise RuntimeError(
+                f"{name} of PostgreSQL must be on the PATH or in /usr/lib/postgresql"
+            )
+        return found[0]
+
+    def _run(self, *words: str) -> None:
+        run = subprocess.run(words, capture_output=True, text=True, check=False,
+                             env={**os.environ, "PGPASSWORD": self.password})  # fmt: skip
+        if run.returncode:
+            raise RuntimeError(f"{Path(words[-1]).name}: {' '.join(words[:3])} failed: "
+                               f"{run.stderr[-800:]}")  # fmt: skip
+
+
+@dataclass
+class Mlflow(Service):
+    """MLflow's server; its tables are in a PostgreSQL, or in a file."""
+
+    backend: str = ""
+
+    @property
+    def url(self) -> str:
+        """MLFLOW_TRACKING_URI."""
+        return f"http://{HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        backend = self.backend or f"sqlite:///{self.folder / 'mlflow.db'}"
+        return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
+                "--artifacts-destination", str(self.folder / "mlartifacts"), "--host", HOST,
+                "--port", str(self.port), "--workers", "1"]  # fmt: skip

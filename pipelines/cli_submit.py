@@ -1,0 +1,184 @@
+"""`igdit submit`: the same commands, as jobs of a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from rich.console import Console
+
+from experiments import EXPERIMENTS, STUDIES
+from pipelines.errors import UsageError
+from pipelines.graph import Graph
+from pipelines.submission import (
+    Submission,
+    check_addresses,
+    check_files_of,
+    commit_of,
+    environment_for,
+    excludes_for,
+    find_root,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from experiments import Experiment
+    from pipelines.cli import StudyCommand
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What `igdit submit` takes besides the command that it sends."""
+
+    address: str | None = None
+    """The cluster's dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if
+    that is one."""
+    detach: bool = False
+    """Send the job and do not wait for it."""
+    dry_run: bool = False
+    """Say what would be sent, and send nothing."""
+    again: bool = False
+    """Send another attempt though one is running."""
+    shared: bool = False
+    """Folders and files that addresses name are seen by all nodes under the same path."""
+    python: str = "python"
+    """The interpreter on the nodes; an absolute path is safest."""
+    working_dir: Path | None = None
+    """Folder to upload; None: the project's, found from here upwards."""
+    secrets: str | None = None
+    """File of secrets on the nodes; None: what IGDIT_SECRETS says."""
+    env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE for the job's environment, nothing secret; may be given several times."""
+
+
+FLAGS = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.type == "bool")
+VALUES = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.name not in FLAGS)
+
+
+def submit_command(
+    arguments: list[str],
+    parse_study: Callable[[list[str]], StudyCommand],
+    parse_run: Callable[[list[str]], Experiment],
+) -> int:
+    """`igdit submit`; the commands that it sends are parsed by their own parsers."""
+    from pipelines.submit import submit
+
+    ours, words = split_words(arguments)
+    if not words or words[0] not in ("study", "run"):
+        if words and words[0] in ("-h", "--help"):
+            ours = [*ours, words[0]]
+        options = tyro.cli(SubmitOptions, args=ours, prog="igdit submit")
+        raise UsageError(_what_is_needed(words))
+    options = tyro.cli(SubmitOptions, args=ours, prog="igdit submit")
+    kind, rest = words[0], words[1:]
+    root = (options.working_dir or find_root(Path.cwd())).absolute()
+    if not root.is_dir():
+        raise UsageError(f"--working-dir must be a folder, but got {str(root)!r}")
+    address, console = _address(options), Console()
+    environment = environment_for(os.environ, options.env, options.secrets)
+    if kind == "study":
+        command = parse_study(rest)
+        name, identity, storage = command.study.name, "", command.options.storage
+        config: object = command.study.experiment
+    else:
+        experiment = parse_run(rest)
+        name, identity, storage = experiment.name, Graph(experiment).run_key[:8], None
+        rest, config = _uploaded(rest, root), experiment
+    check_files_of(config, shared=options.shared)
+    check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
+    submission = Submission(
+        kind, name, identity, tuple(rest), options.python, environment, root,
+        excludes_for(root, environment), commit_of(root),
+    )  # fmt: skip
+    submission.check_nothing_secret()
+    if kind == "study" and not command.options.yes and not options.dry_run:
+        submission = _agreed(submission, command.options.ask_above, console)
+    return submit(submission, address, console, detach=options.detach, again=options.again,
+                  dry_run=options.dry_run)  # fmt: skip
+
+
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of `submit`, wherever they stand, and all other words.
+
+    After `--` nothing is ours.
+    """
+    ours: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            others += words
+            break
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or name not in (*FLAGS, *VALUES):
+            others.append(word)
+            continue
+        ours.append(word)
+        if name in VALUES and "=" not in word:
+            value = next(words, None)
+            ours += [] if value is None else [value]
+    return ours, others
+
+
+def _what_is_needed(words: Sequence[str]) -> str:
+    text = (f"igdit submit needs what to send: study NAME ({', '.join(STUDIES)}) or run NAME "
+            f"({', '.join(EXPERIMENTS)})")  # fmt: skip
+    if not words:
+        return text
+    known = [f"--{name.replace('_', '-')}" for name in (*FLAGS, *VALUES)]
+    close = difflib.get_close_matches(words[0], ["study", "run", *known], n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{text}, but got {words[0]!r}{hint}"
+
+
+def _address(options: SubmitOptions) -> str:
+    """The dashboard's address."""
+    given, name = options.address, "--address"
+    if given is None:
+        for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            value = os.environ.get(variable, "")
+            if value and (variable != "RAY_ADDRESS" or value.startswith("http")):
+                given, name = value, variable
+                break
+        else:
+            raise UsageError("igdit submit needs the address of the cluster's dashboard: --address "
+                             "http://HOST:8265, or RAY_API_SERVER_ADDRESS")  # fmt: skip
+    if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
+        raise UsageError(f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
+                         f"dashboard, but got {given!r}")  # fmt: skip
+    if "@" in given:
+        raise UsageError(f"{name} must be without a user and a password; Ray's token is named by "
+                         f"RAY_AUTH_TOKEN_PATH")  # fmt: skip
+    return given.rstrip("/")
+
+
+def _uploaded(words: list[str], root: Path) -> list[str]:
+    """The words with an experiment's file named as the job sees it, in the folder it starts in."""
+    if not words or not words[0].endswith(".json"):
+        return words
+    path = Path(words[0]).absolute()
+    if not path.is_relative_to(root):
+        raise UsageError(f"the experiment's file must lie in the folder that is uploaded ({root}), "
+                         f"but got {words[0]}")  # fmt: skip
+    return [path.relative_to(root).as_posix(), *words[1:]]
+
+
+def _agreed(submission: Submission, ask_above: float, console: Console) -> Submission:
+    """The submission of which a person said that it may cost what it costs."""
+    if not console.is_terminal or not sys.stdin.isatty():
+        raise UsageError(
+            f"study {submission.name} may take more than --ask-above {ask_above:g} worker-hours, "
+            f"and nobody can be asked on the cluster: add --yes"
+        )
+    question = (f"Nobody can be asked on the cluster. May study {submission.name} take more than "
+                f"{ask_above:g} worker-hours? \\[y/N] ")  # fmt: skip
+    if console.input(question).strip().lower() != "y":
+        raise UsageError("nothing was sent")
+    return dataclasses.replace(submission, words=(*submission.words, "--yes"))

@@ -1,0 +1,76 @@
+"""Passwords and keys of a node, from a file that only its owner may read.
+
+`IGDIT_SECRETS` names the file on each node: lines of NAME=VALUE, put into the environment of the
+drivers and the workers that start there. A password that came with a job would stand in the job's
+description, where everybody who sees the cluster's dashboard reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from pipelines.discretion import keep_secret
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+FILE = "IGDIT_SECRETS"
+"""Variable that names the file."""
+
+
+def load_secrets() -> None:
+    """Put what stands in the file of `IGDIT_SECRETS` into the environment, if there is one.
+
+    What is set already stays. Doing it again changes nothing.
+
+    Raises:
+        ValueError: the file is not there, others may read it, or a line is not NAME=VALUE.
+    """
+    given = os.environ.get(FILE)
+    if not given:
+        return
+    found = parse_secrets(_read(Path(given)), given)
+    keep_secret(found.values())
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+
+
+def _read(path: Path) -> str:
+    """The file's text, of the very file whose permissions were looked at."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"{FILE} must be a file, but {path} is none")
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise ValueError(f"{FILE} must be readable by its owner only, but {path} has mode "
+                                 f"{stat.S_IMODE(mode):04o}: chmod 600 {path}")  # fmt: skip
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"{FILE} must be a file of NAME=VALUE lines on this node, but {path} "
+                         f"cannot be read: {reason}") from None  # fmt: skip
+
+
+def parse_secrets(text: str, file: str) -> dict[str, str]:
+    """Names and values of NAME=VALUE lines; blank lines and lines that begin with # are skipped.
+
+    A value may stand in single or double quotes, which are taken off; nothing in it is replaced.
+
+    Raises:
+        ValueError: a line is something else; the message does not repeat it.
+    """
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        name, equals, value = stripped.removeprefix("export ").partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not NAME.fullmatch(name):
+            raise ValueError(f"line {number} of {file} must be NAME=VALUE (it is not shown here)")
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name] = value
+    return found

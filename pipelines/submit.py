@@ -1,0 +1,211 @@
+"""Send a job to a cluster, or find the one that runs; follow its log to the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipelines.errors import JobServerError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.ray_jobs import Job, JobServer
+    from pipelines.submission import Submission
+
+LARGEST_UPLOAD = 50 * 2**20
+"""Bytes of a folder: half of what the dashboard takes, and a sign of data that lies in it."""
+SHOWN = 10
+RACES = 20
+"""Times that somebody else may take the next number first."""
+AWAY_SECONDS = 300.0
+"""How long a cluster may be away while its log is followed."""
+
+
+def submit(
+    submission: Submission, address: str, console: Console, *, detach: bool, again: bool,
+    dry_run: bool,
+) -> int:  # fmt: skip
+    """Send a job, unless one that does the same is running; returns the job's exit code.
+
+    Raises:
+        UsageError: the folder is too large, or lacks what the job needs.
+        JobServerError: the cluster cannot be reached, or refuses.
+    """
+    _prepare_authentication()
+    from pipelines.ray_jobs import JobServer, files_to_upload
+
+    files = files_to_upload(submission.root, submission.excludes)
+    check_upload(files, submission)
+    if dry_run:
+        describe(submission, files, address, console)
+        return 0
+    _warn_of_plain_http(address, console)
+    server = JobServer(address)
+    running = None if again else find_running(server, submission)
+    if running is not None:
+        _say(console, f"{running.submission_id} is {running.status.lower()} already: nothing was "
+                      f"sent (--again sends another attempt)")  # fmt: skip
+        submission_id = running.submission_id
+    else:
+        submission_id = send(server, submission)
+        size = sum(files.values()) / 2**20
+        _say(console, f"Sent {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)")
+    if detach:
+        _say(console, how_to_go_on(submission_id, address))
+        return 0
+    return watch(server, submission_id, console)
+
+
+def _prepare_authentication() -> None:
+    """Ray's client sends no token unless it is told to, even where one is named."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not os.environ.get("RAY_AUTH_TOKEN") and not Path(path).is_file():
+        raise UsageError(f"RAY_AUTH_TOKEN_PATH must be a file, but got {path!r}")
+
+
+def _warn_of_plain_http(address: str, console: Console) -> None:
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme == "http" and host not in ("localhost", "::1") and not host.startswith("127."):
+        _say(console, f"Note: {address} is not encrypted; on a network that others share, open a "
+                      f"tunnel (ssh -L 8265:127.0.0.1:8265 HEAD) and submit to it")  # fmt: skip
+
+
+def check_upload(files: dict[str, int], submission: Submission) -> None:
+    """Whether a folder may be uploaded.
+
+    Raises:
+        UsageError: it is too large, with what is largest in it; or it lacks the experiment's file.
+    """
+    total = sum(files.values())
+    if total > LARGEST_UPLOAD:
+        largest = sorted(files.items(), key=lambda item: -item[1])[:SHOWN]
+        lines = "\n".join(f"  {size / 2**20:8.1f} MiB  {name}" for name, size in largest)
+        raise UsageError(
+            f"{submission.root} must be at most {LARGEST_UPLOAD // 2**20} MiB to be uploaded, but "
+            f"has {total / 2**20:.1f} MiB in {len(files)} files; name what the job does not need "
+            f"in .rayignore or .gitignore. Largest:\n{lines}"
+        )
+    word = submission.words[0]
+    if word.endswith(".json") and word not in files:
+        raise UsageError(f"{word} must be among the files that are uploaded, but .gitignore, "
+                         f".rayignore or a rule of ours leaves it out: copy it to {submission.root}"
+                         )  # fmt: skip
+
+
+def describe(
+    submission: Submission, files: dict[str, int], address: str, console: Console
+) -> None:  # fmt: skip
+    """Say what would be sent."""
+    size = sum(files.values()) / 2**20
+    _say(console, f"To          {address}\n"
+                  f"Id          {submission.prefix}N, N the next number that is free\n"
+                  f"Command     {submission.entrypoint}\n"
+                  f"Folder      {submission.root}: {len(files)} files, {size:.1f} MiB")  # fmt: skip
+    for name, value in sorted(submission.environment.items()):
+        _say(console, f"Environment {name}={value}")
+    _say(console, "Nothing was sent (--dry-run).")
+
+
+def find_running(server: JobServer, submission: Submission) -> Job | None:
+    """The newest attempt at the same that has not ended."""
+    jobs = [job for job in server.jobs() if submission.is_of(job.metadata) and not job.ended]
+    return max(jobs, key=lambda job: _attempt(job, submission), default=None)
+
+
+def _attempt(job: Job, submission: Submission) -> int:
+    number = job.submission_id.removeprefix(submission.prefix)
+    same = job.submission_id.startswith(submission.prefix) and number.isdecimal()
+    return int(number) if same else 0
+
+
+def send(server: JobServer, submission: Submission) -> str:
+    """Send it under the next number that is free; returns the submission id."""
+    from pipelines.ray_jobs import JobExistsError
+
+    number = max((_attempt(job, submission) for job in server.jobs()), default=0)
+    for attempt in range(number + 1, number + 1 + RACES):
+        submission_id = f"{submission.prefix}{attempt}"
+        try:
+            server.submit(submission_id, submission.entrypoint, submission.runtime_env,
+                          submission.metadata(attempt))  # fmt: skip
+        except JobExistsError:
+            continue
+        return submission_id
+    raise JobServerError(f"{RACES} submission ids from {submission.prefix}{number + 1} on were "
+                         f"taken by others; try again")  # fmt: skip
+
+
+def watch(server: JobServer, submission_id: str, console: Console) -> int:
+    """Follow a job to its end; returns its exit code, or 130 after Ctrl-C, which leaves it be."""
+    try:
+        job = _follow_to_the_end(server, submission_id, console)
+    except KeyboardInterrupt:
+        _say(console, f"\n{submission_id} goes on; nobody follows it now.\n"
+                      + how_to_go_on(submission_id, server.address))  # fmt: skip
+        return 130
+    _say(console, f"{submission_id}: {job.status}")
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        _say(console, "It was stopped; the same command takes up what it let go.")
+        return 130
+    if job.message and job.exit_code is None:  # else its log has said it
+        _say(console, job.message.strip())
+    return job.exit_code or 1
+
+
+def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) -> Job:
+    """Follow the log through lost connections.
+
+    Raises:
+        JobServerError: the cluster stayed away.
+    """
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    seen, away_since = 0, None
+    while True:
+        before = seen
+        seen = server.follow(submission_id, write, seen)
+        try:
+            job = server.job(submission_id)
+        except JobServerError as error:
+            now = time.monotonic()
+            if away_since is None:
+                away_since = now
+                _say(console, f"(lost the cluster: {error}; trying again)")
+            if now - away_since > AWAY_SECONDS:
+                raise
+            time.sleep(2.0)
+            continue
+        if away_since is not None:
+            _say(console, f"(found {submission_id} again)")
+        away_since = None
+        if job.ended:
+            # What it said between the last look and its end.
+            server.follow(submission_id, write, seen)
+            return job
+        if seen == before:
+            time.sleep(1.0)
+
+
+def how_to_go_on(submission_id: str, address: str) -> str:
+    """Commands for a job that nobody follows."""
+    at = f"--address {shlex.quote(address)}"
+    return (f"Follow it: the same command again, or ray job logs --follow {at} {submission_id}\n"
+            f"Stop it:   ray job stop {at} {submission_id}")  # fmt: skip
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

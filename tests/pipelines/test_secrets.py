@@ -1,0 +1,158 @@
+"""The file of secrets; passwords of databases are written down nowhere."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+from rich.console import Console
+
+from pipelines import discretion
+from pipelines.cli import main
+from pipelines.discretion import discreet, has_password
+from pipelines.home import Home
+from pipelines.secrets import load_secrets, parse_secrets
+from pipelines.stages.build import Job, build
+from pipelines.stages.train import TrainJob, train_worker
+from pipelines.study import storage
+from pipelines.study.command import run_study
+from pipelines.study.options import StudyOptions
+from tests.pipelines.conftest import tree
+from tests.pipelines.study.conftest import small_study
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_its_own(monkeypatch):
+    """What a test loads is gone afterwards."""
+    before = dict(os.environ)
+    monkeypatch.setattr(discretion, "_kept", set())
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """Factory of a file of secrets."""
+
+    def make(text: str, mode: int = 0o600):
+        path = tmp_path / "secrets"
+        path.write_text(text)
+        path.chmod(mode)
+        monkeypatch.setenv("IGDIT_SECRETS", str(path))
+        return path
+
+    return make
+
+
+def test_lines_comments_and_quotes():
+    text = "# database\nA=1\n\n  export B = 'x y'  \nC=\"q=#'r\"\nD=\nE='half\n"
+    assert parse_secrets(text, "f") == {
+        "A": "1", "B": "x y", "C": "q=#'r", "D": "", "E": "'half"}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["pa55word", "=pa55word", "A B=pa55word", "9A=pa55word"])
+def test_a_line_that_is_none_is_named_and_not_repeated(line):
+    with pytest.raises(ValueError, match="line 2 of /f must be NAME=VALUE") as caught:
+        parse_secrets(f"A=1\n{line}\n", "/f")
+    assert "pa55word" not in str(caught.value)
+
+
+def test_what_is_set_stays_and_values_are_hidden(file, monkeypatch):
+    monkeypatch.delenv("IGDIT_TEST_A", raising=False)
+    monkeypatch.setenv("IGDIT_TEST_B", "mine")
+    file("IGDIT_TEST_A=hush-hush\nIGDIT_TEST_B=theirs\n")
+    load_secrets()
+    load_secrets()
+    assert os.environ["IGDIT_TEST_A"] == "hush-hush"
+    assert os.environ["IGDIT_TEST_B"] == "mine"
+    assert discreet("refused: hush-hush, theirs") == "refused: ***, ***"
+
+
+def test_no_file_is_no_matter(monkeypatch):
+    monkeypatch.delenv("IGDIT_SECRETS", raising=False)
+    load_secrets()
+    monkeypatch.setenv("IGDIT_SECRETS", "")
+    load_secrets()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_a_file_that_others_read_is_refused_with_the_remedy(file, mode):
+    path = file("A=hush-hush\n", mode)
+    with pytest.raises(ValueError, match=f"mode {mode:04o}: chmod 600 {path}"):
+        load_secrets()
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(file, tmp_path, monkeypatch):
+    file("").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        load_secrets()
+    monkeypatch.setenv("IGDIT_SECRETS", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="No such file"):
+        load_secrets()
+    monkeypatch.setenv("IGDIT_SECRETS", str(tmp_path))
+    with pytest.raises(ValueError, match="IGDIT_SECRETS must be a file"):
+        load_secrets()
+
+
+def test_every_command_and_every_worker_loads_it(file, capsys):
+    path = file("A=hush-hush\n", 0o644)
+    assert main(["store", "ls"]) == 2
+    assert f"chmod 600 {path}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="chmod 600"):
+        build(Job("store", (), "{}"))
+    with pytest.raises(ValueError, match="chmod 600"):
+        train_worker(TrainJob("store", "{}", (1,)), 0, 1, lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+                                  "RAY_AUTH_TOKEN"])  # fmt: skip
+def test_passwords_of_the_environment_are_hidden(name, monkeypatch):
+    monkeypatch.setenv(name, "hush-hush")
+    assert discreet("denied for hush-hush") == "denied for ***"
+    assert has_password("--x=hush-hush")
+
+
+def test_of_two_secrets_the_longer_is_hidden_whole(monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "hush")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "hush-more")
+    assert discreet("hush-more") == "***"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("postgresql://u:x@h/d", True), ("postgresql://u@h/d", False), ("s3://bucket/a", False)],
+)
+def test_a_password_in_an_address_is_found(text, expected):
+    assert has_password(text) is expected
+
+
+def test_a_databases_password_is_written_down_nowhere(tmp_path, monkeypatch, caplog):
+    """A study with a password in its storage: what it says and every file that it leaves."""
+    opened, home, screen = [], Home(tmp_path / "home"), io.StringIO()
+
+    def open_instead(url: str) -> storage.RDBStorage:
+        opened.append(url)
+        return storage.RDBStorage(f"sqlite:///{tmp_path / 'elsewhere.db'}")
+
+    monkeypatch.setattr("pipelines.study.book.open_storage", open_instead)
+    url = "postgresql+psycopg://igdit:s3cretword@db.example/igdit"
+    study = small_study(scales_per_training=1)
+    options = StudyOptions(trials="1", storage=url)
+    assert run_study(study, options, home, Console(file=screen, width=300)) == 0
+    assert opened == [url]
+    assert "s3cretword" not in screen.getvalue() + caplog.text
+    contents = tree(home.root)
+    assert {"mlflow.db", "store", "activity"} <= set(contents)
+    assert [name for name, text in contents.items() if text and b"s3cretword" in text] == []
+    assert b"s3cretword" not in (tmp_path / "elsewhere.db").read_bytes()
+
+
+def test_the_studys_database_comes_from_the_environment(tmp_path, monkeypatch):
+    home = Home(tmp_path)
+    monkeypatch.delenv("IGDIT_STUDY_STORAGE", raising=False)
+    assert (home.study_storage, home.has_studies) == (f"sqlite:///{tmp_path}/study.db", False)
+    monkeypatch.setenv("IGDIT_STUDY_STORAGE", "postgresql+psycopg://u@h/d")
+    assert (home.study_storage, home.has_studies) == ("postgresql+psycopg://u@h/d", True)

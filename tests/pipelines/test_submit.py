@@ -1,0 +1,428 @@
+"""`igdit submit`, with a job server that only pretends."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.server
+import signal
+import threading
+import time
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from experiments import experiment_to_json, get_experiment
+from pipelines import submit as submitting
+from pipelines.cli import main
+from pipelines.cli_submit import FLAGS, VALUES, split_words
+from pipelines.errors import JobServerError
+from pipelines.graph import Graph
+from pipelines.ray_jobs import JobServer, files_to_upload
+from pipelines.submission import EXCLUDES, Submission
+from tests.pipelines.conftest import tiny
+from tests.pipelines.job_server import FakeJobServer
+
+PG = "postgresql+psycopg://igdit@db/igdit"
+ON_CLUSTER = {
+    "IGDIT_HOME": "/scratch/igdit", "IGDIT_STORE": "s3://bucket/store", "IGDIT_STUDY_STORAGE": PG,
+    "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """A folder like a project, in which the command is given; addresses of a cluster."""
+    root = tmp_path / "project"
+    (root / "pipelines").mkdir(parents=True)
+    (root / "pipelines" / "__main__.py").write_text("print('hello')\n")
+    (root / "sub").mkdir()
+    monkeypatch.chdir(root)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PGPASSWORD",
+                 "AWS_SECRET_ACCESS_KEY", "IGDIT_DEBUG", "RAY_API_SERVER_ADDRESS"):  # fmt: skip
+        # Set first: so that what the command itself sets is undone.
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    for name, value in ON_CLUSTER.items():
+        monkeypatch.setenv(name, value)
+    return root
+
+
+@pytest.fixture
+def server():
+    with FakeJobServer(logs=[["hello\n", "done\n"]]) as serving:
+        yield serving
+
+
+def igdit(*words: str) -> int:
+    try:
+        return main(["submit", *words])
+    except SystemExit as end:
+        return end.code
+
+
+STUDY = ("study", "digits", "--yes")
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("words", "ours", "others"),
+    [
+        (["study", "x", "--detach"], ["--detach"], ["study", "x"]),
+        (["--address", "A", "study", "x"], ["--address", "A"], ["study", "x"]),
+        (["study", "--address=A", "x", "--seed", "1"], ["--address=A"],
+         ["study", "x", "--seed", "1"]),
+        (["run", "x", "--dry_run"], ["--dry_run"], ["run", "x"]),
+        (["study", "x", "--", "--detach"], [], ["study", "x", "--detach"]),
+        (["study", "x", "--address"], ["--address"], ["study", "x"]),
+        (["study", "x", "--detached"], [], ["study", "x", "--detached"]),
+    ],
+)  # fmt: skip
+def test_options_of_submit_stand_anywhere(words, ours, others):
+    assert split_words(words) == (ours, others)
+
+
+@pytest.mark.parametrize("words", [["study", "digits", "--help"], ["run", "digits", "--help"]])
+def test_no_option_of_submit_is_one_of_what_it_sends(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    text = capsys.readouterr().out
+    offered = {word.rstrip(",") for word in text.split() if word.startswith("--")}
+    assert "--name" in offered
+    assert not offered & {f"--{name.replace('_', '-')}" for name in (*FLAGS, *VALUES)}
+
+
+WRONG = [
+    ((), {}, ["study NAME", "run NAME"]),
+    (("sutdy", "digits"), {}, ["'sutdy'", "did you mean 'study'?"]),
+    (("--adress", "x", "study", "digits"), {}, ["'--adress'", "did you mean '--address'?"]),
+    (("study",), {}, ["needs a study"]),
+    (("study", "digitz", "--yes"), {}, ["'digitz'", "digits"]),
+    (("study", "digits", "--yes", "--trials", "x"), {}, ["trials", "'x'"]),
+    (("study", "digits", "--yes", "--experiment.train.stpes", "5"), {}, ["stpes"]),
+    (("run", "digits", "--train.steps", "five"), {}, ["--train.steps", "five"]),
+    (("run", "digits", "--name", "../x"), {}, ["name", "../x"]),
+    (("study", "digits"), {}, ["--ask-above", "--yes"]),
+    ((*STUDY, "--address", "HEAD:8265"), {}, ["--address", "http://HOST:PORT", "'HEAD:8265'"]),
+    ((*STUDY, "--address", "http://u:s3cretword@h:1"), {}, ["--address", "without a user"]),
+    ((*STUDY, "--address", "ray://h:10001"), {}, ["--address", "'ray://h:10001'"]),
+    ((*STUDY, "--working-dir", "/none/such"), {}, ["--working-dir", "/none/such"]),
+    (STUDY, {"IGDIT_HOME": "runs"}, ["IGDIT_HOME", "absolute", "'runs'"]),
+    (STUDY, {"IGDIT_HOME": ""}, ["IGDIT_HOME", "absolute", "nothing"]),
+    (STUDY, {"IGDIT_STORE": "store", }, ["IGDIT_STORE", "absolute", "'store'"]),
+    (STUDY, {"IGDIT_STORE": "/data/store"}, ["IGDIT_STORE", "/data/store", "--shared"]),
+    (STUDY, {"IGDIT_STORE": "file:///data/store"}, ["IGDIT_STORE", "--shared"]),
+    (STUDY, {"IGDIT_STORE": ""}, ["IGDIT_STORE is not set", "/scratch/igdit/store", "--shared"]),
+    (STUDY, {"IGDIT_STUDY_STORAGE": ""}, ["IGDIT_STUDY_STORAGE", "study.db", "postgresql"]),
+    (STUDY, {"MLFLOW_TRACKING_URI": ""}, ["MLFLOW_TRACKING_URI", "mlflow.db", "http://"]),
+    (STUDY, {"MLFLOW_TRACKING_URI": "http://localhost:5000"}, ["MLFLOW_TRACKING_URI", "itself"]),
+    (STUDY, {"IGDIT_CACHE": "cache"}, ["IGDIT_CACHE", "'cache'"]),
+    ((*STUDY, "--shared", "--storage", "sqlite:///study.db"), {}, ["--storage", "absolute"]),
+    ((*STUDY, "--storage", "sqlite:////data/study.db"), {}, ["--storage", "--shared"]),
+    ((*STUDY, "--storage", "postgresql://u:s3cretword@h/d"), {}, ["--storage", "IGDIT_SECRETS"]),
+    (STUDY, {"IGDIT_STUDY_STORAGE": "postgresql://u:s3cretword@h/d"}, ["without a password"]),
+    (STUDY, {"MLFLOW_TRACKING_URI": "http://u:s3cretword@h"}, ["MLFLOW_TRACKING_URI", "u:***@h"]),
+    (STUDY, {"IGDIT_SECRETS": "secrets"}, ["IGDIT_SECRETS", "absolute", "'secrets'"]),
+    ((*STUDY, "--env", "A"), {}, ["--env", "NAME=VALUE", "'A'"]),
+    ((*STUDY, "--env", "PGPASSWORD=s3cretword"), {}, ["PGPASSWORD", "IGDIT_SECRETS"]),
+    ((*STUDY, "--env", "AWS_SECRET_ACCESS_KEY=s3cretword"), {}, ["AWS_SECRET_ACCESS_KEY"]),
+    ((*STUDY, "--env", "X=s3cretword"), {"PGPASSWORD": "s3cretword"}, ["X would be readable"]),
+    (("run", "/elsewhere/experiment.json"), {}, ["does not exist"]),
+    (("run", "digits", "--evaluation.reference", "ref.npz"), {}, ["evaluation.reference"]),
+    (("run", "digits", "--evaluation.reference", "/d/ref.npz"), {}, ["reference", "--shared"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "environment", "expected"), WRONG)
+def test_what_would_fail_there_is_refused_here(
+    words, environment, expected, server, monkeypatch, capsys
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if environment.get("MLFLOW_TRACKING_URI") == "http://localhost:5000":
+        words = (*words, "--address", "http://head.example:8265")
+    elif "--address" not in words:
+        words = (*words, "--address", server.address)
+    assert igdit(*words) == 2
+    out, err = capsys.readouterr()
+    assert [word for word in expected if word not in err] == []
+    assert "s3cretword" not in out + err
+    assert "Traceback" not in err
+    assert (server.sent, server.packages) == ([], {})
+
+
+def test_without_an_address_it_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert igdit(*STUDY) == 2
+    assert "RAY_API_SERVER_ADDRESS" in capsys.readouterr().err
+
+
+# Reaching the cluster
+
+
+def test_a_cluster_that_is_away_is_said_so(capsys):
+    assert igdit(*STUDY, "--address", "http://127.0.0.1:9") == 1
+    err = capsys.readouterr().err
+    assert "http://127.0.0.1:9" in err
+    assert "Connection refused" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_something_else_at_the_address_is_said_so(tmp_path, capsys):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        assert igdit(*STUDY, "--address", f"http://127.0.0.1:{other.server_address[1]}") == 1
+        other.shutdown()
+    assert "must be that of a Ray dashboard" in capsys.readouterr().err
+
+
+def test_a_cluster_that_wants_a_token_says_how_to_give_it(server, capsys):
+    server.token = "right"
+    assert igdit(*STUDY, "--address", server.address) == 1
+    err = capsys.readouterr().err
+    for word in ("(401)", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"):
+        assert word in err
+
+
+def test_a_token_file_that_is_not_there_is_refused(server, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/none/such")
+    assert igdit(*STUDY, "--address", server.address) == 2
+    assert "RAY_AUTH_TOKEN_PATH must be a file, but got '/none/such'" in capsys.readouterr().err
+
+
+# Sending
+
+
+def test_a_study_is_sent_and_followed_to_its_end(server, capsys, project):
+    words = (*STUDY, "--trials", "3", "--python", "/opt/my env/bin/python", "--shared")
+    assert igdit(*words, "--address", server.address) == 0
+    (job,) = server.sent
+    assert job["submission_id"] == "igdit-study-digits-1"
+    assert job["entrypoint"] == (
+        "'/opt/my env/bin/python' -m pipelines study digits --yes --trials 3"
+    )
+    assert job["metadata"] == {
+        "igdit.kind": "study", "igdit.name": "digits", "igdit.attempt": "1"}  # fmt: skip
+    environment = job["runtime_env"]["env_vars"]
+    assert ON_CLUSTER.items() <= environment.items()
+    assert environment["RAY_JOB_STOP_WAIT_TIME_S"] == "30"
+    assert environment["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] == "1"
+    assert not {"GLOO_SOCKET_IFNAME", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} & set(environment)
+    assert job["entrypoint_num_cpus"] == 0
+    assert job["runtime_env"]["working_dir"].startswith("gcs://")
+    assert len(server.packages) == 1
+    out = capsys.readouterr().out
+    assert "Sent igdit-study-digits-1" in out
+    assert "hello\ndone\n" in out
+    assert "igdit-study-digits-1: SUCCEEDED" in out
+
+
+def test_a_run_is_told_apart_by_what_it_is(server, project):
+    assert igdit("run", "digits", "--train.steps", "700", "--address", server.address) == 0
+    assert igdit("run", "digits", "--address", server.address) == 0
+    key = Graph(get_experiment("digits")).run_key[:8]
+    first, second = (job["submission_id"] for job in server.sent)
+    assert second == f"igdit-run-digits-{key}-1"
+    assert first != second
+
+
+def test_an_experiments_file_is_named_as_the_job_sees_it(server, project, monkeypatch):
+    (project / "sub" / "mine.json").write_text(experiment_to_json(tiny()))
+    monkeypatch.chdir(project / "sub")
+    assert igdit("run", "mine.json", "--address", server.address) == 0
+    assert server.sent[0]["entrypoint"] == "python -m pipelines run sub/mine.json"
+
+
+@pytest.mark.parametrize("where", ["runs/mine.json", "../mine.json"])
+def test_an_experiments_file_that_is_not_uploaded_is_refused(where, server, project, capsys):
+    path = project / where
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(experiment_to_json(tiny()))
+    assert igdit("run", where, "--address", server.address) == 2
+    assert "uploaded" in capsys.readouterr().err
+    assert server.sent == []
+
+
+def test_the_next_number_that_is_free_is_taken(server):
+    server.add("igdit-study-digits-1", "FAILED", kind="study", name="digits")
+    server.add("igdit-study-digits-10", "STOPPED", kind="study", name="digits")
+    server.add("igdit-study-digits-old-99", "SUCCEEDED", kind="study", name="digits-old")
+    server.taken = {"igdit-study-digits-11", "igdit-study-digits-12"}
+    assert igdit(*STUDY, "--address", server.address) == 0
+    assert [job["submission_id"] for job in server.sent] == ["igdit-study-digits-13"]
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
+def test_what_runs_is_followed_instead_of_sent_again(server, status, capsys):
+    server.add("igdit-study-digits-3", status, kind="study", name="digits")
+    server.add("igdit-study-other-1", "RUNNING", kind="study", name="other")
+    assert igdit(*STUDY, "--address", server.address) == 0
+    assert server.sent == []
+    out = capsys.readouterr().out
+    assert f"igdit-study-digits-3 is {status.lower()} already" in out
+    assert "done" in out
+    server.jobs["igdit-study-digits-3"]["status"] = status
+    assert igdit(*STUDY, "--again", "--address", server.address) == 0
+    assert [job["submission_id"] for job in server.sent] == ["igdit-study-digits-4"]
+
+
+def test_a_dry_run_shows_everything_and_sends_nothing(server, capsys, monkeypatch):
+    monkeypatch.setenv("IGDIT_SECRETS", "/etc/igdit/secrets")
+    assert igdit("study", "digits", "--dry-run", "--address", server.address) == 0
+    out = capsys.readouterr().out
+    for word in ("igdit-study-digits-N", "python -m pipelines study digits", "1 files",
+                 "IGDIT_STORE=s3://bucket/store", "IGDIT_SECRETS=/etc/igdit/secrets",
+                 "Nothing was sent"):  # fmt: skip
+        assert word in out
+    assert (server.sent, server.packages) == ([], {})
+
+
+def test_detached_it_is_not_waited_for(server, capsys):
+    assert igdit(*STUDY, "--detach", "--address", server.address) == 0
+    out = capsys.readouterr().out
+    assert f"ray job stop --address {server.address} igdit-study-digits-1" in out
+    assert "hello" not in out
+
+
+# Following
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(("FAILED", 7), 7), (("FAILED", None), 1), (("STOPPED", None), 130), (("SUCCEEDED", 0), 0)],
+)
+def test_the_jobs_end_is_that_of_the_command(server, end, code, capsys):
+    server.ends["igdit-study-digits-1"] = end
+    assert igdit(*STUDY, "--address", server.address) == code
+    assert f"igdit-study-digits-1: {end[0]}" in capsys.readouterr().out
+
+
+def test_a_lost_connection_is_taken_up_where_it_was_lost(server, capsys):
+    server.logs = [["one\n", "tw"], ["one\n"], ["one\ntwo\nthree\n"]]
+    assert igdit(*STUDY, "--address", server.address) == 0
+    out = capsys.readouterr().out
+    assert "one\ntwo\nthree\n" in out
+    assert out.count("one") == out.count("three") == 1
+
+
+def test_a_cluster_that_comes_back_is_followed_on(capsys, monkeypatch):
+    serving, pauses = FakeJobServer(logs=[["one\n"], ["one\ntwo\n"]]), []
+    with serving:
+        assert igdit(*STUDY, "--detach", "--address", serving.address) == 0
+        server = JobServer(serving.address)
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            serving.__enter__()
+
+    monkeypatch.setattr(submitting, "time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
+    try:
+        assert submitting.watch(server, "igdit-study-digits-1", Console()) == 0
+    finally:
+        serving.__exit__()
+    out = capsys.readouterr().out
+    assert "lost the cluster" in out
+    assert "found igdit-study-digits-1 again" in out
+    assert out.count("one") == out.count("two") == 1
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
+    with FakeJobServer(logs=[[]]) as serving:
+        server = JobServer(serving.address)
+    clock = iter(range(0, 10000, 100))
+    monkeypatch.setattr(submitting, "time", SimpleNamespace(
+        sleep=lambda _: None, monotonic=lambda: next(clock)))  # fmt: skip
+    with pytest.raises(JobServerError, match="must answer"):
+        submitting.watch(server, "igdit-study-digits-1", Console())
+
+
+def test_a_job_that_is_quiet_is_looked_at(server, monkeypatch, capsys):
+    """A connection over which nothing comes any more does not hold the command for ever."""
+    monkeypatch.setattr("pipelines.ray_jobs.QUIET_SECONDS", 0.05)
+
+    async def silent(_):
+        server.jobs["igdit-study-digits-1"]["status"] = "SUCCEEDED"
+        await asyncio.sleep(60)
+        yield "never"
+
+    monkeypatch.setattr(JobServer, "tail", lambda self, submission_id: silent(submission_id))
+    assert igdit(*STUDY, "--address", server.address) == 0
+    assert "SUCCEEDED" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(server, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(JobServer, "follow", interrupted)
+    assert igdit(*STUDY, "--address", server.address) == 130
+    out = capsys.readouterr().out
+    assert "igdit-study-digits-1 goes on" in out
+    assert "ray job stop" in out
+    assert server.jobs["igdit-study-digits-1"]["status"] == "RUNNING"
+
+
+# What is uploaded
+
+
+def test_what_is_counted_is_what_ray_packs(project, server):
+    """Ignore files at every level, our excludes, and the size to the last header."""
+    for name, text in {
+        ".gitignore": "*.tmp\n/big\n", "sub/.rayignore": "inner\n", "sub/a.py": "a", "b.tmp": "x",
+        "sub/inner/c": "x", "big/d": "x" * 1000, "runs/e": "x", "tests/f": "x", ".venv/g": "x",
+        "sub/tests/h": "kept", "pipelines/__pycache__/i": "x",
+    }.items():  # fmt: skip
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    files = files_to_upload(project, EXCLUDES)
+    assert set(files) == {".gitignore", "pipelines/__main__.py", "sub/.rayignore", "sub/a.py",
+                          "sub/tests/h"}  # fmt: skip
+    assert igdit(*STUDY, "--address", server.address) == 0
+    (size,) = server.packages.values()
+    assert sum(files.values()) < size < sum(files.values()) + 300 * len(files) + 200
+    from ray._private.runtime_env.packaging import create_package
+
+    packed = project.parent / "packed.zip"
+    create_package(str(project), packed, include_gitignore=True, excludes=list(EXCLUDES))
+    with zipfile.ZipFile(packed) as archive:
+        names = {info.filename for info in archive.infolist() if not info.is_dir()}
+    assert names == set(files)
+
+
+def test_too_large_a_folder_is_refused_with_what_is_large(project, server, capsys, monkeypatch):
+    monkeypatch.setattr(submitting, "LARGEST_UPLOAD", 2**20)
+    (project / "sub" / "weights.bin").write_bytes(bytes(2**20))
+    assert igdit(*STUDY, "--address", server.address) == 2
+    err = capsys.readouterr().err
+    assert "at most 1 MiB" in err
+    assert "1.0 MiB  sub/weights.bin" in err
+    assert ".rayignore" in err
+    assert (server.sent, server.packages) == ([], {})
+
+
+def test_results_in_the_folder_are_not_uploaded_under_any_name(project, server, monkeypatch):
+    monkeypatch.setenv("IGDIT_HOME", str(project / "my results"))
+    (project / "my results").mkdir()
+    (project / "my results" / "x").write_text("x")
+    assert igdit(*STUDY, "--address", server.address) == 0
+    assert "/my results" in server.sent[0]["runtime_env"]["excludes"]
+
+
+def test_the_folder_is_the_projects_wherever_the_command_is_given(project, monkeypatch, capsys):
+    monkeypatch.chdir(project / "sub")
+    assert igdit(*STUDY, "--dry-run", "--address", "http://127.0.0.1:9") == 0
+    assert f"Folder      {project}: " in capsys.readouterr().out
+
+
+def test_odd_names_make_plain_ids():
+    made = Submission("study", "a b", "", (), "python", {}, None, ())
+    assert made.prefix == "igdit-study-a-b-"
