@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, for trying things.
 
     python -m cluster.local up --nodes 3 [--cpus 1] [--s3] [--postgres] [--mlflow]
-    python -m cluster.local status
-    python -m cluster.local down
+    eval "$(python -m cluster.local env)"      # what a client needs, for this shell
+    python -m cluster.local status|down
 
 The nodes have addresses of their own (127.0.0.2, .3, ...) and need Ray's token; the dashboard and
 all services are on loopback. Everything lies in one folder: token, secrets, pids, logs.
@@ -194,8 +194,8 @@ class LocalCluster:
             if "mlflow" in self.services:
                 self.mlflow.backend = self.postgres.mlflow_url
         for name, service in self.services.items():
+            service.changed = self._save
             service.start()
-            self._save()
             if name == "s3":
                 self.s3.make_bucket(BUCKET)
 
@@ -242,7 +242,7 @@ class LocalCluster:
             service = SERVICES[name](self.folder, {**known, "MLFLOW_DISABLE_TELEMETRY": "true"},
                                      port, process and Process(*process),
                                      helper and Process(*helper))  # fmt: skip
-            self.services[name] = service
+            self.services[name], service.changed = service, self._save
             if isinstance(service, S3):
                 service.target, service.secret_key = target, known["AWS_SECRET_ACCESS_KEY"]
             elif isinstance(service, Postgres):
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument("command", choices=["up", "down", "status"])
+    parser.add_argument("command", choices=["up", "env", "status", "down"])
     parser.add_argument("--folder", type=Path, help="where all of it lies",
                         default=Path(tempfile.gettempdir()) / f"igdit-{os.getuid()}")  # fmt: skip
     parser.add_argument("--nodes", type=int, default=3, help="the head among them")
@@ -279,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         services = tuple(name for name in SERVICES if getattr(chosen, name))
         cluster.start(chosen.nodes, chosen.cpus, services, port=chosen.port,
                       dashboard_port=chosen.dashboard_port)  # fmt: skip
+    if chosen.command in ("up", "env"):
         for name, value in cluster.client_environment.items():
             print(f"export {name}={shlex.quote(value)}")
     elif chosen.command == "down":

@@ -113,13 +113,14 @@ def wait_for_port(host: str, port: int, process: Process, log: Path, seconds: fl
 
 
 def wait_for(
-    condition: Callable[[], bool], process: Process, log: Path, seconds: float
+    condition: Callable[[], bool], process: Process | None, log: Path, seconds: float
 ) -> None:  # fmt: skip
     """Wait until a program is ready.
 
     Raises:
         RuntimeError: it ended, or is not ready in time; with the end of its log.
     """
+    assert process is not None, "it was just started"
     if _until(lambda: not process.alive or condition(), seconds) and process.alive:
         return
     process.kill()

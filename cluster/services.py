@@ -12,8 +12,12 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cluster.processes import Process, free_port, wait_for_port
+from cluster.processes import Process, free_port, wait_for, wait_for_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).parent.parent
@@ -28,6 +32,8 @@ class Service(ABC):
     port: int = 0
     process: Process | None = None
     helper: Process | None = None
+    changed: Callable[[], None] = lambda: None
+    """Told when other processes serve than before, so that they can be found again."""
 
     def __post_init__(self) -> None:
         self.port = self.port or free_port()
@@ -56,6 +62,7 @@ class Service(ABC):
         if self.running:
             return
         self.process = Process.start(self.command(), self.log, self._python_path())
+        self.changed()
         wait_for_port(HOST, self.port, self.process, self.log, 120.0)
 
     def stop(self) -> None:
@@ -99,6 +106,7 @@ class S3(Service):
             words = [sys.executable, "-m", "cluster.s3_server", HOST, str(self.target)]
             log = self.folder / "s3_server.log"
             self.helper = Process.start(words, log, self._python_path())
+            self.changed()
             wait_for_port(HOST, self.target, self.helper, log, 120.0)
         super().start()
 
@@ -143,6 +151,9 @@ class Postgres(Service):
         if new:
             self._initialise()
         super().start()
+        ready = [self._program("pg_isready"), "-q", "-h", HOST, "-p", str(self.port)]
+        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, self.process, self.log,
+                 120.0)  # fmt: skip
         if new:
             for database in ("igdit", "mlflow"):
                 self._run(self._program("createdb"), "-h", HOST, "-p", str(self.port), "-U",

@@ -50,6 +50,25 @@ class Budget:
     """Begin nothing new once a trial is as good."""
 
 
+class _Slot(threading.Thread):
+    """A thread that says when its work has ended.
+
+    If a signal interrupts `join`, Python 3.11 takes the thread for ended, and what it works with
+    would be closed under it.
+    """
+
+    def __init__(self, work: Callable[[], None], number: int) -> None:
+        super().__init__(name=f"slot-{number}")
+        self._work, self.ended = work, threading.Event()
+
+    def run(self) -> None:
+        """Work."""
+        try:
+            self._work()
+        finally:
+            self.ended.set()
+
+
 class StudyDriver:
     """Works on a study until its budget is spent; several drivers may work on one study."""
 
@@ -94,21 +113,19 @@ class StudyDriver:
             StudyError: trainings failed one after the other, or the database is gone.
             ArtifactError: the store cannot be used.
         """
-        slots: list[threading.Thread] = []
+        slots: list[_Slot] = []
         try:
-            slots += [threading.Thread(target=self._work, name=f"slot-{number}")
-                      for number in range(self._slots())]  # fmt: skip
+            slots += [_Slot(self._work, number) for number in range(self._slots())]
             for slot in slots:
                 slot.start()
-            while any(slot.is_alive() for slot in slots):
-                for slot in slots:
-                    slot.join(0.2)
+            for slot in slots:
+                slot.ended.wait()
         finally:
             try:
                 self._halt()
                 for slot in slots:
                     if slot.ident is not None:
-                        slot.join()
+                        slot.ended.wait()
             finally:
                 self._session.close()
         if self._error is not None:

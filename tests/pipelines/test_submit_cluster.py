@@ -55,7 +55,7 @@ def command(cluster: LocalCluster, *words: str, **changes: str) -> subprocess.Po
                             stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def finish(process: subprocess.Popen, seconds: float = 300) -> str:
+def finish(process: subprocess.Popen, seconds: float = 500) -> str:
     out, _ = process.communicate(timeout=seconds)
     return out
 
@@ -101,7 +101,7 @@ def trained(cluster: LocalCluster) -> dict[str, list[int]]:
 
 def test_a_study_that_is_stopped_is_taken_up_by_the_next_attempt(cluster):
     first = submit(cluster, "study", "digits", "--name", "clean", *SMALL)
-    wait_for(lambda: "step 50\n" in log(cluster, "igdit-study-clean-1"), 240)
+    wait_for(lambda: "step 50\n" in log(cluster, "igdit-study-clean-1"), 400)
     said = ray(cluster, "stop", "igdit-study-clean-1")
     assert "was stopped" in said, said
     out = finish(first)
@@ -133,9 +133,9 @@ def test_rays_own_command_works_and_its_short_patience_loses_nothing(cluster):
                   "--runtime-env-json", json.dumps(runtime_env), "--", *study, *SMALL)  # fmt: skip
         assert "submitted successfully" in out, out
         if attempt == "raw-1":
-            wait_for(lambda: "step 50\n" in log(cluster, "raw-1"), 240)
+            wait_for(lambda: "step 50\n" in log(cluster, "raw-1"), 400)
             ray(cluster, "stop", "raw-1")
-    wait_for(lambda: "Done in" in log(cluster, "raw-2"), 300)
+    wait_for(lambda: "Done in" in log(cluster, "raw-2"), 500)
     assert states(cluster, "raw") == ["COMPLETE"] * 4
 
 

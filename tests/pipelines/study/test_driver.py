@@ -5,8 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -600,6 +603,27 @@ print(ray.get(seven.remote(), timeout=60))
 session.close()
 assert not ray.is_initialized()
 """
+
+
+def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let_go(
+    home, study, monkeypatch
+):
+    """A session that is closed under a trial takes what it runs on away from it."""
+    happened, book = [], book_of(home, study())
+
+    def work(driver):
+        time.sleep(0.5)  # so that the main thread waits for this one
+        os.kill(os.getpid(), signal.SIGINT)
+        assert driver._stop.wait(60)
+        time.sleep(0.3)  # what a step takes to end
+        happened.append("let go")
+
+    monkeypatch.setattr(StudyDriver, "_work", work)
+    monkeypatch.setattr(RunnerSession, "close", lambda _: happened.append("closed"))
+    with pytest.raises(KeyboardInterrupt):
+        StudyDriver(book, home, Budget(8), 1, print).run()
+    book.close()
+    assert happened == ["let go", "closed"]
 
 
 def test_a_session_outlives_the_thread_that_asked_for_it_first(tmp_path):
