@@ -21,7 +21,7 @@ MAY_IMPORT = {
 """Package -> what any of its modules may import (besides the standard library)."""
 
 ONLY_IN = {
-    "ray": {"pipelines/ray_runner.py"},
+    "ray": {"pipelines/ray_runner.py", "pipelines/ray_training.py"},
     "mlflow": {"pipelines/tracking.py"},
     "optuna": {
         f"pipelines/study/{name}.py"
