@@ -105,7 +105,8 @@ class RayRunner:
         # driver, so that no lost node takes it away from workers that live.
         group: Any = ray.remote(train_in_group)
         group = group.options(num_cpus=0, max_retries=retries, scheduling_strategy=_here())
-        return group.remote(job, board, resources, str(self.scratch))
+        settings = {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}
+        return group.remote(job, board, resources, str(self.scratch), settings)
 
     def _relay(
         self,

@@ -112,8 +112,18 @@ def train_in_group(
     board: Any,  # noqa: ANN401
     resources: Resources,
     scratch: str,
+    settings: dict[str, str],
 ) -> TrainOutcome:
-    """Start a group of workers and look after it; a Ray task."""
+    """Start a group of workers and look after it; a Ray task.
+
+    Args:
+        job: What to train.
+        board: Where the first worker writes its progress.
+        resources: How many workers, and what each of them holds.
+        scratch: Folder for what may be lost.
+        settings: Environment of Ray Train, which it takes from the process that starts a group.
+    """
+    os.environ.update(settings)
     per_worker = {"CPU": float(resources.cpus_per_worker)}
     most, fewest = resources.num_workers, resources.min_workers
     trainer = TorchTrainer(
