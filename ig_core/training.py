@@ -155,7 +155,7 @@ def _parallel(state: TrainState, share: Share) -> torch.nn.Module:
     # Buckets that stay in registration order: the sum of gradients does not depend on when the
     # process was started, so that a resumed run is the uninterrupted one bit for bit.
     return DistributedDataParallel(
-        state.model, find_unused_parameters=True, broadcast_buffers=False
+        state.model, find_unused_parameters=True, forward_sync_buffers=False
     )
 
 

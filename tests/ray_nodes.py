@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.processes import alive, children, kill_tree, title, wait_for
 
+RAY = str(Path(sys.executable).with_name("ray"))
 QUICK = {
     # A node that does not answer is given up within seconds; Ray reads these where it is started.
     "RAY_health_check_period_ms": "1000",
@@ -50,7 +51,7 @@ class Cluster:
             else ["--head", "--port", port, "--include-dashboard=false", "--temp-dir",
                   str(self.folder / "ray")]
         )  # fmt: skip
-        command = [str(Path(sys.executable).with_name("ray")), "start", *where,
+        command = [RAY, "start", *where,
                    "--node-ip-address", ip, "--num-cpus", str(cpus), "--block",
                    "--object-store-memory", "100000000", "--disable-usage-stats",
                    *options]  # fmt: skip
@@ -70,13 +71,26 @@ class Cluster:
 
     def wait_cpus(self, count: int) -> None:
         """Wait until nodes with so many CPUs have joined."""
-        code = (
-            "import ray, time; ray.init(logging_level='ERROR')\n"
-            f"while ray.cluster_resources().get('CPU', 0) < {count}: time.sleep(0.2)"
+        self._ask("import time\nwhile ray.cluster_resources().get('CPU', 0) < "
+                  f"{count}: time.sleep(0.2)")  # fmt: skip
+
+    def drain(self, host: str, seconds: int) -> None:
+        """Tell the cluster that a node will be taken away, as a cloud does with a spot instance."""
+        name = self._ask("print(next(n['NodeID'] for n in ray.nodes() if n['Alive'] and "
+                         f"n['NodeManagerAddress'] == '127.0.0.{host}'))")  # fmt: skip
+        self._run(RAY, "drain-node", "--address", self.address, "--node-id", name.split()[-1],
+                  "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                  "--deadline-remaining-seconds", str(seconds))  # fmt: skip
+
+    def _ask(self, code: str) -> str:
+        return self._run(
+            sys.executable, "-c", f"import ray; ray.init(logging_level='ERROR')\n{code}"
         )
+
+    def _run(self, *command: str) -> str:
         environment = {**self.environment, "RAY_ADDRESS": self.address}
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90,
-                       stdout=self._log, stderr=self._log)  # fmt: skip
+        return subprocess.run(command, env=environment, check=True, timeout=90, text=True,
+                              stdout=subprocess.PIPE, stderr=self._log).stdout  # fmt: skip
 
     def runs(self, host: str, name: str) -> bool:
         """Whether a task or actor of that name runs on a node."""

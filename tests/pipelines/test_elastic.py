@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -77,55 +78,117 @@ def trained_alone(store: Store, graph: Graph, steps: int, folder: Path) -> torch
     return load_history(alone.open("checkpoint", graph.checkpoint(steps).key).path)
 
 
+class Watched:
+    """A run on a cluster, and what a test waits for while it lives."""
+
+    def __init__(self, cluster: Cluster, home: Path, settings: dict) -> None:
+        self.cluster, self.home, self.store = cluster, home, Store(home / "store")
+        self.driver = start(cluster, home, settings)
+
+    def wait_for(self, condition):
+        def ready():
+            assert self.driver.poll() is None, self.home.with_suffix(".log").read_text()[-4000:]
+            return condition()
+
+        return wait_for(ready, 200)
+
+    def without(self, *names: str) -> str:
+        """A node with CPUs on which none of these tasks and actors run."""
+        hosts = (host for host in reversed(self.cluster.nodes) if host != "2")
+        return next(h for h in hosts if not any(self.cluster.runs(h, name) for name in names))
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        kill_tree(self.driver.pid)
+
+
+HEADS = ("TrainController", "train_in_group")
+"""What looks after a group: stays with the driver, on a node that is not lost."""
+
+
 @pytest.mark.slow
-def test_one_three_two_workers_train_as_one(tmp_path):
-    home, store = tmp_path / "home", Store(tmp_path / "home" / "store")
+def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
+    """1 -> 3 (nodes join) -> 2 (a node is killed) -> 1 (a node is about to be taken away)."""
     with Cluster(6411) as cluster:
         cluster.start("2", 0)
         cluster.start("3", 1)
         cluster.wait_cpus(1)
-        driver = start(cluster, home, SETTINGS)
-
-        def seen(condition):
-            def ready():
-                assert driver.poll() is None, home.with_suffix(".log").read_text()[-4000:]
-                return condition()
-
-            return wait_for(ready, 200)
-
-        try:
-            seen(lambda: sizes(store) == [1] and newest(store))
+        with Watched(cluster, tmp_path / "home", SETTINGS) as run:
+            store = run.store
+            run.wait_for(lambda: sizes(store) == [1] and newest(store))
             for host in ("4", "5"):
                 cluster.start(host, 1)
-            seen(lambda: sizes(store)[-1] == 3)
+            run.wait_for(lambda: sizes(store)[-1] == 3)
             grown = newest(store)
-            seen(lambda: newest(store) > grown)
-            victim = next(
-                host for host in ("5", "4", "3")
-                if not cluster.runs(host, "TrainController")
-                and not cluster.runs(host, "train_in_group")
-            )  # fmt: skip
-            before = newest(store)
-            cluster.kill(victim)
-            seen(lambda: sizes(store)[-1] == 2)
-            shrunk = events(store, "execute", "checkpoint")[-1]["from_step"]
-            seen(lambda: newest(store) > shrunk)
-            driver.terminate()
-            driver.wait(60)
-        finally:
-            kill_tree(driver.pid)
+            run.wait_for(lambda: newest(store) > grown)
 
-    executed = events(store, "execute", "checkpoint")
-    assert sizes(store)[0] == 1
-    assert 3 in sizes(store)
-    starts = [event["from_step"] for event in executed]
+            before_kill = newest(store)
+            cluster.kill(run.without(*HEADS))
+            run.wait_for(lambda: sizes(store)[-1] == 2)
+            shrunk = events(store, "execute", "checkpoint")[-1]["from_step"]
+            run.wait_for(lambda: newest(store) > shrunk)
+
+            going = run.without(*HEADS)
+            cluster.drain(going, 60)
+            run.wait_for(lambda: not cluster.runs(going, "RayTrainWorker"))
+            left_at = newest(store)
+            cluster.kill(going)
+            run.wait_for(lambda: sizes(store)[-1] == 1)
+            run.wait_for(lambda: newest(store) > left_at)
+            run.driver.terminate()
+            run.driver.wait(60)
+
+    starts = [event["from_step"] for event in events(store, "execute", "checkpoint")]
     assert starts == sorted(starts)
-    # A lost node costs what was trained since the last published state, growing costs nothing.
-    assert shrunk >= before
+    # A kill costs what was trained since the last published state, a notice nothing.
+    assert shrunk >= before_kill
+    assert starts[-1] == left_at
     graph, last = the_run(store), newest(store)
     history = load_history(store.open("checkpoint", graph.checkpoint(last).key).path)
-    assert len(history) == last > shrunk
+    assert len(history) == last > left_at
     alone = trained_alone(store, graph, last, tmp_path / "alone")
-    difference = (history[:, 0] - alone[:, 0]).abs().max().item()
-    print(f"{last} steps, {sizes(store)}, from {starts}: largest difference {difference:.2e}")
-    torch.testing.assert_close(history[:, 0], alone[:, 0], rtol=1e-2, atol=1e-3)
+    # Rounding of sums in another order, over the some hundred steps that this takes.
+    torch.testing.assert_close(history[:, 0], alone[:, 0], rtol=1e-3, atol=1e-4)
+
+
+SAMPLED = {
+    "train.steps": 40,
+    "train.checkpoint-every": 40,
+    "evaluation.num-samples": 4000,
+    "evaluation.curve-samples": 200,
+    "evaluation.shard-size": 1000,
+    "evaluation.extractor-epochs": 1,
+    "evaluation.kid-subsets": 2,
+    "evaluation.kid-subset-size": 100,
+    "ig-scales": 1.5,
+    "resources.num-workers": 1,
+    "resources.sample-tasks": 2,
+}
+
+
+@pytest.mark.slow
+def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path):
+    with Cluster(6412) as cluster:
+        cluster.start("2", 0)
+        for host in ("3", "4"):
+            cluster.start(host, 1)
+        cluster.wait_cpus(2)
+        with Watched(cluster, tmp_path / "home", SAMPLED) as run:
+            store = run.store
+            run.wait_for(lambda: any(cluster.runs(h, "_Board") for h in cluster.nodes))
+            driven_from = next(h for h in cluster.nodes if cluster.runs(h, "_Board"))
+            victim = "4" if driven_from == "3" else "3"
+            run.wait_for(lambda: events(store, "execute", "images")
+                         and cluster.runs(victim, "build"))  # fmt: skip
+            cluster.kill(victim)
+            assert run.driver.wait(300) == 0, (tmp_path / "home.log").read_text()[-4000:]
+    graph = the_run(store)
+    for point in graph.final:
+        assert store.find("evaluate", point.evaluate.key)
+    executed = Counter((e["kind"], e["key"]) for e in events(store, "execute"))
+    assert set(executed.values()) <= {1, 2}
+    assert 2 in executed.values()
+    published = Counter((e["kind"], e["key"]) for e in events(store, "published"))
+    assert set(published.values()) == {1}
