@@ -12,25 +12,23 @@ nothing half-published. Takes about ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import collections
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.local import LocalCluster
+from cluster.verdict import findings, published, runs_in_mlflow
 from pipelines.stores import make_store
 from pipelines.study.shelf import stored_study
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from cluster.services import Service
     from pipelines.artifacts import Store
@@ -187,52 +185,6 @@ def undisturbed(folder: Path, trials: int) -> list[Trial]:
                        stderr=log)  # fmt: skip
     return stored_study(f"sqlite:///{home / 'study.db'}", make_store(str(home / "store")),
                         "digits").trials  # fmt: skip
-
-
-def published(store: Store) -> list[dict[str, Any]]:
-    """What was published, in the order of time."""
-    return [event for event in store.events() if event["event"] == "published"]
-
-
-def findings(store: Store, got: Sequence[Trial], wanted: Sequence[Trial]) -> list[str]:
-    """What is not as it should be; empty: all is well."""
-    wrong = []
-    results = [(t.number, t.point, t.state, t.fid) for t in got]
-    expected = [(t.number, t.point, t.state, t.fid) for t in wanted]
-    wrong += [f"trial {a} should be {b}" for a, b in zip(results, expected, strict=False) if a != b]
-    if len(results) != len(expected):
-        wrong.append(f"{len(results)} trials instead of {len(expected)}")
-    often = collections.Counter((e["kind"], e["key"]) for e in published(store))
-    wrong += [f"{name} was published {count} times" for name, count in often.items() if count > 1]
-    for event in store.events():
-        if event["event"] == "execute" and event["kind"] == "checkpoint":
-            ready = [int(e["key"].rpartition("-")[2]) for e in published(store)
-                     if e["kind"] == "checkpoint" and e["key"].startswith(event["key"])
-                     and e["time"] < event["time"] - 1]  # fmt: skip
-            if max(ready, default=0) > event["from_step"]:
-                wrong.append(f"a training began at step {event['from_step']} though "
-                             f"{max(ready)} was published")  # fmt: skip
-    return wrong + half_published(store)
-
-
-def half_published(store: Store) -> list[str]:
-    """Files in the bucket that no manifest names."""
-    store.sweep()
-    bucket = store.bucket  # type: ignore[attr-defined]  # it is one
-    manifests = {f"{a.kind}/{a.key}/{a.manifest['attempt']}/{name}"
-                 for a in store.list() for name in a.manifest["files"]}  # fmt: skip
-    files = set(bucket.list("files"))
-    return ([f"{name} belongs to nothing" for name in sorted(files - manifests)]
-            + [f"{name} is missing" for name in sorted(manifests - files)])  # fmt: skip
-
-
-def runs_in_mlflow(url: str) -> int:
-    """Trials that the MLflow server shows."""
-    body = {"experiment_ids": ["1"], "filter": "tags.`igdit.trial` LIKE '%'", "max_results": 1000}
-    request = urllib.request.Request(f"{url}/api/2.0/mlflow/runs/search", json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})  # fmt: skip
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return len(json.load(answer).get("runs", []))
 
 
 @contextmanager

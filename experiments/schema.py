@@ -105,6 +105,9 @@ class Resources:
 
     num_workers: int = 2
     """Training workers; 1 trains in a plain task and saves the set-up of a worker group."""
+    min_workers: int | None = None
+    """Elastic training: goes on with as few workers as this when nodes are lost, and grows to
+    num_workers when there is room again. None: always num_workers."""
     cpus_per_worker: int = 1
     """CPU threads of a training worker."""
     use_gpu: bool = False
@@ -116,6 +119,13 @@ class Resources:
     """Recompute activations in the backward pass: less memory, a third more work, same result."""
     compile_blocks: bool = False
     """Compile the transformer's blocks (torch.compile); results change by rounding."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp (FSDP2): each training worker keeps a part of the state, for models that do not fit."""
+    tf32: bool = True
+    """On a GPU, round the factors of float32 products to TF32; results change by rounding."""
+    save_minutes: float | None = 10.0
+    """Most minutes of training that are lost with a worker: what is trained is published as often,
+    and the one before it deleted. None: only the checkpoints of the experiment."""
     sample_tasks: int = 2
     """Sampling and evaluation tasks at a time."""
     sample_batch: int = 250
@@ -131,6 +141,11 @@ class Resources:
         require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch",
                  self.micro_batch, "None or at least 1")  # fmt: skip
         require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
+        require(self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+                 "min_workers", self.min_workers,
+                 f"None or 1..num_workers={self.num_workers}")  # fmt: skip
+        require(self.save_minutes is None or self.save_minutes > 0, "save_minutes",
+                 self.save_minutes, "None or positive")  # fmt: skip
         require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
                  "1 with the inline runner")  # fmt: skip
 
@@ -138,6 +153,11 @@ class Resources:
     def device(self) -> str:
         """Where tensors go."""
         return "cuda" if self.use_gpu else "cpu"
+
+    @property
+    def fewest_workers(self) -> int:
+        """Training workers without which nothing is trained."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +198,10 @@ class Experiment:
             require(value == expected, name, value, f"{expected} for {self.data.source}")
         require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
                  f"the path of the loss, {self.loss.path!r}")  # fmt: skip
-        require(self.train.batch_size % self.resources.num_workers == 0, "train.batch_size",
+        require(self.train.batch_size >= self.resources.num_workers, "train.batch_size",
                  self.train.batch_size,
-                 f"a multiple of resources.num_workers={self.resources.num_workers}")  # fmt: skip
+                 f"at least resources.num_workers={self.resources.num_workers}")  # fmt: skip
+        self._check_sharding()
         require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
                  "finite numbers")  # fmt: skip
         guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
@@ -196,6 +217,16 @@ class Experiment:
                  "image would depend on the batch it is in)")  # fmt: skip
         require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
                  "1 (experiments name no weaker checkpoint yet)")  # fmt: skip
+
+    def _check_sharding(self) -> None:
+        """Raise ValueError for what cannot be right when every worker has a part of the state."""
+        if self.resources.sharding == "none":
+            return
+        optim, also = self.optim, "with resources.sharding=fsdp"
+        require(optim.optimizer == "adamw", "optim.optimizer", optim.optimizer, f"adamw {also}")
+        require(optim.precision != "fp16", "optim.precision", "fp16", f"float32 or bf16 {also}")
+        require(not self.loss.target_guidance, "loss.target_guidance", self.loss.target_guidance,
+                 f"0 {also}")  # fmt: skip
 
     @property
     def scales(self) -> tuple[float, ...]:

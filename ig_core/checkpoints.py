@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from ig_core.config import ModelConfig, OptimConfig
 from ig_core.official import load_official, save_official
 from ig_core.optim import make_optimizers
 from ig_core.precision import loss_scaler
+from ig_core.sharding import whole
 from ig_core.training import HISTORY_COLUMNS, TrainState
 from ig_core.transformer import DiffusionTransformer
 
@@ -28,6 +29,7 @@ __all__ = [
     "load_ema",
     "load_history",
     "load_official",
+    "pack_checkpoint",
     "save_checkpoint",
     "save_official",
 ]
@@ -35,14 +37,39 @@ __all__ = [
 FORMAT = "igdit-checkpoint-1"
 
 
+class PackedCheckpoint(NamedTuple):
+    """A checkpoint in memory: whole tensors on the CPU."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """File -> name -> tensor."""
+    header: dict[str, Any]
+
+    def write(self, directory: str | Path) -> None:
+        """Write the files that `save_checkpoint` describes."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self.tensors.items():
+            save_file(content, directory / f"{name}.safetensors")
+        (directory / "state.json").write_text(json.dumps(self.header, indent=2) + "\n")
+
+
 def save_checkpoint(state: TrainState, directory: str | Path) -> None:
     """Write model, EMA, optimizer, step and loss history into `directory`.
 
     Files: `state.json`, `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` (tensors
-    named PARAMETER/MOMENT) and `history.safetensors`.
+    named PARAMETER/MOMENT) and `history.safetensors`. They do not tell whether the state was
+    sharded; if it is, call `pack_checkpoint` on every worker instead, and write on one.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    pack_checkpoint(state).write(directory)
+
+
+def pack_checkpoint(state: TrainState, *, keep: bool = True) -> PackedCheckpoint:
+    """Copy a state to the CPU, whole. Where it is sharded, every worker must call this.
+
+    Args:
+        state: The state.
+        keep: False on a worker that only gives its parts: what it gets holds no tensors.
+    """
     names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     moments = {
         f"{names[parameter]}/{key}": value
@@ -56,9 +83,13 @@ def save_checkpoint(state: TrainState, directory: str | Path) -> None:
         "optimizer": moments,
         "history": {"history": state.history},
     }
+    packed: dict[str, dict[str, Tensor]] = {}
     for name, content in tensors.items():
-        packed = {key: value.detach().cpu().contiguous() for key, value in content.items()}
-        save_file(packed, directory / f"{name}.safetensors")
+        packed[name] = {}
+        for key, value in content.items():
+            entire = whole(value.detach())
+            if keep:
+                packed[name][key] = entire.cpu().contiguous()
     header = {
         "format": FORMAT,
         "step": state.step,
@@ -66,7 +97,7 @@ def save_checkpoint(state: TrainState, directory: str | Path) -> None:
         "optim": dataclasses.asdict(state.optim),
         "loss_scaler": state.scaler.state_dict(),
     }
-    (directory / "state.json").write_text(json.dumps(header, indent=2) + "\n")
+    return PackedCheckpoint(packed, header)
 
 
 def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -> TrainState:

@@ -24,3 +24,13 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
     """Loss scaling for fp16; for the other precisions one that does nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def set_tf32(*, enabled: bool) -> None:
+    """Whether float32 matrix products and convolutions on a GPU round their inputs to TF32.
+
+    19 bits instead of 32: a relative 1e-3 a factor, at several times the speed. Process-wide; what
+    runs on a CPU does not change.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    torch.backends.cudnn.allow_tf32 = enabled

@@ -2,46 +2,52 @@
 
 Image `j` of the global batch of step `n` has position `p = n * batch_size + j`. Its place in the
 shuffled data, its time, its noise and whether its label is dropped are all functions of the seed
-and `p`. Workers take equal contiguous parts of every batch, so their number decides only who
-computes what, and a training that continues from a checkpoint cannot tell that it was interrupted.
+and `p`. Workers take contiguous parts of every batch, equal but for one image, so their number
+decides only who computes what; a training that continues from a checkpoint, with as many workers
+or with others, cannot tell that it was interrupted.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from ig_core.loss import drop_labels, ig_loss
-from ig_core.noise import AddressedNoise
+from ig_core.batches import Batch, BatchSource, DataOrder, Dataset, Share
+from ig_core.loss import ig_loss
 from ig_core.optim import ema_update, learning_rate, make_optimizers, set_learning_rate
-from ig_core.path import training_time
 from ig_core.precision import autocast, loss_scaler
+from ig_core.sharding import is_sharded, local, whole
 from ig_core.transformer import DiffusionTransformer, Velocities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ig_core.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
+
+__all__ = [
+    "HISTORY_COLUMNS",
+    "Batch",
+    "BatchSource",
+    "DataOrder",
+    "Dataset",
+    "NonFiniteLossError",
+    "Share",
+    "TrainState",
+    "train",
+]
 
 HISTORY_COLUMNS = ("total", "final", "aux", "grad_norm")
 """Of each step; grad_norm is NaN where fp16 overflowed and the step was skipped."""
 SMALLEST_LOSS_SCALE = 2.0**-10
 """Below it the gradients of fp16 are not too large for the format but infinite."""
-
-
-class Dataset(Protocol):
-    """Training data by index."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Data (B, C, H, W) float32 and labels (B,) int64 of the rows `index` (B,)."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -84,87 +90,11 @@ class TrainState:
         return self.model.pos_embed.device
 
     def averaged(self, x: Tensor, t: Tensor, y: Tensor) -> Velocities:
-        """The model's velocities with the averaged weights."""
+        """The model's velocities with the averaged weights; ValueError if they are sharded."""
+        if is_sharded(self.model):
+            raise ValueError("target_guidance must be 0 where the state is sharded")
         velocities: Velocities = functional_call(self.model, self.ema, (x, t, y))
         return velocities
-
-
-@dataclass(frozen=True)
-class Share:
-    """One worker's part of the work: `rank` of `world_size`, at most `micro_batch` at once."""
-
-    rank: int = 0
-    world_size: int = 1
-    micro_batch: int | None = None
-
-    def check(self, batch_size: int) -> None:
-        """Raise ValueError unless the global batch divides evenly among the workers."""
-        if batch_size % self.world_size:
-            raise ValueError(f"batch_size must be a multiple of the number of workers "
-                             f"({self.world_size}), but got {batch_size}")  # fmt: skip
-
-    def positions(self, step: int, batch_size: int) -> list[Tensor]:
-        """Positions of this worker's images in step `step` (0-based), one tensor a micro-batch."""
-        size = batch_size // self.world_size
-        first = step * batch_size + self.rank * size
-        return list(torch.arange(first, first + size).split(self.micro_batch or size))
-
-
-class DataOrder:
-    """Shuffled passes over the data: every row once an epoch, in an order drawn from the seed."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self._noise = AddressedNoise(seed, "train/order")
-        self._epochs: dict[int, Tensor] = {}
-
-    def rows(self, positions: Tensor) -> Tensor:
-        """Data rows for positions (B,)."""
-        epochs, offsets = positions // self.length, positions % self.length
-        rows = torch.empty_like(positions)
-        for epoch in epochs.unique().tolist():
-            chosen = epochs == epoch
-            rows[chosen] = self._permutation(epoch)[offsets[chosen]]
-        return rows
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._epochs:
-            high, low = self._noise.bits(torch.arange(self.length), 2, step=epoch).unbind(1)
-            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
-            self._epochs[epoch] = torch.argsort((high >> 1) << 32 | low, stable=True)
-        return self._epochs[epoch]
-
-
-class Batch(NamedTuple):
-    """What `ig_loss` takes, on the training device."""
-
-    x: Tensor
-    y: Tensor
-    t: Tensor
-    noise: Tensor
-
-
-class BatchSource:
-    """Batches by position: data and all randomness addressed by (seed, position)."""
-
-    def __init__(self, dataset: Dataset, loss: LossConfig, seed: int, null_label: int) -> None:
-        self.dataset, self.loss, self.null_label = dataset, loss, null_label
-        self._order = DataOrder(len(dataset), seed)
-        self._draws = AddressedNoise(seed, "train/draws")
-        self._noise = AddressedNoise(seed, "train/noise")
-
-    def batch(self, positions: Tensor, device: torch.device) -> Batch:
-        """Batch for positions (B,)."""
-        x, y = self.dataset.batch(self._order.rows(positions))
-        positions, x, y = positions.to(device), x.to(device), y.to(device)
-        if self.loss.time_distribution == "uniform":
-            draw = self._draws.uniform(positions)
-        else:
-            draw = self._draws.normal(positions)
-        dropped = drop_labels(y, self._draws.uniform(positions, step=1), self.loss.label_dropout,
-                              self.null_label)  # fmt: skip
-        noise = self._noise.normal(positions, tuple(x.shape[1:]))
-        return Batch(x, dropped, training_time(draw, self.loss), noise)
 
 
 def train(
@@ -173,12 +103,12 @@ def train(
     loss: LossConfig,
     config: TrainConfig,
     share: Share | None = None,
-    flush_every: int = 25,
+    flush_every: int | Callable[[int], bool] = 25,
 ) -> Iterator[int]:
     """Train from `state.step` to `config.steps`, updating `state` in place.
 
     With `share.world_size > 1` the default process group must be up; gradients are averaged by
-    DistributedDataParallel.
+    DistributedDataParallel, or by FSDP where `ig_core.sharding` has sharded the state.
 
     Args:
         state: Where to start from.
@@ -186,40 +116,67 @@ def train(
         loss: Objective.
         config: Length, global batch and seed.
         share: This worker's part; everything by default.
-        flush_every: Steps after which losses are gathered from the workers and checked.
+        flush_every: Steps after which losses are gathered from the workers and checked; or a
+            function that says whether to do so after a number of steps, on all workers alike.
 
     Yields:
         The number of steps done. At a multiple of `flush_every` and at checkpoint steps the
         history is complete, finite and the same on all workers.
 
     Raises:
-        ValueError: the batch does not divide among the workers.
+        ValueError: there are more workers than images in a batch.
         NonFiniteLossError: on every worker alike, before such a state can be yielded at a
             checkpoint step.
     """
     share = share or Share()
     share.check(config.batch_size)
     source = BatchSource(dataset, loss, config.seed, state.model.config.null_label)
-    # Buckets that stay in registration order: the sum of gradients does not depend on when the
-    # process was started, so that a resumed run is the uninterrupted one bit for bit.
-    network = (
-        DistributedDataParallel(state.model, find_unused_parameters=True)
-        if share.world_size > 1
-        else state.model
-    )
+    network = _parallel(state, share)
     state.model.train()
     parameters = list(state.model.parameters())
     pending: list[Tensor] = []
     checkpoints = set(config.checkpoint_steps)
+    due = flush_every if callable(flush_every) else _multiple_of(flush_every)
     while state.step < config.steps:
         row = _accumulate(network, source, state, loss, share, config.batch_size)
         norm = _step(state, parameters)
-        ema_update(state.ema.values(), parameters, state.optim.ema_decay)
+        ema_update(map(local, state.ema.values()), map(local, parameters), state.optim.ema_decay)
         state.step += 1
         pending.append(torch.cat([row, norm.view(1)]))
-        if state.step % flush_every == 0 or state.step in checkpoints:
+        if due(state.step) or state.step in checkpoints:
             _flush(state, pending, share.world_size)
         yield state.step
+
+
+def _parallel(state: TrainState, share: Share) -> torch.nn.Module:
+    """The model, such that gradients are averaged over the workers."""
+    if share.world_size == 1 or is_sharded(state.model):
+        return state.model
+    # Buckets that stay in registration order: the sum of gradients does not depend on when the
+    # process was started, so that a resumed run is the uninterrupted one bit for bit.
+    return DistributedDataParallel(
+        state.model, find_unused_parameters=True, forward_sync_buffers=False
+    )
+
+
+@contextmanager
+def _gradients_kept_here(network: torch.nn.Module) -> Iterator[None]:
+    """Backward passes in this context add to gradients that are not averaged yet."""
+    if isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+    elif isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            network.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def _multiple_of(number: int) -> Callable[[int], bool]:
+    return lambda step: step % number == 0
 
 
 def _accumulate(
@@ -235,9 +192,10 @@ def _accumulate(
     parts = share.positions(state.step, batch_size)
     row = torch.zeros(3, device=state.device)
     for number, positions in enumerate(parts, start=1):
-        wrapped = network if isinstance(network, DistributedDataParallel) else None
-        with wrapped.no_sync() if wrapped and number < len(parts) else nullcontext():
-            batch = source.batch(positions, state.device)
+        with nullcontext() if number == len(parts) else _gradients_kept_here(network):
+            # Workers whose micro-batch is empty take part with an image that does not count.
+            some = positions if len(positions) else parts[0][:1]
+            batch = source.batch(some, state.device)
             with autocast(state.optim.precision, state.device):
                 terms = ig_loss(network, *batch, loss, state.averaged)
             weight = len(positions) * share.world_size / batch_size
@@ -250,20 +208,23 @@ def _step(state: TrainState, parameters: list[torch.nn.Parameter]) -> Tensor:
     """Clip the gradient and take the step; returns the gradient's norm, a float32 scalar."""
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, state.optim.grad_clip).detach().float()
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, state.optim.grad_clip)).detach()
     set_learning_rate(state.optimizers, learning_rate(state.step, state.optim))
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
     state.scaler.update()
-    return norm
+    return norm.float()
 
 
 def _flush(state: TrainState, pending: list[Tensor], world_size: int) -> None:
     """Average the pending rows over the workers, check them, append them to the history."""
     rows = torch.stack(pending)
     if world_size > 1:
-        distributed.all_reduce(rows)
-        rows /= world_size
+        # Added in the order of the workers, which an all-reduce does only piece by piece: then the
+        # sums do not depend on how many steps are flushed at once.
+        every = [torch.empty_like(rows) for _ in range(world_size)]
+        distributed.all_gather(every, rows)
+        rows = functools.reduce(torch.add, every) / world_size
     rows = rows.cpu()
     if state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_LOSS_SCALE:
         rows[:, 3].masked_fill_(~rows[:, 3].isfinite(), torch.nan)

@@ -1,4 +1,4 @@
-"""Ray tasks and Ray Train. The only module that imports ray.
+"""Ray tasks. With `ray_training`, the only module that imports ray.
 
 Import it after `runners.prepare_ray_environment`: Ray reads its settings when it is imported.
 """
@@ -10,25 +10,22 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ig_core.process_group import join_group, serve_store
-from pipelines.errors import PipelineError, StoppedError, WorkerLostError
+from pipelines.errors import StoppedError, WorkerLostError
+from pipelines.ray_training import train_alone, train_in_group
 from pipelines.stages.build import Job, build
-from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from experiments import Resources
+    from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress
 
 
 GPU_KINDS = {"images", "features", "reference"}
@@ -63,8 +60,8 @@ class RayRunner:
                                  f"has {there.get(kind, 0):g}")  # fmt: skip
 
     def _needs(self) -> dict[str, int]:
-        """What the workers of a training hold."""
-        workers = self.resources.num_workers
+        """What the workers of a training hold, at least."""
+        workers = self.resources.fewest_workers
         return {"CPU": workers * self.resources.cpus_per_worker,
                 "GPU": workers if self.resources.use_gpu else 0}  # fmt: skip
 
@@ -82,12 +79,15 @@ class RayRunner:
         self._get(task.remote(job))
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
-        board: Any = ray.remote(num_cpus=0)(_Board).remote()
+        board: Any = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=_here()).remote()
         done = threading.Event()
         relay = threading.Thread(target=self._relay, args=(board, post, done), daemon=True)
         relay.start()
         try:
-            return self._get(self._start_training(job, board))
+            outcome: TrainOutcome = self._get(self._start_training(job, board))
+            while outcome.left:  # its node goes, and the training is continued on others
+                outcome = self._get(self._start_training(job, board))
+            return outcome
         finally:
             done.set()
             relay.join()
@@ -99,11 +99,14 @@ class RayRunner:
         if resources.num_workers == 1:
             gpus = 1 if resources.use_gpu else 0
             alone = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus,
-                               max_retries=retries)(_train_alone)  # fmt: skip
+                               max_retries=retries)(train_alone)  # fmt: skip
             return alone.remote(job, board)
-        # The group is looked after by a task of its own, so that it can be cancelled.
-        group = ray.remote(num_cpus=0, max_retries=retries)(_train_in_group)
-        return group.remote(job, board, resources, str(self.scratch))
+        # The group is looked after by a task of its own, so that it can be cancelled; beside the
+        # driver, so that no lost node takes it away from workers that live.
+        group: Any = ray.remote(train_in_group)
+        group = group.options(num_cpus=0, max_retries=retries, scheduling_strategy=_here())
+        settings = {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}
+        return group.remote(job, board, resources, str(self.scratch), settings)
 
     def _relay(
         self,
@@ -156,52 +159,9 @@ class _Board:
         return self.progress
 
 
-def _train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
-    return train_worker(job, 0, 1, board.write.remote)
-
-
-def _train_in_group(
-    job: TrainJob,
-    board: Any,  # noqa: ANN401
-    resources: Resources,
-    scratch: str,
-) -> TrainOutcome:
-    per_worker = {"CPU": float(resources.cpus_per_worker)}
-    trainer = TorchTrainer(
-        _train_in_worker,  # type: ignore[arg-type]  # annotated as if it returned nothing
-        train_loop_config={"job": job, "board": board},
-        torch_config=BoundTorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker=per_worker | ({"GPU": 1.0} if resources.use_gpu else {}),
-        ),
-        # Checkpoints go to our store; what Ray keeps for itself is scratch.
-        run_config=RunConfig(
-            storage_path=f"{scratch}/ray_train",
-            failure_config=FailureConfig(max_failures=resources.max_failures),
-        ),
-    )
-    try:
-        result: Any = trainer.fit()
-    except WorkerGroupError as error:
-        raise _cause(error) from error
-    return result.return_value
-
-
-def _cause(error: WorkerGroupError) -> Exception:
-    """What a group of workers died of: its own error if one raised, else that they died."""
-    for failure in error.worker_failures.values():
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, PipelineError | ValueError):
-            return cause
-    return WorkerLostError(f"training workers were lost: {error}")
-
-
-def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
-    context = get_context()
-    return train_worker(config["job"], context.get_world_rank(), context.get_world_size(),
-                        config["board"].write.remote)  # fmt: skip
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On the driver's node if it can be had there."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def _connect(resources: Resources, scratch: Path, experiments: int) -> None:
@@ -240,28 +200,3 @@ def _scratch_option(scratch: Path) -> dict[str, Any]:
     """Ray's session folder, if its socket paths stay below the 107 bytes that Linux allows."""
     folder = scratch / "ray"
     return {"_temp_dir": str(folder)} if len(os.fsencode(folder)) <= 40 else {}
-
-
-@dataclass
-class BoundTorchConfig(TorchConfig):
-    """Ray's torch backend, but its store listens on the worker's own address only."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """What sets the group up."""
-        return _BoundTorchBackend
-
-
-class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
-        size = len(worker_group)
-        address = worker_group.execute_single(0, _serve_store, size)
-        ray.get([
-            worker_group.execute_single_async(rank, join_group, address, rank, size,
-                                              backend_config.backend, backend_config.timeout_s)
-            for rank in range(size)
-        ])  # fmt: skip
-
-
-def _serve_store(world_size: int) -> tuple[str, int]:
-    return serve_store(ray.util.get_node_ip_address(), world_size)

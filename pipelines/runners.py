@@ -26,6 +26,8 @@ RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A group that was sized by what a lost node had is given up after so long, and sized anew.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Else Ray aborts with a stack trace where SIGTERM is to end a run in good order.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
@@ -173,12 +175,12 @@ def room_here(resources: Resources) -> int:
     if resources.runner == "inline":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    room = (cores or 1) // (resources.num_workers * resources.cpus_per_worker)
+    room = (cores or 1) // (resources.fewest_workers * resources.cpus_per_worker)
     if resources.use_gpu:
         import torch
 
         # One is left for sampling, or no curve would be known before a training ends.
-        room = min(room, (torch.cuda.device_count() - 1) // resources.num_workers)
+        room = min(room, (torch.cuda.device_count() - 1) // resources.fewest_workers)
     return max(1, room)
 
 
@@ -188,7 +190,8 @@ def describe_runner(resources: Resources) -> str:
         return "everything in this process"
     where = os.environ.get("RAY_ADDRESS")
     place = f"at {where}" if where else "on this machine"
-    return f"Ray {place}, training workers: {resources.num_workers}"
+    elastic = f"{resources.min_workers} to " if resources.min_workers is not None else ""
+    return f"Ray {place}, training workers: {elastic}{resources.num_workers}"
 
 
 def prepare_ray_environment() -> None:

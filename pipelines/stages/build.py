@@ -96,6 +96,7 @@ def build(job: Job) -> None:
     """Build and publish artifacts whose inputs are published."""
     import torch
 
+    from ig_core.precision import set_tf32
     from pipelines.stages.data import build_data, build_extractor, build_reference
     from pipelines.stages.evaluate import build_evaluation, build_features
     from pipelines.stages.sample import build_images, build_sample
@@ -112,6 +113,7 @@ def build(job: Job) -> None:
     store, experiment = open_store(job.store), experiment_from_json(job.experiment)
     contexts = [Context(store, node, experiment) for node in job.nodes]
     torch.set_num_threads(1)
+    set_tf32(enabled=experiment.resources.tf32)
     with ExitStack() as publishing:
         directories = []
         for node in job.nodes:

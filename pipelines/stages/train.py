@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from experiments import experiment_from_json
 from pipelines.graph import Graph
 from pipelines.secrets import load_secrets
-from pipelines.stages.build import describe, open_store, write_experiment
+from pipelines.stages.build import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ig_core.training import Dataset, TrainState
     from pipelines.artifacts import Store
-    from pipelines.graph import Node
-
-REPORT_EVERY = 25
-"""Steps between progress reports; losses are gathered and checked then."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,8 @@ class TrainJob:
     """The resolved experiment, as JSON."""
     steps: tuple[int, ...]
     """Steps whose checkpoints are wanted, ascending."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells what this training published for safety from what others did."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,12 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How a training ended: at its last step, or where a loss was not finite."""
+    """How a training ended: at its last step, where a loss was not finite, or early."""
 
     step: int
     non_finite_step: int | None = None
+    left: bool = False
+    """Its node was about to go: the state is published, the rest is to be trained elsewhere."""
 
 
 def published_steps(store: Store, graph: Graph) -> list[int]:
@@ -75,6 +76,7 @@ def train_worker(
     rank: int,
     world_size: int,
     post: Callable[[TrainProgress], None],
+    notice: Callable[[], bool] = lambda: False,
 ) -> TrainOutcome:
     """Train from the last published checkpoint to the last wanted one.
 
@@ -85,48 +87,52 @@ def train_worker(
         rank: This worker's number.
         world_size: Number of workers.
         post: Takes progress reports (rank 0 only).
+        notice: Whether this worker is about to be taken away; then the state is published and all
+            workers leave. Asked every few seconds at most.
     """
     import torch
 
+    from ig_core.precision import set_tf32
     from ig_core.training import NonFiniteLossError, Share, train
+    from pipelines.stages.saving import Meetings, Publisher
 
     load_secrets()
     experiment = experiment_from_json(job.experiment)
+    resources = experiment.resources
     store, graph = open_store(job.store), Graph(experiment)
-    torch.set_num_threads(experiment.resources.cpus_per_worker)
-    wanted, stop = set(job.steps), max(job.steps)
+    torch.set_num_threads(resources.cpus_per_worker)
+    set_tf32(enabled=resources.tf32)
+    stop = max(job.steps)
     start = _agree_on_start(store, graph, job.steps, world_size)
-    state = _state_at(store, graph, start)
-    state.model.activation_checkpointing = experiment.resources.activation_checkpointing
-    if experiment.resources.compile_blocks:
-        state.model.compile_blocks()
+    state = _ready_state(store, graph, start, world_size)
     dataset = _dataset(store, graph)
-    share = Share(rank, world_size, experiment.resources.micro_batch)
+    share = Share(rank, world_size, resources.micro_batch)
+    stay = {*job.steps, *experiment.train.checkpoint_steps}
+    publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, rank)
+    publisher.begin(start)
     if rank == 0:
-        store.log(
-            "execute",
-            "checkpoint",
-            graph.checkpoints[-1].hash,
-            stage="train",
-            world_size=world_size,
-            from_step=state.step,
-            to_step=stop,
-        )
-    begun, first = time.monotonic(), state.step
-    since, from_step = begun, first
+        store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
+                  world_size=world_size, from_step=start, to_step=stop)  # fmt: skip
+    meetings = Meetings(start, world_size, state.device)
+    begun = time.monotonic()
     try:
-        for step in train(state, dataset, experiment.loss, experiment.train, share, REPORT_EVERY):
-            if rank == 0 and step in wanted:
-                work = {"work_seconds": round(time.monotonic() - since, 3),
-                        "work_from_step": from_step}  # fmt: skip
-                _publish(store, graph, state, work)
-                since, from_step = time.monotonic(), step
-            if rank == 0 and (step in wanted or step % REPORT_EVERY == 0):
-                recent = state.history[-REPORT_EVERY:, 0].mean().item()
-                rate = (step - first) / (time.monotonic() - begun)
+        for step in train(state, dataset, experiment.loss, experiment.train, share, meetings.due):
+            wanted = step in job.steps
+            if wanted:
+                publisher.publish(state)
+            meeting = meetings.due(step)
+            if rank == 0 and (wanted or (meeting and step > start + 1)):
+                recent = state.history[-25:, 0].mean().item()
+                rate = (step - start) / (time.monotonic() - begun)
                 post(TrainProgress(step, stop, recent, rate, platform.node()))
             if step == stop:
                 break
+            if meeting:
+                orders = meetings.meet(step, leave=notice(), save=publisher.due())
+                if (orders.leave or orders.save) and not wanted:
+                    publisher.publish(state)
+                if orders.leave:
+                    return TrainOutcome(step, left=True)
     except NonFiniteLossError as error:
         return TrainOutcome(state.step, error.step)
     return TrainOutcome(state.step)
@@ -149,17 +155,27 @@ def _agree_on_start(store: Store, graph: Graph, wanted: Iterable[int], world_siz
     return start
 
 
-def _state_at(store: Store, graph: Graph, step: int) -> TrainState:
-    """The published state of a step; a new one for step 0."""
+def _ready_state(store: Store, graph: Graph, step: int, world_size: int) -> TrainState:
+    """The published state of a step (a new one for step 0), ready to be trained."""
     from ig_core.checkpoints import load_checkpoint
+    from ig_core.sharding import shard
     from ig_core.training import TrainState
 
-    experiment = graph.experiment
-    device = experiment.resources.device
+    experiment, resources = graph.experiment, graph.experiment.resources
+    in_parts = resources.sharding == "fsdp" and world_size > 1
+    # A state that is sharded may not fit as a whole.
+    device = "cpu" if in_parts else resources.device
     if step:
         node = graph.checkpoint(step)
-        return load_checkpoint(store.open(node.kind, node.key).path, device)
-    return TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
+        state = load_checkpoint(store.open(node.kind, node.key).path, device)
+    else:
+        state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
+    state.model.activation_checkpointing = resources.activation_checkpointing
+    if resources.compile_blocks:
+        state.model.compile_blocks()
+    if in_parts:
+        shard(state, resources.device)
+    return state
 
 
 def _dataset(store: Store, graph: Graph) -> Dataset:
@@ -168,12 +184,3 @@ def _dataset(store: Store, graph: Graph) -> Dataset:
 
     artifact = store.open(graph.data.kind, graph.data.key)
     return ImageDataset(read_images([artifact.path / IMAGES]))
-
-
-def _publish(store: Store, graph: Graph, state: TrainState, work: dict[str, float]) -> None:
-    from ig_core.checkpoints import save_checkpoint
-
-    node: Node = graph.checkpoint(state.step)
-    with store.publish(node.kind, node.key, {**describe(node), **work}) as directory:
-        write_experiment(graph.experiment, directory)
-        save_checkpoint(state, directory)

@@ -103,7 +103,7 @@ def experiments(draw):
         ),
         train=TrainConfig(
             steps=draw(st.integers(1, 10**9)),
-            batch_size=workers * draw(st.integers(1, 64)),
+            batch_size=draw(st.integers(workers, 256)),
             checkpoint_every=draw(st.integers(1, 10**6)),
             seed=draw(st.integers(0, 2**63 - 1)),
         ),
@@ -121,7 +121,12 @@ def experiments(draw):
             seed=draw(st.integers(0, 2**63 - 1)),
             labels=draw(st.sampled_from(["balanced", "random"])),
         ),
-        resources=Resources(num_workers=workers, micro_batch=draw(st.none() | st.integers(1, 64))),
+        resources=Resources(
+            num_workers=workers,
+            min_workers=draw(st.none() | st.integers(1, workers)),
+            micro_batch=draw(st.none() | st.integers(1, 64)),
+            save_minutes=draw(st.none() | positive()),
+        ),
     )
 
 
@@ -208,8 +213,24 @@ BAD = [
     ({"loss__path": "cosine"}, ["sampler.path", "'linear'", "'cosine'"]),
     ({"model__aux_layer": None}, ["ig scales", "1.8", "aux_layer None"]),
     (
-        {"resources__runner": "ray", "resources__num_workers": 2, "train__batch_size": 127},
-        ["train.batch_size", "127", "num_workers=2"],
+        {"resources__runner": "ray", "resources__num_workers": 129},
+        ["train.batch_size", "128", "num_workers=129"],
+    ),
+    ({"resources__min_workers": 2}, ["min_workers", "2", "1..num_workers=1"]),
+    ({"resources__min_workers": 0}, ["min_workers", "0", "1..num_workers=1"]),
+    ({"resources__save_minutes": 0}, ["save_minutes", "0", "positive"]),
+    ({"resources__save_minutes": math.nan}, ["save_minutes", "nan", "positive"]),
+    (
+        {"resources__sharding": "fsdp", "optim__optimizer": "muon"},
+        ["optim.optimizer", "'muon'", "adamw", "sharding=fsdp"],
+    ),
+    (
+        {"resources__sharding": "fsdp", "optim__precision": "fp16"},
+        ["optim.precision", "'fp16'", "bf16", "sharding=fsdp"],
+    ),
+    (
+        {"resources__sharding": "fsdp", "loss__target_guidance": 0.5},
+        ["loss.target_guidance", "0.5", "sharding=fsdp"],
     ),
     ({"resources__num_workers": 2}, ["num_workers", "2", "1 with the inline runner"]),
     (
@@ -267,10 +288,10 @@ def test_a_file_that_is_no_object_is_called_that(text):
 def test_python_values_are_checked_like_those_of_files():
     with pytest.raises(ValueError, match=r"num_workers must be 1 with the inline runner.*got 2"):
         Resources(runner="inline")
-    with pytest.raises(ValueError, match=r"train\.batch_size must be a multiple of .*got 127"):
+    with pytest.raises(ValueError, match=r"train\.batch_size must be at least .*got 1$"):
         dataclasses.replace(
             get_experiment("digits"),
-            train=TrainConfig(steps=1, batch_size=127, checkpoint_every=1),
+            train=TrainConfig(steps=1, batch_size=1, checkpoint_every=1),
         )
 
 

@@ -325,20 +325,56 @@ def test_step_of_a_nan_after_resuming_counts_from_the_start(tmp_path):
     assert caught.value.step == 5
 
 
-def test_batch_that_does_not_divide_among_the_workers_is_an_error():
+def test_more_workers_than_images_are_an_error():
     with pytest.raises(
-        ValueError, match=r"batch_size must be a multiple of the number of workers \(4\).* got 6"
+        ValueError, match=r"batch_size must be at least the number of workers \(7\).* got 6"
     ):
-        next(train(new_state(), RandomImages(), LOSS, TRAIN, Share(0, 4)))
+        next(train(new_state(), RandomImages(), LOSS, TRAIN, Share(0, 7)))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7, 12])
 @pytest.mark.parametrize("micro_batch", [None, 1, 4])
 def test_workers_share_every_position_of_the_batch_in_order(world_size, micro_batch):
     shares = [Share(rank, world_size, micro_batch) for rank in range(world_size)]
-    parts = [part for share in shares for part in share.positions(3, 12)]
-    assert torch.cat(parts).tolist() == list(range(36, 48))
-    assert all(len(part) <= (micro_batch or 12) for part in parts)
+    parts = [share.positions(3, 12) for share in shares]
+    assert torch.cat([p for part in parts for p in part]).tolist() == list(range(36, 48))
+    assert len({len(part) for part in parts}) == 1
+    assert all(len(p) <= (micro_batch or 12) for part in parts for p in part)
+    assert all(len(part[0]) for part in parts)
+    sizes = [sum(map(len, part)) for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_uneven_parts_are_the_first_workers():
+    assert [len(Share(rank, 3).positions(0, 128)[0]) for rank in range(3)] == [43, 43, 42]
+
+
+def train_unevenly(rank, world_size, folder):
+    """One process: images that do not divide, in micro-batches one of which is empty."""
+    torch.set_num_threads(1)
+    with process_group(rank, world_size, folder / "group") as share:
+        for micro_batch in (None, 1):
+            each = Share(share.rank, world_size, micro_batch)
+            state = run(new_state(), config(batch_size=5, checkpoint_every=6), share=each)
+            save_checkpoint(state, folder / f"micro{micro_batch}-{rank}")
+    leave()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_uneven_parts_weigh_as_many_images_as_they_have(tmp_path, world_size):
+    torch.multiprocessing.spawn(train_unevenly, (world_size, tmp_path), nprocs=world_size)
+    alone = run(new_state(), config(batch_size=5, checkpoint_every=6))
+    for name in (f"micro{m}-{rank}" for m in (None, 1) for rank in range(world_size)):
+        assert_close(load_checkpoint(tmp_path / name), alone)
+
+
+def test_a_function_of_the_step_says_when_losses_are_gathered():
+    state = new_state()
+    steps = train(state, RandomImages(), LOSS, config(steps=5, checkpoint_every=5),
+                  flush_every=lambda step: step in (2, 3))  # fmt: skip
+    seen = [(step, len(state.history)) for step in steps]
+    assert seen == [(1, 0), (2, 2), (3, 3), (4, 3), (5, 5)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 24])

@@ -20,14 +20,15 @@ from tests.processes import alive, children, is_loopback, kill_tree, listeners, 
 
 SETTINGS = {
     # Slow enough that a signal sent at one checkpoint lands before the next.
-    "train.steps": 160,
+    "train.steps": 96,
     "train.checkpoint-every": 32,
-    "evaluation.num-samples": 400,
-    "evaluation.curve-samples": 200,
-    "evaluation.shard-size": 200,
-    "evaluation.extractor-epochs": 2,
+    "evaluation.num-samples": 200,
+    "evaluation.curve-samples": 100,
+    "evaluation.shard-size": 100,
+    "evaluation.groups": 10,
+    "evaluation.extractor-epochs": 1,
     "evaluation.kid-subsets": 2,
-    "evaluation.kid-subset-size": 100,
+    "evaluation.kid-subset-size": 50,
     "ig-scales": 1.5,
     "resources.sample-tasks": 1,
 }
@@ -122,11 +123,24 @@ def two_workers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_worker(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("one") / "home", 1)
+    """A run that got SIGTERM at its first checkpoint, and the one that finished it."""
+    home = tmp_path_factory.mktemp("one") / "home"
+    stopped = Run(home, 1)
     try:
+        stopped.wait_published("checkpoint", 1)
+        below = children(stopped.process.pid)
+        stopped.process.terminate()
+        assert stopped.process.wait(timeout=60) == 130
+        wait_for(lambda: not any(alive(pid) for pid in below), 60)
+        lock = FileLock(stopped.store.root / ".in-use.lock")
+        assert lock.acquire()
+        lock.release()
+        stopped.kept = stopped.published("checkpoint")
+        run = Run(home, 1)
         run.finish()
     finally:
-        kill_tree(run.process.pid)
+        kill_tree(stopped.process.pid)
+    run.stopped = stopped
     return run
 
 
@@ -151,87 +165,114 @@ def test_one_and_two_workers_give_the_same_losses_weights_and_fid(one_worker, tw
     assert fids(one_worker.store) == fids(two_workers.store)
 
 
-def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two_workers, tmp_path):
-    home = tmp_path / "home"
-    runs = []
+def test_sigterm_lets_workers_go_and_keeps_what_was_published(one_worker):
+    """That workers go is asserted where it happens, in the fixture."""
+    kept = one_worker.stopped.kept
+    assert kept
+    assert len(kept) < len(final_graph(one_worker.store).checkpoints)
+    starts = [e["from_step"] for e in events(one_worker.store, "execute", "checkpoint")]
+    assert starts == [0, int(kept[-1][-8:])]
+    published = collections.Counter(e["key"] for e in events(one_worker.store, "published"))
+    assert set(published.values()) == {1}
 
-    def start() -> Run:
-        runs.append(Run(home, 2))
-        return runs[-1]
 
-    try:
-        run = start()
-        run.wait_published("data", 1)
-        run.kill()  # 1: the driver, before anything was trained
+class Chaos:
+    """Runs of one home that are killed, one after the other."""
 
-        run = start()
-        run.wait_published("checkpoint", 1)
-        run.kill()  # 2: the driver, in the middle of training
+    def __init__(self, home: Path) -> None:
+        self.home, self.store, self.runs = home, FolderStore(home / "store"), []
 
-        run = start()
-        run.wait_for(lambda: len(events(run.store, "execute", "checkpoint")) == 2)
-        run.kill_worker("RayTrainWorker")  # 3: a training worker; Ray Train starts a new group
-        run.wait_published("checkpoint", 4)
-        run.kill_worker("build")  # 4: the builder of an artifact; its task runs again
-        run.wait_published("evaluate", 9)
-        run.kill()  # 5: the driver, among samples and evaluations
+    def start(self) -> Run:
+        self.runs.append(Run(self.home, 2))
+        return self.runs[-1]
 
-        start().finish()
-    finally:
-        for each in runs:
+    def __enter__(self) -> Chaos:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self.runs:
             kill_tree(each.process.pid)
 
-    store = FolderStore(home / "store")
-    for name in ("ema", "model", "optimizer", "history"):
-        assert final_weights(store, name) == final_weights(two_workers.store, name)
-    assert fids(store) == fids(two_workers.store)
-    published = collections.Counter((e["kind"], e["key"]) for e in events(store, "published"))
-    assert set(published.values()) == {1}
-    starts = [e["from_step"] for e in events(store, "execute", "checkpoint")]
-    assert starts == sorted(starts)
-    assert starts[0] == 0
-    assert all(step % 32 == 0 and step > 0 for step in starts[1:])
-    assert len(starts) == 3  # from nothing, after kill 2, after kill 3
-    executed = collections.Counter(e["kind"] for e in events(store, "execute"))
-    undisturbed = collections.Counter(e["kind"] for e in events(two_workers.store, "execute"))
-    del executed["checkpoint"], undisturbed["checkpoint"]
-    # A kill costs at most what was being built then: one task and the driver's next one.
-    assert sum(executed.values()) <= sum(undisturbed.values()) + 5 * 2
-    assert FolderStore(store.root).sweep() >= 0
-    assert not list((store.root / ".staging").iterdir())
+    def kill_driver_in_training_then_a_worker_then_a_builder(self) -> Run:
+        """Three kills; the run that survived the last two."""
+        run = self.start()
+        run.wait_published("checkpoint", 1)
+        run.kill()
+
+        run = self.start()
+        run.wait_for(lambda: len(events(run.store, "execute", "checkpoint")) == 2)
+        run.kill_worker("RayTrainWorker")  # Ray Train starts a new group
+        run.wait_published("checkpoint", 2)
+        run.kill_worker("build")  # its task runs again
+        return run
+
+    def assert_equals(self, undisturbed: Run, kills: int) -> None:
+        """Bit-identical, each thing published once, and little done again."""
+        store = self.store
+        for name in ("ema", "model", "optimizer", "history"):
+            assert final_weights(store, name) == final_weights(undisturbed.store, name)
+        assert fids(store) == fids(undisturbed.store)
+        published = collections.Counter((e["kind"], e["key"]) for e in events(store, "published"))
+        assert set(published.values()) == {1}
+        starts = [e["from_step"] for e in events(store, "execute", "checkpoint")]
+        assert starts == sorted(starts)
+        assert starts[0] == 0
+        assert all(step % 32 == 0 and step > 0 for step in starts[1:])
+        assert len(starts) == 3  # from nothing, after the driver's death, after a worker's
+        executed = collections.Counter(e["kind"] for e in events(store, "execute"))
+        expected = collections.Counter(e["kind"] for e in events(undisturbed.store, "execute"))
+        del executed["checkpoint"], expected["checkpoint"]
+        # A kill costs at most what was being built then: one task and the driver's next one.
+        assert sum(executed.values()) <= sum(expected.values()) + kills * 2
+        assert FolderStore(store.root).sweep() >= 0
+        assert not list((store.root / ".staging").iterdir())
 
 
-def test_two_runs_at_once_build_each_artifact_once(tmp_path):
-    home = tmp_path / "home"
-    runs = [Run(home, 1), Run(home, 1)]
+def test_killed_at_three_moments_it_ends_bit_identical_to_the_undisturbed_run(
+    two_workers, tmp_path
+):
+    with Chaos(tmp_path / "home") as chaos:
+        chaos.kill_driver_in_training_then_a_worker_then_a_builder().finish()
+        chaos.assert_equals(two_workers, 3)
+
+
+@pytest.mark.slow
+def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two_workers, tmp_path):
+    """The driver before and after the training too."""
+    with Chaos(tmp_path / "home") as chaos:
+        run = chaos.start()
+        run.wait_published("data", 1)
+        run.kill()
+        run = chaos.kill_driver_in_training_then_a_worker_then_a_builder()
+        run.wait_published("evaluate", 5)
+        run.kill()
+        chaos.start().finish()
+        chaos.assert_equals(two_workers, 5)
+
+
+def built_by_two_runs_at_once(home: Path, *options: str) -> collections.Counter:
+    """How often each artifact was built."""
+    runs = [Run(home, 1, *options), Run(home, 1, *options)]
     try:
         for run in runs:
             run.finish()
     finally:
         for run in runs:
             kill_tree(run.process.pid)
-    counts = collections.Counter(
-        (e["kind"], e["key"])
-        for e in FolderStore(home / "store").events()
-        if e["event"] == "execute"
-    )
+    executed = events(FolderStore(home / "store"), "execute")
+    return collections.Counter((event["kind"], event["key"]) for event in executed)
+
+
+def test_two_runs_at_once_build_each_artifact_once(tmp_path):
+    """Two processes; that each of them has a Ray of its own adds nothing to what they share."""
+    counts = built_by_two_runs_at_once(tmp_path / "home", "--resources.runner", "inline")
     assert set(counts.values()) == {1}
 
 
-def test_sigterm_lets_workers_go_and_keeps_what_was_published(tmp_path):
-    run = Run(tmp_path / "home", 1)
-    try:
-        run.wait_published("checkpoint", 1)
-        below = children(run.process.pid)
-        run.process.terminate()
-        assert run.process.wait(timeout=60) == 130
-        wait_for(lambda: not any(alive(pid) for pid in below), 60)
-        assert run.published("checkpoint")
-        lock = FileLock(run.store.root / ".in-use.lock")
-        assert lock.acquire()
-        lock.release()
-    finally:
-        kill_tree(run.process.pid)
+@pytest.mark.slow
+def test_two_runs_on_ray_at_once_build_each_artifact_once(tmp_path):
+    counts = built_by_two_runs_at_once(tmp_path / "home")
+    assert set(counts.values()) == {1}
 
 
 STUDY_SETTINGS = {

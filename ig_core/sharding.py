@@ -1,0 +1,90 @@
+"""FSDP2: parameters, average and optimizer state in parts, for models that do not fit.
+
+Every worker keeps a part of each tensor (its rows). The parameters of one block at a time are
+gathered for its passes; gradients are averaged and scattered at once. A step is that of
+DistributedDataParallel but for the order of sums, and a checkpoint is the same files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ig_core.optim import make_optimizers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ig_core.training import TrainState
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has been through its parameters."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, gathered from all workers at once; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part of a sharded tensor, the same memory; others as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard(state: TrainState, device: torch.device | str | None = None) -> None:
+    """Keep a part of the state on each worker of the default process group, in place.
+
+    Args:
+        state: The same whole state on every worker, maybe on the CPU.
+        device: Where the parts go; by default where the state is.
+
+    Raises:
+        ValueError: the optimizer needs whole matrices, or the precision a loss scale.
+    """
+    optim = state.optim
+    if optim.optimizer == "muon":
+        raise ValueError("optimizer must be 'adamw' for a sharded state (Muon orthogonalises whole "
+                         "matrices), but got 'muon'")  # fmt: skip
+    if state.scaler.is_enabled():
+        raise ValueError("precision must be 'float32' or 'bf16' for a sharded state (workers would "
+                         "disagree on an overflow), but got 'fp16'")  # fmt: skip
+    device = state.device if device is None else torch.device(device)
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    moments = _moments(state)
+    for block in state.model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(state.model, mesh=mesh)
+    parameters = dict(state.model.named_parameters())
+
+    def part(tensor: Tensor, like: Tensor) -> Tensor:
+        if tensor.shape != like.shape:  # the step of Adam, a scalar
+            return tensor.to(device)
+        assert isinstance(like, DTensor)
+        return distribute_tensor(tensor.detach().to(device), mesh, like.placements,
+                                 src_data_rank=None)  # fmt: skip
+
+    state.ema = {name: part(tensor, parameters[name]) for name, tensor in state.ema.items()}
+    state.optimizers = make_optimizers(state.model, optim)
+    for optimizer in state.optimizers:
+        for name, entry in moments.items():
+            parameter = parameters[name]
+            optimizer.state[parameter] = {
+                key: part(value, parameter) for key, value in entry.items()
+            }
+
+
+def _moments(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer keeps, by the names of the parameters."""
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
+    return {
+        names[parameter]: dict(entry)
+        for optimizer in state.optimizers
+        for parameter, entry in optimizer.state.items()
+    }

@@ -1,0 +1,210 @@
+"""What runs in Ray's workers while a model is trained: alone in a task, or in a group of Ray Train.
+
+Import it after `runners.prepare_ray_environment`: Ray reads its settings when it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ig_core.process_group import join_group, serve_store
+from pipelines.errors import PipelineError, WorkerLostError
+from pipelines.stages.train import TrainJob, TrainOutcome, train_worker
+
+if TYPE_CHECKING:
+    from ray.train.backend import Backend
+
+    from experiments import Resources
+
+RESIZE_SECONDS = 5.0
+"""Between two looks at whether an elastic group could be larger."""
+LEAVE_SECONDS = 120.0
+"""Most that a group is waited for to publish its state before it is replaced by one of another
+size."""
+
+logger = logging.getLogger(__name__)
+
+
+class Departure:
+    """Whether this process is to leave its training: its node is drained, SIGTERM, a resize.
+
+    The training publishes its state when it hears of it, and ends.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._over = threading.Event(), threading.Event()
+        self._over.set()
+        self._next_look = 0.0
+
+    def begin(self) -> None:
+        """A training starts in this process."""
+        self._over.clear()
+
+    def end(self) -> None:
+        """It is over, and what it was to publish is published."""
+        self._asked.clear()
+        self._over.set()
+
+    def notice(self) -> bool:
+        """Whether to leave; asks the cluster once a second at most."""
+        now = time.monotonic()
+        if not self._asked.is_set() and now >= self._next_look:
+            self._next_look = now + 1.0
+            if _is_draining():
+                self._asked.set()
+        return self._asked.is_set()
+
+    def ask(self, seconds: float) -> bool:
+        """Have the training leave; whether it is over, after so many seconds at most."""
+        self._asked.set()
+        return self._over.wait(seconds)
+
+    def on_sigterm(self, *_: object) -> None:
+        """Signal handler: leave the training, then end the process."""
+        threading.Thread(target=self._leave_and_exit, daemon=True).start()
+
+    def _leave_and_exit(self) -> None:
+        self.ask(20.0)
+        time.sleep(2.0)  # for the result to be fetched
+        os._exit(128 + signal.SIGTERM)
+
+
+departure = Departure()
+
+
+def _is_draining() -> bool:
+    """Whether this node is about to be taken away (a spot instance's notice, a scale-down)."""
+    # `ray.train.get_preemption_info` says the same, but only in a group and as a barrier of all its
+    # workers, and it asks this too. Nothing public says it in a task.
+    from ray._private.state import state
+
+    try:
+        return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    except (RayError, AttributeError, RuntimeError) as error:
+        logger.warning("cannot tell whether this node is drained: %s", error)
+        return False
+
+
+def train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
+    """The only worker of a training; a Ray task."""
+    departure.begin()
+    before = signal.signal(signal.SIGTERM, departure.on_sigterm)
+    try:
+        return train_worker(job, 0, 1, board.write.remote, departure.notice)
+    finally:
+        departure.end()
+        signal.signal(signal.SIGTERM, before)
+
+
+def train_in_group(
+    job: TrainJob,
+    board: Any,  # noqa: ANN401
+    resources: Resources,
+    scratch: str,
+    settings: dict[str, str],
+) -> TrainOutcome:
+    """Start a group of workers and look after it; a Ray task.
+
+    Args:
+        job: What to train.
+        board: Where the first worker writes its progress.
+        resources: How many workers, and what each of them holds.
+        scratch: Folder for what may be lost.
+        settings: Environment of Ray Train, which it takes from the process that starts a group.
+    """
+    os.environ.update(settings)
+    per_worker = {"CPU": float(resources.cpus_per_worker)}
+    most, fewest = resources.num_workers, resources.min_workers
+    trainer = TorchTrainer(
+        _train_in_worker,  # type: ignore[arg-type]  # annotated as if it returned nothing
+        train_loop_config={"job": job, "board": board},
+        torch_config=BoundTorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed as of older versions
+            num_workers=most if fewest is None else (fewest, most),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=resources.use_gpu,
+            resources_per_worker=per_worker | ({"GPU": 1.0} if resources.use_gpu else {}),
+        ),
+        # Checkpoints go to our store; what Ray keeps for itself is scratch.
+        run_config=RunConfig(
+            storage_path=f"{scratch}/ray_train",
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+    except WorkerGroupError as error:
+        raise _cause(error) from error
+    return result.return_value
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """What a group of workers died of: its own error if one raised, else that they died."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, PipelineError | ValueError):
+            return cause
+    return WorkerLostError(f"training workers were lost: {error}")
+
+
+def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
+    context = get_context()
+    departure.begin()
+    try:
+        return train_worker(config["job"], context.get_world_rank(), context.get_world_size(),
+                            config["board"].write.remote, departure.notice)  # fmt: skip
+    finally:
+        departure.end()
+
+
+@dataclass
+class BoundTorchConfig(TorchConfig):
+    """Ray's torch backend, but its store listens on the worker's own address only."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What sets the group up."""
+        return _BoundTorchBackend
+
+
+class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
+        worker_group.execute(_hear_sigterm)
+        size = len(worker_group)
+        address = worker_group.execute_single(0, _serve_store, size)
+        ray.get([
+            worker_group.execute_single_async(rank, join_group, address, rank, size,
+                                              backend_config.backend, backend_config.timeout_s)
+            for rank in range(size)
+        ])  # fmt: skip
+
+    def on_shutdown(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
+        status = worker_group.get_latest_poll_status()
+        if status is not None and not status.errors:
+            # All workers live: the group is resized, and what it did is not to be done again.
+            worker_group.execute(_leave, LEAVE_SECONDS)
+        super().on_shutdown(worker_group, backend_config)
+
+
+def _hear_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, departure.on_sigterm)
+
+
+def _leave(seconds: float) -> bool:
+    return departure.ask(seconds)
+
+
+def _serve_store(world_size: int) -> tuple[str, int]:
+    return serve_store(ray.util.get_node_ip_address(), world_size)

@@ -1,0 +1,138 @@
+"""FSDP2 over gloo on two processes: the same training, the same files."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ig_core.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from ig_core.config import LossConfig, OptimConfig
+from ig_core.sharding import is_sharded, local, shard
+from ig_core.training import Share, TrainState, train
+from tests.ig_core.test_training import (
+    LOSS,
+    MODEL,
+    OPTIM,
+    TRAIN,
+    RandomImages,
+    assert_close,
+    assert_same,
+    config,
+    leave,
+    new_state,
+    process_group,
+    run,
+)
+
+UNEVEN = config(batch_size=5, checkpoint_every=6)
+CLIPPED = replace(OPTIM, grad_clip=0.05, precision="bf16")
+
+
+def write(state, folder, rank):
+    """All give their parts, one writes."""
+    packed = pack_checkpoint(state, keep=rank == 0)
+    if rank == 0:
+        packed.write(folder)
+    else:
+        assert not any(packed.tensors.values())
+
+
+def train_sharded(rank, world_size, folder):
+    """One process: several trainings whose state is in parts."""
+    torch.set_num_threads(1)
+    with process_group(rank, world_size, folder / "group") as share:
+        state = new_state()
+        shard(state)
+        for step in train(state, RandomImages(), LOSS, TRAIN, share):
+            if step == 3:
+                write(state, folder / "middle", rank)
+        write(state, folder / "whole", rank)
+        kept = sum(local(p).numel() for p in state.model.parameters())
+        assert kept < 0.6 * sum(p.numel() for p in state.model.parameters())
+
+        resumed = load_checkpoint(folder / "middle")
+        shard(resumed)
+        write(run(resumed, share=share), folder / "resumed", rank)
+
+        from_plain = load_checkpoint(folder / "plain")
+        shard(from_plain)
+        write(run(from_plain, share=share), folder / "from-plain", rank)
+
+        uneven = new_state()
+        uneven.model.activation_checkpointing = True
+        shard(uneven)
+        write(run(uneven, UNEVEN, share=Share(rank, world_size, 1)), folder / "uneven", rank)
+
+        clipped = TrainState.new(MODEL, CLIPPED, TRAIN.seed)
+        shard(clipped)
+        write(run(clipped, share=share), folder / "clipped", rank)
+    leave()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints of `train_sharded`."""
+    folder = tmp_path_factory.mktemp("sharded")
+    save_checkpoint(run(new_state(), config(steps=3)), folder / "plain")
+    torch.multiprocessing.spawn(train_sharded, (2, folder), nprocs=2)
+    return folder
+
+
+def test_sharded_training_equals_the_plain_one(folder):
+    assert_close(load_checkpoint(folder / "whole"), run(new_state()))
+
+
+def test_sharded_and_resumed_equals_uninterrupted_bit_for_bit(folder):
+    assert_same(load_checkpoint(folder / "resumed"), load_checkpoint(folder / "whole"))
+
+
+def test_checkpoints_load_into_either_mode(folder):
+    plain = run(new_state())
+    assert_close(load_checkpoint(folder / "from-plain"), plain)
+    assert_close(run(load_checkpoint(folder / "middle")), plain)
+
+
+def test_files_do_not_tell_that_the_state_was_sharded(folder):
+    plain = run(load_checkpoint(folder / "plain"))
+    save_checkpoint(plain, folder / "again")
+    names = [path.name for path in sorted((folder / "again").iterdir())]
+    assert names == [path.name for path in sorted((folder / "from-plain").iterdir())]
+    for path in map((folder / "again").joinpath, names):
+        assert path.stat().st_size == (folder / "from-plain" / path.name).stat().st_size
+
+
+def test_workers_with_fewer_micro_batches_do_not_keep_the_others_waiting(folder):
+    assert_close(load_checkpoint(folder / "uneven"), run(new_state(), UNEVEN))
+
+
+def test_the_norm_that_is_clipped_is_that_of_the_whole_gradient(folder):
+    plain = run(TrainState.new(MODEL, CLIPPED, TRAIN.seed))
+    history = load_checkpoint(folder / "clipped").history
+    assert bool((history[:, 3] > 0.1).all())
+    # bf16 rounds what another order of sums changes.
+    torch.testing.assert_close(history, plain.history, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"optimizer": "muon"}, "whole matrices"), ({"precision": "fp16"}, "overflow")],
+)
+def test_what_cannot_be_right_in_parts_is_refused(changes, message):
+    state = TrainState.new(MODEL, OptimConfig(**changes), TRAIN.seed)
+    with pytest.raises(ValueError, match=message):
+        shard(state)
+    assert not is_sharded(state.model)
+
+
+def guide_the_target(rank, world_size, folder):
+    """One process: the averaged weights are asked for, but are in parts."""
+    with process_group(rank, world_size, folder / "group"):
+        state = new_state()
+        shard(state)
+        with pytest.raises(ValueError, match="target_guidance must be 0"):
+            next(train(state, RandomImages(), LossConfig(target_guidance=0.5), TRAIN))
+    leave()
+
+
+def test_guidance_of_the_target_is_refused(tmp_path):
+    torch.multiprocessing.spawn(guide_the_target, (1, tmp_path), nprocs=1)

@@ -1,0 +1,194 @@
+"""Workers come and go, on a Ray cluster of several nodes of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import experiment_from_json, experiment_to_json
+from ig_core.checkpoints import load_history
+from pipelines.folder_store import FolderStore
+from pipelines.graph import Graph
+from pipelines.stages.train import TrainJob, published_steps, train_worker
+from tests.pipelines.conftest import events
+from tests.processes import kill_tree, wait_for
+from tests.ray_nodes import Cluster
+
+SETTINGS = {
+    # It is stopped when all has been seen, however fast the machine.
+    "train.steps": 100_000,
+    "train.checkpoint-every": 100_000,
+    "train.batch-size": 127,
+    "evaluation.extractor-epochs": 1,
+    "resources.min-workers": 1,
+    "resources.num-workers": 3,
+    "resources.save-minutes": 0.05,
+}
+
+
+def start(cluster: Cluster, home: Path, settings: dict) -> subprocess.Popen:
+    """`igdit run digits` on the cluster."""
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    log = home.with_suffix(".log").open("a")
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "run", "digits", *options],
+        env={**cluster.environment, "RAY_ADDRESS": cluster.address, "IGDIT_HOME": str(home)},
+        stdout=log, stderr=log,
+    )  # fmt: skip
+
+
+def the_run(store: FolderStore) -> Graph:
+    """The graph of the only experiment of a store."""
+    (path,) = (store.root / ".runs").glob("*.json")
+    return Graph(experiment_from_json(path.read_text()))
+
+
+def newest(store: FolderStore) -> int:
+    """Newest published step."""
+    return max(published_steps(store, the_run(store)), default=0)
+
+
+def sizes(store: FolderStore) -> list[int]:
+    """World sizes of the groups that trained, in order."""
+    return [event["world_size"] for event in events(store, "execute", "checkpoint")]
+
+
+def trained_alone(store: FolderStore, graph: Graph, steps: int, folder: Path) -> torch.Tensor:
+    """Loss history of one undisturbed worker."""
+    experiment = dataclasses.replace(
+        graph.experiment,
+        train=dataclasses.replace(graph.experiment.train, steps=steps, checkpoint_every=steps),
+        resources=dataclasses.replace(graph.experiment.resources, min_workers=None, num_workers=1),
+    )
+    alone = FolderStore(folder)
+    data = store.open("data", graph.data.key).path
+    with alone.publish("data", graph.data.key, {}) as directory:
+        for file in data.iterdir():
+            if file.name != "MANIFEST.json":
+                (directory / file.name).write_bytes(file.read_bytes())
+    train_worker(
+        TrainJob(str(folder), experiment_to_json(experiment), (steps,)), 0, 1, lambda progress: None
+    )
+    return load_history(alone.open("checkpoint", graph.checkpoint(steps).key).path)
+
+
+class Watched:
+    """A run on a cluster, and what a test waits for while it lives."""
+
+    def __init__(self, cluster: Cluster, home: Path, settings: dict) -> None:
+        self.cluster, self.home, self.store = cluster, home, FolderStore(home / "store")
+        self.driver = start(cluster, home, settings)
+
+    def wait_for(self, condition):
+        def ready():
+            assert self.driver.poll() is None, self.home.with_suffix(".log").read_text()[-4000:]
+            return condition()
+
+        return wait_for(ready, 200)
+
+    def without(self, *names: str) -> str:
+        """A node with CPUs on which none of these tasks and actors run."""
+        hosts = (host for host in reversed(self.cluster.nodes) if host != "2")
+        return next(h for h in hosts if not any(self.cluster.runs(h, name) for name in names))
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        kill_tree(self.driver.pid)
+
+
+HEADS = ("TrainController", "train_in_group")
+"""What looks after a group: stays with the driver, on a node that is not lost."""
+
+
+@pytest.mark.slow
+def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
+    """1 -> 3 (nodes join) -> 2 (a node is killed) -> 1 (a node is about to be taken away)."""
+    with Cluster(6411) as cluster:
+        cluster.start("2", 0)
+        cluster.start("3", 1)
+        cluster.wait_cpus(1)
+        with Watched(cluster, tmp_path / "home", SETTINGS) as run:
+            store = run.store
+            run.wait_for(lambda: sizes(store) == [1] and newest(store))
+            for host in ("4", "5"):
+                cluster.start(host, 1)
+            run.wait_for(lambda: sizes(store)[-1] == 3)
+            grown = newest(store)
+            run.wait_for(lambda: newest(store) > grown)
+
+            before_kill = newest(store)
+            cluster.kill(run.without(*HEADS))
+            run.wait_for(lambda: sizes(store)[-1] == 2)
+            shrunk = events(store, "execute", "checkpoint")[-1]["from_step"]
+            run.wait_for(lambda: newest(store) > shrunk)
+
+            going = run.without(*HEADS)
+            cluster.drain(going, 60)
+            run.wait_for(lambda: not cluster.runs(going, "RayTrainWorker"))
+            left_at = newest(store)
+            cluster.kill(going)
+            run.wait_for(lambda: sizes(store)[-1] == 1)
+            run.wait_for(lambda: newest(store) > left_at)
+            run.driver.terminate()
+            run.driver.wait(60)
+
+    starts = [event["from_step"] for event in events(store, "execute", "checkpoint")]
+    assert starts == sorted(starts)
+    # A kill costs what was trained since the last published state, a notice nothing.
+    assert shrunk >= before_kill
+    assert starts[-1] == left_at
+    graph, last = the_run(store), newest(store)
+    history = load_history(store.open("checkpoint", graph.checkpoint(last).key).path)
+    assert len(history) == last > left_at
+    alone = trained_alone(store, graph, last, tmp_path / "alone")
+    # Rounding of sums in another order, over the some hundred steps that this takes.
+    torch.testing.assert_close(history[:, 0], alone[:, 0], rtol=1e-3, atol=1e-4)
+
+
+SAMPLED = {
+    "train.steps": 40,
+    "train.checkpoint-every": 40,
+    "evaluation.num-samples": 4000,
+    "evaluation.curve-samples": 200,
+    "evaluation.shard-size": 1000,
+    "evaluation.extractor-epochs": 1,
+    "evaluation.kid-subsets": 2,
+    "evaluation.kid-subset-size": 100,
+    "ig-scales": 1.5,
+    "resources.num-workers": 1,
+    "resources.sample-tasks": 2,
+}
+
+
+@pytest.mark.slow
+def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path):
+    with Cluster(6412) as cluster:
+        cluster.start("2", 0)
+        for host in ("3", "4"):
+            cluster.start(host, 1)
+        cluster.wait_cpus(2)
+        with Watched(cluster, tmp_path / "home", SAMPLED) as run:
+            store = run.store
+            run.wait_for(lambda: any(cluster.runs(h, "_Board") for h in cluster.nodes))
+            driven_from = next(h for h in cluster.nodes if cluster.runs(h, "_Board"))
+            victim = "4" if driven_from == "3" else "3"
+            run.wait_for(lambda: events(store, "execute", "images")
+                         and cluster.runs(victim, "build"))  # fmt: skip
+            cluster.kill(victim)
+            assert run.driver.wait(300) == 0, (tmp_path / "home.log").read_text()[-4000:]
+    graph = the_run(store)
+    for point in graph.final:
+        assert store.find("evaluate", point.evaluate.key)
+    executed = Counter((e["kind"], e["key"]) for e in events(store, "execute"))
+    assert set(executed.values()) <= {1, 2}
+    assert 2 in executed.values()
+    published = Counter((e["kind"], e["key"]) for e in events(store, "published"))
+    assert set(published.values()) == {1}

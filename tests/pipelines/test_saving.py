@@ -1,0 +1,227 @@
+"""States published for safety, and workers that are told to leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+
+from experiments import experiment_to_json
+from ig_core.checkpoints import load_checkpoint
+from pipelines.folder_store import FolderStore
+from pipelines.graph import Graph
+from pipelines.stages import saving
+from pipelines.stages.saving import BETWEEN, Meetings, Orders
+from pipelines.stages.train import (
+    TrainJob,
+    TrainOutcome,
+    published_steps,
+    starting_step,
+    train_worker,
+)
+from tests.ig_core.test_training import assert_same, leave, process_group
+from tests.pipelines.conftest import events, run_inline, tiny
+
+ALWAYS = {"save_minutes": 1e-9}
+LONG = {"steps": 60, "checkpoint_every": 30}
+
+
+def trained(store: FolderStore, experiment, **kwargs) -> tuple[Graph, TrainOutcome]:
+    """Train what is missing in this process."""
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    steps = tuple(node.step for node in graph.checkpoints if not store.find("checkpoint", node.key))
+    job = TrainJob(str(store.root), experiment_to_json(experiment), steps)
+    return graph, train_worker(job, 0, 1, lambda progress: None, **kwargs)
+
+
+def state_of(store: FolderStore, graph: Graph, step: int):
+    return load_checkpoint(store.open("checkpoint", graph.checkpoint(step).key).path)
+
+
+def test_states_between_checkpoints_are_published_and_give_way_to_newer_ones(tmp_path):
+    store = FolderStore(tmp_path)
+    graph, outcome = trained(store, tiny(train=LONG, resources=ALWAYS))
+    assert outcome == TrainOutcome(60)
+    assert published_steps(store, graph) == [30, 60]
+    steps = [int(e["key"][-8:]) for e in events(store, "published", "checkpoint")]
+    between = [step for step in steps if step not in (30, 60)]
+    assert steps == sorted(steps)
+    assert len(between) > 20
+    assert all(step % 2 for step in between)
+    deleted = Counter(int(e["key"][-8:]) for e in events(store, "deleted", "checkpoint"))
+    assert deleted == Counter(between)
+
+
+def test_states_published_for_safety_change_no_result(tmp_path):
+    often, never = FolderStore(tmp_path / "often"), FolderStore(tmp_path / "never")
+    graph, _ = trained(often, tiny(train=LONG, resources=ALWAYS))
+    trained(never, tiny(train=LONG, resources={"save_minutes": None}))
+    assert len(events(never, "published", "checkpoint")) == 2
+    assert_same(state_of(often, graph, 60), state_of(never, graph, 60))
+
+
+def interrupted(store: FolderStore, experiment, step: int) -> Graph:
+    """Train until something breaks after the given step."""
+
+    def fail() -> bool:
+        if published_steps(store, Graph(experiment))[-1:] >= [step]:
+            raise ConnectionError("the node is gone")
+        return False
+
+    with pytest.raises(ConnectionError):
+        trained(store, experiment, notice=fail)
+    return Graph(experiment)
+
+
+def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_once(tmp_path):
+    store, experiment = FolderStore(tmp_path), tiny(train=LONG, resources=ALWAYS)
+    graph = interrupted(store, experiment, 11)
+    assert published_steps(store, graph) == [11]
+    left = store.find("checkpoint", graph.checkpoint(11).key).manifest
+    assert (left["work_from_step"], left["work_seconds"] > 0) == (0, True)
+    assert starting_step(store, graph, [30, 60]) == 11
+
+    trained(store, experiment)
+    starts = [(e["from_step"], e["to_step"]) for e in events(store, "execute", "checkpoint")]
+    assert starts == [(0, 60), (11, 60)]
+    # What was there before this training began stays.
+    assert published_steps(store, graph) == [11, 30, 60]
+    first, last = (store.find("checkpoint", graph.checkpoint(s).key).manifest for s in (30, 60))
+    assert (first["work_from_step"], last["work_from_step"]) == (0, 30)
+    assert first["work_seconds"] > left["work_seconds"]
+
+    whole = FolderStore(tmp_path / "whole")
+    trained(whole, experiment)
+    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+
+
+def test_the_same_training_after_its_workers_were_replaced_tidies_up(tmp_path):
+    store, experiment = FolderStore(tmp_path), tiny(train=LONG, resources=ALWAYS)
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    job = TrainJob(str(store.root), experiment_to_json(experiment), (30, 60))
+
+    def fail() -> bool:
+        if 11 in published_steps(store, graph):
+            raise ConnectionError("the node is gone")
+        return False
+
+    with pytest.raises(ConnectionError):
+        train_worker(job, 0, 1, lambda progress: None, fail)
+    assert store.find("checkpoint", graph.checkpoint(11).key).manifest[BETWEEN] == job.id
+    assert train_worker(job, 0, 1, lambda progress: None) == TrainOutcome(60)
+    assert published_steps(store, graph) == [30, 60]
+
+
+def test_a_checkpoint_that_was_there_before_is_continued_from_and_stays(tmp_path):
+    """That of another experiment of the trajectory, at a step where this one would save."""
+    store = FolderStore(tmp_path)
+    odd = tiny(train={"steps": 11, "checkpoint_every": 11}, resources={"save_minutes": None})
+    graph, _ = trained(store, odd)
+    before = store.find("checkpoint", graph.checkpoint(11).key).manifest
+    graph, _ = trained(store, tiny(train=LONG, resources=ALWAYS))
+    assert published_steps(store, graph) == [11, 30, 60]
+    assert store.find("checkpoint", graph.checkpoint(11).key).manifest == before
+
+
+def test_what_somebody_else_published_first_is_not_deleted(tmp_path):
+    """A step that this training saved too, but not as the first one."""
+    store, experiment = FolderStore(tmp_path), tiny(train=LONG, resources=ALWAYS)
+    graph = Graph(experiment)
+    theirs = graph.checkpoint(5)
+
+    def publish_before_us() -> bool:
+        if not store.find("checkpoint", theirs.key):
+            with store.publish("checkpoint", theirs.key, {"work_from_step": 0}) as directory:
+                (directory / "state.json").write_text("{}")
+        return False
+
+    trained(store, experiment, notice=publish_before_us)
+    assert published_steps(store, graph) == [5, 30, 60]
+
+
+def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path):
+    store, experiment = FolderStore(tmp_path), tiny(train=LONG)
+    asked = []
+
+    def notice() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    graph, outcome = trained(store, experiment, notice=notice)
+    assert outcome.left
+    assert 1 < outcome.step <= 1 + saving.REPORT_EVERY
+    assert published_steps(store, graph) == [outcome.step]
+    _, again = trained(store, experiment)
+    assert again == TrainOutcome(60)
+    start = [e["from_step"] for e in events(store, "execute", "checkpoint")]
+    assert start == [0, outcome.step]
+    whole = FolderStore(tmp_path / "whole")
+    trained(whole, experiment)
+    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+
+
+def one_of_two(rank: int, world_size: int, folder, text: str) -> None:
+    """One process of a group; the second one is told to leave."""
+    torch.set_num_threads(1)
+    job = TrainJob(str(folder), text, (30, 60))
+    asked = []
+
+    def notice() -> bool:
+        asked.append(1)
+        return rank == 1 and len(asked) == 2
+
+    with process_group(rank, world_size, folder / "group"):
+        outcome = train_worker(job, rank, world_size, lambda progress: None, notice)
+        (folder / f"left-{rank}").write_text(f"{outcome.left} {outcome.step}")
+    leave()
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, sharding):
+    store = FolderStore(tmp_path)
+    inline = tiny(train=LONG)
+    graph = run_inline(store, inline, [Graph(inline).data])
+    resources = dataclasses.replace(inline.resources, runner="ray", num_workers=2,
+                                    sharding=sharding, **ALWAYS)  # fmt: skip
+    text = experiment_to_json(dataclasses.replace(inline, resources=resources))
+    torch.multiprocessing.spawn(one_of_two, (2, tmp_path, text), nprocs=2)
+    ends = {(tmp_path / f"left-{rank}").read_text() for rank in range(2)}
+    (step,) = published_steps(store, graph)
+    assert ends == {f"True {step}"}
+    # The state of two workers, maybe in parts, is continued by one.
+    trained(store, inline)
+    alone = FolderStore(tmp_path / "alone")
+    trained(alone, inline)
+    torch.testing.assert_close(state_of(store, graph, 60).history,
+                               state_of(alone, graph, 60).history,
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.001, [1, 25, 50, 75]),
+        (0.5, [1, 5, 9, 13, 17, 21, 25, 29, 33, 37]),
+        (7.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ],
+)
+def test_meetings_follow_the_pace(monkeypatch, seconds, expected):
+    now, steps = [0.0], []
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    meetings = Meetings(0, 1, torch.device("cpu"))
+    for step in range(1, expected[-1] + 1):
+        now[0] += seconds
+        if meetings.due(step):
+            steps.append(step)
+            assert meetings.meet(step, leave=False, save=False) == Orders(leave=False, save=False)
+    assert steps == expected
+
+
+def test_a_wish_to_save_is_granted_at_the_next_odd_step():
+    meetings = Meetings(1, 1, torch.device("cpu"))
+    assert meetings.due(2)
+    assert not meetings.meet(2, leave=False, save=True).save
+    assert meetings.due(3)
+    assert meetings.meet(3, leave=False, save=True).save
