@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ TIMEOUT = (10.0, 120.0)
 """Seconds to connect, and to wait for an answer."""
 QUIET_SECONDS = 20.0
 """Silence of a log after which the server is asked whether the job still runs."""
+NO_AGENT, AGENT_SECONDS = "No available agent", 60.0
+"""What a head says that has only just started, and how long it may."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.job.utils",
           "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.working_dir",
@@ -98,10 +101,23 @@ class JobServer:
             JobExistsError: the submission id was used before.
             JobServerError: the server refuses, or went away.
         """
-        self._ask(lambda: self._client.submit_job(
-            entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env,
-            metadata=metadata, entrypoint_num_cpus=0,
-        ))  # fmt: skip
+
+        def send() -> None:
+            self._client.submit_job(
+                entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env,
+                metadata=metadata, entrypoint_num_cpus=0,
+            )  # fmt: skip
+
+        end = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return self._ask(send)
+            except JobExistsError:
+                raise
+            except JobServerError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(1.0)
 
     def follow(self, submission_id: str, write: Callable[[str], None], skip: int = 0) -> int:
         """Write the job's log until it ends or the connection is lost.
