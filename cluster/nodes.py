@@ -8,6 +8,8 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster.processes import free_port
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -49,8 +51,10 @@ class Node:
         return [*START, f"--address={head.address}:{port}", *self._size()]
 
     def _size(self) -> list[str]:
+        # Without a port of its own an agent takes one that another cluster's agent may have here.
         return [f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}",
-                f"--object-store-memory={STORE_MEMORY}"]  # fmt: skip
+                f"--object-store-memory={STORE_MEMORY}",
+                f"--dashboard-agent-listen-port={free_port(self.address)}"]  # fmt: skip
 
 
 def alive_nodes(dashboard: str, token: str) -> set[str]:

@@ -47,7 +47,8 @@ trap finish EXIT
 
 srun --nodes=1 --ntasks=1 --nodelist="$head_node" --overlap \
   "${ray[@]}" start --head --block --node-ip-address="$head_address" --port="$port" \
-  --dashboard-host=127.0.0.1 --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats &
+  --dashboard-host=127.0.0.1 --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats \
+  --temp-dir="${IGDIT_RAY_TMP:-/tmp/ray-$SLURM_JOB_ID}" &
 pids+=("$!")
 
 until "${ray[@]}" health-check --address "$head_address:$port" > /dev/null 2>&1; do

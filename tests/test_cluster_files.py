@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -16,8 +18,10 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.processes import free_port
 from pipelines.cli import parse_study
 from pipelines.submission import SECRET_NAME, SETTINGS, check_addresses
+from tests.processes import kill_tree, wait_for
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 LOCK = (CLUSTER.parent / "requirements.lock").read_text()
@@ -182,3 +186,43 @@ def test_the_slurm_script_is_bash_and_asks_for_what_it_needs(tmp_path):
                              check=False, cwd=tmp_path)  # fmt: skip
         assert run.returncode != 0
         assert expected in run.stderr
+
+
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+if [[ $1 == hostname ]]; then echo 127.0.0.2; else exec "$@"; fi
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_a_command_on_its_nodes_and_leaves_nothing(tmp_path):
+    """Two nodes of a Slurm that is pretended; Ray and the command are real."""
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\nprintf 'n1\\nn2\\n'\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    scratch = tempfile.mkdtemp(prefix="ig", dir="/tmp")  # Ray's sockets need short paths
+    home, job = tmp_path / "home", str(os.getpid())
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IGDIT_"))}
+    environment = inherited | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "IGDIT_PYTHON": sys.executable,
+        "IGDIT_HOME": str(home), "IGDIT_RAY_PORT": str(free_port()), "IGDIT_RAY_TMP": scratch,
+        "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0", "PYTHONPATH": str(CLUSTER.parent),
+    }  # fmt: skip
+    words = ["run", "digits", "--train.steps", "20", "--train.checkpoint-every", "10",
+             "--train.batch-size", "64", "--evaluation.extractor-epochs", "1",
+             "--evaluation.num-samples", "200", "--evaluation.curve-samples", "100",
+             "--evaluation.shard-size", "100", "--evaluation.groups", "10",
+             "--resources.num-workers", "1", "--sampler.num-steps", "2"]  # fmt: skip
+    script = subprocess.Popen(["bash", CLUSTER / "slurm.sh", *words], env=environment, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    try:
+        token = wait_for(lambda: next(home.glob(f"slurm/{job}/token"), None))
+        assert token.stat().st_mode & 0o077 == 0
+        out, _ = script.communicate(timeout=500)
+    finally:
+        kill_tree(script.pid)
+        shutil.rmtree(scratch, ignore_errors=True)
+    assert script.returncode == 0, out
+    assert "FID by internal guidance scale" in out
+    assert list((home / "slurm").iterdir()) == []

@@ -75,6 +75,17 @@ def log(cluster: LocalCluster, submission_id: str) -> str:
     return files[0].read_text() if files else ""
 
 
+def wait_for_log(cluster: LocalCluster, submission_id: str, text: str, sender=None) -> None:
+    """Wait until the job says something; at once an error if whoever sent it gave up."""
+
+    def said() -> bool:
+        if sender is not None and sender.poll() is not None:
+            pytest.fail(finish(sender) + log(cluster, submission_id))
+        return text in log(cluster, submission_id)
+
+    wait_for(said, 400)
+
+
 def states(cluster: LocalCluster, study: str) -> list[str]:
     """States of a study's trials, by their numbers."""
     import optuna
@@ -101,7 +112,7 @@ def trained(cluster: LocalCluster) -> dict[str, list[int]]:
 
 def test_a_study_that_is_stopped_is_taken_up_by_the_next_attempt(cluster):
     first = submit(cluster, "study", "digits", "--name", "clean", *SMALL)
-    wait_for(lambda: "step 50\n" in log(cluster, "igdit-study-clean-1"), 400)
+    wait_for_log(cluster, "igdit-study-clean-1", "step 50\n", first)
     said = ray(cluster, "stop", "igdit-study-clean-1")
     assert "was stopped" in said, said
     out = finish(first)
@@ -133,9 +144,9 @@ def test_rays_own_command_works_and_its_short_patience_loses_nothing(cluster):
                   "--runtime-env-json", json.dumps(runtime_env), "--", *study, *SMALL)  # fmt: skip
         assert "submitted successfully" in out, out
         if attempt == "raw-1":
-            wait_for(lambda: "step 50\n" in log(cluster, "raw-1"), 400)
+            wait_for_log(cluster, "raw-1", "step 50\n")
             ray(cluster, "stop", "raw-1")
-    wait_for(lambda: "Done in" in log(cluster, "raw-2"), 500)
+    wait_for_log(cluster, "raw-2", "Done in")
     assert states(cluster, "raw") == ["COMPLETE"] * 4
 
 
