@@ -247,7 +247,7 @@ def experiment_from_json(text: str) -> Experiment:
     """
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"experiment file is not JSON: {error}") from error
     return read_dataclass(Experiment, values, "experiment")
 

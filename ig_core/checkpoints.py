@@ -185,7 +185,7 @@ def _read_header(directory: Path) -> dict[str, Any]:
     path = directory / "state.json"
     try:
         header: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint header: {error}") from error
     found = header.get("format") if isinstance(header, dict) else header
     if found != FORMAT:
@@ -204,10 +204,10 @@ def _parse(directory: Path, build: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 def _read_model(directory: Path, header: dict[str, Any], name: str) -> DiffusionTransformer:
     config = _parse(directory, lambda: ModelConfig(**header["model"]))
+    # The file is compared before there is memory for a model that may be none.
+    tensors = _read_tensors(directory / f"{name}.safetensors", DiffusionTransformer.shapes(config))
     model = DiffusionTransformer.uninitialised(config)
-    path = directory / f"{name}.safetensors"
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    model.load_state_dict(_read_tensors(path, shapes))
+    model.load_state_dict(tensors)
     return model
 
 

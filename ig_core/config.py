@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ig_core.validation import check_fields, require, require_interval
+from ig_core.validation import check_fields, require, require_interval, require_sizes
 
 Interval = tuple[float, float]
 PathType = Literal["linear", "cosine"]
@@ -58,9 +58,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("depth", "width", "num_heads", "patch_size", "input_size", "in_channels",
-                     "num_classes"):  # fmt: skip
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_sizes(self)
         require(self.width % self.num_heads == 0, "width", self.width,
                  f"a multiple of num_heads={self.num_heads}")  # fmt: skip
         require(self.width % 4 == 0, "width", self.width,
@@ -75,6 +73,7 @@ class ModelConfig:
                      f"None or in 1..{self.depth - 1} (depth - 1)")  # fmt: skip
         for name in ("mlp_ratio", "time_scale", "embedding_std"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "at most 1000")
         require(self.mlp_width >= 1, "mlp_ratio", self.mlp_ratio,
                 f"enough for one hidden unit at width={self.width}")  # fmt: skip
 

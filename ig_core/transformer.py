@@ -69,6 +69,12 @@ class DiffusionTransformer(nn.Module):
             self.initialise()
 
     @classmethod
+    def shapes(cls, config: ModelConfig) -> dict[str, torch.Size]:
+        """Shapes of the state that such a model has, by name; takes no memory for it."""
+        with torch.device("meta"):
+            return {name: value.shape for name, value in cls(config).state_dict().items()}
+
+    @classmethod
     def uninitialised(cls, config: ModelConfig) -> DiffusionTransformer:
         """A model whose weights are about to be loaded: tables are set, weights are anything."""
         with torch.device("meta"):

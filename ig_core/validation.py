@@ -59,3 +59,16 @@ def require_interval(name: str, value: tuple[float, float]) -> None:
     """Raise ValueError unless it is an interval of times."""
     low, high = value
     require(0.0 <= low <= high <= 1.0, name, value, "(low, high) with 0 <= low <= high <= 1")
+
+
+LARGEST = {"depth": 1000, "width": 100_000, "num_heads": 10_000, "patch_size": 10_000,
+           "input_size": 10_000, "in_channels": 10_000, "num_classes": 10_000_000}  # fmt: skip
+"""Sizes of a model beyond which it is a mistake, or a file that is damaged."""
+
+
+def require_sizes(config: Any) -> None:  # noqa: ANN401
+    """Raise ValueError unless each of a model's sizes is at least 1 and not absurd."""
+    for name, most in LARGEST.items():
+        value = getattr(config, name)
+        require(value >= 1, name, value, "at least 1")
+        require(value <= most, name, value, f"at most {most:,}")
