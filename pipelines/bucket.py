@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OUTAGE_SECONDS = 120.0
 """How long a bucket may be away before the work stops."""
 FIRST_SECONDS = 5.0
-"""How long it may be away if it never answered this process: its address may be wrong."""
+"""How long it may be away if it never answered: its address may be wrong."""
 AT_ONCE = 16
 """Requests at a time where there are many."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,8 @@ class Bucket:
                                          **OPTIONS.get(protocol, {}))  # fmt: skip
         except ImportError as error:
             raise ValueError(f"{uri} needs a package that is not installed: {error}") from error
-        self._answered = False
+        self.answered = False
+        """Whether it ever did, to this process or to whoever gave it the address."""
         self._clock: tuple[float, float] | None = None
 
     def read(self, name: str) -> bytes | None:
@@ -172,7 +173,7 @@ class Bucket:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 away = away or time.monotonic()
-                patience = OUTAGE_SECONDS if self._answered else FIRST_SECONDS
+                patience = OUTAGE_SECONDS if self.answered else FIRST_SECONDS
                 hopeless = "Credentials" in type(error).__name__
                 if hopeless or time.monotonic() - away > patience:
                     raise ArtifactError(
@@ -180,7 +181,7 @@ class Bucket:
                     ) from error
                 time.sleep(0.5)
             else:
-                self._answered = True
+                self.answered = True
                 return done
 
 

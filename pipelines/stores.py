@@ -16,8 +16,13 @@ BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "memory")
 CACHE_GIB = 50.0
 
 
-def make_store(uri: str) -> Store:
+def make_store(uri: str, *, known: bool = False) -> Store:
     """The store at an address: a folder (also file://), or a bucket such as s3://BUCKET/PREFIX.
+
+    Args:
+        uri: The address.
+        known: Somebody else uses it already, so that a bucket that does not answer is away for a
+            while and not misnamed.
 
     Raises:
         ValueError: it is no such address, or IGDIT_CACHE_GIB or IGDIT_LEASE_SECONDS is no number
@@ -36,7 +41,9 @@ def make_store(uri: str) -> Store:
 
     size = int(_number("IGDIT_CACHE_GIB", CACHE_GIB) * 2**30)
     seconds = _number("IGDIT_LEASE_SECONDS", LEASE_SECONDS, least=2)
-    return BucketStore(uri.rstrip("/"), cache_folder(), size, seconds)
+    store = BucketStore(uri.rstrip("/"), cache_folder(), size, seconds)
+    store.bucket.answered = known
+    return store
 
 
 def cache_folder() -> Path:

@@ -60,7 +60,7 @@ class Context:
 @functools.cache
 def open_store(uri: str) -> Store:
     """One store a process, so that files are checked once."""
-    return make_store(uri)
+    return make_store(uri, known=True)
 
 
 def describe(node: Node) -> dict[str, Any]:

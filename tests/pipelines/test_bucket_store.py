@@ -14,6 +14,7 @@ from pipelines.artifacts import Store
 from pipelines.bucket_locks import BucketLock, Leases
 from pipelines.collection import collect_garbage, in_use
 from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
+from pipelines.stages.build import open_store
 from pipelines.stores import make_store
 from tests.pipelines.conftest import events, tree
 from tests.processes import wait_for
@@ -122,6 +123,7 @@ def test_an_error_while_uploading_publishes_nothing_and_leaves_nothing(store, mo
 
 PUBLISH = """
 import sys
+from pipelines.stages.build import open_store
 from pipelines.stores import make_store
 store = make_store(sys.argv[1])
 with store.publish("data", sys.argv[2], {}) as directory:
@@ -165,6 +167,7 @@ def _attempt_of(store: Store, key: str) -> str:
 
 WANT = """
 import sys
+from pipelines.stages.build import open_store
 from pipelines.stores import make_store
 store = make_store(sys.argv[1])
 print("ready")
@@ -191,6 +194,7 @@ def test_what_many_processes_want_at_once_is_built_once(store, child, use):
 
 LEASE = """
 import sys
+from pipelines.stages.build import open_store
 from pipelines.stores import make_store
 def waiting():
     if not told:
@@ -412,6 +416,19 @@ def test_work_goes_on_after_an_outage(store, server):
     assert {a.key for a in make_store(store.uri).list()} == {"before", "during"}
     assert len(events(store, "published")) == 2
     assert objects(store, ".locks") == []
+
+
+def test_a_worker_that_starts_during_an_outage_waits_for_its_end(store, server, monkeypatch):
+    """Its driver knows that the address is right."""
+    put(store)
+    monkeypatch.setattr(bucket, "FIRST_SECONDS", 0.5)
+    server.stop()
+    back = threading.Timer(3.0, server.start)
+    back.start()
+    try:
+        assert open_store(store.uri).find("data", KEY) is not None
+    finally:
+        back.join()
 
 
 def test_an_outage_that_lasts_ends_the_work_with_one_message(store, server, monkeypatch):
