@@ -73,12 +73,13 @@ def _execute(
     graph: Graph, targets: Sequence[Node], home: Home, console: Console, activity: Activity
 ) -> Results:
     """Build the targets, then what is reported of them: the scale with the lowest FID, anew."""
-    from pipelines.tracking import BackgroundSync, MlflowTracker
+    from pipelines.background import BackgroundSync
+    from pipelines.tracking import MlflowTracker
 
     store, experiment = home.store, graph.experiment
 
     def sync() -> None:
-        MlflowTracker(home.tracking_uri, home.mlartifacts).sync(
+        MlflowTracker(home.tracking_uri, home.mlartifacts, home.store).sync(
             collect(store, graph), finished=False
         )
 
@@ -113,7 +114,7 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
     from pipelines.tracking import MlflowTracker
 
     try:
-        tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
+        tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         results = collect(home.store, graph)
         return tracker.sync(results, files, finished=results.complete)
     except Exception as error:  # noqa: BLE001 - any server, any failure; the store has it all

@@ -48,7 +48,9 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
     damaged = 0
     with in_use(home.store):
         studies = _studies(home, storage)
-        tracker = _reached(home, lambda: MlflowTracker(home.tracking_uri, home.mlartifacts))
+        tracker = _reached(
+            home, lambda: MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
+        )
         experiments = _experiments(home.store, [stored.study for stored in studies])
         work = [(f"experiment {e.name} {Graph(e).run_key[:8]}", _show_experiment(tracker, e, home))
                 for e in experiments]  # fmt: skip

@@ -11,14 +11,12 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from experiments import experiment_to_json
-from pipelines.discretion import discreet
-from pipelines.locks import FileLock, waited_for
+from pipelines.locks import FileLock, Lock, waited_for
 from pipelines.projection import (
     comparable_parameters,
     ended_ms,
@@ -32,9 +30,10 @@ from pipelines.stages.build import EXPERIMENT_FILE
 from pipelines.views import SAMPLES, VIEW_TAG, experiment_view, view_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
+    from pipelines.artifacts import Store
     from pipelines.projection import Value
     from pipelines.results import Measurement, Results
 
@@ -64,15 +63,27 @@ def import_mlflow() -> Any:  # noqa: ANN401
 class MlflowTracker:
     """One MLflow run for each distinct experiment."""
 
-    def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
+    def __init__(
+        self, tracking_uri: str, artifact_root: Path, store: Store | None = None
+    ) -> None:  # fmt: skip
+        """Connect.
+
+        Args:
+            tracking_uri: MLflow's backend.
+            artifact_root: Where its files go, if it has no server.
+            store: What several hosts that log to one server share.
+        """
         self.mlflow = import_mlflow()
         self._artifact_root = artifact_root
+        local = FileLock(artifact_root.parent / ".tracking.lock")
+        shared = store is not None and tracking_uri.startswith("http")
+        self._lock: Lock = store.lock(".tracking.lock") if store and shared else local
         with self.alone():  # a new database is set up by one process
             self.client = self.mlflow.MlflowClient(tracking_uri=tracking_uri)
 
     def alone(self) -> AbstractContextManager[None]:
         """One process at a time, so that two of the same experiment make one run."""
-        return waited_for(FileLock(self._artifact_root.parent / ".tracking.lock"))
+        return waited_for(self._lock)
 
     def sync(self, results: Results, files: Iterable[Path] = (), *, finished: bool) -> str:
         """Bring the run of an experiment up to date.
@@ -254,46 +265,3 @@ class MlflowTracker:
         if self.client.get_run(run_id).info.status != "FINISHED":
             ended = ended_ms((*results.curve, *results.final))
             self.client.set_terminated(run_id, "FINISHED", ended)
-
-
-class BackgroundSync:
-    """Syncs in a thread, so that tracking never holds up the work; a failed sync is tried again."""
-
-    def __init__(self, sync: Callable[[], None], pause_seconds: float = 5.0) -> None:
-        self._sync, self._pause = sync, pause_seconds
-        self._wake, self._stop = threading.Event(), threading.Event()
-        self._requested = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-
-    def request(self) -> None:
-        """Ask for a sync soon."""
-        self._requested.set()
-        self._wake.set()
-
-    def close(self, seconds: float | None = None) -> None:
-        """Do what is still asked for, but wait no longer than this."""
-        self._stop.set()
-        self._wake.set()
-        self._thread.join(seconds)
-
-    def _loop(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            last = self._stop.is_set()
-            if self._requested.is_set():
-                self._requested.clear()
-                if not self._succeeds():
-                    self.request()
-            if last:
-                return
-            self._stop.wait(self._pause)
-
-    def _succeeds(self) -> bool:
-        try:
-            self._sync()
-        except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
-            logger.warning("MLflow is behind, will try again: %s", discreet(error))
-            return False
-        return True

@@ -168,7 +168,7 @@ def _work(
     activity: Activity,
 ) -> None:  # fmt: skip
     """Drive the study, with MLflow and `igdit status` following in the background."""
-    from pipelines.tracking import BackgroundSync
+    from pipelines.background import BackgroundSync
 
     def sync() -> None:
         _tracker(book.study, book.identity, home).sync(book.trials(), finished=False)
@@ -199,7 +199,7 @@ def _tracker(study: Study, identity: str, home: Home) -> StudyTracker:
     from pipelines.study.tracking import StudyTracker
     from pipelines.tracking import MlflowTracker
 
-    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
+    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
     return StudyTracker(tracker, study, identity, home.store)
 
 

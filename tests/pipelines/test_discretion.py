@@ -13,10 +13,10 @@ import time
 import pytest
 from rich.console import Console
 
+from pipelines.background import BackgroundSync
 from pipelines.discretion import behind, discreet, without_user
 from pipelines.experiment_run import run_experiment
 from pipelines.home import Home
-from pipelines.tracking import BackgroundSync
 from tests.pipelines.conftest import tiny, tree
 from tests.pipelines.shown import shown
 

@@ -9,12 +9,13 @@ import pytest
 from rich.console import Console
 
 from ig_core.config import Guidance
+from pipelines.background import BackgroundSync
 from pipelines.experiment_run import run_experiment
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.projection import comparable_parameters, metric_values
 from pipelines.results import Results, collect, preview
-from pipelines.tracking import BackgroundSync, MlflowTracker, import_mlflow
+from pipelines.tracking import MlflowTracker, import_mlflow
 from tests.pipelines.conftest import run_inline, tiny
 from tests.pipelines.shown import client, database, shown
 
