@@ -65,7 +65,7 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
     torch.set_num_threads(1)
     graph = Graph(experiment)
     state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed)
-    dataset, turns = _dataset(open_store(store), graph), Turns(folder, "bare", "ray")
+    dataset, turns = _dataset(open_store(store), graph), Turns(folder, "bare", "group")
     for step in train(state, dataset, experiment.loss, experiment.train, flush_every=steps):
         if step % steps == 0:
             turns.done(step)
@@ -75,7 +75,7 @@ def in_ray(config: dict[str, Any]) -> None:
     """The worker of the group: the pipeline's loop; a turn ends where it asks for notices."""
     from pipelines.ray_training import departure
 
-    turns, rounds, count = Turns(config["folder"], "ray", "bare"), config["rounds"], [0]
+    turns, rounds, count = Turns(config["folder"], "group", "bare"), config["rounds"], [0]
     reported = [0]
 
     def post(progress: Any) -> None:  # noqa: ANN401
@@ -123,7 +123,7 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     graph, store, text = Graph(experiment), folder / "store", experiment_to_json(experiment)
     build(Job(str(store), (graph.data,), text))
     os.mkfifo(folder / "bare")
-    os.mkfifo(folder / "ray")
+    os.mkfifo(folder / "group")
     from pipelines.ray_runner import RayRunner
 
     runner = RayRunner(experiment.resources, folder)
@@ -140,14 +140,14 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     group.join()
     plain.kill()
     runner.close()
-    ours, theirs = read(folder, "ray"), read(folder, "bare")
+    ours, theirs = read(folder, "group"), read(folder, "bare")
     for number, clock in enumerate(("wall", "cpu")):
         pairs = [(a[number], b[number]) for a, b in zip(ours, theirs, strict=False)]
         ratios = [a / b for a, b in pairs]
         low, _, high = quantiles(ratios, n=4)
         bare_ms, ray_ms = (1e3 * median(pair[k] for pair in pairs) for k in (1, 0))
-        print(f"batch {experiment.train.batch_size}, {len(ratios)} turns of {steps} steps, {clock}: "
-              f"bare {bare_ms:.2f} ms, Ray Train {ray_ms:.2f} ms, "
+        print(f"batch {experiment.train.batch_size}, {len(ratios)} turns of {steps} steps, "
+              f"{clock}: bare {bare_ms:.2f} ms, Ray Train {ray_ms:.2f} ms, "
               f"ratio {median(ratios):.3f} ({low:.3f}-{high:.3f})")  # fmt: skip
 
 
