@@ -35,24 +35,29 @@ WARM_UP = 2
 
 
 class Turns:
-    """One of two processes at a time; each writes down how long its steps took."""
+    """One of two processes at a time; each writes down how long its steps took.
+
+    By the clock on the wall, and by the CPU time of the whole process (of the threads that Ray has
+    in a worker too), which does not see what else the machine does.
+    """
 
     def __init__(self, folder: Path, mine: str, other: str) -> None:
         self.log = folder / f"{mine}.times"
         self._mine, self._other = folder / mine, folder / other
-        self._since: float | None = None
+        self._since: tuple[float, float] | None = None
         self._count = 0
 
     def done(self, steps: int) -> None:
         """This many steps are done in all: the other one's turn, then mine again."""
-        now = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         if self._since is not None:
+            took = [(b - a) / (steps - self._count) for a, b in zip(self._since, now, strict=True)]
             with self.log.open("a") as log:
-                log.write(f"{(now - self._since) / (steps - self._count)}\n")
+                log.write(f"{took[0]} {took[1]}\n")
             # Whoever opens a pipe waits for the other side.
             self._other.write_text("go")
         self._mine.read_text()
-        self._count, self._since = steps, time.perf_counter()
+        self._count, self._since = steps, (time.perf_counter(), time.process_time())
 
 
 def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
@@ -60,7 +65,7 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
     torch.set_num_threads(1)
     graph = Graph(experiment)
     state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed)
-    dataset, turns = _dataset(open_store(store), graph), Turns(folder, "bare", "ray")
+    dataset, turns = _dataset(open_store(store), graph), Turns(folder, "bare", "group")
     for step in train(state, dataset, experiment.loss, experiment.train, flush_every=steps):
         if step % steps == 0:
             turns.done(step)
@@ -70,7 +75,7 @@ def in_ray(config: dict[str, Any]) -> None:
     """The worker of the group: the pipeline's loop; a turn ends where it asks for notices."""
     from pipelines.ray_training import departure
 
-    turns, rounds, count = Turns(config["folder"], "ray", "bare"), config["rounds"], [0]
+    turns, rounds, count = Turns(config["folder"], "group", "bare"), config["rounds"], [0]
     reported = [0]
 
     def post(progress: Any) -> None:  # noqa: ANN401
@@ -107,9 +112,10 @@ def start_group(config: dict[str, Any]) -> Callable[[], object]:
     return trainer.fit
 
 
-def read(folder: Path, name: str) -> list[float]:
-    """Seconds a step of each turn but the first ones."""
-    return [float(line) for line in (folder / f"{name}.times").read_text().split()][WARM_UP:]
+def read(folder: Path, name: str) -> list[tuple[float, ...]]:
+    """Wall and CPU seconds a step of each turn but the first ones."""
+    lines = (folder / f"{name}.times").read_text().splitlines()[WARM_UP:]
+    return [tuple(map(float, line.split())) for line in lines]
 
 
 def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> None:
@@ -117,7 +123,7 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     graph, store, text = Graph(experiment), folder / "store", experiment_to_json(experiment)
     build(Job(str(store), (graph.data,), text))
     os.mkfifo(folder / "bare")
-    os.mkfifo(folder / "ray")
+    os.mkfifo(folder / "group")
     from pipelines.ray_runner import RayRunner
 
     runner = RayRunner(experiment.resources, folder)
@@ -134,12 +140,15 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     group.join()
     plain.kill()
     runner.close()
-    ours, theirs = read(folder, "ray"), read(folder, "bare")
-    ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
-    low, _, high = quantiles(ratios, n=4)
-    print(f"batch {experiment.train.batch_size}, {len(ratios)} turns of {steps} steps: "
-          f"bare {1e3 * median(theirs):.2f} ms, Ray Train {1e3 * median(ours):.2f} ms, "
-          f"ratio {median(ratios):.3f} ({low:.3f}-{high:.3f})")  # fmt: skip
+    ours, theirs = read(folder, "group"), read(folder, "bare")
+    for number, clock in enumerate(("wall", "cpu")):
+        pairs = [(a[number], b[number]) for a, b in zip(ours, theirs, strict=False)]
+        ratios = [a / b for a, b in pairs]
+        low, _, high = quantiles(ratios, n=4)
+        bare_ms, ray_ms = (1e3 * median(pair[k] for pair in pairs) for k in (1, 0))
+        print(f"batch {experiment.train.batch_size}, {len(ratios)} turns of {steps} steps, "
+              f"{clock}: bare {bare_ms:.2f} ms, Ray Train {ray_ms:.2f} ms, "
+              f"ratio {median(ratios):.3f} ({low:.3f}-{high:.3f})")  # fmt: skip
 
 
 def main() -> None:

@@ -98,8 +98,9 @@ class RayRunner:
         retries = resources.max_failures
         if resources.num_workers == 1:
             gpus = 1 if resources.use_gpu else 0
+            # A process of its own: one that got SIGTERM is about to end.
             alone = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus,
-                               max_retries=retries)(train_alone)  # fmt: skip
+                               max_retries=retries, max_calls=1)(train_alone)  # fmt: skip
             return alone.remote(job, board)
         # The group is looked after by a task of its own, so that it can be cancelled; beside the
         # driver, so that no lost node takes it away from workers that live.

@@ -89,7 +89,7 @@ class Cluster:
 
     def _run(self, *command: str) -> str:
         environment = {**self.environment, "RAY_ADDRESS": self.address}
-        return subprocess.run(command, env=environment, check=True, timeout=90, text=True,
+        return subprocess.run(command, env=environment, check=True, timeout=180, text=True,
                               stdout=subprocess.PIPE, stderr=self._log).stdout  # fmt: skip
 
     def runs(self, host: str, name: str) -> bool:

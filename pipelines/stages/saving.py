@@ -97,6 +97,8 @@ class Publisher:
         """Note where the training starts, and what it left here before it was interrupted."""
         self._since = self._saved = time.monotonic()
         self._carried, self._from_step = 0.0, step
+        if self.rank != 0:
+            return  # the first worker alone writes and deletes
         trajectory = self.graph.checkpoint(0).hash
         for artifact in self.store.list("checkpoint", f"{trajectory}-"):
             found = int(artifact.key.rpartition("-")[2])

@@ -136,3 +136,20 @@ def guide_the_target(rank, world_size, folder):
 
 def test_guidance_of_the_target_is_refused(tmp_path):
     torch.multiprocessing.spawn(guide_the_target, (1, tmp_path), nprocs=1)
+
+
+def train_compiled(rank, world_size, folder):
+    """One process: compiled blocks, sharded."""
+    torch.set_num_threads(1)
+    with process_group(rank, world_size, folder / "group") as share:
+        state = new_state()
+        state.model.compile_blocks()
+        shard(state)
+        write(run(state, share=share), folder / "compiled", rank)
+    leave()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_can_be_sharded(tmp_path):
+    torch.multiprocessing.spawn(train_compiled, (2, tmp_path), nprocs=2)
+    assert_close(load_checkpoint(tmp_path / "compiled"), run(new_state()))

@@ -110,7 +110,7 @@ HEADS = ("TrainController", "train_in_group")
 
 @pytest.mark.slow
 def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
-    """1 -> 3 (nodes join) -> 2 (a node is killed) -> 1 (a node is about to be taken away)."""
+    """1 -> 3 (nodes join, maybe one by one) -> 2 (one is killed) -> 1 (one is about to go)."""
     with Cluster(6411) as cluster:
         cluster.start("2", 0)
         cluster.start("3", 1)
@@ -118,8 +118,9 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
         with Watched(cluster, tmp_path / "home", SETTINGS) as run:
             store = run.store
             run.wait_for(lambda: sizes(store) == [1] and newest(store))
-            for host in ("4", "5"):
+            for count, host in ((2, "4"), (3, "5")):
                 cluster.start(host, 1)
+                cluster.wait_cpus(count)
             run.wait_for(lambda: sizes(store)[-1] == 3)
             grown = newest(store)
             run.wait_for(lambda: newest(store) > grown)

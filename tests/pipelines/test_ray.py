@@ -250,9 +250,11 @@ def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two
         chaos.assert_equals(two_workers, 5)
 
 
-def built_by_two_runs_at_once(home: Path, *options: str) -> collections.Counter:
-    """How often each artifact was built."""
-    runs = [Run(home, 1, *options), Run(home, 1, *options)]
+@pytest.mark.slow
+def test_two_runs_at_once_build_each_artifact_once(tmp_path):
+    """With a Ray each; `test_dag` has two processes without one."""
+    home = tmp_path / "home"
+    runs = [Run(home, 1), Run(home, 1)]
     try:
         for run in runs:
             run.finish()
@@ -260,19 +262,27 @@ def built_by_two_runs_at_once(home: Path, *options: str) -> collections.Counter:
         for run in runs:
             kill_tree(run.process.pid)
     executed = events(FolderStore(home / "store"), "execute")
-    return collections.Counter((event["kind"], event["key"]) for event in executed)
-
-
-def test_two_runs_at_once_build_each_artifact_once(tmp_path):
-    """Two processes; that each of them has a Ray of its own adds nothing to what they share."""
-    counts = built_by_two_runs_at_once(tmp_path / "home", "--resources.runner", "inline")
+    counts = collections.Counter((event["kind"], event["key"]) for event in executed)
     assert set(counts.values()) == {1}
 
 
 @pytest.mark.slow
-def test_two_runs_on_ray_at_once_build_each_artifact_once(tmp_path):
-    counts = built_by_two_runs_at_once(tmp_path / "home")
-    assert set(counts.values()) == {1}
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_gets_sigterm_publishes_and_another_continues(tmp_path, workers):
+    run = Run(tmp_path / "home", workers, "--train.steps", "400", "--train.checkpoint-every", "400")
+    try:
+        run.wait_for(lambda: events(run.store, "execute", "checkpoint"))
+        name = "ray::train_alone" if workers == 1 else "ray::RayTrainWorker"
+        pid = next(p for p in children(run.process.pid) if name in title(p))
+        os.kill(pid, signal.SIGTERM)
+        run.finish()
+    finally:
+        kill_tree(run.process.pid)
+    starts = [e["from_step"] for e in events(run.store, "execute", "checkpoint")]
+    published = [int(e["key"][-8:]) for e in events(run.store, "published", "checkpoint")]
+    assert 0 < starts[1] < 400
+    assert starts == [0, published[0]]
+    assert published[-1] == 400
 
 
 STUDY_SETTINGS = {
