@@ -65,7 +65,7 @@ if ((workers > 0)); then
 fi
 # Else a command that asks for more workers than have come would be refused.
 until [[ "$("${ray[@]}" list nodes --address "$head_address:$port" --filter state=ALIVE \
-  --format json | grep -c '"node_id"')" -ge "$SLURM_JOB_NUM_NODES" ]]; do
+  --format json | grep -o '"node_id"' | wc -l)" -ge "$SLURM_JOB_NUM_NODES" ]]; do
   sleep 2
 done
 

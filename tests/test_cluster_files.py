@@ -219,7 +219,7 @@ def test_the_slurm_script_runs_a_command_on_its_nodes_and_leaves_nothing(tmp_pat
     try:
         token = wait_for(lambda: next(home.glob(f"slurm/{job}/token"), None))
         assert token.stat().st_mode & 0o077 == 0
-        out, _ = script.communicate(timeout=500)
+        out, _ = script.communicate(timeout=400)
     finally:
         kill_tree(script.pid)
         shutil.rmtree(scratch, ignore_errors=True)
