@@ -21,6 +21,7 @@ class BackgroundSync:
         self._sync, self._pause = sync, pause_seconds
         self._wake, self._stop = threading.Event(), threading.Event()
         self._requested = threading.Event()
+        self._behind = False
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
 
@@ -52,6 +53,11 @@ class BackgroundSync:
         try:
             self._sync()
         except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
-            logger.warning("MLflow is behind, will try again: %s", discreet(error))
+            if not self._behind:  # said once, however long it lasts
+                logger.warning("MLflow is behind, will try again: %s", discreet(error))
+            self._behind = True
             return False
+        if self._behind:
+            logger.warning("MLflow is up to date again")
+        self._behind = False
         return True

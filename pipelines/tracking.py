@@ -57,6 +57,7 @@ def import_mlflow() -> Any:  # noqa: ANN401
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # of each try; we say that it failed
     return mlflow
 
 
