@@ -152,10 +152,17 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
     torch.testing.assert_close(history[:, 0], alone[:, 0], rtol=1e-3, atol=1e-4)
 
 
+def unfinished(store: Store) -> set[str]:
+    """Shards of images that were begun and are not published."""
+    begun, published = ({e["key"] for e in events(store, event, "images")}
+                        for event in ("execute", "published"))  # fmt: skip
+    return begun - published
+
+
 SAMPLED = {
     "train.steps": 40,
     "train.checkpoint-every": 40,
-    "evaluation.num-samples": 4000,
+    "evaluation.num-samples": 2000,
     "evaluation.curve-samples": 200,
     "evaluation.shard-size": 1000,
     "evaluation.extractor-epochs": 1,
@@ -178,8 +185,8 @@ def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path):
             run.wait_for(lambda: any(cluster.runs(h, "_Board") for h in cluster.nodes))
             driven_from = next(h for h in cluster.nodes if cluster.runs(h, "_Board"))
             victim = "4" if driven_from == "3" else "3"
-            run.wait_for(lambda: events(store, "execute", "images")
-                         and cluster.runs(victim, "build"))  # fmt: skip
+            # Both nodes sample, so that what the victim does is begun and not published.
+            run.wait_for(lambda: len(unfinished(store)) == 2 and cluster.runs(victim, "build"))
             cluster.kill(victim)
             assert run.driver.wait(300) == 0, (tmp_path / "home.log").read_text()[-4000:]
     graph = the_run(store)
