@@ -40,10 +40,14 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.nodes: dict[str, subprocess.Popen] = {}
+        self._cpus: dict[str, int] = {}
         self._log = (self.folder / "log").open("w")
 
     def start(self, host: str, cpus: int, *options: str) -> None:
-        """Start a node at 127.0.0.HOST; the first one is the head."""
+        """Start a node at 127.0.0.HOST and wait for it; the first one is the head.
+
+        One at a time: nodes of one machine that start at once can take each other's ports.
+        """
         ip, port = f"127.0.0.{host}", self.address.partition(":")[2]
         where = (
             ["--address", self.address]
@@ -58,8 +62,11 @@ class Cluster:
         first = not self.nodes
         self.nodes[host] = subprocess.Popen(command, env=self.environment, stdout=self._log,
                                             stderr=self._log)  # fmt: skip
+        self._cpus[host] = cpus
         if first:
             wait_for(self._answers, 60)
+        else:
+            self._wait_cpus(sum(self._cpus[name] for name in self.nodes))
 
     def _answers(self) -> bool:
         host, _, port = self.address.partition(":")
@@ -69,7 +76,7 @@ class Cluster:
             return False
         return True
 
-    def wait_cpus(self, count: int) -> None:
+    def _wait_cpus(self, count: int) -> None:
         """Wait until nodes with so many CPUs have joined."""
         self._ask("import time\nwhile ray.cluster_resources().get('CPU', 0) < "
                   f"{count}: time.sleep(0.2)")  # fmt: skip
