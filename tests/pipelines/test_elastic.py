@@ -152,7 +152,7 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
     torch.testing.assert_close(history[:, 0], alone[:, 0], rtol=1e-3, atol=1e-4)
 
 
-def unfinished(store: Store) -> set[str]:
+def unfinished(store: FolderStore) -> set[str]:
     """Shards of images that were begun and are not published."""
     begun, published = ({e["key"] for e in events(store, event, "images")}
                         for event in ("execute", "published"))  # fmt: skip
