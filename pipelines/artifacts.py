@@ -130,24 +130,26 @@ class Store(SharedRecords):
         artifact = self.find(kind, key)
         if artifact is None:
             raise MissingArtifactError(f"artifact {kind}/{key} is not in {self.uri}")
-        self._fetch(artifact)
+        checked = self._fetch(artifact)
         signature = tuple(_signature(artifact, name) for name in artifact.manifest["files"])
-        if self._verified.get((kind, key)) != signature:
+        if not checked and self._verified.get((kind, key)) != signature:
             for name, entry in artifact.manifest["files"].items():
                 if file_digest(artifact.path / name) != entry["sha256"]:
                     raise CorruptArtifactError(kind, key, artifact.path / name,
                                                "its content was changed")  # fmt: skip
-            self._verified[kind, key] = signature
+        self._verified[kind, key] = signature
         return artifact
 
     @abstractmethod
-    def _fetch(self, artifact: Artifact) -> None:
-        """See that its files are on this machine."""
+    def _fetch(self, artifact: Artifact) -> bool:
+        """See that its files are on this machine; whether they were checked just now."""
 
     def list(self, kind: str | None = None, prefix: str = "") -> list[Artifact]:
         """Published artifacts whose manifest can be read, by kind and key."""
         found = []
-        for each_kind, key in self.names(kind, prefix):
+        names = self.names(kind, prefix)
+        self.absent(names)  # asks for all of them at once, where that is quicker
+        for each_kind, key in names:
             try:
                 artifact = self.find(each_kind, key)
             except (CorruptArtifactError, ValueError):
@@ -229,7 +231,7 @@ class Store(SharedRecords):
             if waiting():
                 yield False
                 return
-            time.sleep(min(self.poll_seconds, 0.5))
+            time.sleep(self.poll_seconds)
         try:
             yield True
         finally:

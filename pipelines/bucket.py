@@ -27,15 +27,21 @@ OUTAGE_SECONDS = 120.0
 """How long a bucket may be away before the work stops."""
 FIRST_SECONDS = 5.0
 """How long it may be away if it never answered: its address may be wrong."""
-AT_ONCE = 16
-"""Requests at a time where there are many."""
+AT_ONCE, TRANSFERS = 16, 2
+"""Requests at a time where there are many; files at a time, whose parts lie in memory."""
+TRIES = 5
+"""Times that one thing may fail although the bucket answers, each after a while."""
+CLOCK_SECONDS = 600.0
+"""How long the server's time is carried on by this machine's clock."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "config_kwargs": {
             "connect_timeout": 10,
             "read_timeout": 60,
             "retries": {"max_attempts": 1},
+            "max_pool_connections": 32,
         },
+        "max_concurrency": 4,  # parts of a file, of 50 MB each
     },
 }
 
@@ -44,12 +50,12 @@ class Bucket:
     """Objects by names below an address."""
 
     def __init__(self, uri: str) -> None:
-        protocol, _, self._root = uri.partition("://")
+        self._protocol, _, self._root = uri.partition("://")
         self.uri = uri
         try:
-            self._fs = fsspec.filesystem(protocol, use_listings_cache=False,
+            self._fs = fsspec.filesystem(self._protocol, use_listings_cache=False,
                                          skip_instance_cache=True,
-                                         **OPTIONS.get(protocol, {}))  # fmt: skip
+                                         **OPTIONS.get(self._protocol, {}))  # fmt: skip
         except ImportError as error:
             raise ValueError(f"{uri} needs a package that is not installed: {error}") from error
         self.answered = False
@@ -106,25 +112,31 @@ class Bucket:
 
         self._each(lambda name: self._outlast(lambda: one(name)), names)
 
-    def list(self, folder: str) -> dict[str, float]:
-        """Objects below a folder by the rest of their names, with the server's time of writing."""
+    def list(self, folder: str, prefix: str = "") -> dict[str, float]:
+        """Objects below a folder by the rest of their names, with the server's time of writing.
+
+        Args:
+            folder: Where.
+            prefix: How those rests begin.
+        """
+        asked = {"prefix": prefix} if prefix and self._protocol in ("s3", "gs", "gcs") else {}
 
         def act() -> dict[str, Any]:
             with suppress(FileNotFoundError):
-                found: dict[str, Any] = self._fs.find(self._path(folder), detail=True)
+                found: dict[str, Any] = self._fs.find(self._path(folder), detail=True, **asked)
                 return found
             return {}
 
         start = self._fs._strip_protocol(self._path(folder)).rstrip("/") + "/"
         found = self._outlast(act).items()
         return {path[len(start):]: _modified(info) for path, info in sorted(found)
-                if path.startswith(start)}  # fmt: skip
+                if path.startswith(start + prefix)}  # fmt: skip
 
     def upload(self, files: dict[str, Path]) -> None:
         """Write files as the objects of these names."""
         self._each(lambda name: self._outlast(
             lambda: self._fs.put_file(str(files[name]), self._path(name))
-        ), files)  # fmt: skip
+        ), files, TRANSFERS)  # fmt: skip
 
     def download(self, files: dict[str, Path]) -> None:
         """Write objects of these names into files.
@@ -134,31 +146,44 @@ class Bucket:
         """
         self._each(lambda name: self._outlast(
             lambda: self._fs.get_file(self._path(name), str(files[name]))
-        ), files)  # fmt: skip
+        ), files, TRANSFERS)  # fmt: skip
 
     def now(self) -> float:
-        """The server's time, in seconds since the epoch; asked for once."""
-        if self._clock is None:
-            name = f".clock/{uuid.uuid4().hex}"
-            self.write(name, b"")
-            self._clock = self.list(".clock")[name.partition("/")[2]], time.monotonic()
-            self.remove(name)
+        """The server's time, in seconds since the epoch; asked for now and then."""
+        if self._clock is None or _elapsed() - self._clock[1] > CLOCK_SECONDS:
+            name = uuid.uuid4().hex
+            self.write(f".clock/{name}", b"")
+            self._clock = self.list(".clock", name)[name], _elapsed()
+            self.remove(f".clock/{name}")
         server, here = self._clock
-        return server + time.monotonic() - here
+        return server + _elapsed() - here
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _each(self, act: Callable[[str], Any], names: Iterable[str]) -> Sequence[Any]:
+    def _each(
+        self, act: Callable[[str], Any], names: Iterable[str], at_once: int = AT_ONCE
+    ) -> Sequence[Any]:
         names = list(names)
         if len(names) < 2:
             return [act(name) for name in names]
-        with ThreadPoolExecutor(AT_ONCE, "bucket") as threads:
+        with ThreadPoolExecutor(at_once, "bucket") as threads:
             return list(threads.map(act, names))
+
+    def _answers(self) -> bool:
+        """Whether the bucket is there at this moment."""
+        try:
+            self._fs.info(self._path(".igdit-store"))
+        except FileNotFoundError:
+            return True
+        except Exception:  # noqa: BLE001 - of any library
+            return False
+        return True
 
     def _outlast(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Do something; while the bucket is away, try again for a while."""
         away: float | None = None
+        tries = 0
         while True:
             try:
                 done = act()
@@ -176,13 +201,21 @@ class Bucket:
                 patience = OUTAGE_SECONDS if self.answered else FIRST_SECONDS
                 hopeless = "Credentials" in type(error).__name__
                 if hopeless or time.monotonic() - away > patience:
-                    raise ArtifactError(
-                        f"the bucket {self.uri} cannot be used: {_said(error)}"
-                    ) from error
+                    # A long transfer may have failed twice while the bucket was there all along.
+                    if hopeless or (tries := tries + 1) >= TRIES or not self._answers():
+                        raise ArtifactError(
+                            f"the bucket {self.uri} cannot be used: {_said(error)}"
+                        ) from error
+                    away = None
                 time.sleep(0.5)
             else:
                 self.answered = True
                 return done
+
+
+def _elapsed() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _modified(info: dict[str, Any]) -> float:

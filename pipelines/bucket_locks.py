@@ -23,6 +23,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pipelines.bucket import OUTAGE_SECONDS
 from pipelines.errors import ArtifactError
 from pipelines.locks import Holder
 
@@ -74,8 +75,8 @@ class Leases:
             if age <= self.seconds:
                 self._old.pop(path, None)
                 return True
-            if age > 5 * self.seconds:
-                return False
+            if age > max(5 * self.seconds, OUTAGE_SECONDS + 2 * self.seconds):
+                return False  # no outage that is waited out is as long
             first = self._old.get(path)
             if first is None or first[0] != written:
                 self._old[path] = written, time.monotonic()
@@ -128,14 +129,25 @@ class BucketLock:
         if not self._leases.bucket.create(path, content):
             return False
         self._leases.hold(path, content)
+        try:
+            alone = self._is_alone(entry)
+        except BaseException:
+            self._leases.drop(path)
+            raise
+        if not alone:
+            self._leases.drop(path)
+            time.sleep(random.uniform(0, 0.2))  # so that rivals do not meet again
+            return False
+        self._path = path
+        return True
+
+    def _is_alone(self, entry: str) -> bool:
+        """Whether nobody else who lives excludes this entry; what the dead left is removed then."""
         others = {e: alive for e, alive in self._leases.live(self._name).items() if e != entry}
         if any(alive and self._excludes(other) for other, alive in others.items()):
-            self._leases.drop(path)
-            time.sleep(random.uniform(0, 0.2))
             return False
         dead = [f"{FOLDER}/{self._name}/{other}" for other, alive in others.items() if not alive]
         self._leases.bucket.remove(*dead)
-        self._path = path
         return True
 
     def _excludes(self, entry: str) -> bool:

@@ -1,12 +1,11 @@
 """A store in a bucket: S3, or another object store that fsspec reaches.
 
-    manifests/KIND/KEY.json           an artifact: it exists once this object does
-    files/KIND/KEY/ATTEMPT/           its files, where its manifest says
-    .staging                          only a marker among the locks: somebody builds an ATTEMPT
+    manifests/ files/ .fences/        artifacts, see `pipelines.bucket_publication`
     .corrupt/KIND.KEY.ATTEMPT.json    manifests that were set aside
     .runs/ .shown/ .drivers/          as in a folder
     .events/DAY/TIME-ID.json          what was built and when
-    .locks/                           see `pipelines.bucket_locks`
+    .locks/                           see `pipelines.bucket_locks`; those of .staging/ say that
+                                      somebody builds an attempt
 
 Files go up under a name of their own attempt; the manifest is written only if there is none yet,
 which the server decides. Nothing is ever renamed or overwritten. Files are used from a cache on
@@ -15,7 +14,6 @@ each machine (`pipelines.cache`), and checked there.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -27,6 +25,7 @@ from pipelines.artifacts import Artifact, Store
 from pipelines.bucket import Bucket
 from pipelines.bucket_events import EventLog
 from pipelines.bucket_locks import LEASE_SECONDS, BucketLock, Leases, read_holder
+from pipelines.bucket_publication import Publication, attempt_of, files_name, manifest_name
 from pipelines.cache import Cache
 from pipelines.errors import ArtifactError, CorruptArtifactError
 from pipelines.keys import check_name, file_digest
@@ -52,8 +51,10 @@ class BucketStore(Store):
     ) -> None:
         super().__init__(uri)
         self.bucket = Bucket(uri)
-        self.leases = Leases(self.bucket, lease_seconds)
+        # Connections of its own: renewals must not wait behind transfers.
+        self.leases = Leases(Bucket(uri), lease_seconds)
         self.cache = Cache(cache / sha256(uri.encode()).hexdigest()[:12], cache_bytes)
+        self._publication = Publication(self.bucket)
         self._events = EventLog(self.bucket)
         self._remembered: dict[tuple[str, str], tuple[float, bytes]] = {}
 
@@ -82,10 +83,10 @@ class BucketStore(Store):
         return self.bucket.read(MARK) is not None
 
     def address(self, kind: str, key: str) -> str:
-        return f"{self.uri}/{_manifest_name(kind, key)}"
+        return f"{self.uri}/{manifest_name(kind, key)}"
 
     def absent(self, names: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-        wanted = {_manifest_name(*name): name for name in names}
+        wanted = {manifest_name(*name): name for name in names}
         found = self.bucket.read_all(wanted)
         for each, text in found.items():
             self._remembered[wanted[each]] = time.monotonic(), text
@@ -95,7 +96,7 @@ class BucketStore(Store):
         when, text = self._remembered.get((kind, key), (-REMEMBERED_SECONDS, b""))
         if time.monotonic() - when < REMEMBERED_SECONDS:
             return text
-        found = self.bucket.read(_manifest_name(kind, key))
+        found = self.bucket.read(manifest_name(kind, key))
         if found is not None:
             self._remembered[kind, key] = time.monotonic(), found
         return found
@@ -106,18 +107,23 @@ class BucketStore(Store):
         return self.cache.path(f"{kind}.{key}.{attempt}")
 
     def open(self, kind: str, key: str) -> Artifact:
-        try:
-            return super().open(kind, key)
-        except CorruptArtifactError:
+        for last in (False, False, True):
             artifact = self.find(kind, key)
-            if artifact is None:
-                raise
-            # It may be this machine's copy that is damaged.
-            self.cache.drop(artifact.path.name)
-            return super().open(kind, key)
+            seen = None if artifact is None else _state(artifact.path)
+            try:
+                return super().open(kind, key)
+            except (CorruptArtifactError, FileNotFoundError):
+                if last or artifact is None or seen is None:
+                    raise
+                self._drop_copy(artifact.path, seen)
+        raise AssertionError  # the last try returns or raises
 
-    def _fetch(self, artifact: Artifact) -> None:
-        prefix = _files_name(artifact.kind, artifact.key, artifact.manifest["attempt"])
+    def _drop_copy(self, path: Path, seen: tuple[int, int]) -> None:
+        """Remove this machine's copy, which may be what is damaged, unless it was replaced."""
+        self.cache.drop(path.name, unless=lambda: _state(path) != seen)
+
+    def _fetch(self, artifact: Artifact) -> bool:
+        prefix = files_name(artifact.kind, artifact.key, artifact.manifest["attempt"])
 
         def fill(folder: Path) -> None:
             wanted = artifact.manifest["files"]
@@ -135,12 +141,12 @@ class BucketStore(Store):
                         "its content was changed",
                     )  # fmt: skip
 
-        self.cache.fetch(artifact.path.name, fill)
+        return self.cache.fetch(artifact.path.name, fill, artifact.size)
 
     def names(self, kind: str | None = None, prefix: str = "") -> Sequence[tuple[str, str]]:
         folder = "manifests" if kind is None else f"manifests/{kind}"
         found = []
-        for name in self.bucket.list(folder):
+        for name in self.bucket.list(folder, prefix if kind else ""):
             path = PurePosixPath(f"{kind}/{name}" if kind else name)
             if len(path.parts) == 2 and path.suffix == ".json" and path.stem.startswith(prefix):
                 found.append((path.parts[0], path.stem))
@@ -160,27 +166,12 @@ class BucketStore(Store):
                 mark.release()
 
     def _commit(self, staging: Path, kind: str, key: str, manifest: dict[str, Any]) -> bool:
+        files = {name: staging / name for name in manifest["files"]}
         attempt = staging.name.rpartition("-")[2]
-        text = json.dumps({**manifest, "attempt": attempt}, indent=1).encode()
-        prefix = _files_name(kind, key, attempt)
-        objects = {f"{prefix}/{name}": staging / name for name in manifest["files"]}
-        try:
-            self.bucket.upload(objects)
-            first = self.bucket.create(_manifest_name(kind, key), text)
-        except BaseException:
-            with suppress(ArtifactError, OSError):
-                if not self._is_published(kind, key, attempt):
-                    self.bucket.remove(*objects)
-            raise
-        if first:
-            self.cache.adopt(f"{kind}.{key}.{attempt}", staging)
-        else:
-            self.bucket.remove(*objects)
-        return first
-
-    def _is_published(self, kind: str, key: str, attempt: str) -> bool:
-        text = self.bucket.read(_manifest_name(kind, key))
-        return text is not None and _attempt(text) == attempt
+        published = self._publication.publish(kind, key, attempt, files, manifest)
+        if published is not None:
+            self.cache.adopt(f"{kind}.{key}.{published}", staging)
+        return published is not None
 
     def log(self, event: str, kind: str, key: str, **details: object) -> None:
         self._events.append({"event": event, "kind": kind, "key": key, **details})
@@ -189,11 +180,11 @@ class BucketStore(Store):
         return self._events.read() if last is None else self._events.last(last)
 
     def read_staged(self, name: str, file: str) -> str | None:
-        path = self.cache.folder / ".staging" / name / file
-        try:
-            return path.read_text() if path.is_relative_to(self.cache.folder) else None
-        except OSError:
+        if "/" in name or name.startswith("."):
             return None
+        with suppress(OSError):
+            return (self.cache.folder / ".staging" / name / file).read_text()
+        return None
 
     # Records and locks
 
@@ -230,17 +221,17 @@ class BucketStore(Store):
 
     def quarantine(self, kind: str, key: str) -> str | None:
         check_name(kind, key)
-        text = self.bucket.read(_manifest_name(kind, key))
+        text = self.bucket.read(manifest_name(kind, key))
         if text is None:
             return None
-        name = f"{kind}.{key}.{_attempt(text) or 'unknown'}"
+        name = f"{kind}.{key}.{attempt_of(text) or 'unknown'}"
         self.bucket.write(f".corrupt/{name}.json", text)
         self._forget(kind, key)
         self.log("quarantined", kind, key)
         return name
 
     def _forget(self, kind: str, key: str) -> None:
-        self.bucket.remove(_manifest_name(kind, key))
+        self.bucket.remove(manifest_name(kind, key))
         self._remembered.pop((kind, key), None)
         self._verified.pop((kind, key), None)
 
@@ -250,13 +241,8 @@ class BucketStore(Store):
     def discard(self, name: str) -> None:
         kind, key, attempt = name.split(".")
         if attempt != "unknown":
-            self._remove_files(kind, key, attempt)
+            self._publication.remove_files(kind, key, attempt)
         self.bucket.remove(f".corrupt/{name}.json")
-
-    def _remove_files(self, kind: str, key: str, attempt: str) -> None:
-        check_name(kind, key, attempt)
-        prefix = _files_name(kind, key, attempt)
-        self.bucket.remove(*(f"{prefix}/{name}" for name in self.bucket.list(prefix)))
 
     def sweep(self) -> int:
         removed = self.cache.sweep()
@@ -267,8 +253,7 @@ class BucketStore(Store):
             kind, _, rest = name.partition("-")
             key, _, attempt = rest.rpartition("-")
             with suppress(ValueError):
-                if not self._is_published(kind, key, attempt):
-                    self._remove_files(kind, key, attempt)
+                self._publication.abandon(kind, key, attempt)
             mark.release()
             removed += 1
         return removed
@@ -276,23 +261,14 @@ class BucketStore(Store):
     def delete(self, artifact: Artifact) -> None:
         self._forget(artifact.kind, artifact.key)
         self.log("deleted", artifact.kind, artifact.key)
-        self._remove_files(artifact.kind, artifact.key, artifact.manifest["attempt"])
+        self._publication.remove_files(artifact.kind, artifact.key, artifact.manifest["attempt"])
         self.cache.drop(artifact.path.name)
 
 
-def _manifest_name(kind: str, key: str) -> str:
-    return f"manifests/{kind}/{key}.json"
-
-
-def _files_name(kind: str, key: str, attempt: str) -> str:
-    return f"files/{kind}/{key}/{attempt}"
-
-
-def _attempt(manifest: bytes) -> str | None:
-    """The attempt that a manifest names; None: it cannot be read."""
+def _state(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one at its place; None: there is none."""
     try:
-        attempt = json.loads(manifest)["attempt"]
-        check_name(attempt)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        state = path.stat()
+    except FileNotFoundError:
         return None
-    return str(attempt)
+    return state.st_dev, state.st_ino

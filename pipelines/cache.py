@@ -1,29 +1,30 @@
 """Copies of artifacts on one machine, shared by its processes, up to a size.
 
     CACHE/ENTRY/           the files of an artifact
-    CACHE/ENTRY.lock       lock of whoever fetches it
+    CACHE/.locks/ENTRY     lock of whoever fetches or removes it
     CACHE/.staging/        what is being fetched or built
 
 What was used longest ago goes first; what was used within `KEEP_SECONDS` stays, even if that is
-more than the size, since somebody may be reading it.
+more than the size, since somebody may be about to read it. A file that is open stays readable
+whatever happens to its entry.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pipelines.locks import FileLock, waited_for
 from pipelines.staging import staging, sweep_staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-KEEP_SECONDS = 3600.0
+KEEP_SECONDS = 1800.0
 
 
 class Cache:
@@ -39,45 +40,72 @@ class Cache:
         """
         self.folder, self.limit, self._keep = folder, limit, keep_seconds
         self._sizes: dict[str, int] = {}
+        self._swept = False
 
     def path(self, name: str) -> Path:
         """Where an entry is, or would be."""
         return self.folder / name
 
-    def fetch(self, name: str, fill: Callable[[Path], None]) -> None:
-        """See that an entry is there; `fill` writes it into an empty folder."""
+    def fetch(self, name: str, fill: Callable[[Path], None], size: int = 0) -> bool:
+        """See that an entry is there.
+
+        Args:
+            name: The entry.
+            fill: Writes it into an empty folder.
+            size: Bytes it is going to have; room is made for them first.
+
+        Returns:
+            Whether it was written just now.
+        """
         if self._touch(name):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with waited_for(FileLock(self.folder / f"{name}.lock")):
+            return False
+        if not self._swept:
+            self._swept = True
+            self.sweep()
+        with self._alone(name):
             if self._touch(name):
-                return
+                return False
+            self._trim(size)
             with self.staging(name) as aside:
                 aside.mkdir()
                 fill(aside)
                 aside.rename(self.path(name))
-        self._trim()
+        return True
 
     def adopt(self, name: str, folder: Path) -> None:
-        """Take over a folder of `staging` as an entry."""
-        with suppress(OSError):  # it is there, then, or is fetched when it is needed
+        """Take over a folder of `staging` as an entry, which nobody needs yet."""
+        with suppress(OSError), self._alone(name):  # it is there, then, or is fetched if needed
             folder.rename(self.path(name))
-            self._trim()
+            long_ago = time.time() - self._keep
+            os.utime(self.path(name), (long_ago, long_ago))
+        self._trim()
 
     def staging(self, name: str) -> AbstractContextManager[Path]:
         """A fresh name for a folder that is to become an entry."""
         return staging(self.folder / ".staging", name)
 
-    def drop(self, name: str) -> None:
-        """Remove an entry; whoever has a file of it open keeps that."""
-        with self.staging("trash") as trash, suppress(FileNotFoundError):
-            self.path(name).rename(trash)
-        self.path(f"{name}.lock").unlink(missing_ok=True)
-        self._sizes.pop(name, None)
+    def drop(self, name: str, unless: Callable[[], bool] = lambda: False) -> None:
+        """Remove an entry; whoever has a file of it open keeps that.
+
+        Args:
+            name: The entry.
+            unless: Asked while nobody else fetches or removes it; True leaves it there.
+        """
+        with self._alone(name), self.staging("trash") as trash:
+            if not unless():
+                with suppress(FileNotFoundError):
+                    self.path(name).rename(trash)
+                self._sizes.pop(name, None)
 
     def sweep(self) -> int:
         """Remove what dead processes of this machine left."""
         return sweep_staging(self.folder / ".staging")
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        lock = FileLock(self.folder / ".locks" / name)
+        with waited_for(lock):
+            yield
 
     def _touch(self, name: str) -> bool:
         try:
@@ -86,21 +114,35 @@ class Cache:
             return False
         return True
 
-    def _trim(self) -> None:
-        used: list[tuple[float, str]] = []
-        for path in self.folder.glob("[!.]*"):
-            with suppress(FileNotFoundError):
-                if path.is_dir():
-                    used.append((path.stat().st_mtime, path.name))
-                    if path.name not in self._sizes:
-                        self._sizes[path.name] = _size(path)
-        total = sum(self._sizes[name] for _, name in used)
-        for when, name in sorted(used):
+    def _used(self, name: str) -> float | None:
+        """When an entry was used; None: it is not there."""
+        try:
+            return self.path(name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _trim(self, coming: int = 0) -> None:
+        """Remove what was used longest ago until there is room for so many bytes more."""
+        found = {path.name: self._used(path.name) for path in self.folder.glob("[!.]*")}
+        used = {name: when for name, when in found.items() if when is not None}
+        for name in used:
+            if name not in self._sizes:
+                self._sizes[name] = _size(self.path(name))
+        total = coming + _size(self.folder / ".staging") + sum(self._sizes[name] for name in used)
+        for name, when in sorted(used.items(), key=lambda item: item[1]):
             if total <= self.limit or time.time() - when < self._keep:
                 return
             total -= self._sizes[name]
-            self.drop(name)
+            self._drop_unused(name, when)
+
+    def _drop_unused(self, name: str, when: float) -> None:
+        """Remove an entry, unless somebody has begun to use it while others were removed."""
+        self.drop(name, unless=lambda: self._used(name) != when)
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -73,8 +73,8 @@ class FolderStore(Store):
     def _folder(self, kind: str, key: str, manifest: dict[str, Any]) -> Path:  # noqa: ARG002
         return self.root / kind / key
 
-    def _fetch(self, artifact: Artifact) -> None:
-        """They are here."""
+    def _fetch(self, artifact: Artifact) -> bool:  # noqa: ARG002 - they are here
+        return False
 
     def names(self, kind: str | None = None, prefix: str = "") -> Sequence[tuple[str, str]]:
         folders = sorted(self.root.glob(f"{kind or '[!.]*'}/{prefix}[!.]*"))

@@ -15,8 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pipelines.errors import StoppedError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -32,9 +34,22 @@ class Lock(Protocol):
 
 
 @contextmanager
-def waited_for(lock: Lock, seconds: float = 0.05) -> Iterator[None]:
-    """Hold a lock for the block, however long somebody else has it first."""
+def waited_for(
+    lock: Lock, seconds: float = 0.05, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Hold a lock for the block, however long somebody else has it first.
+
+    Args:
+        lock: Which.
+        seconds: Between two tries.
+        stopped: Asked between them.
+
+    Raises:
+        StoppedError: `stopped` said so while somebody else had it.
+    """
     while not lock.acquire():
+        if stopped():
+            raise StoppedError("the work was stopped while it waited for others")
         time.sleep(seconds)
     try:
         yield

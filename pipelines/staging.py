@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+LOCK = ".lock"
+
 
 @contextmanager
 def staging(folder: Path, label: str) -> Iterator[Path]:
@@ -28,7 +30,7 @@ def staging(folder: Path, label: str) -> Iterator[Path]:
 def _new(folder: Path, label: str) -> tuple[Path, FileLock]:
     while True:
         path = folder / f"{label}-{uuid.uuid4().hex[:12]}"
-        lock = FileLock(path.with_suffix(".lock"))
+        lock = FileLock(path.with_name(path.name + LOCK))
         if lock.acquire():  # unless a sweep looked at it in that very moment
             return path, lock
 
@@ -36,10 +38,10 @@ def _new(folder: Path, label: str) -> tuple[Path, FileLock]:
 def sweep_staging(folder: Path) -> int:
     """Remove what dead builders left in a folder; returns how many."""
     removed = 0
-    for path in folder.glob("*.lock"):
+    for path in folder.glob(f"*{LOCK}"):
         lock = FileLock(path)
         if lock.acquire():
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            shutil.rmtree(path.with_name(path.name.removesuffix(LOCK)), ignore_errors=True)
             lock.release(remove=True)
             removed += 1
     return removed

@@ -276,4 +276,4 @@ class StudyBook:
     def _locked(self, name: str) -> AbstractContextManager[None]:
         """One driver at a time; a driver that dies lets go."""
         lock = self.store.lock(f"{DRIVERS}plan-{content_key(name)}.lock")
-        return waited_for(lock, self.store.poll_seconds / 2)
+        return waited_for(lock, self.store.poll_seconds / 2, self.stopped.is_set)

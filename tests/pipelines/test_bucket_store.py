@@ -67,9 +67,9 @@ def put(store: Store, kind: str = "data", key: str = KEY, text: str = "content")
 
 
 def objects(store: Store, *folders: str) -> list[str]:
-    """What lies in the bucket, but for the log and the marker."""
+    """What lies in the bucket, but for the log, the marker and notes on who was swept."""
     return [name for name in store.bucket.list("")
-            if not name.startswith((".events/", ".igdit-store"))
+            if not name.startswith((".events/", ".igdit-store", ".fences/"))
             and (not folders or name.startswith(folders))]  # fmt: skip
 
 
@@ -161,6 +161,38 @@ def test_a_publisher_killed_midway_is_swept_while_a_live_one_is_not(store, child
 
 def _attempt_of(store: Store, key: str) -> str:
     return next(name for name in store.held(".staging/") if key in name).rpartition("-")[2]
+
+
+def elsewhere(store: Store, monkeypatch, tmp_path, name: str = "elsewhere") -> Store:
+    """The same store, seen from another machine."""
+    monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / name))
+    return make_store(store.uri)
+
+
+def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monkeypatch, tmp_path):
+    """A laptop's lid, a suspended job: it looks dead, and is not."""
+    upload, swept = store.bucket.upload, []
+
+    def sleep_after(files):
+        upload(files)
+        if not swept:
+            attempt = next(iter(files)).split("/")[3]
+            swept.append(attempt)
+            make_store(store.uri)._publication.abandon("data", KEY, attempt)
+
+    monkeypatch.setattr(store.bucket, "upload", sleep_after)
+    put(store)
+    artifact = elsewhere(store, monkeypatch, tmp_path).open("data", KEY)
+    assert artifact.size == 1007
+    assert artifact.manifest["attempt"] not in swept
+    assert len(objects(store)) == 3
+
+
+def test_a_sweeper_that_comes_too_late_leaves_what_was_published(store, monkeypatch, tmp_path):
+    attempt = put(store).manifest["attempt"]
+    store._publication.abandon("data", KEY, attempt)
+    assert elsewhere(store, monkeypatch, tmp_path).open("data", KEY).size == 1007
+    assert store.bucket.list(".fences") == {}
 
 
 # Leases
@@ -271,6 +303,45 @@ def test_an_old_lease_is_not_taken_at_first_sight(store, monkeypatch):
     wait_for(lambda: store.lock("x").acquire(), 5 * SECONDS)
 
 
+def test_a_short_lease_does_not_die_of_an_outage(store):
+    """What counts as long dead is longer than any outage that is waited out."""
+    leases = Leases(store.bucket, 2.0)
+    now = store.bucket.now()
+    assert leases._may_live(".locks/x/x-000001", now - bucket.OUTAGE_SECONDS)
+    assert not leases._may_live(".locks/x/x-000001", now - bucket.OUTAGE_SECONDS - 10)
+
+
+def test_a_lock_whose_taking_failed_is_held_by_nobody(store, monkeypatch):
+    lock, live = store.lock("x"), store.leases.live
+    calls = []
+
+    def fail_at_second_look(name):
+        calls.append(name)
+        if len(calls) == 2:
+            raise ArtifactError("the bucket is away")
+        return live(name)
+
+    monkeypatch.setattr(store.leases, "live", fail_at_second_look)
+    with pytest.raises(ArtifactError):
+        lock.acquire()
+    assert objects(store, ".locks") == []
+    assert store.lock("x").acquire()
+
+
+def test_the_time_is_asked_for_again_after_a_while(store, monkeypatch):
+    """Also after a sleep of this machine, in which a monotonic clock may stand still."""
+    asked, write = [], store.bucket.write
+    monkeypatch.setattr(store.bucket, "write", lambda *a: asked.append(a) or write(*a))
+    store.bucket.now()
+    store.bucket.now()
+    assert len(asked) <= 1
+    elapsed = bucket._elapsed
+    monkeypatch.setattr(bucket, "_elapsed", lambda: elapsed() + bucket.CLOCK_SECONDS + 1)
+    before = len(asked)
+    assert abs(store.bucket.now() - time.time()) < 60
+    assert len(asked) == before + 1
+
+
 def test_times_of_the_server_count_not_those_of_the_machines(store, monkeypatch):
     held = store.lock("x")
     assert held.acquire()
@@ -301,6 +372,27 @@ def test_a_damaged_copy_is_fetched_again(store):
     assert (store.open("data", KEY).path / "a.txt").read_text() == "content"
     (artifact.path / "deep" / "b.bin").unlink()
     assert (store.open("data", KEY).path / "deep" / "b.bin").stat().st_size == 1000
+
+
+OPEN = """
+import sys
+from pipelines.stores import make_store
+store = make_store(sys.argv[1])
+print("ready")
+input()
+print(store.open("data", "0123abcd").size)
+"""
+
+
+def test_many_processes_that_find_a_damaged_copy_all_get_a_good_one(store, child, use):
+    artifact = put(store)
+    (artifact.path / "a.txt").write_text("CONTENT")
+    others = [child(OPEN, use) for _ in range(6)]
+    assert [other.read() for other in others] == ["ready"] * 6
+    for other in others:
+        other.say()
+    assert [other.read() for other in others] == ["1007"] * 6
+    assert (artifact.path / "a.txt").read_text() == "content"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"kind": "data"}', "\xff"])
@@ -401,7 +493,70 @@ def test_what_was_used_lately_stays_however_much_it_is(store):
     assert all((store.open("data", key).path / "a.txt").exists() for key in "ab")
 
 
+def test_what_a_dead_process_was_fetching_goes_and_counts_until_then(store):
+    put(store)
+    left = store.cache.folder / ".staging" / "data.0123abcd.0123456789ab-ffffffffffff"
+    left.mkdir(parents=True)
+    (left / "a.bin").write_bytes(bytes(5000))
+    left.with_name(left.name + ".lock").touch()
+    store.cache.limit, store.cache._keep = 5500, 0.0
+    store.cache._trim()
+    assert not list(store.cache.folder.glob("data*"))  # there was room for one of them only
+    assert store.sweep() == 1
+    assert not left.exists()
+
+
+def test_an_entry_that_is_used_meanwhile_is_not_evicted(store):
+    path = put(store).path
+    seen = path.stat().st_mtime
+    assert store.open("data", KEY)
+    store.cache._drop_unused(path.name, seen)
+    assert path.exists()
+    store.cache._drop_unused(path.name, path.stat().st_mtime)
+    assert not path.exists()
+
+
+def test_a_listing_asks_for_the_keys_that_begin_so(store, monkeypatch):
+    for key in ("aa-00000001", "aa-00000002", "bb-00000001"):
+        put(store, "checkpoint", key)
+    find, asked = store.bucket._fs.find, []
+
+    def note(path, **options):
+        asked.append(options)
+        return find(path, **options)
+
+    monkeypatch.setattr(store.bucket._fs, "find", note)
+    assert [key for _, key in store.names("checkpoint", "aa-")] == ["aa-00000001", "aa-00000002"]
+    assert asked[0]["prefix"] == "aa-"
+
+
 # Outages
+
+
+def test_a_long_transfer_that_breaks_twice_is_no_outage(store, monkeypatch):
+    monkeypatch.setattr(bucket, "OUTAGE_SECONDS", 0.5)
+    tries = []
+
+    def act():
+        tries.append(time.monotonic())
+        if len(tries) <= 2:
+            time.sleep(0.4)
+            raise ConnectionError("reset by peer")
+        return "done"
+
+    assert store.bucket.read("nothing") is None
+    assert store.bucket._outlast(act) == "done"
+
+
+def test_what_always_fails_fails_in_the_end_though_the_bucket_answers(store, monkeypatch):
+    monkeypatch.setattr(bucket, "OUTAGE_SECONDS", 0.1)
+    assert store.bucket.read("nothing") is None
+
+    def act():
+        raise ConnectionError("no")
+
+    with pytest.raises(ArtifactError, match="cannot be used: ConnectionError: no"):
+        store.bucket._outlast(act)
 
 
 def test_work_goes_on_after_an_outage(store, server):
