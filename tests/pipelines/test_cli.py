@@ -57,7 +57,7 @@ WRONG = [
     (["run", "digits", "--train.steps"], ["--train.steps"]),
     (["run", "digits", "--sampler.method", "rk4"], ["--sampler.method", "rk4", "heun"]),
     (["run", "digits", "--model.aux-layer", "9"], ["aux_layer", "1..3", "9"]),
-    (["run", "digits", "--train.batch-size", "127"], ["train.batch_size", "num_workers=2", "127"]),
+    (["run", "digits", "--train.batch-size", "1"], ["train.batch_size", "num_workers=2", "got 1"]),
     (["run", "digits", "--ig-scales", "1", "nan"], ["ig_scales", "finite", "nan"]),
     (["run", "digits", "--sampler.path", "cosine"], ["sampler.path", "'linear'", "'cosine'"]),
     (["plan", "digits", "--optim.lr", "inf"], ["lr", "finite", "inf"]),

@@ -6,12 +6,8 @@ import threading
 
 import pytest
 
-from pipelines.runners import prepare_ray_environment
-
-prepare_ray_environment()
-
-from pipelines import ray_training  # noqa: E402 - ray reads its settings when it is imported
-from pipelines.ray_training import Departure  # noqa: E402
+from pipelines import ray_training
+from pipelines.ray_training import Departure
 
 
 @pytest.fixture
