@@ -23,6 +23,10 @@ IMAGE_SHAPES = {"digits": (1, 8, 10)}
 """Data source -> channels, side in pixels, number of classes."""
 
 
+MOST_SHARDS = 1_000_000
+"""Beyond so many, a setting is a mistake: the plan alone would fill the memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is learnt."""
@@ -215,6 +219,10 @@ class Experiment:
         require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,
                  "euler, heun or sde (dopri5 has one step size for a whole batch, so that an "
                  "image would depend on the batch it is in)")  # fmt: skip
+        require(self._shards <= MOST_SHARDS, "train.checkpoint_every, evaluation.shard_size",
+                 (self.train.checkpoint_every, self.evaluation.shard_size),
+                 f"large enough for at most {MOST_SHARDS:,} shards of samples, not {self._shards:,}"
+                 )  # fmt: skip
         require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
                  "1 (experiments name no weaker checkpoint yet)")  # fmt: skip
 
@@ -227,6 +235,14 @@ class Experiment:
         require(optim.precision != "fp16", "optim.precision", "fp16", f"float32 or bf16 {also}")
         require(not self.loss.target_guidance, "loss.target_guidance", self.loss.target_guidance,
                  f"0 {also}")  # fmt: skip
+
+    @property
+    def _shards(self) -> int:
+        """Shards of samples that it asks for, about."""
+        evaluation, size = self.evaluation, self.evaluation.shard_size
+        checkpoints = -(-self.train.steps // self.train.checkpoint_every)
+        return (2 * checkpoints * -(-evaluation.curve_samples // size)
+                + len(self.ig_scales) * -(-evaluation.num_samples // size))  # fmt: skip
 
     @property
     def scales(self) -> tuple[float, ...]:

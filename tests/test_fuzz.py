@@ -106,9 +106,7 @@ def check_experiment(text: str) -> None:
         experiment = experiment_from_json(text)
     except ValueError:
         return
-    # A number of points that is legal can be too many to list here.
-    train = experiment.train
-    if train.steps // train.checkpoint_every < 1000 and experiment.evaluation.num_samples < 10**5:
+    if experiment._shards < 5000:  # more are legal, and take a while to list
         assert len(Graph(experiment).run_key) == 20
     assert experiment_from_json(experiment_to_json(experiment)) == experiment
 

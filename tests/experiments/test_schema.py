@@ -104,7 +104,7 @@ def experiments(draw):
         train=TrainConfig(
             steps=draw(st.integers(1, 10**9)),
             batch_size=draw(st.integers(workers, 256)),
-            checkpoint_every=draw(st.integers(1, 10**6)),
+            checkpoint_every=draw(st.integers(10**6, 10**9)),
             seed=draw(st.integers(0, 2**63 - 1)),
         ),
         guidance=Guidance(
@@ -335,3 +335,13 @@ def test_a_name_near_none_gets_no_suggestion():
 
 def test_registered_experiments_carry_their_own_name():
     assert [get_experiment(name).name for name in EXPERIMENTS] == list(EXPERIMENTS)
+
+
+def test_a_plan_that_would_fill_the_memory_is_refused():
+    base, replace = get_experiment("digits"), dataclasses.replace
+    train = replace(base.train, steps=75 * 10**6)
+    evaluation = replace(base.evaluation, shard_size=1)
+    with pytest.raises(
+        ValueError, match=r"shard_size.*at most 1,000,000 shards.*but got \(75, 1\)"
+    ):
+        replace(base, train=train, evaluation=evaluation)
