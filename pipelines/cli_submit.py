@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from experiments import EXPERIMENTS, STUDIES
+from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
 from pipelines.submission import (
@@ -152,8 +153,8 @@ def _address(options: SubmitOptions) -> str:
                              "http://HOST:8265, or RAY_API_SERVER_ADDRESS")  # fmt: skip
     if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
         raise UsageError(f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
-                         f"dashboard, but got {given!r}")  # fmt: skip
-    if "@" in given:
+                         f"dashboard, but got {discreet(given)!r}")  # fmt: skip
+    if "@" in given or has_password(given):
         raise UsageError(f"{name} must be without a user and a password; Ray's token is named by "
                          f"RAY_AUTH_TOKEN_PATH")  # fmt: skip
     return given.rstrip("/")

@@ -177,8 +177,8 @@ def _check_address(
     name: str, address: str, example: str, cluster: str, *, shared: bool, chosen: bool
 ) -> None:
     if has_password(address):
-        raise UsageError(f"{name} must be without a password, but got {discreet(address)!r}: "
-                         f"{SAFELY}")  # fmt: skip
+        raise UsageError(f"{name} must be without a password or a token, but got "
+                         f"{discreet(address)!r}: {SAFELY}")  # fmt: skip
     path = _path_of(address)
     if path is None:
         host = urlsplit(address).hostname

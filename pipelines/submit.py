@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipelines.discretion import discreet
 from pipelines.errors import JobServerError, UsageError
 
 if TYPE_CHECKING:
@@ -208,4 +209,4 @@ def how_to_go_on(submission_id: str, address: str) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(discreet(text), highlight=False, soft_wrap=True, markup=False)

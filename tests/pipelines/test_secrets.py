@@ -123,8 +123,18 @@ def test_of_two_secrets_the_longer_is_hidden_whole(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("postgresql://u:x@h/d", True), ("postgresql://u@h/d", False), ("s3://bucket/a", False)],
-)
+    [
+        ("postgresql://u:x@h/d", True), ("postgresql://u@h/d", False), ("s3://bucket/a", False),
+        *((f"postgresql+psycopg://u@h/d?sslmode=require&{name}=x", True) for name in (
+            "password", "sslpassword", "PASSWORD", "pass%77ord", "token", "secret", "access_key",
+            "key", "api_key", "aws_secret_access_key", "X-Amz-Signature")),
+        *((f"postgresql+psycopg://u@h/d?{same}", False) for same in (
+            "sslkey=/etc/k", "passfile=/etc/p", "keepalives=1", "sslmode=require", "password=")),
+        ("http://x@h", True), ("https://x@h:1/a", True), ("s3://x@bucket/a", True),
+        ("http://h/a@b", False), ("/data/a?key=x", False), ("sqlite:////data/a@b:c.db", False),
+        ("sqlite:///file:/data/x.db?mode=ro&uri=true", False),
+    ],
+)  # fmt: skip
 def test_a_password_in_an_address_is_found(text, expected):
     assert has_password(text) is expected
 
