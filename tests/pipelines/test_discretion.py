@@ -169,3 +169,13 @@ def test_nothing_of_the_environment_is_among_what_is_logged(store, finished, tmp
     assert run_experiment(other, home, Console(file=io.StringIO())) == 0
     for content in tree(home.root).values():
         assert content is None or (b"s3cret" not in content and b"t0ken" not in content)
+
+
+def test_the_stores_address_is_tagged_without_its_secret(store, tmp_path, monkeypatch):
+    """`store` lies in that home already: nothing is to be done but to log it."""
+    home = Home(tmp_path / "home")
+    monkeypatch.setattr(home.store, "uri", "s3://KEY:s3cretword@bucket/x")
+    assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
+    contents = b"".join(content for content in tree(home.root).values() if content)
+    assert b"s3://KEY:***@bucket/x" in contents
+    assert b"s3cretword" not in contents
