@@ -25,6 +25,7 @@ from pipelines.submission import (
     environment_for,
     excludes_for,
     find_root,
+    identity_of,
 )
 
 if TYPE_CHECKING:
@@ -86,17 +87,19 @@ def submit_command(
     environment = environment_for(os.environ, options.env, options.secrets)
     if kind == "study":
         command = parse_study(rest)
-        name, identity, storage = command.study.name, "", command.options.storage
+        name, label, storage = command.study.name, "", command.options.storage
         config: object = command.study.experiment
+        what: object = command.study.fixed()
     else:
         experiment = parse_run(rest)
-        name, identity, storage = experiment.name, Graph(experiment).run_key[:8], None
+        what = Graph(experiment).run_key
+        name, label, storage = experiment.name, what[:8], None
         rest, config = _uploaded(rest, root), experiment
     check_files_of(config, shared=options.shared)
     check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
     submission = Submission(
-        kind, name, identity, tuple(rest), options.python, environment, root,
-        excludes_for(root, environment), commit_of(root),
+        kind, name, label, identity_of(what, environment, storage), tuple(rest), options.python,
+        environment, root, excludes_for(root, environment), commit_of(root),
     )  # fmt: skip
     submission.check_nothing_secret()
     if kind == "study" and not command.options.yes and not options.dry_run:

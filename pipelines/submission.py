@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
+from pipelines.keys import content_key
 from pipelines.pinned import PINNED
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
@@ -53,8 +54,10 @@ class Submission:
 
     kind: str
     name: str
+    label: str
+    """Part of its submission ids after the name; may be empty."""
     identity: str
-    """Tells it from others of that kind and name; empty: there are none."""
+    """Tells it from others of that kind and name: what it is, and where its results go."""
     words: tuple[str, ...]
     """What follows the kind on the command line."""
     python: str
@@ -71,7 +74,7 @@ class Submission:
     @property
     def prefix(self) -> str:
         """Submission ids begin with it; the number of the attempt follows."""
-        parts = ["igdit", self.kind, _plain(self.name), self.identity]
+        parts = ["igdit", self.kind, _plain(self.name), self.label]
         return "-".join(part for part in parts if part) + "-"
 
     def metadata(self, attempt: int) -> dict[str, str]:
@@ -135,6 +138,22 @@ def environment_for(
                              f"nodes, but got {path!r}")  # fmt: skip
         found[SECRETS_FILE] = path
     return found
+
+
+def identity_of(what: object, environment: Mapping[str, str], storage: str | None) -> str:
+    """A digest of what a job does and where its results go.
+
+    Whoever follows a job that does the same elsewhere finds nothing at home in the end.
+
+    Args:
+        what: All that changes its results, as JSON takes it.
+        environment: Variables of the job.
+        storage: The study's database if the command names one; None: that of the environment.
+    """
+    home = os.path.normpath(environment.get("IGDIT_HOME", ""))
+    store = environment.get("IGDIT_STORE") or f"{home}/store"
+    database = storage or environment.get("IGDIT_STUDY_STORAGE") or f"sqlite:///{home}/study.db"
+    return content_key([what, home, store.rstrip("/"), database])[:12]
 
 
 def check_addresses(

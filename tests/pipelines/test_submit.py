@@ -218,6 +218,7 @@ def test_a_study_is_sent_and_followed_to_its_end(server, capsys, project):
     assert job["entrypoint"] == (
         "'/opt/my env/bin/python' -m pipelines study digits --yes --trials 3"
     )
+    assert len(job["metadata"].pop("igdit.identity")) == 12
     assert job["metadata"] == {
         "igdit.kind": "study", "igdit.name": "digits", "igdit.attempt": "1"}  # fmt: skip
     environment = job["runtime_env"]["env_vars"]
@@ -271,7 +272,9 @@ def test_the_next_number_that_is_free_is_taken(server):
 
 @pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
 def test_what_runs_is_followed_instead_of_sent_again(server, status, capsys):
-    server.add("igdit-study-digits-3", status, kind="study", name="digits")
+    assert igdit(*STUDY, "--address", server.address) == 0
+    identity = server.sent.pop()["metadata"]["igdit.identity"]
+    server.add("igdit-study-digits-3", status, kind="study", name="digits", identity=identity)
     server.add("igdit-study-other-1", "RUNNING", kind="study", name="other")
     assert igdit(*STUDY, "--address", server.address) == 0
     assert server.sent == []
@@ -281,6 +284,57 @@ def test_what_runs_is_followed_instead_of_sent_again(server, status, capsys):
     server.jobs["igdit-study-digits-3"]["status"] = status
     assert igdit(*STUDY, "--again", "--address", server.address) == 0
     assert [job["submission_id"] for job in server.sent] == ["igdit-study-digits-4"]
+
+
+OTHERS = [
+    ({"IGDIT_HOME": "/scratch/bob"}, ()),
+    ({"IGDIT_STORE": "s3://bucket/bob"}, ()),
+    ({"IGDIT_STUDY_STORAGE": "postgresql+psycopg://igdit@db/bob"}, ()),
+    ({}, ("--storage", "postgresql+psycopg://igdit@db/bob")),
+    ({}, ("--seed", "5")),
+    ({}, ("--experiment.train.steps", "500")),
+]
+
+
+@pytest.mark.parametrize(("environment", "words"), OTHERS)
+def test_somebody_elses_job_of_that_name_is_not_followed(
+    environment, words, server, monkeypatch, capsys
+):
+    assert igdit(*STUDY, "--detach", "--address", server.address) == 0
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert igdit(*STUDY, *words, "--address", server.address) == 0
+    sent = [job["submission_id"] for job in server.sent]
+    assert sent == ["igdit-study-digits-1", "igdit-study-digits-2"]
+    out = capsys.readouterr().out
+    assert "Note: igdit-study-digits-1 is running" in out
+    assert "igdit-study-digits-2: SUCCEEDED" in out
+
+
+@pytest.mark.parametrize(("environment", "words"), [
+    ({}, ("--trials", "50", "--parallel", "2")),
+    ({"IGDIT_HOME": "/scratch/igdit/", "IGDIT_STORE": "s3://bucket/store/"}, ()),
+    ({"IGDIT_STUDY_STORAGE": ""}, ("--storage", PG)),
+    ({}, ("--experiment.resources.num-workers", "1")),
+])  # fmt: skip
+def test_the_same_in_other_words_is_followed(environment, words, server, monkeypatch, capsys):
+    assert igdit(*STUDY, "--detach", "--address", server.address) == 0
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert igdit(*STUDY, *words, "--address", server.address) == 0
+    assert len(server.sent) == 1
+    assert "Note: igdit" not in capsys.readouterr().out
+
+
+def test_a_run_into_another_store_is_another(server, monkeypatch, capsys):
+    words = ("run", "digits", "--address", server.address)
+    assert igdit(*words, "--detach") == igdit(*words, "--detach") == 0
+    assert len(server.sent) == 1
+    monkeypatch.setenv("IGDIT_STORE", "s3://bucket/bob")
+    assert igdit(*words) == 0
+    first, second = (job["submission_id"] for job in server.sent)
+    assert (first[-2:], second) == ("-1", first[:-1] + "2")
+    assert f"Note: {first} is running" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_everything_and_sends_nothing(server, capsys, monkeypatch):
@@ -433,5 +487,5 @@ def test_the_folder_is_the_projects_wherever_the_command_is_given(project, monke
 
 
 def test_odd_names_make_plain_ids():
-    made = Submission("study", "a b", "", (), "python", {}, None, ())
+    made = Submission("study", "a b", "", "x", (), "python", {}, None, ())
     assert made.prefix == "igdit-study-a-b-"
