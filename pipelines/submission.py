@@ -21,6 +21,7 @@ from pipelines.keys import content_key
 from pipelines.pinned import PINNED
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
+from pipelines.uploads import KEPT_BACK, SECRET_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 EXCLUDES = (
     ".git", ".venv", "venv", "__pycache__", "*.egg-info", ".mypy_cache", ".ruff_cache",
     ".pytest_cache", ".hypothesis", "/runs", "/build", "/dist", "/mlruns", "/tests", "/docs",
-    "/benchmarks",
+    "/benchmarks", *KEPT_BACK,
 )  # fmt: skip
 """What no job needs (gitignore's patterns), besides what .gitignore and .rayignore name."""
 SETTINGS = {
@@ -43,7 +44,6 @@ ADDRESSES = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_CACHE_GIB", "IGD
              "IGDIT_STUDY_STORAGE",
              "MLFLOW_TRACKING_URI", "IGDIT_DEBUG")  # fmt: skip
 """What a job gets of the environment here, if it is set."""
-SECRET_NAME = re.compile(r"PASSW|SECRET|TOKEN|CREDENTIAL|_KEY\b|_KEY$|ACCESS_KEY", re.IGNORECASE)
 SAFELY = (f"passwords belong on the nodes: in the file that {SECRETS_FILE} names there "
           f"(NAME=VALUE lines, mode 0600), in PGPASSFILE, or in their environment")  # fmt: skip
 

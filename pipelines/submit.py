@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pipelines.discretion import discreet
 from pipelines.errors import JobServerError, UsageError
+from pipelines.uploads import check_no_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,7 @@ def submit(
 
     files = files_to_upload(submission.root, submission.excludes)
     check_upload(files, submission)
+    check_no_secrets(submission.root, files, {**os.environ, **submission.environment})
     if dry_run:
         describe(submission, files, address, console)
         return 0

@@ -41,6 +41,7 @@ def project(tmp_path, monkeypatch):
     (root / "sub").mkdir()
     monkeypatch.chdir(root)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PGPASSWORD",
+                 "PGPASSFILE", "AWS_SHARED_CREDENTIALS_FILE", "IGDIT_SECRETS",
                  "AWS_SECRET_ACCESS_KEY", "IGDIT_DEBUG", "RAY_API_SERVER_ADDRESS"):  # fmt: skip
         # Set first: so that what the command itself sets is undone.
         monkeypatch.setenv(name, "x")
@@ -459,6 +460,61 @@ def test_what_is_counted_is_what_ray_packs(project, server):
     with zipfile.ZipFile(packed) as archive:
         names = {info.filename for info in archive.infolist() if not info.is_dir()}
     assert names == set(files)
+
+
+def test_files_of_secrets_are_kept_back_and_code_about_them_is_not(project, server):
+    hidden = (".env", ".env.local", "sub/.env", "tls.pem", "id_rsa", "id_rsa.pub", "secrets",
+              "secrets.env", "sub/secrets.json", ".pgpass", ".aws/credentials")  # fmt: skip
+    for name in (*hidden, "pipelines/secrets.py", "environment.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("x")
+    assert set(files_to_upload(project, EXCLUDES)) == {
+        "pipelines/__main__.py", "pipelines/secrets.py", "environment.py"}  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", ["IGDIT_SECRETS", "PGPASSFILE", "RAY_AUTH_TOKEN_PATH",
+                                      "AWS_SHARED_CREDENTIALS_FILE", "--secrets"])  # fmt: skip
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_is_named_as_secret_is_not_uploaded(
+    variable, link, project, server, monkeypatch, capsys
+):
+    file = project / "sub" / "hush"
+    file.write_text("s3cretword")
+    named = project.parent / "link" if link else file
+    if link:
+        named.symlink_to(file)
+    words = [variable, str(named)] if variable == "--secrets" else []
+    if not words:
+        monkeypatch.setenv(variable, str(named))
+    assert igdit(*STUDY, *words, "--address", server.address) == 2
+    err = capsys.readouterr().err
+    assert "sub/hush must not be uploaded" in err
+    assert "s3cretword" not in err
+    assert (server.sent, server.packages) == ([], {})
+    (project / ".rayignore").write_text("hush\n")
+    assert igdit(*STUDY, *words, "--dry-run", "--address", server.address) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "code"),
+    [
+        ("# mine\nexport PGPASSWORD='s3cretword'\nA=1\n", 0o600, 2),
+        ("[default]\naws_secret_access_key = s3cretword\n", 0o400, 2),
+        ("PGPASSWORD=s3cretword\n", 0o644, 0),  # no secret to whoever reads this folder
+        ("RAY_AUTH_TOKEN_PATH=/etc/token\nA=1\nPGPASSWORD=\n", 0o600, 0),
+        ("A text that names\nTOKEN=x\n", 0o600, 0),
+    ],
+)
+def test_a_private_file_that_sets_secrets_is_not_uploaded(
+    text, mode, code, project, server, capsys
+):
+    file = project / "settings"
+    file.write_text(text)
+    file.chmod(mode)
+    assert igdit(*STUDY, "--dry-run", "--address", server.address) == code
+    err = capsys.readouterr().err
+    assert ("settings must not be uploaded" in err) == bool(code)
+    assert "s3cretword" not in err
 
 
 def test_too_large_a_folder_is_refused_with_what_is_large(project, server, capsys, monkeypatch):
