@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from experiments.schema import read_dataclass
+from pipelines.discretion import discreet
 from pipelines.errors import PipelineError
 from pipelines.files import replace_text
 from pipelines.locks import FileLock, holder
@@ -156,9 +157,10 @@ class Activity:
             self._alive.release(remove=True)
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401
-        """Change fields of `Doing`."""
+        """Change fields of `Doing`; of what is secret in their texts nothing is written."""
+        texts: Any = {name: discreet(v) for name, v in changes.items() if isinstance(v, str)}
         with self._lock:
-            self._doing = replace(self._doing, updated=time.time(), **changes)
+            self._doing = replace(self._doing, updated=time.time(), **{**changes, **texts})
             self._changed = True
 
     def follow(self, graph: Graph, listener: Listener, name: str) -> Followed:

@@ -33,6 +33,7 @@ from pipelines.cli_results import (
 )
 from pipelines.cli_submit import submit_command
 from pipelines.dag import make_plan
+from pipelines.discretion import DiscreetFormatter, discreet, print_discreetly
 from pipelines.errors import PipelineError, UsageError
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    _speak_discreetly()
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command,
         "plan": plan_command,
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, PipelineError) as error:
         if os.environ.get("IGDIT_DEBUG"):
             raise
-        print(f"igdit: {error}", file=sys.stderr)
+        print(f"igdit: {discreet(error)}", file=sys.stderr)
         if not isinstance(error, UsageError | PipelineError):
             print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
@@ -119,6 +120,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("igdit: stopped; the same command continues from what was published",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def _speak_discreetly() -> None:
+    """Log records and tracebacks are shown to others as well: in a job's log, in a mail."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(DiscreetFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    sys.excepthook = print_discreetly
 
 
 def _interrupt(*_: object) -> None:

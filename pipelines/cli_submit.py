@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from experiments import EXPERIMENTS, STUDIES
+from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
 from pipelines.submission import (
@@ -24,6 +25,7 @@ from pipelines.submission import (
     environment_for,
     excludes_for,
     find_root,
+    identity_of,
 )
 
 if TYPE_CHECKING:
@@ -85,17 +87,19 @@ def submit_command(
     environment = environment_for(os.environ, options.env, options.secrets)
     if kind == "study":
         command = parse_study(rest)
-        name, identity, storage = command.study.name, "", command.options.storage
+        name, label, storage = command.study.name, "", command.options.storage
         config: object = command.study.experiment
+        what: object = command.study.fixed()
     else:
         experiment = parse_run(rest)
-        name, identity, storage = experiment.name, Graph(experiment).run_key[:8], None
+        what = Graph(experiment).run_key
+        name, label, storage = experiment.name, what[:8], None
         rest, config = _uploaded(rest, root), experiment
     check_files_of(config, shared=options.shared)
     check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
     submission = Submission(
-        kind, name, identity, tuple(rest), options.python, environment, root,
-        excludes_for(root, environment), commit_of(root),
+        kind, name, label, identity_of(what, environment, storage), tuple(rest), options.python,
+        environment, root, excludes_for(root, environment), commit_of(root),
     )  # fmt: skip
     submission.check_nothing_secret()
     if kind == "study" and not command.options.yes and not options.dry_run:
@@ -152,8 +156,8 @@ def _address(options: SubmitOptions) -> str:
                              "http://HOST:8265, or RAY_API_SERVER_ADDRESS")  # fmt: skip
     if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
         raise UsageError(f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
-                         f"dashboard, but got {given!r}")  # fmt: skip
-    if "@" in given:
+                         f"dashboard, but got {discreet(given)!r}")  # fmt: skip
+    if "@" in given or has_password(given):
         raise UsageError(f"{name} must be without a user and a password; Ray's token is named by "
                          f"RAY_AUTH_TOKEN_PATH")  # fmt: skip
     return given.rstrip("/")

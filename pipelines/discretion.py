@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sys
+import traceback
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import TracebackType
 
 SECRETS = (
     "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY",
@@ -17,7 +22,18 @@ SECRETS = (
 SHORTEST = 4
 """Characters of a value that is hidden wherever it stands: a shorter one is part of any text."""
 HIDDEN = "***"
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]*")
 USER_AND_PASSWORD = re.compile(r"(?<=://)([^\s:/?#@\"']*):([^\s\"'<>]*)@")
+BARE_USER = re.compile(r"((?:https?|s3a?|gs|gcs)://)[^\s:/?#@\"'<>]+@", re.IGNORECASE)
+"""A user without a password where none is usual: it is a token. (A database's user is usual, and
+in abfs://CONTAINER@ACCOUNT it is no user.)"""
+PARAMETER = re.compile(r"([?&;])([^\s=&;?#\"'<>]+)=([^\s&\"'<>]*)")
+SECRET_PARAMETER = re.compile(
+    r"passw|pwd|secret|token|credential|signature|^sig$|^auth|^(access|api|account|private)?[_-]?key$"
+    r"|access[_-]?key|[_-]key$",
+    re.IGNORECASE,
+)
+"""Names of parameters whose values are secret. `sslkey` and `passfile` name files."""
 _kept: set[str] = set()
 USER = re.compile(r"(?<=://)[^\s/?#\"']*@")
 
@@ -35,17 +51,48 @@ def secrets() -> list[str]:
 
 def discreet(said: object) -> str:
     """A text, an address or an error, with its passwords and tokens hidden."""
-    text = USER_AND_PASSWORD.sub(rf"\1:{HIDDEN}@", str(said))
+    # Parameters first: with an @ in one, what is before it looks like a user and a password.
+    text = PARAMETER.sub(_hide_parameter, str(said))
+    text = USER_AND_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = BARE_USER.sub(rf"\1{HIDDEN}@", text)
     for secret in secrets():
         text = text.replace(secret, HIDDEN)
     return text
 
 
 def has_password(text: str) -> bool:
-    """Whether a text holds an address with a password in it, or a value that is to be hidden."""
+    """Whether a text holds an address with a password or a token in it, or a value to be hidden."""
     # Shorter values are words of any text; a password in an address is found at any length.
     hidden = (value for value in secrets() if len(value) >= 2 * SHORTEST)
-    return USER_AND_PASSWORD.search(text) is not None or any(value in text for value in hidden)
+    if USER_AND_PASSWORD.search(text) or BARE_USER.search(text):
+        return True
+    parameters = PARAMETER.finditer("\n".join(ADDRESS.findall(text)))
+    return any(map(_is_secret, parameters)) or any(value in text for value in hidden)
+
+
+def _is_secret(parameter: re.Match[str]) -> bool:
+    return bool(parameter[3]) and SECRET_PARAMETER.search(unquote(parameter[2])) is not None
+
+
+def _hide_parameter(parameter: re.Match[str]) -> str:
+    if not _is_secret(parameter):
+        return parameter[0]
+    return f"{parameter[1]}{parameter[2]}={HIDDEN}"
+
+
+class DiscreetFormatter(logging.Formatter):
+    """Of log records, whoever wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        return discreet(super().format(record))
+
+
+def print_discreetly(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A traceback, as `sys.excepthook` prints it, but discreet."""
+    sys.stderr.write(discreet("".join(traceback.format_exception(kind, error, trace))))
 
 
 def without_user(address: str) -> str:

@@ -62,7 +62,7 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
                 say(name)
             except ArtifactError as error:
                 damaged += 1
-                say(f"{name}: left as it is, {error}")
+                say(discreet(f"{name}: left as it is, {error}"))
     say(f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - damaged} of {len(work)} "
         f"experiments and studies as they are in the store.")  # fmt: skip
     return 1 if damaged else 0

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary
+from pipelines.discretion import discreet
 from pipelines.graph import STAGES, Graph, Node, closure
 from pipelines.stages.train import starting_step
 
@@ -176,7 +177,7 @@ def _cost_table(results: Results) -> Table:
 def print_plan(results: Results, plan: Plan, console: Console) -> None:
     """Print what is cached and what would run, by stage."""
     graph, store = results.graph, results.store
-    table = _table(f"{graph.experiment.name} {graph.run_key[:8]} in {store.uri}",
+    table = _table(f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}",
                    ("stage", "kind"), ("cached", "to build"))  # fmt: skip
     table.add_column("what would run")
     nodes = list(closure(results.targets))
@@ -222,7 +223,7 @@ def print_store(store: Store, console: Console) -> None:
         scales = " ".join(f"{scale:g}" for scale in experiment.scales)
         runs.add_row(key[:8], experiment.name, str(experiment.train.steps), scales)
     console.print(runs)
-    table = _table(f"Artifacts in {store.uri}", ("kind",), ("artifacts", "MiB"))
+    table = _table(f"Artifacts in {discreet(store.uri)}", ("kind",), ("artifacts", "MiB"))
     for kind, count, size in store_summary(store):
         table.add_row(kind, str(count), f"{size / 2**20:.1f}")
     console.print(table)

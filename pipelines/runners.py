@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from ig_core.validation import require
+from pipelines.discretion import discreet
 from pipelines.errors import StoppedError
 from pipelines.stages.build import Job, build
 from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
@@ -189,7 +190,7 @@ def describe_runner(resources: Resources) -> str:
     if resources.runner == "inline":
         return "everything in this process"
     where = os.environ.get("RAY_ADDRESS")
-    place = f"at {where}" if where else "on this machine"
+    place = f"at {discreet(where)}" if where else "on this machine"
     elastic = f"{resources.min_workers} to " if resources.min_workers is not None else ""
     return f"Ray {place}, training workers: {elastic}{resources.num_workers}"
 

@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
+from pipelines.keys import content_key
 from pipelines.pinned import PINNED
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
+from pipelines.uploads import KEPT_BACK, SECRET_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 EXCLUDES = (
     ".git", ".venv", "venv", "__pycache__", "*.egg-info", ".mypy_cache", ".ruff_cache",
     ".pytest_cache", ".hypothesis", "/runs", "/build", "/dist", "/mlruns", "/tests", "/docs",
-    "/benchmarks",
+    "/benchmarks", *KEPT_BACK,
 )  # fmt: skip
 """What no job needs (gitignore's patterns), besides what .gitignore and .rayignore name."""
 SETTINGS = {
@@ -42,7 +44,6 @@ ADDRESSES = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_CACHE_GIB", "IGD
              "IGDIT_STUDY_STORAGE",
              "MLFLOW_TRACKING_URI", "IGDIT_DEBUG")  # fmt: skip
 """What a job gets of the environment here, if it is set."""
-SECRET_NAME = re.compile(r"PASSW|SECRET|TOKEN|CREDENTIAL|_KEY\b|_KEY$|ACCESS_KEY", re.IGNORECASE)
 SAFELY = (f"passwords belong on the nodes: in the file that {SECRETS_FILE} names there "
           f"(NAME=VALUE lines, mode 0600), in PGPASSFILE, or in their environment")  # fmt: skip
 
@@ -53,8 +54,10 @@ class Submission:
 
     kind: str
     name: str
+    label: str
+    """Part of its submission ids after the name; may be empty."""
     identity: str
-    """Tells it from others of that kind and name; empty: there are none."""
+    """Tells it from others of that kind and name: what it is, and where its results go."""
     words: tuple[str, ...]
     """What follows the kind on the command line."""
     python: str
@@ -71,7 +74,7 @@ class Submission:
     @property
     def prefix(self) -> str:
         """Submission ids begin with it; the number of the attempt follows."""
-        parts = ["igdit", self.kind, _plain(self.name), self.identity]
+        parts = ["igdit", self.kind, _plain(self.name), self.label]
         return "-".join(part for part in parts if part) + "-"
 
     def metadata(self, attempt: int) -> dict[str, str]:
@@ -137,6 +140,22 @@ def environment_for(
     return found
 
 
+def identity_of(what: object, environment: Mapping[str, str], storage: str | None) -> str:
+    """A digest of what a job does and where its results go.
+
+    Whoever follows a job that does the same elsewhere finds nothing at home in the end.
+
+    Args:
+        what: All that changes its results, as JSON takes it.
+        environment: Variables of the job.
+        storage: The study's database if the command names one; None: that of the environment.
+    """
+    home = os.path.normpath(environment.get("IGDIT_HOME", ""))
+    store = environment.get("IGDIT_STORE") or f"{home}/store"
+    database = storage or environment.get("IGDIT_STUDY_STORAGE") or f"sqlite:///{home}/study.db"
+    return content_key([what, home, store.rstrip("/"), database])[:12]
+
+
 def check_addresses(
     environment: Mapping[str, str], storage: str | None, cluster: str, *, shared: bool, study: bool
 ) -> None:
@@ -177,8 +196,8 @@ def _check_address(
     name: str, address: str, example: str, cluster: str, *, shared: bool, chosen: bool
 ) -> None:
     if has_password(address):
-        raise UsageError(f"{name} must be without a password, but got {discreet(address)!r}: "
-                         f"{SAFELY}")  # fmt: skip
+        raise UsageError(f"{name} must be without a password or a token, but got "
+                         f"{discreet(address)!r}: {SAFELY}")  # fmt: skip
     path = _path_of(address)
     if path is None:
         host = urlsplit(address).hostname

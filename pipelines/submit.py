@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipelines.discretion import discreet
 from pipelines.errors import JobServerError, UsageError
+from pipelines.uploads import check_no_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,12 +44,21 @@ def submit(
 
     files = files_to_upload(submission.root, submission.excludes)
     check_upload(files, submission)
+    check_no_secrets(submission.root, files, {**os.environ, **submission.environment})
     if dry_run:
         describe(submission, files, address, console)
         return 0
     _warn_of_plain_http(address, console)
     server = JobServer(address)
-    running = None if again else find_running(server, submission)
+    running, others = find_running(server, submission)
+    for other in others:
+        _say(
+            console,
+            f"Note: {other.submission_id} is {other.status.lower()}, which has that name "
+            f"but another home, store, database or other settings; it is not followed",
+        )
+    if again:
+        running = None
     if running is not None:
         _say(console, f"{running.submission_id} is {running.status.lower()} already: nothing was "
                       f"sent (--again sends another attempt)")  # fmt: skip
@@ -115,10 +126,12 @@ def describe(
     _say(console, "Nothing was sent (--dry-run).")
 
 
-def find_running(server: JobServer, submission: Submission) -> Job | None:
-    """The newest attempt at the same that has not ended."""
-    jobs = [job for job in server.jobs() if submission.is_of(job.metadata) and not job.ended]
-    return max(jobs, key=lambda job: _attempt(job, submission), default=None)
+def find_running(server: JobServer, submission: Submission) -> tuple[Job | None, list[Job]]:
+    """The newest attempt at the same that has not ended, and what runs under such ids besides."""
+    jobs = [job for job in server.jobs() if not job.ended]
+    same = [job for job in jobs if submission.is_of(job.metadata)]
+    others = [job for job in jobs if job not in same and _attempt(job, submission)]
+    return max(same, key=lambda job: _attempt(job, submission), default=None), others
 
 
 def _attempt(job: Job, submission: Submission) -> int:
@@ -208,4 +221,4 @@ def how_to_go_on(submission_id: str, address: str) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(discreet(text), highlight=False, soft_wrap=True, markup=False)

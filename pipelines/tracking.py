@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from experiments import experiment_to_json
+from pipelines.discretion import discreet
 from pipelines.locks import FileLock, Lock, waited_for
 from pipelines.projection import (
     comparable_parameters,
@@ -153,7 +154,7 @@ class MlflowTracker:
         graph, name = results.graph, results.experiment.name
         tags = {
             RUN_TAG: graph.run_key,
-            "igdit.store": results.store.uri,
+            "igdit.store": discreet(results.store.uri),
             "igdit.data": f"data/{graph.data.key}",
             "igdit.trajectory": graph.checkpoint(0).hash,
             "mlflow.source.name": f"igdit run {name}",
@@ -188,7 +189,7 @@ class MlflowTracker:
                 continue
             if model_id is None:
                 address = results.store.address(node.kind, node.key)
-                uri = address if "://" in address else Path(address).as_uri()
+                uri = discreet(address) if "://" in address else Path(address).as_uri()
                 model = self.client.create_logged_model(
                     experiment_id, name=f"step-{step}", source_run_id=run_id,
                     tags={CHECKPOINT_TAG: node.key, "igdit.uri": uri},

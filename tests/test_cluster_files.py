@@ -171,6 +171,16 @@ def test_rayjob_waits_longer_for_an_end_than_a_job_that_is_stopped(pods, environ
     assert all(pod["terminationGracePeriodSeconds"] > wait for pod in pods)
 
 
+def test_rayjob_caches_less_than_its_volumes_hold(pods, environment):
+    """A pod whose volume is too full is evicted; a variable of the job would go before these."""
+    assert "IGDIT_CACHE_GIB" not in environment
+    for pod in pods:
+        (container,) = pod["containers"]
+        set_there = {variable["name"]: variable["value"] for variable in container["env"]}
+        (limit,) = (v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "cache")
+        assert float(set_there["IGDIT_CACHE_GIB"]) <= 0.75 * float(limit.removesuffix("Gi"))
+
+
 # Slurm
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.dag import Deaf, Pipeline
-from pipelines.discretion import behind
+from pipelines.discretion import behind, discreet
 from pipelines.errors import PipelineError
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
@@ -135,7 +135,7 @@ def _measured_anew(
         targets = [point.evaluate for point in graph.report(scale)]
         Pipeline(home.store, experiment, session.runner, listener).run(targets)
     except (PipelineError, OSError) as error:  # the study itself is safe
-        say(f"The best point could not be measured on other noise: {error}")
+        say(discreet(f"The best point could not be measured on other noise: {error}"))
     finally:
         session.close()
     return replace(found, reported=read_reported(home.store, graph, scale))

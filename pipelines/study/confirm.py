@@ -20,6 +20,7 @@ from ig_core.config import Guidance
 from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Deaf, Pipeline
+from pipelines.discretion import discreet
 from pipelines.errors import (
     SamplingFailedError,
     StoppedError,
@@ -157,7 +158,7 @@ class _Runs:
         try:
             pipeline.run([target.evaluate])
         except (TrainingFailedError, SamplingFailedError, WorkerLostError) as error:
-            self._say(f"confirm   failed: {label}: {error}")
+            self._say(discreet(f"confirm   failed: {label}: {error}"))
             return
         finally:
             listener.let_go()

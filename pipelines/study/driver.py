@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.dag import Pipeline
+from pipelines.discretion import discreet
 from pipelines.errors import (
     ArtifactError,
     CorruptArtifactError,
@@ -215,7 +216,7 @@ class StudyDriver:
         return None
 
     def _enter_failure(self, unit: list[Trial], error: Exception) -> str:
-        reason = f"{type(error).__name__}: {error}"
+        reason = discreet(f"{type(error).__name__}: {error}")  # kept in the study's database
         self.book.fail(unit, reason)
         scale = f", scale {unit[0].point.ig_scale:g}" if len(unit) == 1 else ""
         self._say(f"failed    {unit[0].point.training_name}{scale}: {reason}")

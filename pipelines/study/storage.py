@@ -37,7 +37,7 @@ def open_storage(url: str) -> RDBStorage:
             f"the study's storage must be a database URL (sqlite:///FILE, "
             f"postgresql+psycopg://USER@HOST/NAME), but got {discreet(url)!r}"
         ) from error
-    shown = parsed.render_as_string(hide_password=True)
+    shown = discreet(parsed.render_as_string(hide_password=True))  # parameters as well
     # SQLite: wait for another process's write instead of failing. Servers: notice a restart.
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":

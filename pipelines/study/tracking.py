@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from pipelines.discretion import discreet
 from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.projection import (
@@ -164,7 +165,7 @@ class StudyTracker:
                 TRIAL_TAG: str(trial.number),
                 "mlflow.parentRunId": parent.info.run_id,
                 "igdit.trajectory": results.graph.checkpoint(0).hash,
-                "igdit.store": self.store.uri,
+                "igdit.store": discreet(self.store.uri),
                 **shared,
             })  # fmt: skip
         run_id = run.info.run_id

@@ -47,6 +47,22 @@ def until(condition) -> None:
         time.sleep(0.01)
 
 
+def test_what_is_secret_is_not_published(home):
+    address = "s3://key:s3cretword@bucket/x"
+
+    def work() -> None:
+        with Activity(home, "run", "a") as activity:
+            activity.update(news=f"lost {address}", where=f"at {address}")
+            until(lambda: said(home)[0].news == "lost s3://key:***@bucket/x")
+            raise ValueError(f"{address} is away")
+
+    with pytest.raises(ValueError, match="is away"):
+        work()
+    written = (home.activity / LAST).read_text()
+    assert "failed: s3://key:***@bucket/x is away" in written
+    assert "s3cretword" not in written
+
+
 class Heard:
     """A listener that remembers."""
 

@@ -25,7 +25,17 @@ SAID = [
     ("at https://me:s3/cr:et@host failed", "at https://me:***@host failed"),
     ("postgresql+psycopg://u:s3cret@h/db and http://v:s3cret@i", None),
     ("http://host:5000/a", "http://host:5000/a"),
-    ("http://me@host/", "http://me@host/"),
+    ("http://s3cret@host/", "http://***@host/"),
+    ("HTTPS://s3cret@host/ and s3://s3cret@b/x", "HTTPS://***@host/ and s3://***@b/x"),
+    ("git+https://s3cret@host/x", "git+https://***@host/x"),
+    ("postgresql+psycopg://me@h/d", "postgresql+psycopg://me@h/d"),
+    ("abfs://container@account/x", "abfs://container@account/x"),
+    ("postgresql://u@h/d?password=s3cret&sslmode=on", "postgresql://u@h/d?password=***&sslmode=on"),
+    ("'http://h/x?a=b&token=s3cret' failed", "'http://h/x?a=b&token=***' failed"),
+    ("http://h:1/d?password=s3cret@i", "http://h:1/d?password=***"),
+    ("http://h:1/d?%70assword=s3cret", "http://h:1/d?%70assword=***"),
+    ("url: /api?access_key=s3cret (caused by x)", "url: /api?access_key=*** (caused by x)"),
+    ("sqlite:////data/a@b:c.db?mode=ro", "sqlite:////data/a@b:c.db?mode=ro"),
     ("host='h', url: /api?x=a:b@c", "host='h', url: /api?x=a:b@c"),
 ]
 
@@ -159,3 +169,13 @@ def test_nothing_of_the_environment_is_among_what_is_logged(store, finished, tmp
     assert run_experiment(other, home, Console(file=io.StringIO())) == 0
     for content in tree(home.root).values():
         assert content is None or (b"s3cret" not in content and b"t0ken" not in content)
+
+
+def test_the_stores_address_is_tagged_without_its_secret(store, tmp_path, monkeypatch):
+    """`store` lies in that home already: nothing is to be done but to log it."""
+    home = Home(tmp_path / "home")
+    monkeypatch.setattr(home.store, "uri", "s3://KEY:s3cretword@bucket/x")
+    assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
+    contents = b"".join(content for content in tree(home.root).values() if content)
+    assert b"s3://KEY:***@bucket/x" in contents
+    assert b"s3cretword" not in contents

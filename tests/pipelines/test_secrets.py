@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from pipelines import discretion
 from pipelines.cli import main
-from pipelines.discretion import discreet, has_password
+from pipelines.discretion import DiscreetFormatter, discreet, has_password
 from pipelines.home import Home
 from pipelines.secrets import load_secrets, parse_secrets
 from pipelines.stages.build import Job, build
@@ -123,14 +126,68 @@ def test_of_two_secrets_the_longer_is_hidden_whole(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("postgresql://u:x@h/d", True), ("postgresql://u@h/d", False), ("s3://bucket/a", False)],
-)
+    [
+        ("postgresql://u:x@h/d", True), ("postgresql://u@h/d", False), ("s3://bucket/a", False),
+        *((f"postgresql+psycopg://u@h/d?sslmode=require&{name}=x", True) for name in (
+            "password", "sslpassword", "PASSWORD", "pass%77ord", "token", "secret", "access_key",
+            "key", "api_key", "aws_secret_access_key", "X-Amz-Signature")),
+        *((f"postgresql+psycopg://u@h/d?{same}", False) for same in (
+            "sslkey=/etc/k", "passfile=/etc/p", "keepalives=1", "sslmode=require", "password=")),
+        ("http://x@h", True), ("https://x@h:1/a", True), ("s3://x@bucket/a", True),
+        ("http://h/a@b", False), ("/data/a?key=x", False), ("sqlite:////data/a@b:c.db", False),
+        ("sqlite:///file:/data/x.db?mode=ro&uri=true", False),
+    ],
+)  # fmt: skip
 def test_a_password_in_an_address_is_found(text, expected):
     assert has_password(text) is expected
 
 
+SECRET_STORE = "memory://KEY:s3cretword@bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("words", "store", "code"),
+    [
+        (("store", "ls"), SECRET_STORE, 0),
+        (("plan", "digits"), SECRET_STORE, 0),
+        (("store", "ls"), "ftp://KEY:s3cretword@bucket/x", 2),
+        (("status",), "ftp://s3:s3cretword@bucket/x", 2),
+    ],
+)
+def test_the_stores_address_is_said_without_its_secret(
+    words, store, code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("IGDIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IGDIT_STORE", store)
+    assert main(list(words)) == code
+    said = "".join(capsys.readouterr())
+    assert ":***@bucket/x" in said
+    assert "s3cretword" not in said
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_the_programs_last_words_are_discreet(debug, tmp_path):
+    """As a message and as a traceback, which repeats what it is of."""
+    environment = {**os.environ, "IGDIT_STORE": "ftp://KEY:s3cretword@bucket/x",
+                   "IGDIT_HOME": str(tmp_path), "IGDIT_DEBUG": debug}  # fmt: skip
+    command = [sys.executable, "-m", "pipelines", "store", "ls"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == (1 if debug else 2)
+    assert ("Traceback" in run.stderr) == bool(debug)
+    assert "ftp://KEY:***@bucket/x" in run.stderr
+    assert "s3cretword" not in run.stdout + run.stderr
+
+
+def test_log_records_are_discreet():
+    record = logging.LogRecord("x", logging.WARNING, "f", 1, "lost %s", (SECRET_STORE,), None)
+    assert DiscreetFormatter().format(record) == "lost memory://KEY:***@bucket/x"
+
+
 def test_a_databases_password_is_written_down_nowhere(tmp_path, monkeypatch, caplog):
-    """A study with a password in its storage: what it says and every file that it leaves."""
+    """A study with passwords in its addresses: what it says and every file that it leaves."""
+    monkeypatch.setenv("IGDIT_STORE", SECRET_STORE)
+    monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "cache"))
     opened, home, screen = [], Home(tmp_path / "home"), io.StringIO()
 
     def open_instead(url: str) -> storage.RDBStorage:
@@ -145,7 +202,7 @@ def test_a_databases_password_is_written_down_nowhere(tmp_path, monkeypatch, cap
     assert opened == [url]
     assert "s3cretword" not in screen.getvalue() + caplog.text
     contents = tree(home.root)
-    assert {"mlflow.db", "store", "activity"} <= set(contents)
+    assert {"mlflow.db", "report", "activity"} <= set(contents)
     assert [name for name, text in contents.items() if text and b"s3cretword" in text] == []
     assert b"s3cretword" not in (tmp_path / "elsewhere.db").read_bytes()
 

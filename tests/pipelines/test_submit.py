@@ -41,6 +41,7 @@ def project(tmp_path, monkeypatch):
     (root / "sub").mkdir()
     monkeypatch.chdir(root)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PGPASSWORD",
+                 "PGPASSFILE", "AWS_SHARED_CREDENTIALS_FILE", "IGDIT_SECRETS",
                  "AWS_SECRET_ACCESS_KEY", "IGDIT_DEBUG", "RAY_API_SERVER_ADDRESS"):  # fmt: skip
         # Set first: so that what the command itself sets is undone.
         monkeypatch.setenv(name, "x")
@@ -125,6 +126,15 @@ WRONG = [
     ((*STUDY, "--storage", "postgresql://u:s3cretword@h/d"), {}, ["--storage", "IGDIT_SECRETS"]),
     (STUDY, {"IGDIT_STUDY_STORAGE": "postgresql://u:s3cretword@h/d"}, ["without a password"]),
     (STUDY, {"MLFLOW_TRACKING_URI": "http://u:s3cretword@h"}, ["MLFLOW_TRACKING_URI", "u:***@h"]),
+    (STUDY, {"IGDIT_STUDY_STORAGE": f"{PG}?password=s3cretword"}, ["password=***"]),
+    ((*STUDY, "--storage", f"{PG}?sslpassword=s3cretword"), {}, ["--storage", "without"]),
+    (STUDY, {"MLFLOW_TRACKING_URI": "http://s3cretword@h"}, ["MLFLOW_TRACKING_URI", "***@h"]),
+    (STUDY, {"IGDIT_STORE": "s3://s3cretword@bucket/x"}, ["IGDIT_STORE", "***@bucket"]),
+    (STUDY, {"IGDIT_STORE": "s3://bucket/x?secret=s3cretword"}, ["IGDIT_STORE", "secret=***"]),
+    ((*STUDY, "--env", "AWS_ENDPOINT_URL=http://s3cretword@h"), {}, ["AWS_ENDPOINT_URL would be"]),
+    ((*STUDY, "--address", "http://h:1/?token=s3cretword"), {}, ["--address", "without a user"]),
+    ((*STUDY, "--address", "ray://u:s3cretword@h:1"), {}, ["--address", "u:***@h"]),
+    ((*STUDY, "--env", "=http://s3cretword@h"), {}, ["--env", "***@h"]),
     (STUDY, {"IGDIT_SECRETS": "secrets"}, ["IGDIT_SECRETS", "absolute", "'secrets'"]),
     ((*STUDY, "--env", "A"), {}, ["--env", "NAME=VALUE", "'A'"]),
     ((*STUDY, "--env", "PGPASSWORD=s3cretword"), {}, ["PGPASSWORD", "IGDIT_SECRETS"]),
@@ -209,6 +219,7 @@ def test_a_study_is_sent_and_followed_to_its_end(server, capsys, project):
     assert job["entrypoint"] == (
         "'/opt/my env/bin/python' -m pipelines study digits --yes --trials 3"
     )
+    assert len(job["metadata"].pop("igdit.identity")) == 12
     assert job["metadata"] == {
         "igdit.kind": "study", "igdit.name": "digits", "igdit.attempt": "1"}  # fmt: skip
     environment = job["runtime_env"]["env_vars"]
@@ -262,7 +273,9 @@ def test_the_next_number_that_is_free_is_taken(server):
 
 @pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
 def test_what_runs_is_followed_instead_of_sent_again(server, status, capsys):
-    server.add("igdit-study-digits-3", status, kind="study", name="digits")
+    assert igdit(*STUDY, "--address", server.address) == 0
+    identity = server.sent.pop()["metadata"]["igdit.identity"]
+    server.add("igdit-study-digits-3", status, kind="study", name="digits", identity=identity)
     server.add("igdit-study-other-1", "RUNNING", kind="study", name="other")
     assert igdit(*STUDY, "--address", server.address) == 0
     assert server.sent == []
@@ -272,6 +285,57 @@ def test_what_runs_is_followed_instead_of_sent_again(server, status, capsys):
     server.jobs["igdit-study-digits-3"]["status"] = status
     assert igdit(*STUDY, "--again", "--address", server.address) == 0
     assert [job["submission_id"] for job in server.sent] == ["igdit-study-digits-4"]
+
+
+OTHERS = [
+    ({"IGDIT_HOME": "/scratch/bob"}, ()),
+    ({"IGDIT_STORE": "s3://bucket/bob"}, ()),
+    ({"IGDIT_STUDY_STORAGE": "postgresql+psycopg://igdit@db/bob"}, ()),
+    ({}, ("--storage", "postgresql+psycopg://igdit@db/bob")),
+    ({}, ("--seed", "5")),
+    ({}, ("--experiment.train.steps", "500")),
+]
+
+
+@pytest.mark.parametrize(("environment", "words"), OTHERS)
+def test_somebody_elses_job_of_that_name_is_not_followed(
+    environment, words, server, monkeypatch, capsys
+):
+    assert igdit(*STUDY, "--detach", "--address", server.address) == 0
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert igdit(*STUDY, *words, "--address", server.address) == 0
+    sent = [job["submission_id"] for job in server.sent]
+    assert sent == ["igdit-study-digits-1", "igdit-study-digits-2"]
+    out = capsys.readouterr().out
+    assert "Note: igdit-study-digits-1 is running" in out
+    assert "igdit-study-digits-2: SUCCEEDED" in out
+
+
+@pytest.mark.parametrize(("environment", "words"), [
+    ({}, ("--trials", "50", "--parallel", "2")),
+    ({"IGDIT_HOME": "/scratch/igdit/", "IGDIT_STORE": "s3://bucket/store/"}, ()),
+    ({"IGDIT_STUDY_STORAGE": ""}, ("--storage", PG)),
+    ({}, ("--experiment.resources.num-workers", "1")),
+])  # fmt: skip
+def test_the_same_in_other_words_is_followed(environment, words, server, monkeypatch, capsys):
+    assert igdit(*STUDY, "--detach", "--address", server.address) == 0
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert igdit(*STUDY, *words, "--address", server.address) == 0
+    assert len(server.sent) == 1
+    assert "Note: igdit" not in capsys.readouterr().out
+
+
+def test_a_run_into_another_store_is_another(server, monkeypatch, capsys):
+    words = ("run", "digits", "--address", server.address)
+    assert igdit(*words, "--detach") == igdit(*words, "--detach") == 0
+    assert len(server.sent) == 1
+    monkeypatch.setenv("IGDIT_STORE", "s3://bucket/bob")
+    assert igdit(*words) == 0
+    first, second = (job["submission_id"] for job in server.sent)
+    assert (first[-2:], second) == ("-1", first[:-1] + "2")
+    assert f"Note: {first} is running" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_everything_and_sends_nothing(server, capsys, monkeypatch):
@@ -398,6 +462,61 @@ def test_what_is_counted_is_what_ray_packs(project, server):
     assert names == set(files)
 
 
+def test_files_of_secrets_are_kept_back_and_code_about_them_is_not(project, server):
+    hidden = (".env", ".env.local", "sub/.env", "tls.pem", "id_rsa", "id_rsa.pub", "secrets",
+              "secrets.env", "sub/secrets.json", ".pgpass", ".aws/credentials")  # fmt: skip
+    for name in (*hidden, "pipelines/secrets.py", "environment.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("x")
+    assert set(files_to_upload(project, EXCLUDES)) == {
+        "pipelines/__main__.py", "pipelines/secrets.py", "environment.py"}  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", ["IGDIT_SECRETS", "PGPASSFILE", "RAY_AUTH_TOKEN_PATH",
+                                      "AWS_SHARED_CREDENTIALS_FILE", "--secrets"])  # fmt: skip
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_is_named_as_secret_is_not_uploaded(
+    variable, link, project, server, monkeypatch, capsys
+):
+    file = project / "sub" / "hush"
+    file.write_text("s3cretword")
+    named = project.parent / "link" if link else file
+    if link:
+        named.symlink_to(file)
+    words = [variable, str(named)] if variable == "--secrets" else []
+    if not words:
+        monkeypatch.setenv(variable, str(named))
+    assert igdit(*STUDY, *words, "--address", server.address) == 2
+    err = capsys.readouterr().err
+    assert "sub/hush must not be uploaded" in err
+    assert "s3cretword" not in err
+    assert (server.sent, server.packages) == ([], {})
+    (project / ".rayignore").write_text("hush\n")
+    assert igdit(*STUDY, *words, "--dry-run", "--address", server.address) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "code"),
+    [
+        ("# mine\nexport PGPASSWORD='s3cretword'\nA=1\n", 0o600, 2),
+        ("[default]\naws_secret_access_key = s3cretword\n", 0o400, 2),
+        ("PGPASSWORD=s3cretword\n", 0o644, 0),  # no secret to whoever reads this folder
+        ("RAY_AUTH_TOKEN_PATH=/etc/token\nA=1\nPGPASSWORD=\n", 0o600, 0),
+        ("A text that names\nTOKEN=x\n", 0o600, 0),
+    ],
+)
+def test_a_private_file_that_sets_secrets_is_not_uploaded(
+    text, mode, code, project, server, capsys
+):
+    file = project / "settings"
+    file.write_text(text)
+    file.chmod(mode)
+    assert igdit(*STUDY, "--dry-run", "--address", server.address) == code
+    err = capsys.readouterr().err
+    assert ("settings must not be uploaded" in err) == bool(code)
+    assert "s3cretword" not in err
+
+
 def test_too_large_a_folder_is_refused_with_what_is_large(project, server, capsys, monkeypatch):
     monkeypatch.setattr(submitting, "LARGEST_UPLOAD", 2**20)
     (project / "sub" / "weights.bin").write_bytes(bytes(2**20))
@@ -424,5 +543,5 @@ def test_the_folder_is_the_projects_wherever_the_command_is_given(project, monke
 
 
 def test_odd_names_make_plain_ids():
-    made = Submission("study", "a b", "", (), "python", {}, None, ())
+    made = Submission("study", "a b", "", "x", (), "python", {}, None, ())
     assert made.prefix == "igdit-study-a-b-"
