@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from experiments import Experiment
     from ig_core.training import Dataset, TrainState
+    from ig_core.transformer import DiffusionTransformer
     from pipelines.artifacts import Artifact
     from pipelines.stages.saving import Publisher
 
@@ -153,20 +154,26 @@ def _train_on(
 def _ready_state(experiment: Experiment, start: Artifact | None, world_size: int) -> TrainState:
     """The published state (a new one for None), ready to be trained."""
     from ig_core.checkpoints import load_checkpoint
+    from ig_core.sharded_checkpoints import load_sharded
     from ig_core.sharding import shard
     from ig_core.training import TrainState
 
     resources = experiment.resources
     in_parts = resources.sharding == "fsdp" and world_size > 1
-    # A state that is sharded may not fit as a whole.
     device = "cpu" if in_parts else resources.device
+
+    def prepare(model: DiffusionTransformer) -> None:
+        model.activation_checkpointing = resources.activation_checkpointing
+        if resources.compile_blocks:
+            model.compile_blocks()
+
+    if start is not None and in_parts:
+        return load_sharded(start.path, resources.device, prepare)
     if start is not None:
         state = load_checkpoint(start.path, device)
     else:
         state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
-    state.model.activation_checkpointing = resources.activation_checkpointing
-    if resources.compile_blocks:
-        state.model.compile_blocks()
+    prepare(state.model)
     if in_parts:
         shard(state, resources.device)
     return state
