@@ -65,7 +65,8 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
     torch.set_num_threads(1)
     graph = Graph(experiment)
     state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed)
-    dataset, turns = _dataset(open_store(store), graph), Turns(folder, "bare", "group")
+    images = open_store(store).open(graph.data.kind, graph.data.key)
+    dataset, turns = _dataset(images), Turns(folder, "bare", "group")
     for step in train(state, dataset, experiment.loss, experiment.train, flush_every=steps):
         if step % steps == 0:
             turns.done(step)

@@ -109,8 +109,7 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     directory = Path(directory)
     header = _read_header(directory)
     model = _read_model(directory, header, "model")
-    optim = _parse(directory, lambda: OptimConfig(**_tuples(header["optim"])))
-    step = _parse(directory, lambda: int(header["step"]))
+    _, optim, step = read_settings(directory)
     model.to(device)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     ema = _read_tensors(
@@ -132,6 +131,16 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     )
 
 
+def read_settings(directory: Path) -> tuple[ModelConfig, OptimConfig, int]:
+    """Model, optimizer and step of a checkpoint; ValueError if they cannot be read."""
+    header = _read_header(directory)
+    return (
+        _parse(directory, lambda: ModelConfig(**header["model"])),
+        _parse(directory, lambda: OptimConfig(**_tuples(header["optim"]))),
+        _parse(directory, lambda: int(header["step"])),
+    )
+
+
 MOMENTS: dict[type[torch.optim.Optimizer], dict[str, torch.Size | None]] = {
     torch.optim.AdamW: {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None},
     torch.optim.Muon: {"momentum_buffer": None},
@@ -142,23 +151,32 @@ MOMENTS: dict[type[torch.optim.Optimizer], dict[str, torch.Size | None]] = {
 def _load_moments(
     model: DiffusionTransformer, optimizers: list[torch.optim.Optimizer], path: Path, *, begun: bool
 ) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    owned = [[p for group in optimizer.param_groups for p in group["params"]]
-             for optimizer in optimizers]  # fmt: skip
-    wanted = {
-        f"{names[parameter]}/{moment}": parameter.shape if shape is None else shape
-        for optimizer, parameters in zip(optimizers, owned, strict=True)
-        for parameter in parameters
-        for moment, shape in MOMENTS[type(optimizer)].items()
-    }
-    found = _read_tensors(path, wanted if begun else {})
+    found = _read_tensors(path, moment_shapes(model, optimizers) if begun else {})
     if not begun:
         return
-    for optimizer, parameters in zip(optimizers, owned, strict=True):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
         moments = MOMENTS[type(optimizer)]
         state = {number: {moment: found[f"{names[parameter]}/{moment}"] for moment in moments}
-                 for number, parameter in enumerate(parameters)}  # fmt: skip
+                 for number, parameter in enumerate(_owned(optimizer))}  # fmt: skip
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def moment_shapes(
+    model: DiffusionTransformer, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, torch.Size]:
+    """Shapes of what the optimizers keep once a step was taken, by PARAMETER/MOMENT."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{moment}": parameter.shape if shape is None else shape
+        for optimizer in optimizers
+        for parameter in _owned(optimizer)
+        for moment, shape in MOMENTS[type(optimizer)].items()
+    }
+
+
+def _owned(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def load_ema(directory: str | Path, device: torch.device | str = "cpu") -> DiffusionTransformer:

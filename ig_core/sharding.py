@@ -19,8 +19,11 @@ from ig_core.optim import make_optimizers
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
+    from ig_core.config import OptimConfig
     from ig_core.training import TrainState
+    from ig_core.transformer import DiffusionTransformer
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -49,18 +52,10 @@ def shard(state: TrainState, device: torch.device | str | None = None) -> None:
         ValueError: the optimizer needs whole matrices, or the precision a loss scale.
     """
     optim = state.optim
-    if optim.optimizer == "muon":
-        raise ValueError("optimizer must be 'adamw' for a sharded state (Muon orthogonalises whole "
-                         "matrices), but got 'muon'")  # fmt: skip
-    if state.scaler.is_enabled():
-        raise ValueError("precision must be 'float32' or 'bf16' for a sharded state (workers would "
-                         "disagree on an overflow), but got 'fp16'")  # fmt: skip
+    require_shardable(optim, state.scaler)
     device = state.device if device is None else torch.device(device)
-    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     moments = _moments(state)
-    for block in state.model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(state.model, mesh=mesh)
+    mesh = shard_model(state.model, device)
     parameters = dict(state.model.named_parameters())
 
     def part(tensor: Tensor, like: Tensor) -> Tensor:
@@ -78,6 +73,25 @@ def shard(state: TrainState, device: torch.device | str | None = None) -> None:
             optimizer.state[parameter] = {
                 key: part(value, parameter) for key, value in entry.items()
             }
+
+
+def require_shardable(optim: OptimConfig, scaler: torch.amp.GradScaler) -> None:
+    """Raise ValueError if the optimizer needs whole matrices, or the precision a loss scale."""
+    if optim.optimizer == "muon":
+        raise ValueError("optimizer must be 'adamw' for a sharded state (Muon orthogonalises whole "
+                         "matrices), but got 'muon'")  # fmt: skip
+    if scaler.is_enabled():
+        raise ValueError("precision must be 'float32' or 'bf16' for a sharded state (workers would "
+                         "disagree on an overflow), but got 'fp16'")  # fmt: skip
+
+
+def shard_model(model: DiffusionTransformer, device: torch.device) -> DeviceMesh:
+    """Keep a part of every parameter on each worker of the default process group, in place."""
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return mesh
 
 
 def _moments(state: TrainState) -> dict[str, dict[str, Tensor]]:

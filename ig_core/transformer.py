@@ -77,12 +77,21 @@ class DiffusionTransformer(nn.Module):
     @classmethod
     def uninitialised(cls, config: ModelConfig) -> DiffusionTransformer:
         """A model whose weights are about to be loaded: tables are set, weights are anything."""
-        with torch.device("meta"):
-            model = cls(config)
-        model.to_empty(device="cpu")
-        for name, table in _tables(config).items():
-            setattr(model, name, table)
+        model = cls.outline(config)
+        model.allocate("cpu")
         return model
+
+    @classmethod
+    def outline(cls, config: ModelConfig) -> DiffusionTransformer:
+        """A model without memory, on torch's meta device."""
+        with torch.device("meta"):
+            return cls(config)
+
+    def allocate(self, device: torch.device | str) -> None:
+        """Give an outline memory: tables are set, weights are anything."""
+        self.to_empty(device=device)
+        for name, table in _tables(self.config).items():
+            setattr(self, name, table.to(device))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Velocities:
         """Predict with both heads.

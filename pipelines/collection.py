@@ -1,8 +1,8 @@
 """Garbage collection: what no recorded experiment needs any more.
 
-Every run leaves its resolved experiment in the store. Artifacts that one of them leads to are kept;
-the rest can go. Runs hold a shared lock and collection an exclusive one, so that nothing is
-deleted under a run.
+Every run leaves its resolved experiment in the store. Artifacts that one of them leads to are kept,
+and the state that a training which is not over would go on from; the rest can go. Runs hold a
+shared lock and collection an exclusive one, so that nothing is deleted under a run.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from experiments import Experiment, experiment_from_json, experiment_to_json
 from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
+from pipelines.stages.starting import starting_points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from pipelines.artifacts import Artifact, Store
+    from pipelines.graph import Node
 
 
 IN_USE = ".in-use.lock"
@@ -114,9 +116,22 @@ def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
             raise ValueError(f"--forget must name one recorded run ({', '.join(runs)}), but got "
                              f"{prefix!r}")  # fmt: skip
         kept.pop(matching[0], None)
-    needed = {(n.kind, n.key) for e in kept.values() for n in closure(Graph(e).needed)}
-    unneeded = tuple(a for a in store.list() if (a.kind, a.key) not in needed)
+    there = store.list()
+    names = [(artifact.kind, artifact.key) for artifact in there]
+    needed: set[tuple[str, str]] = set()
+    for experiment in kept.values():
+        graph = Graph(experiment)
+        nodes = (*closure(graph.needed), *_resumed_from(names, graph))
+        needed.update((node.kind, node.key) for node in nodes)
+    unneeded = tuple(a for a, name in zip(there, names, strict=True) if name not in needed)
     return Garbage(unneeded, tuple(store.set_aside()))
+
+
+def _resumed_from(names: Collection[tuple[str, str]], graph: Graph) -> list[Node]:
+    """The state that a training which is not over would start from, if there is one."""
+    published = set(names)
+    missing = [n.step for n in graph.checkpoints if (n.kind, n.key) not in published]
+    return starting_points(names, graph, missing)[:1] if missing else []
 
 
 def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:

@@ -21,7 +21,8 @@ from pipelines.errors import CorruptArtifactError, StoppedError, TrainingFailedE
 from pipelines.graph import Graph, Node, closure
 from pipelines.keys import content_key
 from pipelines.stages.build import Job
-from pipelines.stages.train import TrainJob, published_steps, starting_step
+from pipelines.stages.starting import published_steps
+from pipelines.stages.train import TrainJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -97,7 +98,8 @@ def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
 def set_corrupt_aside(store: Store, graph: Graph) -> list[Node]:
     """Check every artifact of the experiment and set the damaged ones aside; returns them.
 
-    All checkpoints of its trajectory are looked at: a training may start from any of them.
+    All checkpoints of its trajectory are looked at: a training may start from any of them. (One
+    that finds another state damaged goes on from an older one by itself.)
     """
     trajectory = [graph.checkpoint(step) for step in published_steps(store, graph)]
     found = []
@@ -241,13 +243,11 @@ class Pipeline:
             wanted = missing()
             if self._stopped.is_set() or not wanted:
                 return
-            # Damage in what the training starts from shows here, not in every worker.
-            self.store.open(self.graph.data.kind, self.graph.data.key)
-            start = starting_step(self.store, self.graph, wanted)
-            if start:
-                self.store.open("checkpoint", self.graph.checkpoint(start).key)
+            # What it starts from is opened by its workers: here it may be gigabytes from a bucket.
             job = TrainJob(self.store.uri, self._resolved, wanted)
             outcome = runner.train(job, self.listener.training)
+        if outcome.damaged is not None:
+            raise outcome.damaged
         if outcome.non_finite_step is not None:
             raise TrainingFailedError(self._explain(outcome.non_finite_step))
         if missing():

@@ -25,6 +25,7 @@ VERSIONS = {
     "extractor": 1,
     "reference": 2,
     "checkpoint": 1,
+    "resume": 1,
     "images": 1,
     "sample": 1,
     "features": 1,
@@ -50,6 +51,7 @@ STAGES = {
     "extractor": "data",
     "reference": "data",
     "checkpoint": "train",
+    "resume": "train",
     "images": "sample",
     "sample": "sample",
     "features": "evaluate",
@@ -75,7 +77,7 @@ class Node:
 
     @cached_property
     def hash(self) -> str:
-        """Content hash; for checkpoints that of the trajectory they lie on."""
+        """Content hash; for states of a training that of the trajectory they lie on."""
         return content_key({
             "kind": self.kind,
             "version": VERSIONS[self.kind],
@@ -85,7 +87,7 @@ class Node:
 
     @property
     def step(self) -> int:
-        """Training step of a checkpoint."""
+        """Training step of a checkpoint or of a state to resume from."""
         return int(self.suffix[1:])
 
     @property
@@ -196,6 +198,13 @@ class Graph:
             "train": train,
         }
         return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
+
+    def resume(self, step: int) -> Node:
+        """The same state, for nobody but the training that goes on from it.
+
+        It is no checkpoint, so that nothing is made from it: it may be deleted at any time.
+        """
+        return dataclasses.replace(self.checkpoint(step), kind="resume")
 
     def point(
         self, step: int, guidance: Guidance, num_samples: int, seed: int | None = None

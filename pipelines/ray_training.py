@@ -10,12 +10,20 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+    get_context,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ig_core.process_group import join_group, serve_store
@@ -23,6 +31,8 @@ from pipelines.errors import PipelineError, WorkerLostError
 from pipelines.stages.train import TrainJob, TrainOutcome, train_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ray.train.backend import Backend
 
     from experiments import Resources
@@ -30,8 +40,8 @@ if TYPE_CHECKING:
 RESIZE_SECONDS = 5.0
 """Between two looks at whether an elastic group could be larger."""
 LEAVE_SECONDS = 120.0
-"""Most that a group is waited for to publish its state before it is replaced by one of another
-size."""
+"""Most that a group is waited for before it is replaced by one of another size, beside the time in
+which it publishes a state."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +52,40 @@ class Departure:
     The training publishes its state when it hears of it, and ends.
     """
 
+    patience = 20.0
+    """Seconds without a publish after which a process that got SIGTERM ends all the same."""
+    farewell = 2.0
+    """Seconds for the result of a training to be fetched."""
+
     def __init__(self) -> None:
-        self._asked, self._over = threading.Event(), threading.Event()
-        self._over.set()
+        self._asked, self._changed = threading.Event(), threading.Condition()
+        self._over, self._publishing = True, False
         self._next_look = 0.0
 
     def begin(self) -> None:
         """A training starts in this process."""
-        self._over.clear()
+        self._over = False
 
     def end(self) -> None:
         """It is over, and what it was to publish is published."""
         self._asked.clear()
-        self._over.set()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """A state is published: minutes where it is large, and nobody may end them."""
+        self._set_publishing(True)
+        try:
+            yield
+        finally:
+            self._set_publishing(False)
+
+    def _set_publishing(self, value: bool) -> None:
+        with self._changed:
+            self._publishing = value
+            self._changed.notify_all()
 
     def notice(self) -> bool:
         """Whether to leave; asks the cluster once a second at most."""
@@ -66,18 +97,29 @@ class Departure:
         return self._asked.is_set()
 
     def ask(self, seconds: float) -> bool:
-        """Have the training leave; whether it is over, after so many seconds at most."""
+        """Have the training leave; whether it is over.
+
+        Gives up after so many seconds in which nothing was being published.
+        """
         self._asked.set()
-        return self._over.wait(seconds)
+        with self._changed:
+            while not self._over:
+                self._changed.wait_for(lambda: not self._publishing)
+                if not self._changed.wait_for(lambda: self._over or self._publishing, seconds):
+                    return False
+            return True
 
     def on_sigterm(self, *_: object) -> None:
         """Signal handler: leave the training, then end the process."""
         threading.Thread(target=self._leave_and_exit, daemon=True).start()
 
     def _leave_and_exit(self) -> None:
-        self.ask(20.0)
-        time.sleep(2.0)  # for the result to be fetched
-        os._exit(128 + signal.SIGTERM)
+        self.ask(self.patience)
+        time.sleep(self.farewell)
+        # However long a publish takes: if there is no time for it, SIGKILL comes anyway.
+        with self._changed:
+            self._changed.wait_for(lambda: not self._publishing)
+            os._exit(128 + signal.SIGTERM)
 
 
 departure = Departure()
@@ -101,7 +143,7 @@ def train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
     departure.begin()
     before = signal.signal(signal.SIGTERM, departure.on_sigterm)
     try:
-        return train_worker(job, 0, 1, board.write.remote, departure.notice)
+        return train_worker(job, 0, 1, board.write.remote, departure.notice, departure.publishing)
     finally:
         departure.end()
         signal.signal(signal.SIGTERM, before)
@@ -142,11 +184,19 @@ def train_in_group(
             failure_config=FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    try:
-        result: Any = trainer.fit()
-    except WorkerGroupError as error:
-        raise _cause(error) from error
-    return result.return_value
+    for left in reversed(range(resources.max_failures + 1)):
+        try:
+            result: Any = trainer.fit()
+        except WorkerGroupError as error:
+            raise _cause(error) from error
+        except ControllerError as error:
+            # A group that could not be set up (a node died meanwhile, say); Ray does not try again.
+            if not left:
+                raise WorkerLostError(f"no group of workers could be set up: {error}") from error
+            logger.warning("a group of workers could not be set up, once more: %s", error)
+        else:
+            return result.return_value
+    raise AssertionError  # the last try returns or raises
 
 
 def _cause(error: WorkerGroupError) -> Exception:
@@ -163,7 +213,8 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
     departure.begin()
     try:
         return train_worker(config["job"], context.get_world_rank(), context.get_world_size(),
-                            config["board"].write.remote, departure.notice)  # fmt: skip
+                            config["board"].write.remote, departure.notice,
+                            departure.publishing)  # fmt: skip
     finally:
         departure.end()
 

@@ -12,7 +12,7 @@ from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary
 from pipelines.discretion import discreet
 from pipelines.graph import STAGES, Graph, Node, closure
-from pipelines.stages.train import starting_step
+from pipelines.stages.starting import starting_step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,6 +183,8 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
     nodes = list(closure(results.targets))
     for kind, stage in STAGES.items():
         own = [node for node in nodes if node.kind == kind]
+        if not own:
+            continue  # states to resume from are nobody's aim
         missing = [node for node in own if node in plan.missing]
         cached = sum(store.find(node.kind, node.key) is not None for node in own)
         table.add_row(stage, kind, str(cached), str(len(missing)),

@@ -126,7 +126,7 @@ class _Labels:
         if graph is None:
             return ""
         name = graph.experiment.name
-        if kind == "checkpoint":
+        if kind in ("checkpoint", "resume"):
             return f"{name}, step {int(key.rpartition('-')[2])}"
         for point in dict.fromkeys((*graph.curve, *graph.final)):
             own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,20 +13,24 @@ from torch import distributed
 from ig_core.checkpoints import pack_checkpoint
 from ig_core.sharding import is_sharded
 from pipelines.stages.build import describe, write_experiment
+from pipelines.stages.starting import resume_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
+    from contextlib import AbstractContextManager
 
+    from ig_core.checkpoints import PackedCheckpoint
     from ig_core.training import TrainState
-    from pipelines.artifacts import Store
+    from pipelines.artifacts import Artifact, Store
     from pipelines.graph import Graph
+    from pipelines.stages.starting import Team
 
 REPORT_EVERY = 25
 """Most steps between two meetings of the workers; losses are gathered and checked then."""
 SECONDS_BETWEEN = 2.0
 """Most seconds between two meetings, unless a single step takes longer."""
-BETWEEN = "between"
-"""Entry in the manifest of a checkpoint that nobody wanted: the training that published it."""
+TRAINING = "training"
+"""Entry in the manifest of a state to resume from: the training that published it."""
 
 
 class Orders(NamedTuple):
@@ -57,15 +62,13 @@ class Meetings:
         Args:
             step: Steps done.
             leave: This worker's node is about to go.
-            save: This worker would publish the state soon. It is asked again at an odd step:
-                hardly any experiment has its checkpoints there, and so none can miss this one when
-                it is deleted.
+            save: This worker would publish the state.
         """
         now = time.monotonic()
         pace = max((now - self._time) / max(step - self._at, 1), 1e-6)
-        distance = 1 if save else max(1, min(int(SECONDS_BETWEEN / pace), REPORT_EVERY))
+        distance = max(1, min(int(SECONDS_BETWEEN / pace), REPORT_EVERY))
         # The pace is the first worker's: clocks differ.
-        wishes = [int(leave), int(save and step % 2 == 1), distance]
+        wishes = [int(leave), int(save), distance]
         if self.world_size > 1:
             every = torch.tensor([wishes], device=self.device)
             gathered = [torch.empty_like(every) for _ in range(self.world_size)]
@@ -89,59 +92,66 @@ class Publisher:
     """Steps whose checkpoints stay."""
     minutes: float | None
     """Time after which a state is published though nobody wants it; None: never."""
-    rank: int
-    _between: set[int] = field(default_factory=set)
-    """Steps that this training published for safety."""
+    team: Team
+    publishing: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Holds on every worker until a state is published."""
+    _resumable: set[int] = field(default_factory=set)
+    """Steps that this training published to be resumed from."""
 
-    def begin(self, step: int) -> None:
+    def begin(self, start: Artifact | None) -> None:
         """Note where the training starts, and what it left here before it was interrupted."""
         self._since = self._saved = time.monotonic()
-        self._carried, self._from_step = 0.0, step
-        if self.rank != 0:
+        self._carried, self._from_step = 0.0, 0
+        if self.team.rank != 0:
             return  # the first worker alone writes and deletes
-        trajectory = self.graph.checkpoint(0).hash
-        for artifact in self.store.list("checkpoint", f"{trajectory}-"):
-            found = int(artifact.key.rpartition("-")[2])
-            if BETWEEN not in artifact.manifest:
-                continue
-            if found == step:
-                # Its work is that of the next checkpoint that stays: this one may be deleted.
-                self._carried = artifact.seconds
-                self._from_step = int(artifact.manifest["work_from_step"])
-            if artifact.manifest[BETWEEN] == self.training and found not in self.wanted:
-                self._between.add(found)
+        if start is not None and start.kind == "resume":
+            # Its work is that of the next checkpoint: this one is going to be deleted.
+            self._carried, self._from_step = start.seconds, int(start.manifest["work_from_step"])
+        elif start is not None:
+            self._from_step = int(start.key.rpartition("-")[2])
+        self._resumable.update(filter(self._is_mine, resume_steps(self.store, self.graph)))
+
+    def _is_mine(self, step: int) -> Artifact | None:
+        """The state to resume from at a step, if this training published it."""
+        node = self.graph.resume(step)
+        found = self.store.find(node.kind, node.key)
+        return found if found and found.manifest.get(TRAINING) == self.training else None
 
     def due(self) -> bool:
         """Whether this worker wishes that the state be published for safety."""
         waited = time.monotonic() - self._saved
-        return self.rank == 0 and self.minutes is not None and waited >= 60 * self.minutes
+        return self.team.rank == 0 and self.minutes is not None and waited >= 60 * self.minutes
 
     def publish(self, state: TrainState) -> None:
-        """Publish the state. All workers call this; it is one of the steps that stay, or not."""
+        """Publish the state: a checkpoint if it is wanted. All workers call this."""
         stays = state.step in self.wanted
-        work = {"work_seconds": round(self._carried + time.monotonic() - self._since, 3),
-                "work_from_step": self._from_step}  # fmt: skip
-        mark = {} if stays else {BETWEEN: self.training}
-        node = self.graph.checkpoint(state.step)
-        if self.rank == 0 or is_sharded(state.model):
-            packed = pack_checkpoint(state, keep=self.rank == 0)
-        if self.rank == 0:
-            description = {**describe(node), **work, **mark}
-            with self.store.publish(node.kind, node.key, description) as directory:
-                write_experiment(self.graph.experiment, directory)
-                packed.write(directory)
-            self._delete_older(state.step)
+        with self.publishing():
+            if self.team.rank == 0 or is_sharded(state.model):
+                packed = pack_checkpoint(state, keep=self.team.rank == 0)
+            if self.team.rank == 0:
+                self._write(packed, state.step, stays=stays)
+                self._delete_older(state.step)
+            # Nobody leaves before: a group that loses a worker is ended, and the first one with it.
+            self.team.agree(good=True)
         self._saved = time.monotonic()
         if stays:
             self._carried, self._from_step, self._since = 0.0, state.step, self._saved
         else:
-            self._between.add(state.step)
+            self._resumable.add(state.step)
+
+    def _write(self, packed: PackedCheckpoint, step: int, *, stays: bool) -> None:
+        node = self.graph.checkpoint(step) if stays else self.graph.resume(step)
+        work = {"work_seconds": round(self._carried + time.monotonic() - self._since, 3),
+                "work_from_step": self._from_step}  # fmt: skip
+        mark = {} if stays else {TRAINING: self.training}
+        description = {**describe(node), **work, **mark}
+        with self.store.publish(node.kind, node.key, description) as directory:
+            write_experiment(self.graph.experiment, directory)
+            packed.write(directory)
 
     def _delete_older(self, step: int) -> None:
-        for older in sorted(self._between):
-            node = self.graph.checkpoint(older)
-            found = self.store.find(node.kind, node.key)
-            # Somebody else may have published that step first, to keep it.
-            if older < step and found and found.manifest.get(BETWEEN) == self.training:
+        older = {each for each in self._resumable if each < step}
+        for found in map(self._is_mine, sorted(older)):
+            if found is not None:
                 self.store.delete(found)
-        self._between = {older for older in self._between if older >= step}
+        self._resumable -= older

@@ -5,19 +5,26 @@ from __future__ import annotations
 import platform
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from experiments import experiment_from_json
+from pipelines.errors import CorruptArtifactError
 from pipelines.graph import Graph
 from pipelines.secrets import load_secrets
 from pipelines.stages.build import open_store
+from pipelines.stages.starting import Team, open_data, open_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
+    from experiments import Experiment
     from ig_core.training import Dataset, TrainState
-    from pipelines.artifacts import Store
+    from ig_core.transformer import DiffusionTransformer
+    from pipelines.artifacts import Artifact
+    from pipelines.stages.saving import Publisher
 
 
 @dataclass(frozen=True)
@@ -53,22 +60,8 @@ class TrainOutcome:
     non_finite_step: int | None = None
     left: bool = False
     """Its node was about to go: the state is published, the rest is to be trained elsewhere."""
-
-
-def published_steps(store: Store, graph: Graph) -> list[int]:
-    """Steps of the trajectory that have a checkpoint, ascending.
-
-    They may come from runs of another length or with other checkpoint steps.
-    """
-    trajectory = graph.checkpoint(0).hash
-    found = store.list("checkpoint", f"{trajectory}-")
-    return sorted(int(artifact.key.rpartition("-")[2]) for artifact in found)
-
-
-def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
-    """Newest published step from which all wanted steps can be reached; 0: there is none."""
-    first = min(wanted)
-    return max((step for step in published_steps(store, graph) if step < first), default=0)
+    damaged: CorruptArtifactError | None = None
+    """What it was to start from cannot be used. Not raised by a worker: it would be tried again."""
 
 
 def train_worker(
@@ -77,8 +70,9 @@ def train_worker(
     world_size: int,
     post: Callable[[TrainProgress], None],
     notice: Callable[[], bool] = lambda: False,
+    publishing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrainOutcome:
-    """Train from the last published checkpoint to the last wanted one.
+    """Train from the last published state to the last wanted step.
 
     Runs on every worker; with more than one the process group is up. Rank 0 publishes.
 
@@ -89,12 +83,12 @@ def train_worker(
         post: Takes progress reports (rank 0 only).
         notice: Whether this worker is about to be taken away; then the state is published and all
             workers leave. Asked every few seconds at most.
+        publishing: Holds while a state is published: this worker must not be ended meanwhile.
     """
     import torch
 
     from ig_core.precision import set_tf32
-    from ig_core.training import NonFiniteLossError, Share, train
-    from pipelines.stages.saving import Meetings, Publisher
+    from pipelines.stages.saving import Publisher
 
     load_secrets()
     experiment = experiment_from_json(job.experiment)
@@ -102,18 +96,37 @@ def train_worker(
     store, graph = open_store(job.store), Graph(experiment)
     torch.set_num_threads(resources.cpus_per_worker)
     set_tf32(enabled=resources.tf32)
-    stop = max(job.steps)
-    start = _agree_on_start(store, graph, job.steps, world_size)
-    state = _ready_state(store, graph, start, world_size)
-    dataset = _dataset(store, graph)
-    share = Share(rank, world_size, resources.micro_batch)
+    team = Team(rank, world_size, resources.device)
+    try:
+        dataset = _dataset(open_data(store, graph, team))
+        start = open_start(store, graph, job.steps, team)
+    except CorruptArtifactError as error:
+        return TrainOutcome(0, damaged=error)
+    state = _ready_state(experiment, start, world_size)
     stay = {*job.steps, *experiment.train.checkpoint_steps}
-    publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, rank)
+    publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, team, publishing)
     publisher.begin(start)
     if rank == 0:
         store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
-                  world_size=world_size, from_step=start, to_step=stop)  # fmt: skip
-    meetings = Meetings(start, world_size, state.device)
+                  world_size=world_size, from_step=state.step, to_step=max(job.steps))  # fmt: skip
+    return _train_on(job, experiment, state, dataset, publisher, post, notice)
+
+
+def _train_on(
+    job: TrainJob,
+    experiment: Experiment,
+    state: TrainState,
+    dataset: Dataset,
+    publisher: Publisher,
+    post: Callable[[TrainProgress], None],
+    notice: Callable[[], bool],
+) -> TrainOutcome:
+    from ig_core.training import NonFiniteLossError, Share, train
+    from pipelines.stages.saving import Meetings
+
+    team, start, stop = publisher.team, state.step, max(job.steps)
+    share = Share(team.rank, team.size, experiment.resources.micro_batch)
+    meetings = Meetings(start, team.size, state.device)
     begun = time.monotonic()
     try:
         for step in train(state, dataset, experiment.loss, experiment.train, share, meetings.due):
@@ -121,7 +134,7 @@ def train_worker(
             if wanted:
                 publisher.publish(state)
             meeting = meetings.due(step)
-            if rank == 0 and (wanted or (meeting and step > start + 1)):
+            if team.rank == 0 and (wanted or (meeting and step > start + 1)):
                 recent = state.history[-25:, 0].mean().item()
                 rate = (step - start) / (time.monotonic() - begun)
                 post(TrainProgress(step, stop, recent, rate, platform.node()))
@@ -138,49 +151,36 @@ def train_worker(
     return TrainOutcome(state.step)
 
 
-def _agree_on_start(store: Store, graph: Graph, wanted: Iterable[int], world_size: int) -> int:
-    """The step to start from, on rank 0's word.
-
-    What each worker saw in the store might differ, while workers of a driver that was killed are
-    still publishing.
-    """
-    import torch
-    from torch import distributed
-
-    start = starting_step(store, graph, wanted)
-    if world_size > 1:
-        message = torch.tensor([start], device=graph.experiment.resources.device)
-        distributed.broadcast(message, src=0)
-        start = int(message)
-    return start
-
-
-def _ready_state(store: Store, graph: Graph, step: int, world_size: int) -> TrainState:
-    """The published state of a step (a new one for step 0), ready to be trained."""
+def _ready_state(experiment: Experiment, start: Artifact | None, world_size: int) -> TrainState:
+    """The published state (a new one for None), ready to be trained."""
     from ig_core.checkpoints import load_checkpoint
+    from ig_core.sharded_checkpoints import load_sharded
     from ig_core.sharding import shard
     from ig_core.training import TrainState
 
-    experiment, resources = graph.experiment, graph.experiment.resources
+    resources = experiment.resources
     in_parts = resources.sharding == "fsdp" and world_size > 1
-    # A state that is sharded may not fit as a whole.
     device = "cpu" if in_parts else resources.device
-    if step:
-        node = graph.checkpoint(step)
-        state = load_checkpoint(store.open(node.kind, node.key).path, device)
+
+    def prepare(model: DiffusionTransformer) -> None:
+        model.activation_checkpointing = resources.activation_checkpointing
+        if resources.compile_blocks:
+            model.compile_blocks()
+
+    if start is not None and in_parts:
+        return load_sharded(start.path, resources.device, prepare)
+    if start is not None:
+        state = load_checkpoint(start.path, device)
     else:
         state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed, device)
-    state.model.activation_checkpointing = resources.activation_checkpointing
-    if resources.compile_blocks:
-        state.model.compile_blocks()
+    prepare(state.model)
     if in_parts:
         shard(state, resources.device)
     return state
 
 
-def _dataset(store: Store, graph: Graph) -> Dataset:
+def _dataset(images: Artifact) -> Dataset:
     from ig_core.images import ImageDataset, read_images
     from pipelines.stages.data import IMAGES
 
-    artifact = store.open(graph.data.kind, graph.data.key)
-    return ImageDataset(read_images([artifact.path / IMAGES]))
+    return ImageDataset(read_images([images.path / IMAGES]))

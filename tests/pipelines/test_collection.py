@@ -14,6 +14,7 @@ from pipelines.collection import (
 from pipelines.errors import ArtifactError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph, closure
+from pipelines.stages.starting import starting_step
 from tests.pipelines.conftest import events, run_inline, tiny, tree
 
 
@@ -118,6 +119,39 @@ def test_a_record_that_cannot_be_read_refuses(store):
     (store.root / ".runs" / "0000.json").write_text("{")
     with pytest.raises(ValueError, match=r"0000\.json cannot be read.*not JSON"):
         find_garbage(store)
+
+
+def publish(store: FolderStore, *nodes) -> None:
+    for node in nodes:
+        with store.publish(node.kind, node.key, {}) as directory:
+            (directory / "state.json").write_text("{}")
+
+
+def test_what_an_interrupted_training_would_go_on_from_is_no_garbage(store):
+    """And only that; of a run that is forgotten nothing."""
+    longer = tiny(train={"steps": 40})
+    key, graph = record(store, longer), Graph(longer)
+    publish(store, *(graph.resume(step) for step in (15, 23, 27, 35)))
+    # Steps 30 and 40 are missing: the training goes on from 27.
+    others = {("resume", graph.resume(step).key) for step in (15, 23, 35)}
+    assert names(find_garbage(store)) == others
+    collect_garbage(store)
+    assert starting_step(store, graph, [30, 40]) == 27
+    assert names(find_garbage(store, (key,))) == {("resume", graph.resume(27).key)}
+
+
+def test_a_state_that_nothing_is_resumed_from_any_more_is_garbage(store, finished):
+    older, over = finished.graph.resume(15), finished.graph.resume(25)
+    publish(store, older, over)
+    assert names(find_garbage(store)) == {(node.kind, node.key) for node in (older, over)}
+
+
+def test_a_checkpoint_of_no_run_that_a_training_would_go_on_from_is_no_garbage(store):
+    longer = tiny(train={"steps": 60, "checkpoint_every": 30})
+    record(store, longer)
+    graph = Graph(longer)
+    publish(store, graph.checkpoint(25), graph.resume(22))
+    assert names(find_garbage(store)) == {("resume", graph.resume(22).key)}
 
 
 # Collecting

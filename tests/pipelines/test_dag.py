@@ -448,6 +448,15 @@ def test_a_damaged_checkpoint_stops_a_training_that_would_start_from_it(store, f
     assert since(store, known, "execute") == []
 
 
+def test_the_driver_of_a_training_moves_none_of_its_files(store, finished, monkeypatch):
+    """They may be gigabytes in a bucket, and are checked where they are used."""
+    longer, opened = tiny(train={"steps": 30}), []
+    monkeypatch.setattr(store, "open", lambda kind, key: opened.append((kind, key)))
+    run_inline(store, longer, Graph(longer).checkpoints)
+    assert store.find("checkpoint", Graph(longer).checkpoints[-1].key)
+    assert opened == []
+
+
 def test_a_damaged_checkpoint_is_not_sampled(store, finished):
     known = logged(store)
     damage(folder(store, finished.graph.checkpoints[-1]) / "ema.safetensors")

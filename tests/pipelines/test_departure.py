@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import threading
+from time import sleep
 
 import pytest
 
+from experiments import experiment_to_json
 from pipelines import ray_training
+from pipelines.folder_store import FolderStore
+from pipelines.graph import Graph
 from pipelines.ray_training import Departure
+from pipelines.stages.starting import resume_steps
+from pipelines.stages.train import TrainJob, train_worker
+from tests.pipelines.conftest import run_inline, tiny
 
 
 @pytest.fixture
@@ -61,3 +68,75 @@ def test_the_next_training_of_a_process_is_not_told_to_leave(looks):
     departure.end()
     departure.begin()
     assert not departure.notice()
+
+
+class SlowTraining:
+    """A training in a thread whose states take a second to publish."""
+
+    def __init__(self, folder, monkeypatch) -> None:
+        self.store, self.experiment = FolderStore(folder), tiny(train=LONG)
+        self.graph = run_inline(self.store, self.experiment, [Graph(self.experiment).data])
+        self.departure, self.begun = Departure(), threading.Event()
+        self.departure.patience = self.departure.farewell = 0.05
+        commit = FolderStore._commit
+
+        def slow(store, *arguments):
+            self.begun.set()
+            sleep(1.0)
+            return commit(store, *arguments)
+
+        monkeypatch.setattr(FolderStore, "_commit", slow)
+        monkeypatch.setattr(ray_training, "_is_draining", lambda: True)
+        self.thread = threading.Thread(target=self._train)
+        self.departure.begin()
+        self.thread.start()
+        assert self.begun.wait(60)
+
+    def _train(self) -> None:
+        job = TrainJob(str(self.store.root), experiment_to_json(self.experiment), (60,))
+        try:
+            self.outcome = train_worker(job, 0, 1, lambda progress: None, self.departure.notice,
+                                        self.departure.publishing)  # fmt: skip
+        finally:
+            self.departure.end()
+
+
+LONG = {"steps": 60, "checkpoint_every": 60}
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    training = SlowTraining(tmp_path / "store", monkeypatch)
+    yield training
+    training.thread.join(60)
+    assert training.outcome.left
+
+
+def test_a_group_that_is_resized_is_waited_for_while_it_publishes(slow):
+    assert slow.departure.ask(0.05)
+    assert len(resume_steps(slow.store, slow.graph)) == 1
+
+
+def test_a_process_that_got_sigterm_does_not_end_while_it_publishes(slow, monkeypatch):
+    ended = []
+    monkeypatch.setattr(ray_training.os, "_exit", lambda code: ended.append(
+        (code, len(resume_steps(slow.store, slow.graph)))))  # fmt: skip
+    slow.departure._leave_and_exit()
+    assert ended == [(143, 1)]
+
+
+def test_a_publish_that_begins_late_is_not_ended_either(monkeypatch):
+    """The training was given up, and only then came to publish its state."""
+    departure, ended, published = Departure(), [], threading.Event()
+    departure.patience, departure.farewell = 0.01, 0.5
+    monkeypatch.setattr(ray_training.os, "_exit", lambda code: ended.append(published.is_set()))
+    departure.begin()
+    leaving = threading.Thread(target=departure._leave_and_exit)
+    leaving.start()
+    sleep(0.2)
+    with departure.publishing():
+        leaving.join(1.0)
+        assert leaving.is_alive()
+        published.set()
+    leaving.join(60)
+    assert ended == [True]

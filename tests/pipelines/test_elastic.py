@@ -15,7 +15,8 @@ from experiments import experiment_from_json, experiment_to_json
 from ig_core.checkpoints import load_history
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
-from pipelines.stages.train import TrainJob, published_steps, train_worker
+from pipelines.stages.starting import resume_steps
+from pipelines.stages.train import TrainJob, train_worker
 from tests.pipelines.conftest import events
 from tests.processes import kill_tree, wait_for
 from tests.ray_nodes import Cluster
@@ -50,8 +51,8 @@ def the_run(store: FolderStore) -> Graph:
 
 
 def newest(store: FolderStore) -> int:
-    """Newest published step."""
-    return max(published_steps(store, the_run(store)), default=0)
+    """Step of the newest state; there is no checkpoint before the test is over."""
+    return max(resume_steps(store, the_run(store)), default=0)
 
 
 def sizes(store: FolderStore) -> list[int]:
@@ -145,7 +146,7 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
     assert shrunk >= before_kill
     assert starts[-1] == left_at
     graph, last = the_run(store), newest(store)
-    history = load_history(store.open("checkpoint", graph.checkpoint(last).key).path)
+    history = load_history(store.open("resume", graph.resume(last).key).path)
     assert len(history) == last > left_at
     alone = trained_alone(store, graph, last, tmp_path / "alone")
     # Rounding of sums in another order, over the some hundred steps that this takes.

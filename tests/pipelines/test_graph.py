@@ -425,6 +425,7 @@ def test_frozen_keys():
         "extractor": graph.extractor.key,
         "reference": graph.reference.key,
         "checkpoint": graph.checkpoints[0].key,
+        "resume": graph.resume(10).key,
         "images": graph.final[1].images[0].key,
         "sample": graph.final[1].evaluate.inputs["sample"].key,
         "features": graph.final[1].evaluate.inputs["part-00000"].key,
@@ -438,6 +439,7 @@ FROZEN = {
     "extractor": "14604cdd858bddba8836",
     "reference": "2220825ed5391ffc246f",
     "checkpoint": "d074896f4ec3bcb129bd-00000010",
+    "resume": "b538a2833cb1f67d79d7-00000010",
     "images": "ebf6209363c29982c262",
     "sample": "217c4f897f02ed82aea2",
     "features": "62cb7ecc3755e3e04dd6",
@@ -456,8 +458,19 @@ def test_everything_comes_after_its_inputs_and_once():
         assert all(source in order[:place] for source in node.inputs.values())
 
 
+def test_a_state_to_resume_from_is_named_like_a_checkpoint_but_is_none():
+    graph = Graph(tiny())
+    state, checkpoint = graph.resume(10), graph.checkpoint(10)
+    assert (state.kind, state.step, state.suffix) == ("resume", 10, checkpoint.suffix)
+    assert (state.config, state.inputs) == (checkpoint.config, checkpoint.inputs)
+    assert state.hash != checkpoint.hash
+    assert state.hash == Graph(tiny(train={"steps": 30})).resume(30).hash
+    assert "resume" not in {node.kind for node in closure(graph.needed)}
+
+
 def test_every_kind_has_a_stage_and_a_version():
-    assert set(STAGES) == set(VERSIONS) == {node.kind for node in closure(Graph(tiny()).targets)}
+    kinds = {node.kind for node in closure(Graph(tiny()).targets)}
+    assert set(STAGES) == set(VERSIONS) == kinds | {"resume"}
     assert {node.stage for node in closure(Graph(tiny()).targets)} == set(STAGES.values())
 
 

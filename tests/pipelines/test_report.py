@@ -161,6 +161,15 @@ def test_a_plan_of_longer_training_starts_from_the_last_checkpoint(finished):
     assert "training from step 20 to 30" in text
 
 
+def test_a_plan_starts_from_a_state_to_resume_but_does_not_count_it(store, finished):
+    state = finished.graph.resume(25)
+    with store.publish(state.kind, state.key, {}) as directory:
+        (directory / "state.json").write_text("{}")
+    text = planned(tiny(train={"steps": 30}), store)
+    (row,) = rows(text, "train")
+    assert row[1:] == ["checkpoint", "2", "1", "training from step 25 to 30"]
+
+
 def test_a_plan_trains_no_further_than_is_missing(store, finished):
     """The first checkpoint and all that was made from it are gone; the last one is there."""
     first, curve = finished.graph.checkpoints[0], finished.graph.curve[0]

@@ -125,7 +125,7 @@ def test_what_is_built_is_told_with_its_worker_and_what_it_is_for(home):
     from experiments import experiment_to_json
 
     graph = run_inline(home.store, tiny(), targets=[Graph(tiny()).data])
-    for node in (graph.final[1].images[0], graph.checkpoints[0], graph.data):
+    for node in (graph.final[1].images[0], graph.checkpoints[0], graph.resume(7), graph.data):
         with home.store.publish(
             f"{node.kind}", node.key + "0" * (node is graph.data), {}
         ) as folder:
@@ -133,7 +133,8 @@ def test_what_is_built_is_told_with_its_worker_and_what_it_is_for(home):
             (task,) = read_status(home).tasks
             assert (task.worker.pid, task.worker.host) == (os.getpid(), platform.node())
             assert task.key.startswith(node.key)
-            expected = {"images": "tiny, step 20, scale 1.5", "checkpoint": "tiny, step 10"}
+            expected = {"images": "tiny, step 20, scale 1.5", "checkpoint": "tiny, step 10",
+                        "resume": "tiny, step 7"}  # fmt: skip
             assert task.what == expected.get(node.kind, "tiny")
             assert f"{platform.node()} pid {os.getpid()}" in shown(read_status(home))
     assert read_status(home).tasks == ()
