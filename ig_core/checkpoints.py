@@ -175,7 +175,7 @@ def moment_shapes(
     }
 
 
-def _owned(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _owned(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 

@@ -12,7 +12,7 @@ from ig_core.checkpoints import load_history, moment_shapes, read_settings
 from ig_core.optim import make_optimizers
 from ig_core.precision import loss_scaler
 from ig_core.sharding import require_shardable, shard_model
-from ig_core.tensor_files import tensor_file
+from ig_core.tensor_files import TensorFile
 from ig_core.training import TrainState
 from ig_core.transformer import DiffusionTransformer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def load_sharded(
     directory: str | Path,
     device: torch.device | str = "cpu",
-    prepare: Callable[[DiffusionTransformer], object] = lambda model: None,
+    prepare: Callable[[DiffusionTransformer], object] = lambda _: None,
 ) -> TrainState:
     """What `load_checkpoint` and then `sharding.shard` give, without a whole copy on any worker.
 
@@ -42,31 +42,31 @@ def load_sharded(
     require_shardable(optim, scaler)
     rank, size = distributed.get_rank(), distributed.get_world_size()
     shapes = DiffusionTransformer.shapes(config)
-    with tensor_file(directory / "model.safetensors", shapes) as file:
-        # Compared with the file before there is memory for a model that may be none.
-        model = DiffusionTransformer.outline(config)
-        prepare(model)
-        shard_model(model, torch.device(device))
-        model.allocate(device)
-        for name, target in model.state_dict().items():
-            file.fill(name, target, rank, size)
+    # Compared with the file before there is memory for a model that may be none.
+    file = TensorFile(directory / "model.safetensors", shapes)
+    model = DiffusionTransformer.outline(config)
+    prepare(model)
+    shard_model(model, torch.device(device))
+    model.allocate(device)
+    for name, target in model.state_dict().items():
+        file.fill(name, target, rank, size)
     parameters = dict(model.named_parameters())
     ema = {name: torch.empty_like(p.detach()) for name, p in parameters.items()}
-    with tensor_file(directory / "ema.safetensors", shapes) as file:
-        for name, target in ema.items():
-            file.fill(name, target, rank, size)
+    file = TensorFile(directory / "ema.safetensors", shapes)
+    for name, target in ema.items():
+        file.fill(name, target, rank, size)
     optimizers = make_optimizers(model, optim)
     wanted = moment_shapes(model, optimizers) if step else {}
-    with tensor_file(directory / "optimizer.safetensors", wanted) as file:
-        for name in wanted:
-            owner, _, moment = name.rpartition("/")
-            parameter = parameters[owner]
-            if wanted[name] == parameter.shape:
-                value = torch.empty_like(parameter.detach())
-                file.fill(name, value, rank, size)
-            else:  # the step of Adam, a scalar
-                value = file.whole(name).to(device)
-            optimizers[0].state[parameter][moment] = value
+    file = TensorFile(directory / "optimizer.safetensors", wanted)
+    for name, shape in wanted.items():
+        owner, _, moment = name.rpartition("/")
+        parameter = parameters[owner]
+        if shape == parameter.shape:
+            value = torch.empty_like(parameter.detach())
+            file.fill(name, value, rank, size)
+        else:  # the step of Adam, a scalar
+            value = file.whole(name).to(device)
+        optimizers[0].state[parameter][moment] = value
     return TrainState(
         model=model, optim=optim, ema=ema, optimizers=optimizers, scaler=scaler, step=step,
         history=load_history(directory),

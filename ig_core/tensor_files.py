@@ -18,45 +18,50 @@ if TYPE_CHECKING:
 
 
 class TensorFile:
-    """An open file, whose tensors are copied one at a time."""
+    """A file whose tensors are copied one at a time.
 
-    def __init__(self, file: Any) -> None:  # noqa: ANN401
-        self._file = file
+    It is mapped anew for each of them: else all that was looked at would count as this process's
+    memory until the end.
+    """
 
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shapes by name; reads the header only."""
-        return {name: torch.Size(self._file.get_slice(name).get_shape())
-                for name in self._file.keys()}  # fmt: skip
+    def __init__(self, path: Path, shapes: Mapping[str, torch.Size]) -> None:
+        """Read the header.
+
+        Raises:
+            ValueError: it cannot be read, or the file holds other tensors than these.
+        """
+        self.path = path
+        with self._mapped() as file:
+            found = {name: torch.Size(file.get_slice(name).get_shape())
+                     for name in file.offset_keys()}  # fmt: skip
+        if found != shapes:
+            wrong = sorted(dict(found.items() ^ shapes.items()))
+            raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
 
     def whole(self, name: str) -> Tensor:
         """All of a tensor."""
-        return self._file.get_tensor(name).clone()
+        with self._mapped() as file:
+            tensor: Tensor = file.get_tensor(name).clone()
+        return tensor
 
     @torch.no_grad()
     def fill(self, name: str, target: Tensor, rank: int, world_size: int) -> None:
         """Copy a tensor into one that has memory; of one in parts only the rows of this worker."""
         mine = local(target)
-        if mine.shape == target.shape:
-            mine.copy_(self._file.get_tensor(name))
-        elif mine.numel():
-            # Rows are dealt as by torch.chunk: as many to each, fewer to the last ones.
-            start = rank * -(-target.shape[0] // world_size)
-            mine.copy_(self._file.get_slice(name)[start : start + mine.shape[0]])
+        if not mine.numel():
+            return
+        with self._mapped() as file:
+            if mine.shape == target.shape:
+                mine.copy_(file.get_tensor(name))
+            else:
+                # Rows are dealt as by torch.chunk: as many to each, fewer to the last ones.
+                start = rank * -(-target.shape[0] // world_size)
+                mine.copy_(file.get_slice(name)[start : start + mine.shape[0]])
 
-
-@contextmanager
-def tensor_file(path: Path, shapes: Mapping[str, torch.Size]) -> Iterator[TensorFile]:
-    """A file that holds exactly these tensors.
-
-    Raises:
-        ValueError: it cannot be read, or holds others.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            opened = TensorFile(file)
-            if (found := opened.shapes()) != shapes:
-                wrong = sorted(dict(found.items() ^ shapes.items()))
-                raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
-            yield opened
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    @contextmanager
+    def _mapped(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.path} cannot be read: {error}") from error

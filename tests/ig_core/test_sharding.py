@@ -1,12 +1,15 @@
 """FSDP2 over gloo on two processes: the same training, the same files."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from ig_core.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
 from ig_core.config import LossConfig, OptimConfig
+from ig_core.sharded_checkpoints import load_sharded
 from ig_core.sharding import is_sharded, local, shard
 from ig_core.training import Share, TrainState, train
 from tests.ig_core.test_training import (
@@ -54,6 +57,16 @@ def train_sharded(rank, world_size, folder):
         shard(resumed)
         write(run(resumed, share=share), folder / "resumed", rank)
 
+        in_parts = load_sharded(folder / "middle")
+        write(in_parts, folder / "middle-again", rank)
+        write(run(in_parts, share=share), folder / "resumed-in-parts", rank)
+
+        untrained = new_state()
+        if rank == 0:
+            save_checkpoint(untrained, folder / "untrained")
+        distributed.barrier()
+        write(run(load_sharded(folder / "untrained"), share=share), folder / "from-0", rank)
+
         from_plain = load_checkpoint(folder / "plain")
         shard(from_plain)
         write(run(from_plain, share=share), folder / "from-plain", rank)
@@ -84,6 +97,82 @@ def test_sharded_training_equals_the_plain_one(folder):
 
 def test_sharded_and_resumed_equals_uninterrupted_bit_for_bit(folder):
     assert_same(load_checkpoint(folder / "resumed"), load_checkpoint(folder / "whole"))
+
+
+def test_a_state_that_is_read_in_parts_is_that_of_the_files(folder):
+    names = [path.name for path in sorted((folder / "middle").iterdir())]
+    assert len(names) == 5
+    for name in names:
+        again = (folder / "middle-again" / name).read_bytes()
+        assert again == (folder / "middle" / name).read_bytes(), name
+    assert_same(load_checkpoint(folder / "resumed-in-parts"), load_checkpoint(folder / "whole"))
+
+
+def test_an_untrained_state_is_read_in_parts(folder):
+    assert_same(load_checkpoint(folder / "from-0"), load_checkpoint(folder / "whole"))
+
+
+def refuse(rank, world_size, folder):
+    """One process: checkpoints that cannot be read in parts."""
+    with process_group(rank, world_size, folder / "group"):
+        for optim, message in ((OptimConfig(optimizer="muon"), "whole matrices"),
+                               (OptimConfig(precision="fp16"), "overflow")):  # fmt: skip
+            state = TrainState.new(MODEL, optim, TRAIN.seed)
+            save_checkpoint(state, folder / message)
+            with pytest.raises(ValueError, match=message):
+                load_sharded(folder / message)
+        for name in ("model", "ema", "optimizer", "history"):
+            save_checkpoint(run(new_state(), config(steps=1)), folder / name)
+            (folder / name / f"{name}.safetensors").write_bytes(b"garbage")
+            with pytest.raises(ValueError, match=rf"{name}\.safetensors cannot be read"):
+                load_sharded(folder / name)
+        save_checkpoint(run(new_state(replace(MODEL, depth=4)), config(steps=1)), folder / "deeper")
+        (folder / "deeper" / "ema.safetensors").write_bytes(
+            (folder / "model" / "ema.safetensors").read_bytes()
+        )
+        with pytest.raises(ValueError, match=r"ema\.safetensors does not fit the model"):
+            load_sharded(folder / "deeper")
+    leave()
+
+
+def test_what_cannot_be_read_in_parts_is_refused(tmp_path):
+    torch.multiprocessing.spawn(refuse, (1, tmp_path), nprocs=1)
+
+
+def memory(name):
+    """A line of the kernel's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def load_a_part(rank, world_size, folder):
+    """One process: how much memory reading its part took at most."""
+    torch.set_num_threads(1)
+    with process_group(rank, world_size, folder / "group"):
+        load_sharded(folder / "small")  # what is imported on the way
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = memory("VmRSS")
+        state = load_sharded(folder / "large")
+        (folder / f"peak-{rank}").write_text(str(memory("VmHWM") - before))
+        assert is_sharded(state.model)
+    leave()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_no_worker_ever_holds_the_whole_of_a_checkpoint(tmp_path):
+    save_checkpoint(new_state(), tmp_path / "small")
+    large = new_state(replace(MODEL, depth=6, width=512, num_heads=8))
+    for parameter in large.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    large.optimizers[0].step()
+    large.step = 1
+    save_checkpoint(large, tmp_path / "large")
+    size = sum(path.stat().st_size for path in (tmp_path / "large").iterdir())
+    assert size > 300e6
+    torch.multiprocessing.spawn(load_a_part, (2, tmp_path), nprocs=2)
+    for rank in range(2):
+        # Half of it, and one tensor.
+        assert int((tmp_path / f"peak-{rank}").read_text()) < 0.65 * size
 
 
 def test_checkpoints_load_into_either_mode(folder):

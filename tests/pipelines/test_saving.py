@@ -271,6 +271,9 @@ def one_of_two(rank: int, world_size: int, folder, text: str) -> None:
         outcome = train_worker(job, rank, world_size, lambda progress: None, notice)
         there = resume_steps(FolderStore(folder), Graph(experiment_from_json(text)))
         (folder / f"left-{rank}").write_text(f"{outcome.left} {outcome.step} {there}")
+        # Two of them go on from there, for a while.
+        shorter = TrainJob(str(folder), text, (30,), job.id)
+        assert train_worker(shorter, rank, world_size, lambda progress: None) == TrainOutcome(30)
     leave()
 
 
@@ -317,8 +320,9 @@ def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, shardin
     text = experiment_to_json(dataclasses.replace(inline, resources=resources))
     torch.multiprocessing.spawn(one_of_two, (2, tmp_path, text), nprocs=2)
     ends = {(tmp_path / f"left-{rank}").read_text() for rank in range(2)}
-    (step,) = resume_steps(store, graph)
-    assert published_steps(store, graph) == []
+    assert starts(store) == [0, step := events(store, "execute", "checkpoint")[1]["from_step"]]
+    assert 0 < step < 30
+    assert (published_steps(store, graph), resume_steps(store, graph)) == ([30], [])
     # None ends before it is published: Ray would end the others with it.
     assert ends == {f"True {step} [{step}]"}
     # The state of two workers, maybe in parts, is continued by one.
