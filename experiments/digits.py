@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.schema import EvaluationConfig, Experiment, Resources
+from experiments.resources import Resources
+from experiments.schema import EvaluationConfig, Experiment
 from ig_core.config import (
     Guidance,
     LossConfig,

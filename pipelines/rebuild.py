@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from experiments.schema import Resources
+from experiments.resources import Resources
 from pipelines.collection import in_use, recorded_runs, shown_runs
 from pipelines.discretion import discreet
 from pipelines.errors import ArtifactError, TrackingError
