@@ -38,7 +38,8 @@ class EvaluationConfig:
     extractor: Literal["digits-cnn", "inception-v3-compat"] = "digits-cnn"
     """Feature extractor, by its name in torch-fidelity's registry."""
     extractor_weights: str | None = None
-    """Weights file of inception-v3-compat; digits-cnn is trained by the data stage."""
+    """Weights file of inception-v3-compat, which a run needs; digits-cnn is trained by the data
+    stage."""
     weights_sha256: str | None = None
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     reference: str | None = None
@@ -89,9 +90,6 @@ class EvaluationConfig:
             require(0 <= bank < 2**63, f"evaluation.{name}", bank, "in 0..2^63 - 1")
         require(self.report_seed != self.seed, "evaluation.report_seed", self.report_seed,
                  f"another bank than seed={self.seed}, on which the scale is chosen")  # fmt: skip
-        needs_weights = self.extractor == "inception-v3-compat"
-        require(not needs_weights or self.extractor_weights is not None, "extractor_weights",
-                 self.extractor_weights, f"the weights file of {self.extractor}")  # fmt: skip
 
     @property
     def report_bank(self) -> int:

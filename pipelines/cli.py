@@ -26,6 +26,7 @@ from experiments import (
 from pipelines.cli_results import (
     evaluate_command,
     export_command,
+    inspect_command,
     status_command,
     store_command,
     track_command,
@@ -56,6 +57,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit evaluate PATH [options]
                                judge images that any program made: a folder of PNG files, an .npz,
                                a folder of .npz shards
+  igdit inspect PATH           say what a checkpoint or a folder of latents is, and what would go
+                               wrong with it
   igdit export NAME TARGET     samples of a run as an .npz of the ADM protocol or as PNG files
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
@@ -90,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         "status": status_command,
         "evaluate": evaluate_command,
         "export": export_command,
+        "inspect": inspect_command,
         "store": store_command,
         "ui": ui_command,
         "track": track_command,
@@ -164,7 +168,7 @@ def plan_command(arguments: list[str]) -> int:
 
     options = _options(arguments, "plan")
     store = Home.default().store
-    results = collect(store, Graph(resolve(options.experiment)))
+    results = collect(store, Graph(resolve(options.experiment, partly=True)))
     print_plan(results, make_plan(store, results.targets), Console())
     return 0
 

@@ -60,6 +60,15 @@ def evaluate_command(arguments: list[str]) -> int:
     return evaluate_images(Path(path), command.options, Home.default(), Console())
 
 
+def inspect_command(arguments: list[str]) -> int:
+    """`igdit inspect`."""
+    from pipelines.inspect_command import inspect
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UsageError("igdit inspect needs one path: a checkpoint, or a folder of latents")
+    return inspect(Path(arguments[0]), Console())
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """What `igdit export` takes."""

@@ -40,6 +40,7 @@ ADDED = {
     "LossConfig": {"target_guidance"},
     "OptimConfig": {"optimizer", "momentum", "precision"},
     "SamplerConfig": {"precision"},
+    "TrainConfig": {"from_checkpoint", "checkpoint_sha256"},
     "EvaluationConfig": {"reference_sha256", "report_seed"},
 }
 """Fields that came after keys had been in use. At their default they stay out of a key, so that a
@@ -87,6 +88,11 @@ class Node:
     def step(self) -> int:
         """Training step of a checkpoint."""
         return int(self.suffix[1:])
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training publishes it; a published checkpoint that is read is built alone."""
+        return self.kind == "checkpoint" and "file_sha256" not in self.config
 
     @property
     def stage(self) -> str:
@@ -144,7 +150,7 @@ class Graph:
             for scale in sorted(curve)
         )
         self.final = tuple(
-            self.point(experiment.train.steps, dataclasses.replace(base, ig_scale=scale),
+            self.point(experiment.train.last_step, dataclasses.replace(base, ig_scale=scale),
                        evaluation.num_samples)
             for scale in experiment.scales
         )  # fmt: skip
@@ -153,7 +159,7 @@ class Graph:
         """The last checkpoint unguided and under a scale that was chosen, on the other bank."""
         base, evaluation = self.experiment.guidance, self.experiment.evaluation
         return tuple(
-            self.point(self.experiment.train.steps, dataclasses.replace(base, ig_scale=each),
+            self.point(self.experiment.train.last_step, dataclasses.replace(base, ig_scale=each),
                        evaluation.num_samples, seed=evaluation.report_bank)
             for each in sorted({1.0, scale})
         )  # fmt: skip
@@ -168,7 +174,9 @@ class Graph:
     def targets(self) -> tuple[Node, ...]:
         """What the report shows; everything else is made on the way."""
         points = (*self.curve, *self.final)
-        shown = (self.data, *(point.images[0] for point in self.final))
+        # A published checkpoint is judged without the data that it was trained on.
+        data = () if self.experiment.train.imported else (self.data,)
+        shown = (*data, *(point.images[0] for point in self.final))
         return tuple(dict.fromkeys((*shown, *(point.evaluate for point in points))))
 
     @property
@@ -183,10 +191,20 @@ class Graph:
         del values["resources"], values["name"]
         for file in ("extractor_weights", "reference"):  # known by their content
             del values["evaluation"][file]
+        if experiment.train.imported:  # of a training that is not done here nothing counts
+            del values["loss"], values["optim"]
+            values["train"] = {"checkpoint_sha256": experiment.train.checkpoint_sha256}
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
-        """Checkpoint after `step` steps; its hash does not depend on how long training goes on."""
+        """Checkpoint after `step` steps; its hash does not depend on how long training goes on.
+
+        One that is not trained here is known by its file and the architecture that it is read as.
+        """
+        if self.experiment.train.imported:
+            digest = self.experiment.train.checkpoint_sha256
+            read = {"model": _slice(self.experiment.model), "file_sha256": digest}
+            return Node("checkpoint", read, suffix=f"-{step:08d}")
         train = _slice(self.experiment.train)
         del train["steps"], train["checkpoint_every"]
         config = {
@@ -256,7 +274,7 @@ class Graph:
     def _extractor(self) -> Node:
         evaluation = self.experiment.evaluation
         config: dict[str, Any] = {"name": evaluation.extractor}
-        if evaluation.extractor_weights is not None:
+        if evaluation.extractor == INCEPTION or evaluation.extractor_weights is not None:
             # The weights' content is their identity, not where they lie.
             return Node("extractor", config | {"weights_sha256": evaluation.weights_sha256})
         config |= {"epochs": evaluation.extractor_epochs, "seed": evaluation.extractor_seed}

@@ -99,12 +99,14 @@ def build(job: Job) -> None:
     from ig_core.precision import set_tf32
     from pipelines.stages.data import build_data, build_extractor, build_reference
     from pipelines.stages.evaluate import build_evaluation, build_features
+    from pipelines.stages.imported import build_checkpoint
     from pipelines.stages.sample import build_images, build_sample
 
     builders: dict[str, Callable[[Context, Path], None]] = {
         "data": build_data,
         "extractor": build_extractor,
         "reference": build_reference,
+        "checkpoint": build_checkpoint,
         "sample": build_sample,
         "features": build_features,
         "evaluate": build_evaluation,
