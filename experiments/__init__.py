@@ -1,8 +1,8 @@
 """Experiments as typed values. Importing this package loads no torch."""
 
+from experiments.data import DataConfig
 from experiments.registry import EXPERIMENTS, STUDIES, get_experiment, get_study
 from experiments.schema import (
-    DataConfig,
     EvaluationConfig,
     Experiment,
     Resources,

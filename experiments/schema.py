@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # The configurations are fields here, resolved at run time by tyro and by experiment_from_json.
+from experiments.data import DataConfig
 from ig_core.config import (
     Guidance,
     LossConfig,
@@ -18,17 +19,6 @@ from ig_core.config import (
     TrainConfig,
 )
 from ig_core.validation import require, require_file_name
-
-IMAGE_SHAPES = {"digits": (1, 8, 10)}
-"""Data source -> channels, side in pixels, number of classes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is learnt."""
-
-    source: Literal["digits"] = "digits"
-    """digits: the 1,797 handwritten 8x8 digits that ship with scikit-learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +177,15 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require_file_name("name", self.name)
-        channels, side, classes = IMAGE_SHAPES[self.data.source]
         for name, value, expected in (
-            ("model.in_channels", self.model.in_channels, channels),
-            ("model.input_size", self.model.input_size, side),
-            ("model.num_classes", self.model.num_classes, classes),
+            ("model.in_channels", self.model.in_channels, self.data.channels),
+            ("model.input_size", self.model.input_size, self.data.side),
+            ("model.num_classes", self.model.num_classes, self.data.num_classes),
         ):
             require(value == expected, name, value, f"{expected} for {self.data.source}")
+        require(self.data.source == "digits" or self.evaluation.extractor != "digits-cnn",
+                "evaluation.extractor", self.evaluation.extractor,
+                f"inception-v3-compat with data.source={self.data.source}")  # fmt: skip
         require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
                  f"the path of the loss, {self.loss.path!r}")  # fmt: skip
         require(self.train.batch_size >= self.resources.num_workers, "train.batch_size",

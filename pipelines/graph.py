@@ -42,9 +42,23 @@ ADDED = {
     "SamplerConfig": {"precision"},
     "TrainConfig": {"from_checkpoint", "checkpoint_sha256"},
     "EvaluationConfig": {"reference_sha256", "report_seed"},
+    "DataConfig": {
+        "content",
+        "codec",
+        "codec_sha256",
+        "channels",
+        "side",
+        "num_classes",
+        "flip",
+        "resolution",
+        "shard_size",
+    },
 }
 """Fields that came after keys had been in use. At their default they stay out of a key, so that a
 new option makes nothing unreachable that was computed before there was a choice."""
+
+NEVER = {"DataConfig": {"path", "count", "codec_path", "max_broken"}}
+"""Fields that never enter a key: where something lies, and what follows from its content."""
 
 STAGES = {
     "data": "data",
@@ -287,8 +301,13 @@ def _shards(count: int, size: int) -> list[dict[str, int]]:
 
 def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401
     """The fields of a configuration that enter a key."""
-    added = ADDED.get(type(value).__name__, set())
-    found = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    name = type(value).__name__
+    added, never = ADDED.get(name, set()), NEVER.get(name, set())
+    found = (
+        (field, getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if field.name not in never
+    )
     return {
         field.name: _slice(item) if dataclasses.is_dataclass(item) else item
         for field, item in found if field.name not in added or item != field.default
