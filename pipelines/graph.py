@@ -7,34 +7,20 @@ its inputs. Nothing about workers, devices, batch sizes or storage enters a key.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ig_core.pools import beyond_balanced, random_pool
 from pipelines.keys import content_key
+from pipelines.nodes import INCEPTION, STAGES, VERSIONS, Node, closure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from experiments import Experiment
     from ig_core.config import Guidance
 
-VERSIONS = {
-    "data": 1,
-    "extractor": 1,
-    "reference": 2,
-    "checkpoint": 1,
-    "images": 1,
-    "sample": 1,
-    "features": 1,
-    "evaluate": 2,
-}
-"""Kind -> version. Raise one when its builder starts to give other results for the same input, by
-more than the rounding that another version of torch changes too."""
-
-INCEPTION = "inception-v3-compat"
-"""Extractor that gives spatial features too."""
+__all__ = ["INCEPTION", "STAGES", "VERSIONS", "Graph", "Node", "Point", "closure"]
 
 ADDED = {
     "LossConfig": {"target_guidance"},
@@ -59,80 +45,6 @@ new option makes nothing unreachable that was computed before there was a choice
 
 NEVER = {"DataConfig": {"path", "count", "codec_path", "max_broken"}}
 """Fields that never enter a key: where something lies, and what follows from its content."""
-
-STAGES = {
-    "data": "data",
-    "extractor": "data",
-    "reference": "data",
-    "checkpoint": "train",
-    "images": "sample",
-    "sample": "sample",
-    "features": "evaluate",
-    "evaluate": "evaluate",
-}
-"""Kind -> stage of the pipeline (data -> train -> sample -> evaluate)."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One artifact to be: what it is made from, and therefore its name."""
-
-    kind: str
-    config: dict[str, Any]
-    inputs: dict[str, Node] = field(default_factory=dict)
-    suffix: str = ""
-    """Appended to the hash; the checkpoints of one training differ in nothing else."""
-
-    @cached_property
-    def key(self) -> str:
-        """Key of the artifact."""
-        return self.hash + self.suffix
-
-    @cached_property
-    def hash(self) -> str:
-        """Content hash; for checkpoints that of the trajectory they lie on."""
-        return content_key({
-            "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "config": self.config,
-            "inputs": {name: node.key for name, node in self.inputs.items()},
-        })  # fmt: skip
-
-    @property
-    def step(self) -> int:
-        """Training step of a checkpoint."""
-        return int(self.suffix[1:])
-
-    @property
-    def trained(self) -> bool:
-        """Whether a training publishes it; a published checkpoint that is read is built alone."""
-        return self.kind == "checkpoint" and "file_sha256" not in self.config
-
-    @property
-    def stage(self) -> str:
-        """Stage of the pipeline that builds it."""
-        return STAGES[self.kind]
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.key))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and (self.kind, self.key) == (other.kind, other.key)
-
-
-def closure(nodes: Iterable[Node]) -> Iterator[Node]:
-    """The nodes and everything they are made from, inputs first, each once."""
-    seen: set[Node] = set()
-
-    def visit(node: Node) -> Iterator[Node]:
-        if node not in seen:
-            seen.add(node)
-            for source in node.inputs.values():
-                yield from visit(source)
-            yield node
-
-    for node in nodes:
-        yield from visit(node)
 
 
 @dataclass(frozen=True)
