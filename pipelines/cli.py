@@ -23,12 +23,14 @@ from experiments import (
     get_experiment,
     get_study,
 )
+from experiments.tables import TABLES
 from pipelines.cli_results import (
     evaluate_command,
     export_command,
     inspect_command,
     status_command,
     store_command,
+    table_command,
     track_command,
     ui_command,
 )
@@ -50,6 +52,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit run NAME [options]     run an experiment; what is in the store is not done again
   igdit plan NAME [options]    say what is cached and what would run; changes nothing
   igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
+  igdit table NAME [options]   one of the paper's tables ({", ".join(TABLES)}), published
+                               numbers beside ours; --run runs the rows that are missing
   igdit report [RUN]           write a run as one HTML page that can be mailed; RUN is a NAME, the
                                first digits of a run's key, or none for the last run
   igdit report study NAME      the same of a study
@@ -89,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run": run_command,
         "plan": plan_command,
         "study": study_command,
+        "table": table_command,
         "report": report_command,
         "status": status_command,
         "evaluate": evaluate_command,

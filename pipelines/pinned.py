@@ -26,17 +26,26 @@ def path_digest(path: Path) -> str:
     return content_digest({file.name: file_digest(file) for file in images})
 
 
-def unnamed_files(experiment: Experiment) -> list[str]:
-    """What a run needs and the experiment does not name, each with the option that names it."""
+def unnamed_files(experiment: Experiment) -> dict[str, str]:
+    """Files that a run needs and the experiment does not name: field -> what belongs there."""
     evaluation, data = experiment.evaluation, experiment.data
-    wanted = []
+    wanted = {}
+    if data.source != "digits" and data.path is None:
+        wanted["data.path"] = f"{data.source} to learn"
+    if data.codec != "none" and data.codec_path is None:
+        wanted["data.codec_path"] = f"weights of {data.codec}, which decodes samples"
     if evaluation.extractor == INCEPTION and evaluation.extractor_weights is None:
-        wanted.append("weights of Inception-v3: --evaluation.extractor-weights FILE "
-                      "(weights-inception-2015-12-05-6726825d.pth)")  # fmt: skip
+        wanted["evaluation.extractor_weights"] = (
+            "Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)"
+        )
     if data.source != "digits" and evaluation.reference is None:
-        wanted.append("reference statistics: --evaluation.reference FILE "
-                      "(VIRTUAL_imagenet256_labeled.npz)")  # fmt: skip
+        wanted["evaluation.reference"] = "reference statistics (VIRTUAL_imagenet256_labeled.npz)"
     return wanted
+
+
+def option(field: str) -> str:
+    """The option of the command line that names a field."""
+    return f"--{field.replace('_', '-')}"
 
 
 def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
@@ -50,10 +59,10 @@ def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
         ValueError: a file is not named (one message for all of them), is not there, or is not the
             one that the experiment was run with.
     """
-    unnamed = [] if partly else unnamed_files(experiment)
+    unnamed = {} if partly else unnamed_files(experiment)
     if unnamed:
-        raise ValueError(f"{experiment.name} needs files that are not named yet: "
-                         f"{'; '.join(unnamed)}")  # fmt: skip
+        named = "; ".join(f"{option(field)} PATH: {what}" for field, what in unnamed.items())
+        raise ValueError(f"{experiment.name} needs files that are not named yet: {named}")
     experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment.train))
     evaluation = experiment.evaluation
     for field_, digest_field in PINNED.items():
