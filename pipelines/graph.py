@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ig_core.pools import beyond_balanced, random_pool
+from pipelines.key_parts import key_part
 from pipelines.keys import content_key
 from pipelines.nodes import INCEPTION, STAGES, VERSIONS, Node, closure
 
@@ -21,30 +22,6 @@ if TYPE_CHECKING:
     from ig_core.config import Guidance
 
 __all__ = ["INCEPTION", "STAGES", "VERSIONS", "Graph", "Node", "Point", "closure"]
-
-ADDED = {
-    "LossConfig": {"target_guidance"},
-    "OptimConfig": {"optimizer", "momentum", "precision"},
-    "SamplerConfig": {"precision"},
-    "TrainConfig": {"from_checkpoint", "checkpoint_sha256"},
-    "EvaluationConfig": {"reference_sha256", "report_seed"},
-    "DataConfig": {
-        "content",
-        "codec",
-        "codec_sha256",
-        "channels",
-        "side",
-        "num_classes",
-        "flip",
-        "resolution",
-        "shard_size",
-    },
-}
-"""Fields that came after keys had been in use. At their default they stay out of a key, so that a
-new option makes nothing unreachable that was computed before there was a choice."""
-
-NEVER = {"DataConfig": {"path", "count", "codec_path", "max_broken"}}
-"""Fields that never enter a key: where something lies, and what follows from its content."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,7 @@ class Graph:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         evaluation = experiment.evaluation
-        self.data = Node("data", _slice(experiment.data))
+        self.data = self._data()
         self.extractor = self._extractor()
         self.reference = self._reference()
         self.checkpoints = tuple(map(self.checkpoint, experiment.train.checkpoint_steps))
@@ -113,13 +90,17 @@ class Graph:
             experiment, ig_scales=experiment.scales, guidance=experiment.guidance.canonical(),
             sampler=experiment.sampler.canonical(), optim=experiment.optim.canonical(),
         )  # fmt: skip
-        values = _slice(same)
+        values = key_part(same)
         del values["resources"], values["name"]
         for file in ("extractor_weights", "reference"):  # known by their content
             del values["evaluation"][file]
         if experiment.train.imported:  # of a training that is not done here nothing counts
             del values["loss"], values["optim"]
             values["train"] = {"checkpoint_sha256": experiment.train.checkpoint_sha256}
+            if experiment.data.source != "digits":
+                values["data"] = {name: node.key for name, node in self._normalisation().items()}
+                values["data"] |= {"codec": experiment.data.codec,
+                                   "codec_sha256": experiment.data.codec_sha256}  # fmt: skip
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
@@ -129,14 +110,14 @@ class Graph:
         """
         if self.experiment.train.imported:
             digest = self.experiment.train.checkpoint_sha256
-            read = {"model": _slice(self.experiment.model), "file_sha256": digest}
+            read = {"model": key_part(self.experiment.model), "file_sha256": digest}
             return Node("checkpoint", read, suffix=f"-{step:08d}")
-        train = _slice(self.experiment.train)
+        train = key_part(self.experiment.train)
         del train["steps"], train["checkpoint_every"]
         config = {
-            "model": _slice(self.experiment.model),
-            "loss": _slice(self.experiment.loss),
-            "optim": _slice(self.experiment.optim.canonical()),
+            "model": key_part(self.experiment.model),
+            "loss": key_part(self.experiment.loss),
+            "optim": key_part(self.experiment.optim.canonical()),
             "train": train,
         }
         return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
@@ -155,11 +136,14 @@ class Graph:
         evaluation = self.experiment.evaluation
         seed = evaluation.seed if seed is None else seed
         sampling = {
-            "guidance": _slice(guidance.canonical()),
-            "sampler": _slice(self.experiment.sampler.canonical()),
+            "guidance": key_part(guidance.canonical()),
+            "sampler": key_part(self.experiment.sampler.canonical()),
             "seed": seed,
         }
-        checkpoint = {"checkpoint": self.checkpoint(step)}
+        checkpoint, data = {"checkpoint": self.checkpoint(step)}, self.experiment.data
+        if data.codec != "none":
+            sampling["decoder"] = {"codec": data.codec, "sha256": data.codec_sha256}
+            checkpoint |= self._normalisation()
         images = [
             Node("images", {**sampling, "labels": "balanced", **shard}, checkpoint)
             for shard in _shards(num_samples, evaluation.shard_size)
@@ -190,6 +174,38 @@ class Graph:
             {"reference": self.reference, "sample": sample, **_numbered(features)},
         )
 
+    def _normalisation(self) -> dict[str, Node]:
+        """What says how latents are normalised: the data that were learnt.
+
+        Of a published checkpoint no data are read: SD-VAE's factor is known, and the statistics of
+        VA-VAE's latents lie beside them.
+        """
+        data = self.experiment.data
+        if data.source == "latents" and self.experiment.train.imported:
+            return {} if data.codec == "sd-vae" else {"listing": self.data.inputs["listing"]}
+        return {"data": self.data}
+
+    def _data(self) -> Node:
+        """What is learnt: digits, or shards of latents that are bound together.
+
+        Each shard is an artifact of its own, and so encoding is spread, shared and continued like
+        sampling. Latents that another program made become the same shards: one kind of file is
+        read in training, wherever the store is.
+        """
+        data, config = self.experiment.data, key_part(self.experiment.data)
+        if data.source == "digits":
+            return Node("data", config)
+        if data.source == "latents":  # they are what they are, whatever decodes their samples
+            config.pop("codec_sha256", None)
+        listing = Node("listing", {"content": data.content})
+        made_by = ("source", "codec", "codec_sha256", "channels", "side", "resolution", "flip")
+        same = {name: getattr(data, name) for name in made_by}
+        if data.source == "latents":
+            del same["codec_sha256"]
+        parts = [Node("latents", {**same, **shard}, {"listing": listing})
+                 for shard in _shards(data.count or 0, data.shard_size)]  # fmt: skip
+        return Node("data", config, {"listing": listing, **_numbered(parts)})
+
     def _reference(self) -> Node:
         evaluation = self.experiment.evaluation
         if evaluation.reference is None:
@@ -209,21 +225,6 @@ class Graph:
 
 def _shards(count: int, size: int) -> list[dict[str, int]]:
     return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
-
-
-def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """The fields of a configuration that enter a key."""
-    name = type(value).__name__
-    added, never = ADDED.get(name, set()), NEVER.get(name, set())
-    found = (
-        (field, getattr(value, field.name))
-        for field in dataclasses.fields(value)
-        if field.name not in never
-    )
-    return {
-        field.name: _slice(item) if dataclasses.is_dataclass(item) else item
-        for field, item in found if field.name not in added or item != field.default
-    }  # fmt: skip
 
 
 def _numbered(nodes: Iterable[Node]) -> dict[str, Node]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 VERSIONS = {
+    "listing": 1,
+    "latents": 1,
     "data": 1,
     "extractor": 1,
     "reference": 2,
@@ -28,6 +30,8 @@ INCEPTION = "inception-v3-compat"
 """Extractor that gives spatial features too."""
 
 STAGES = {
+    "listing": "data",
+    "latents": "data",
     "data": "data",
     "extractor": "data",
     "reference": "data",

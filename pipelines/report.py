@@ -184,6 +184,8 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
     nodes = list(closure(results.targets))
     for kind, stage in STAGES.items():
         own = [node for node in nodes if node.kind == kind]
+        if not own:
+            continue
         missing = [node for node in own if node in plan.missing]
         cached = sum(store.find(node.kind, node.key) is not None for node in own)
         table.add_row(stage, kind, str(cached), str(len(missing)),
@@ -205,9 +207,9 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
     if kind == "checkpoint":
         steps = [node.step for node in missing]
         return f"training from step {starting_step(store, graph, steps)} to {max(steps)}"
-    if kind == "images":
+    if kind in ("images", "latents"):
         count = sum(node.config["stop"] - node.config["start"] for node in missing)
-        return f"{count:,} images"
+        return f"{count:,} {kind}"
     if kind == "evaluate":
         reports = (p for scale in graph.experiment.scales for p in graph.report(scale))
         points = [p for p in dict.fromkeys((*graph.curve, *graph.final, *reports))

@@ -16,7 +16,7 @@ from pipelines.stages.build import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ig_core.training import Dataset, TrainState
+    from ig_core.training import TrainState
     from pipelines.artifacts import Store
 
 
@@ -94,6 +94,7 @@ def train_worker(
 
     from ig_core.precision import set_tf32
     from ig_core.training import NonFiniteLossError, Share, train
+    from pipelines.stages.latents import open_dataset
     from pipelines.stages.saving import Meetings, Publisher
 
     load_secrets()
@@ -105,7 +106,6 @@ def train_worker(
     stop = max(job.steps)
     start = _agree_on_start(store, graph, job.steps, world_size)
     state = _ready_state(store, graph, start, world_size)
-    dataset = _dataset(store, graph)
     share = Share(rank, world_size, resources.micro_batch)
     stay = {*job.steps, *experiment.train.checkpoint_steps}
     publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, rank)
@@ -116,7 +116,8 @@ def train_worker(
     meetings = Meetings(start, world_size, state.device)
     begun = time.monotonic()
     try:
-        for step in train(state, dataset, experiment.loss, experiment.train, share, meetings.due):
+        for step in train(state, open_dataset(store, graph), experiment.loss,
+                          experiment.train, share, meetings.due):  # fmt: skip
             wanted = step in job.steps
             if wanted:
                 publisher.publish(state)
@@ -176,11 +177,3 @@ def _ready_state(store: Store, graph: Graph, step: int, world_size: int) -> Trai
     if in_parts:
         shard(state, resources.device)
     return state
-
-
-def _dataset(store: Store, graph: Graph) -> Dataset:
-    from ig_core.images import ImageDataset, read_images
-    from pipelines.stages.data import IMAGES
-
-    artifact = store.open(graph.data.kind, graph.data.key)
-    return ImageDataset(read_images([artifact.path / IMAGES]))

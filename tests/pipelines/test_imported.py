@@ -29,7 +29,7 @@ def write_published(path: Path, experiment=None, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = (experiment or tiny()).model
     ema, raw = (
-        {key: value + 0.05 * torch.randn(value.shape)
+        {key: value if key.startswith("feat_rope.") else value + 0.05 * torch.randn(value.shape)
          for key, value in save_official(DiffusionTransformer(config)).items()}
         for _ in range(2)
     )  # fmt: skip
