@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 from rich.console import Console
@@ -84,6 +84,20 @@ class RunOptions:
     """Check every artifact of the experiment, set damaged ones aside and build them again."""
 
 
+Options = TypeVar("Options", bound=RunOptions)
+
+
+@dataclass(frozen=True)
+class PlanOptions(RunOptions):
+    """What `igdit plan` takes besides."""
+
+    assume_tflops: float | None = None
+    """Peak of a GPU in TFLOP/s, for work that nothing comparable was measured of; None: 312, an
+    A100 in fp16, and nothing for CPUs."""
+    assume_utilisation: float = 0.3
+    """Part of that peak that is taken to be reached."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -135,16 +149,18 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _options(arguments: list[str], command: str) -> RunOptions:
+def _options(
+    arguments: list[str], command: str, kind: type[Options]
+) -> Options:  # fmt: skip
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
                          f"or a file ending in .json")  # fmt: skip
     name, *overrides = arguments
     try:
-        default = RunOptions(_named(name))
+        default = kind(_named(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return tyro.cli(RunOptions, default=default, args=overrides, prog=f"igdit {command} {name}")
+    return tyro.cli(kind, default=default, args=overrides, prog=f"igdit {command} {name}")
 
 
 def _named(name: str) -> Experiment:
@@ -161,20 +177,24 @@ def run_command(arguments: list[str]) -> int:
     """`igdit run`."""
     from pipelines.experiment_run import run_experiment
 
-    options = _options(arguments, "run")
+    options = _options(arguments, "run", RunOptions)
     console = Console()
     return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
 
 
 def plan_command(arguments: list[str]) -> int:
     """`igdit plan`."""
+    from pipelines.outlook import Assumption, print_outlook
     from pipelines.report import print_plan
     from pipelines.results import collect
 
-    options = _options(arguments, "plan")
+    options = _options(arguments, "plan", PlanOptions)
+    assumption = Assumption(options.assume_tflops, options.assume_utilisation)
     store = Home.default().store
     results = collect(store, Graph(resolve(options.experiment, partly=True)))
-    print_plan(results, make_plan(store, results.targets), Console())
+    plan, console = make_plan(store, results.targets), Console()
+    print_plan(results, plan, console)
+    print_outlook(results, plan, assumption, console)
     return 0
 
 
@@ -208,7 +228,7 @@ def parse_study(arguments: list[str]) -> StudyCommand:
 
 def parse_run(arguments: list[str]) -> Experiment:
     """The experiment that the words after `igdit run` mean."""
-    return _options(arguments, "run").experiment
+    return _options(arguments, "run", RunOptions).experiment
 
 
 @dataclass(frozen=True)
@@ -234,7 +254,7 @@ def report_command(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if rest or word.endswith(".json"):
-        experiment = resolve(_options(arguments, "report").experiment)
+        experiment = resolve(_options(arguments, "report", RunOptions).experiment)
     else:
         exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
         experiment = find_run(home, word or None, exact)
