@@ -114,8 +114,10 @@ def _autoencoder_class() -> Any:  # noqa: ANN401
     from ig_core.torchvision_shim import declare_missing_operators
 
     declare_missing_operators()
-    from diffusers import AutoencoderKL
-
+    try:
+        from diffusers import AutoencoderKL
+    except ModuleNotFoundError as error:
+        raise ValueError("data.codec needs diffusers: pip install 'igdit[imagenet]'") from error
     return AutoencoderKL
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ig_core.noise import AddressedNoise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -101,17 +101,12 @@ class Shard:
         flat = np.frombuffer(column.buffers()[1], self.dtype)
         return flat.reshape(len(column), *self.shape)
 
-    def announce(self, rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> None:
-        """Tell the system which rows will be read, and of which the mirrored ones."""
-        width = self.latent[0].nbytes
-        if not hasattr(mmap, "MADV_WILLNEED") or width < AHEAD:
-            return
-        mirror = self.latent if self.mirror is None else self.mirror
-        begin, other = (column.ctypes.data - self._start for column in (self.latent, mirror))
-        for row, turned in zip(rows.tolist(), mirrored.tolist(), strict=True):
-            place = (other if turned else begin) + row * width
-            page = place - place % mmap.PAGESIZE
-            self.map.madvise(mmap.MADV_WILLNEED, page, place + width - page)
+    def announce(self, row: int, column: NDArray[Any]) -> None:
+        """Tell the system that a row will be read."""
+        width = column.strides[0]
+        place = column.ctypes.data - self._start + row * width
+        page = place - place % mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_WILLNEED, page, place + width - page)
 
     def release(self) -> None:
         """Give pages that were read back to the system."""
@@ -179,7 +174,13 @@ class LatentDataset:
         if not self.moments and first.shape[0] != channels:
             raise ValueError(f"{paths[0]} must hold {channels} or {2 * channels} channels, but "
                              f"holds {first.shape[0]}")  # fmt: skip
-        self._ends = np.cumsum([len(shard) for shard in self.shards])
+        sizes = [len(shard) for shard in self.shards]
+        self._ends = np.cumsum(sizes)
+        self._begins = self._ends - sizes
+        plain = [shard.latent for shard in self.shards]
+        turned = [s.latent if s.mirror is None else s.mirror for s in self.shards]
+        self._columns = (plain, turned)
+        self._ahead = hasattr(mmap, "MADV_WILLNEED") and first.latent.strides[0] >= AHEAD
         self._labels = torch.from_numpy(np.concatenate([shard.label for shard in self.shards]))
         self._read = 0
 
@@ -191,37 +192,23 @@ class LatentDataset:
         order = index.numpy()
         mirrored = np.zeros(len(order), bool)
         if self.flip:
-            mirrored = (
-                (AddressedNoise(seed, "train/flip").bits(positions, 1)[:, 0] & 1).bool().numpy()
-            )
-        shape, dtype = self.shards[0].shape, self.shards[0].dtype
-        found = np.empty((len(order), *shape), dtype)
-        places = list(self._places(order))
-        for shard, part, here in places:
-            shard.announce(here, mirrored[part])
-        for shard, part, here in places:
-            self._gather(shard, part, here, mirrored[part], found)
+            word = AddressedNoise(seed, "train/flip").bits(positions, 1)[:, 0]
+            mirrored = (word & 1).bool().numpy()
+        shards = np.searchsorted(self._ends, order, side="right")
+        places = list(zip(shards.tolist(), (order - self._begins[shards]).tolist(),
+                          mirrored.tolist(), strict=True))  # fmt: skip
+        if self._ahead:
+            for shard, row, turned in places:
+                self.shards[shard].announce(row, self._columns[turned][shard])
+        first = self.shards[0]
+        found = np.empty((len(order), *first.shape), first.dtype)
+        # Row by row: one copy each, where indexing by arrays would make two.
+        for number, (shard, row, turned) in enumerate(places):
+            found[number] = self._columns[turned][shard][row]
+        if first.mirror is None and self.flip:
+            found[mirrored] = found[mirrored][..., ::-1]
         self._count(found.nbytes)
         return torch.from_numpy(found), self._labels[index]
-
-    def _places(self, order: NDArray[np.int64]) -> Iterable[tuple[Shard, Any, NDArray[np.int64]]]:
-        """Shard, rows of the batch, and rows of the shard that go there."""
-        shard_of = np.searchsorted(self._ends, order, side="right")
-        sorted_rows = np.argsort(shard_of, kind="stable")
-        numbers, starts = np.unique(shard_of[sorted_rows], return_index=True)
-        for number, part in zip(numbers.tolist(), np.split(sorted_rows, starts[1:]), strict=True):
-            shard = self.shards[number]
-            yield shard, part, order[part] - (self._ends[number] - len(shard))
-
-    def _gather(self, shard: Shard, part: Any, here: Any, mirrored: Any, found: Any) -> None:  # noqa: ANN401
-        plain = ~mirrored
-        if shard.mirror is None:
-            found[part] = shard.latent[here]
-            turned = part[mirrored]
-            found[turned] = found[turned][..., ::-1]
-        else:
-            found[part[plain]] = shard.latent[here[plain]]
-            found[part[mirrored]] = shard.mirror[here[mirrored]]
 
     def _count(self, nbytes: int) -> None:
         self._read += nbytes
