@@ -208,7 +208,7 @@ class Graph:
 
     def _reference(self) -> Node:
         evaluation = self.experiment.evaluation
-        if evaluation.reference is None:
+        if evaluation.reference is None and self.experiment.data.source == "digits":
             return Node("reference", {}, {"data": self.data, "extractor": self.extractor})
         config = {"sha256": evaluation.reference_sha256}
         return Node("reference", config, {"extractor": self.extractor})

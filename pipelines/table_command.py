@@ -109,8 +109,8 @@ def _named(
 def _run(
     rows: Sequence[TableRow], given: dict[str, Experiment], home: Home, console: Console
 ) -> None:
-    """Run each distinct experiment of rows that are not measured."""
-    from pipelines.experiment_run import run_experiment
+    """Measure what rows lack, and no more: rows of one experiment together."""
+    from pipelines.experiment_run import measure_scales
 
     todo = [line.row for line in fill(rows, home.store, given)
             if line.row.experiment is not None and line.measured is None]  # fmt: skip
@@ -124,13 +124,14 @@ def _run(
         named = "; ".join(f"{option} PATH: {what}" for option, what in missing.items())
         raise ValueError(f"the rows {', '.join(row.name for row in todo)} need files that are not "
                          f"named yet: {named}")  # fmt: skip
-    done: set[str] = set()
+    together: dict[str, list[TableRow]] = {}
     for row in todo:
-        experiment = given[row.name]
-        key = Graph(resolve(experiment)).run_key
-        if key not in done:
-            run_experiment(experiment, home, console)
-            done.add(key)
+        key = Graph(resolve(given[row.name])).run_key
+        together.setdefault(key, []).append(row)
+    for group in together.values():
+        scales = [row.scale for row in group if row.scale is not None]
+        every = len(scales) < len(group)
+        measure_scales(given[group[0].name], None if every else scales, home, console)
 
 
 def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:

@@ -180,3 +180,15 @@ def test_experiments_that_lack_files_are_planned_but_not_run(capsys):
         assert option in error
     row = TABLES["sit_b2_ablation"]()[0]
     assert Graph(resolve(row.experiment, partly=True)).run_key
+
+
+def test_a_row_with_a_scale_costs_that_scale_alone(table, tmp_path):
+    home = Home(tmp_path / "home")
+    shown(home, run=True, rows=("guided",))
+    checkpoints, evaluations = home.store.list("checkpoint"), home.store.list("evaluate")
+    assert [artifact.key[-8:] for artifact in checkpoints] == ["00000020"]
+    assert len(evaluations) == 1
+    before = shown(home)
+    assert before.count("not run") == 3  # plain, swept and longer
+    shown(home, run=True, rows=("swept",))
+    assert len(home.store.list("evaluate")) == 4  # two scales, and both anew on other noise
