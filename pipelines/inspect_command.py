@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILES = (".pt", ".pth", ".ckpt", ".safetensors")
 STATE = "state.json"
-SHOWN_LABELS = 3
 
 
 def inspect(path: Path, console: Console) -> int:
@@ -56,16 +55,19 @@ def _list(console: Console, title: str, lines: Iterable[str]) -> None:
 
 def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     from ig_core.latent_inspection import inspect_latents
+    from pipelines.inspect_shards import inspect_shards, is_in_store
 
     if (path / STATE).is_file():
         return _own_checkpoint(path)
+    if is_in_store(path):
+        return inspect_shards(path)
     facts = inspect_latents(path)
     return _cache_lines(facts), [], facts.problems
 
 
 def _cache_lines(facts: CacheFacts) -> dict[str, str]:
-    counts = facts.labels.most_common()
-    least, most = (counts[-1], counts[0]) if counts else ((0, 0), (0, 0))
+    from pipelines.inspect_shards import label_counts
+
     return {
         "latent cache": facts.format,
         "codec": facts.codec,
@@ -76,8 +78,7 @@ def _cache_lines(facts: CacheFacts) -> dict[str, str]:
         "statistics": facts.statistics,
         "flips": facts.flips,
         "latents": f"{facts.count:,} in {facts.files:,} files",
-        "labels": f"{len(facts.labels):,}: {least[1]:,} (label {least[0]}) to {most[1]:,} "
-                  f"(label {most[0]}) of each",
+        "labels": label_counts(facts.labels),
     }  # fmt: skip
 
 

@@ -234,3 +234,36 @@ def test_missing_labels_are_noticed(tmp_path):
     path.write_text("[1")
     with pytest.raises(ValueError, match="must hold"):
         inspect_latents(folder)
+
+
+def test_latents_in_the_store(tmp_path, capsys):
+    from experiments import DataConfig
+    from pipelines.folder_store import FolderStore
+    from pipelines.graph import Graph
+    from pipelines.pinned import resolve
+    from tests.latent_sets import make_sd_vae, write_npy
+    from tests.pipelines.conftest import run_inline, tiny
+
+    moments = np.random.default_rng(0).random((7, 8, 4, 4), np.float32)
+    path = write_npy(tmp_path / "npy", moments, np.arange(7) % 3)
+    for name in ("weights.pt", "reference.npz"):
+        (tmp_path / name).write_bytes(b"are not read here")
+    data = DataConfig(source="latents", path=str(path), codec="sd-vae", channels=4, side=4,
+                      resolution=32, num_classes=4, shard_size=4,
+                      codec_path=str(make_sd_vae(tmp_path / "sd")))  # fmt: skip
+    experiment = resolve(tiny(
+        data=data, model={"in_channels": 4, "input_size": 4, "num_classes": 4},
+        evaluation={"extractor": "inception-v3-compat",
+                    "extractor_weights": str(tmp_path / "weights.pt"),
+                    "reference": str(tmp_path / "reference.npz")},
+    ))  # fmt: skip
+    store = FolderStore(tmp_path / "store")
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    assert main(["inspect", str(store.open("data", graph.data.key).path)]) == 1
+    output = capsys.readouterr().out
+    for words in ("2 shards bound together", "sd-vae", "factor 0.1822", "7", "3: 2 (label",
+                  "Would go wrong: 1 labels have no latent, for example 3"):  # fmt: skip
+        assert words in output
+    shard = graph.data.inputs["part-00000"]
+    assert main(["inspect", str(store.open(shard.kind, shard.key).path)]) == 0
+    assert "8 x 4 x 4" in capsys.readouterr().out
