@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,15 @@ from ig_core.noise import AddressedNoise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
-RELEASE = 2**28
-"""Bytes read after which pages of the files are given back: they stay in the system's cache, but
-no longer count as memory of this process."""
+RELEASE = 2**30
+"""Bytes of mapped files, beyond those at the start, above which their pages are given back: they
+stay in the system's cache, but no longer count as memory of this process. (The system maps up to
+2 MiB around each row that is read.)"""
+STATM = Path("/proc/self/statm")
+"""Linux: pages of this process, the third number those of mapped files."""
 AHEAD = 2**13
 """Bytes of a row from which the system is told what will be read: a disk then reads rows at once,
 and no more than them."""
@@ -114,6 +117,14 @@ class Shard:
             self.map.madvise(mmap.MADV_DONTNEED)
 
 
+def mapped_bytes() -> int:
+    """Bytes of files that are mapped into this process at the moment; 0 where it cannot be told."""
+    try:
+        return int(STATM.read_text().split()[2]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 @dataclass(frozen=True)
 class Normalisation:
     """Between a codec's latents and what the model learns: z = (latent - shift) * factor."""
@@ -182,7 +193,7 @@ class LatentDataset:
         self._columns = (plain, turned)
         self._ahead = hasattr(mmap, "MADV_WILLNEED") and first.latent.strides[0] >= AHEAD
         self._labels = torch.from_numpy(np.concatenate([shard.label for shard in self.shards]))
-        self._read = 0
+        self._at_start = mapped_bytes()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -207,13 +218,11 @@ class LatentDataset:
             found[number] = self._columns[turned][shard][row]
         if first.mirror is None and self.flip:
             found[mirrored] = found[mirrored][..., ::-1]
-        self._count(found.nbytes)
+        self._release()
         return torch.from_numpy(found), self._labels[index]
 
-    def _count(self, nbytes: int) -> None:
-        self._read += nbytes
-        if self._read >= RELEASE:
-            self._read = 0
+    def _release(self) -> None:
+        if mapped_bytes() - self._at_start >= RELEASE:
             for shard in self.shards:
                 shard.release()
 

@@ -106,6 +106,11 @@ class LatentRows(NamedTuple):
     """(N,)"""
 
 
+def latent_depth(form: str, channels: int) -> int:
+    """Channels of stored rows: .npy files hold moments, safetensors samples of them."""
+    return 2 * channels if form == "npy" else channels
+
+
 def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
     """Latents of some rows.
 
@@ -125,8 +130,10 @@ def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
             pieces.append(archive.get_slice("latents")[span])
             if "latents_flip" in archive.keys():  # noqa: SIM118 - not a dictionary
                 mirrors.append(archive.get_slice("latents_flip")[span])
+    if mirrors and len(mirrors) != len(pieces):
+        raise ValueError(f"{listing.root} holds mirrored latents in some of its files only")
     latent = _finite(np.concatenate(pieces), rows)
-    mirror = _finite(np.concatenate(mirrors), rows) if len(mirrors) == len(pieces) else None
+    mirror = _finite(np.concatenate(mirrors), rows) if mirrors else None
     return LatentRows(latent, mirror, labels)
 
 

@@ -40,12 +40,12 @@ def label_counts(labels: Counter[int]) -> str:
 
 
 def _shard(path: Path) -> Found:
-    import numpy as np
+    import torch
 
     from ig_core.latents import Shard
 
     shard = Shard(path / LATENTS)
-    finite = bool(np.isfinite(shard.latent).all())
+    finite = all(bool(torch.tensor(row).isfinite().all()) for row in shard.latent)
     lines = {
         "latent cache": "igdit's own, one shard",
         "values": f"{shard.dtype}, moments of the posterior or samples of it (or pixels): the "

@@ -137,14 +137,13 @@ def _pin_source(data: DataConfig, path: Path) -> dict[str, Any]:
 
 def _check_latents(data: DataConfig, listing: Listing) -> None:
     """Raise ValueError unless the first latent is what the experiment says, with all it needs."""
-    from ig_core.source_rows import latent_rows, read_normalisation
+    from ig_core.source_rows import latent_depth, latent_rows, read_normalisation
 
     if listing.format == "npy" and data.codec != "sd-vae":
         raise ValueError(f"data.codec must be sd-vae for the .npy files of {listing.root}, but is "
                          f"{data.codec!r}")  # fmt: skip
     first = latent_rows(listing, 0, 1)
-    depth = data.channels * (2 if listing.format == "npy" else 1)
-    expected = (depth, data.side, data.side)
+    expected = (latent_depth(listing.format, data.channels), data.side, data.side)
     if first.latent.shape[1:] != expected:
         raise ValueError(f"latents of {data.codec} must be {expected} (data.channels, data.side), "
                          f"but those of {listing.root} are {first.latent.shape[1:]}")  # fmt: skip

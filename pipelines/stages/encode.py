@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ig_core.crop import read_pixels
+from ig_core.crop import Pixels, read_pixels
 from ig_core.images import ImageSet, write_images
 from ig_core.latents import ChannelSums, ShardWriter
 from ig_core.source_formats import detect
-from ig_core.source_rows import image_files, latent_rows, read_normalisation
+from ig_core.source_rows import image_files, latent_depth, latent_rows, read_normalisation
 from ig_core.sources import Listing, identify, list_source, read_listing
 from pipelines.stages.data import IMAGES
 from pipelines.stages.latents import (
@@ -35,8 +35,8 @@ from pipelines.stages.latents import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from experiments import DataConfig
     from ig_core.codecs import Codec
-    from ig_core.crop import Pixels
     from pipelines.stages.build import Context
 
     Usable = tuple[int, int, Any]
@@ -81,7 +81,7 @@ def build_latents(context: Context, directory: Path) -> None:
     broken: list[dict[str, str]] = []
     labels: list[int] = []
     if listing.has_latents:
-        pieces = _converted(listing, config["start"], config["stop"], flip=data.flip)
+        pieces = _converted(listing, config["start"], config["stop"], data)
     else:
         pieces = _encoded(context, listing, broken, directory)
     for index, label, latent, mirror in pieces:
@@ -98,11 +98,16 @@ def build_latents(context: Context, directory: Path) -> None:
     (directory / SHARD).write_text(json.dumps(about) + "\n")
 
 
-def _converted(listing: Listing, start: int, stop: int, *, flip: bool) -> Iterator[Piece]:
+def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:
     for first in range(start, stop, READ_AHEAD):
         last = min(first + READ_AHEAD, stop)
         latent, mirror, label = latent_rows(listing, first, last)
-        yield list(range(first, last)), label.tolist(), latent, mirror if flip else None
+        expected = (latent_depth(listing.format, data.channels), data.side, data.side)
+        if latent.shape[1:] != expected or (data.flip and mirror is None):
+            raise ValueError(f"rows {first} to {last} of {listing.root} must be {expected}, "
+                             f"mirrored ones too with data.flip={data.flip}, but are "
+                             f"{latent.shape[1:]}")  # fmt: skip
+        yield list(range(first, last)), label.tolist(), latent, mirror if data.flip else None
 
 
 def _encoded(
@@ -143,7 +148,9 @@ def _usable(context: Context, listing: Listing, broken: list[dict[str, str]]) ->
 
     def decode(item: Any) -> tuple[int, Any, Pixels]:  # noqa: ANN401
         index, (row, content) = item
-        return index, row, read_pixels(content or b"", data.resolution)
+        if content is None:
+            return index, row, Pixels(None, "is missing or cut short")
+        return index, row, read_pixels(content, data.resolution)
 
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: list[Any] = []

@@ -152,7 +152,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
 
 
 def test_pages_that_are_given_back_are_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RELEASE", 1)
+    monkeypatch.setattr(module, "RELEASE", -(2**40))  # after every batch
     monkeypatch.setattr(module, "AHEAD", 1)
     paths, rows, mirrors, _ = write(tmp_path, mirrored=True, side=64)
     dataset = LatentDataset(paths, PLAIN, flip=True)

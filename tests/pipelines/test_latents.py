@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from experiments import DataConfig, Experiment
 from ig_core.latents import Shard
@@ -245,6 +246,16 @@ def test_a_killed_encoder_goes_on_where_it_was(tmp_path, latent, sd_vae, child):
 
 
 # What is refused
+
+
+def test_latents_that_differ_from_the_first_are_refused(tmp_path, latent, va_vae):
+    latents, labels = torch.randn(6, 32, 2, 2), torch.arange(6) % 3
+    path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels, size=3)
+    last = path / "latents_rank00_shard001.safetensors"
+    save_file({"latents": torch.randn(3, 32, 2, 2), "labels": labels[:3]}, last)
+    experiment = resolve(latent(path, va_vae, source="latents", flip=True, **VA))
+    with pytest.raises(ValueError, match="mirrored ones too"):
+        run_inline(FolderStore(tmp_path / "store"), experiment, [Graph(experiment).data])
 
 
 def test_a_decoder_that_changed_is_refused(tmp_path, latent, sd_vae):
