@@ -28,7 +28,7 @@ def digits() -> EvaluationConfig:
     return EvaluationConfig()
 
 
-def adm_imagenet256(weights: str, reference: str) -> EvaluationConfig:
+def adm_imagenet256(weights: str | None = None, reference: str | None = None) -> EvaluationConfig:
     """ADM's protocol on ImageNet 256x256 (Dhariwal and Nichol 2021, `evaluations/evaluator.py`).
 
     50,000 samples with random labels (and class-balanced ones, from the same pool); Inception-v3 of
@@ -36,8 +36,8 @@ def adm_imagenet256(weights: str, reference: str) -> EvaluationConfig:
     10,000 images of the reference batch; Inception Score over 10 splits.
 
     Args:
-        weights: Weights of Inception-v3 in torch-fidelity's port.
-        reference: `VIRTUAL_imagenet256_labeled.npz`.
+        weights: Weights of Inception-v3 in torch-fidelity's port; None: still to be named.
+        reference: `VIRTUAL_imagenet256_labeled.npz`; None: still to be named.
     """
     return EvaluationConfig(
         extractor="inception-v3-compat",

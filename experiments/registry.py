@@ -7,6 +7,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 from experiments.digits import digits
 from experiments.digits_study import digits_study
+from experiments.lightningdit import (
+    lightningdit_xl1,
+    lightningdit_xl1_ig,
+    lightningdit_xl1_ig_cfg,
+)
+from experiments.sit import (
+    sit_b2,
+    sit_b2_ig,
+    sit_b2_ig_interval,
+    sit_l2,
+    sit_l2_ig,
+    sit_xl2,
+    sit_xl2_ig,
+    sit_xl2_ig_cfg,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +31,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {"digits": digits}
+EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+    "digits": digits,
+    **{
+        make.__name__: make
+        for make in (
+            sit_b2,
+            sit_b2_ig,
+            sit_b2_ig_interval,
+            sit_l2,
+            sit_l2_ig,
+            sit_xl2,
+            sit_xl2_ig,
+            sit_xl2_ig_cfg,
+            lightningdit_xl1,
+            lightningdit_xl1_ig,
+            lightningdit_xl1_ig_cfg,
+        )
+    },
+}
 """Name -> function that builds the experiment. Add yours here."""
 
 STUDIES: dict[str, Callable[[], Study]] = {"digits": digits_study}

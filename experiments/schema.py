@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # The configurations are fields here, resolved at run time by tyro and by experiment_from_json.
+from experiments.data import DataConfig
 from experiments.resources import Resources
 from ig_core.config import (
     Guidance,
@@ -20,18 +21,8 @@ from ig_core.config import (
 )
 from ig_core.validation import require, require_file_name
 
-IMAGE_SHAPES = {"digits": (1, 8, 10)}
-"""Data source -> channels, side in pixels, number of classes."""
 MOST_SHARDS = 1_000_000
 """Beyond so many, a setting is a mistake: the plan alone would fill the memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is learnt."""
-
-    source: Literal["digits"] = "digits"
-    """digits: the 1,797 handwritten 8x8 digits that ship with scikit-learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +32,8 @@ class EvaluationConfig:
     extractor: Literal["digits-cnn", "inception-v3-compat"] = "digits-cnn"
     """Feature extractor, by its name in torch-fidelity's registry."""
     extractor_weights: str | None = None
-    """Weights file of inception-v3-compat; digits-cnn is trained by the data stage."""
+    """Weights file of inception-v3-compat, which a run needs; digits-cnn is trained by the data
+    stage."""
     weights_sha256: str | None = None
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     reference: str | None = None
@@ -92,9 +84,6 @@ class EvaluationConfig:
             require(0 <= bank < 2**63, f"evaluation.{name}", bank, "in 0..2^63 - 1")
         require(self.report_seed != self.seed, "evaluation.report_seed", self.report_seed,
                  f"another bank than seed={self.seed}, on which the scale is chosen")  # fmt: skip
-        needs_weights = self.extractor == "inception-v3-compat"
-        require(not needs_weights or self.extractor_weights is not None, "extractor_weights",
-                 self.extractor_weights, f"the weights file of {self.extractor}")  # fmt: skip
 
     @property
     def report_bank(self) -> int:
@@ -131,13 +120,15 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require_file_name("name", self.name)
-        channels, side, classes = IMAGE_SHAPES[self.data.source]
         for name, value, expected in (
-            ("model.in_channels", self.model.in_channels, channels),
-            ("model.input_size", self.model.input_size, side),
-            ("model.num_classes", self.model.num_classes, classes),
+            ("model.in_channels", self.model.in_channels, self.data.channels),
+            ("model.input_size", self.model.input_size, self.data.side),
+            ("model.num_classes", self.model.num_classes, self.data.num_classes),
         ):
             require(value == expected, name, value, f"{expected} for {self.data.source}")
+        require(self.data.source == "digits" or self.evaluation.extractor != "digits-cnn",
+                "evaluation.extractor", self.evaluation.extractor,
+                f"inception-v3-compat with data.source={self.data.source}")  # fmt: skip
         require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
                  f"the path of the loss, {self.loss.path!r}")  # fmt: skip
         require(self.train.batch_size >= self.resources.num_workers, "train.batch_size",

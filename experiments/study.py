@@ -140,6 +140,12 @@ class Study:
                  "at least 0")  # fmt: skip
         require(self.default_trials >= 1, "default_trials", self.default_trials, "at least 1")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..2^32 - 1")
+        require(
+            not self.experiment.train.imported,
+            "experiment.train.from_checkpoint",
+            self.experiment.train.from_checkpoint,
+            "None: a study trains its models",
+        )
         depth, layers = self.experiment.model.depth, self.layers
         require(1 <= layers[0] <= layers[1] <= depth - 1, "space.aux_layer", layers,
                  f"in 1..{depth - 1} (depth - 1)")  # fmt: skip

@@ -8,7 +8,7 @@ shuffled data, its time, its noise and whether its label is dropped are function
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,19 @@ class Dataset(Protocol):
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Data (B, C, H, W) float32 and labels (B,) int64 of the rows `index` (B,)."""
+
+
+@runtime_checkable
+class DrawnDataset(Protocol):
+    """Training data that are drawn anew whenever they are seen, by address: (seed, position)."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """What is stored of rows `index` (B,), on the CPU, and labels (B,) int64."""
+
+    def draw(self, rows: Tensor, positions: Tensor, seed: int) -> Tensor:
+        """Data (B, C, H, W) float32 of what is stored, on the training device."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +115,25 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class BatchSource:
     """Batches by position: data and all randomness addressed by (seed, position)."""
 
-    def __init__(self, dataset: Dataset, loss: LossConfig, seed: int, null_label: int) -> None:
+    def __init__(
+        self, dataset: Dataset | DrawnDataset, loss: LossConfig, seed: int, null_label: int
+    ) -> None:
         self.dataset, self.loss, self.null_label = dataset, loss, null_label
+        self._seed = seed
         self._order = DataOrder(len(dataset), seed)
         self._draws = AddressedNoise(seed, "train/draws")
         self._noise = AddressedNoise(seed, "train/noise")
 
     def batch(self, positions: Tensor, device: torch.device) -> Batch:
         """Batch for positions (B,)."""
-        x, y = self.dataset.batch(self._order.rows(positions))
+        rows = self._order.rows(positions)
+        if isinstance(self.dataset, DrawnDataset):
+            x, y = self.dataset.rows(rows, positions, self._seed)
+        else:
+            x, y = self.dataset.batch(rows)
         positions, x, y = (_to_device(tensor, device) for tensor in (positions, x, y))
+        if isinstance(self.dataset, DrawnDataset):
+            x = self.dataset.draw(x, positions, self._seed)
         if self.loss.time_distribution == "uniform":
             draw = self._draws.uniform(positions)
         else:

@@ -32,6 +32,7 @@ __all__ = [
     "pack_checkpoint",
     "save_checkpoint",
     "save_official",
+    "save_weights",
 ]
 
 FORMAT = "igdit-checkpoint-1"
@@ -61,6 +62,25 @@ def save_checkpoint(state: TrainState, directory: str | Path) -> None:
     sharded; if it is, call `pack_checkpoint` on every worker instead, and write on one.
     """
     pack_checkpoint(state).write(directory)
+
+
+def save_weights(
+    model: DiffusionTransformer, directory: str | Path, source: dict[str, str]
+) -> None:
+    """Write a model that was trained elsewhere, for `load_ema`; it cannot be trained further.
+
+    Files: `state.json` and `ema.safetensors`.
+
+    Args:
+        model: The weights to sample from.
+        directory: Where to; made if it is not there.
+        source: What the weights come from; kept in `state.json` under `imported`.
+    """
+    header = {"format": FORMAT, "step": 0, "model": dataclasses.asdict(model.config),
+              "imported": source}  # fmt: skip
+    tensors = {name: value.detach().cpu().contiguous()
+               for name, value in model.state_dict().items()}  # fmt: skip
+    PackedCheckpoint({"ema": tensors}, header).write(directory)
 
 
 def pack_checkpoint(state: TrainState, *, keep: bool = True) -> PackedCheckpoint:
@@ -108,6 +128,9 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     """
     directory = Path(directory)
     header = _read_header(directory)
+    if "imported" in header:
+        raise ValueError(f"{directory} holds weights that were trained elsewhere, without the "
+                         f"state of an optimizer: they cannot be trained on")  # fmt: skip
     model = _read_model(directory, header, "model")
     _, optim, step = read_settings(directory)
     model.to(device)

@@ -65,11 +65,11 @@ def load_official(
             tensors do not fit the architecture; the message names every one that does not.
     """
     name = str(source) if isinstance(source, str | Path) else "the state dict"
-    held = _read(Path(source)) if isinstance(source, str | Path) else source
+    held = read_file(Path(source)) if isinstance(source, str | Path) else source
     tensors = {key: value for key, value in _state_dict(held, name).items()
                if not key.startswith(_LEFT_OUT)}  # fmt: skip
     model = DiffusionTransformer.uninitialised(config)
-    tensors, doubled = _first_half(tensors, config)
+    tensors, doubled = first_half(tensors, config)
     _check(tensors, model, name)
     if time_reversed is None:
         time_reversed = doubled or config.backbone == "lightningdit"
@@ -93,8 +93,12 @@ def save_official(model: DiffusionTransformer) -> dict[str, Tensor]:
     return {_published_name(key): value for key, value in tensors.items()}
 
 
-def _read(path: Path) -> Any:  # noqa: ANN401
-    """Tensors and plain values of a file; code in it is refused, not run."""
+def read_file(path: Path) -> Any:  # noqa: ANN401
+    """Tensors and plain values of a file; code in it is refused, not run.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -118,23 +122,28 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {refused.strip()[:200]}"
 
 
-def _state_dict(held: Any, name: str) -> dict[str, Tensor]:  # noqa: ANN401
-    """The weights among what a file holds, under our names."""
+def weights_in(held: Any) -> tuple[str | None, Any]:  # noqa: ANN401
+    """The weights among what a file holds, and their place: ema (first) or model; None: all."""
     for key in ("ema", "model"):
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping) and held[key]:
-            held = held[key]
-            break
+            return key, held[key]
+    return None, held
+
+
+def _state_dict(held: Any, name: str) -> dict[str, Tensor]:  # noqa: ANN401
+    """The weights among what a file holds, under our names."""
+    _, held = weights_in(held)
     if not isinstance(held, Mapping):
         raise ValueError(f"{name} must hold tensors by name, but got {type(held).__name__}")
     strange = [str(key) for key, value in held.items()
-               if not isinstance(key, str) or not _is_weight(value)]  # fmt: skip
+               if not isinstance(key, str) or not is_weight(value)]  # fmt: skip
     if strange or not held:
         raise ValueError(f"{name} must hold tensors of finite numbers by name, but these are none: "
                          f"{', '.join(strange[:5]) or 'it is empty'}")  # fmt: skip
     tensors: dict[str, Tensor] = {}
     for key, value in held.items():
         plain = key.removeprefix("module.")
-        ours = _our_name(plain)
+        ours = our_name(plain)
         if ours in tensors or plain.startswith(tuple(HEADS.values())):
             raise ValueError(f"{name} must hold each tensor once, under its published name, but "
                              f"got {key} too")  # fmt: skip
@@ -142,7 +151,7 @@ def _state_dict(held: Any, name: str) -> dict[str, Tensor]:  # noqa: ANN401
     return tensors
 
 
-def _is_weight(value: object) -> bool:
+def is_weight(value: object) -> bool:
     """Whether it is a plain tensor of finite floating-point numbers."""
     return (
         isinstance(value, Tensor)
@@ -153,7 +162,8 @@ def _is_weight(value: object) -> bool:
     )
 
 
-def _our_name(key: str) -> str:
+def our_name(key: str) -> str:
+    """Our name of a tensor that has a published one."""
     for published, ours in HEADS.items():
         if key.startswith(published):
             return ours + key.removeprefix(published)
@@ -167,7 +177,7 @@ def _published_name(key: str) -> str:
     return key
 
 
-def _first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], bool]:
+def first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], bool]:
     """Drop the variance half of a final layer that is twice as wide; whether it was."""
     width = config.patch_size**2 * config.in_channels
     if any(key not in tensors or tensors[key].shape[:1] != (2 * width,) for key in _HEAD_LINEAR):
@@ -178,28 +188,34 @@ def _first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[s
     return {**tensors, **halves}, True
 
 
-def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str) -> None:
-    """Compare names and shapes; one message says all that does not fit."""
+def misfits(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[str]:
+    """What does not fit between tensors under our names and a model: names, shapes, tables."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     tables = {key: getattr(model, ours) for key, ours in _ROPE.items()} if model.config.rope else {}
     # Not every exporter stores them; where they are, they must be ours.
     wanted |= {key: tuple(value.shape) for key, value in tables.items() if key in tensors}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
-    problems = [f"missing {_published_name(key)}" for key in sorted(wanted.keys() - found.keys())]
+    absent = sorted(wanted.keys() - found.keys())
+    problems = [f"missing {_published_name(key)}" for key in absent]
     problems += [f"unexpected {_published_name(k)}" for k in sorted(found.keys() - wanted.keys())]
     problems += [
         f"{_published_name(key)} has shape {found[key]} instead of {wanted[key]}"
         for key in sorted(wanted.keys() & found.keys()) if found[key] != wanted[key]
     ]  # fmt: skip
-    problems += [
+    return problems + [
         f"{key} holds other angles than a 2-d rotary embedding of base 10000"
         for key, table in tables.items()
         if found.get(key) == tuple(table.shape)
         and not torch.allclose(tensors[key].float(), table, atol=1e-4)
     ]
+
+
+def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str) -> None:
+    """Compare names and shapes; one message says all that does not fit."""
+    problems = misfits(tensors, model)
     if problems:
         hint = ""
-        if model.aux_head is not None and not any(key.startswith("aux_head.") for key in found):
+        if model.aux_head is not None and not any(key.startswith("aux_head.") for key in tensors):
             hint = " (a checkpoint without auxiliary head needs aux_layer=None)"
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(f"{name} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}"

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from ig_core.batches import Batch, BatchSource, DataOrder, Dataset, Share
+from ig_core.batches import Batch, BatchSource, DataOrder, Dataset, DrawnDataset, Share
 from ig_core.loss import ig_loss
 from ig_core.optim import ema_update, learning_rate, make_optimizers, set_learning_rate
 from ig_core.precision import autocast, loss_scaler
@@ -38,6 +38,7 @@ __all__ = [
     "BatchSource",
     "DataOrder",
     "Dataset",
+    "DrawnDataset",
     "NonFiniteLossError",
     "Share",
     "TrainState",
@@ -99,7 +100,7 @@ class TrainState:
 
 def train(
     state: TrainState,
-    dataset: Dataset,
+    dataset: Dataset | DrawnDataset,
     loss: LossConfig,
     config: TrainConfig,
     share: Share | None = None,

@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 from rich.console import Console
@@ -23,11 +23,14 @@ from experiments import (
     get_experiment,
     get_study,
 )
+from experiments.tables import TABLES
 from pipelines.cli_results import (
     evaluate_command,
     export_command,
+    inspect_command,
     status_command,
     store_command,
+    table_command,
     track_command,
     ui_command,
 )
@@ -50,6 +53,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit run NAME [options]     run an experiment; what is in the store is not done again
   igdit plan NAME [options]    say what is cached and what would run; changes nothing
   igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
+  igdit table NAME [options]   one of the paper's tables ({", ".join(TABLES)}), published
+                               numbers beside ours; --run runs the rows that are missing
   igdit report [RUN]           write a run as one HTML page that can be mailed; RUN is a NAME, the
                                first digits of a run's key, or none for the last run
   igdit report study NAME      the same of a study
@@ -57,6 +62,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit evaluate PATH [options]
                                judge images that any program made: a folder of PNG files, an .npz,
                                a folder of .npz shards
+  igdit inspect PATH           say what a checkpoint or a folder of latents is, and what would go
+                               wrong with it
   igdit export NAME TARGET     samples of a run as an .npz of the ADM protocol or as PNG files
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
@@ -78,6 +85,20 @@ class RunOptions:
     """Check every artifact of the experiment, set damaged ones aside and build them again."""
 
 
+Options = TypeVar("Options", bound=RunOptions)
+
+
+@dataclass(frozen=True)
+class PlanOptions(RunOptions):
+    """What `igdit plan` takes besides."""
+
+    assume_tflops: float | None = None
+    """Peak of a GPU in TFLOP/s, for work that nothing comparable was measured of; None: 312, an
+    A100 in fp16, and nothing for CPUs."""
+    assume_utilisation: float = 0.3
+    """Part of that peak that is taken to be reached."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -87,10 +108,12 @@ def main(arguments: list[str] | None = None) -> int:
         "run": run_command,
         "plan": plan_command,
         "study": study_command,
+        "table": table_command,
         "report": report_command,
         "status": status_command,
         "evaluate": evaluate_command,
         "export": export_command,
+        "inspect": inspect_command,
         "store": store_command,
         "ui": ui_command,
         "track": track_command,
@@ -135,16 +158,18 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _options(arguments: list[str], command: str) -> RunOptions:
+def _options(
+    arguments: list[str], command: str, kind: type[Options]
+) -> Options:  # fmt: skip
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
                          f"or a file ending in .json")  # fmt: skip
     name, *overrides = arguments
     try:
-        default = RunOptions(_named(name))
+        default = kind(_named(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return tyro.cli(RunOptions, default=default, args=overrides, prog=f"igdit {command} {name}")
+    return tyro.cli(kind, default=default, args=overrides, prog=f"igdit {command} {name}")
 
 
 def _named(name: str) -> Experiment:
@@ -161,20 +186,24 @@ def run_command(arguments: list[str]) -> int:
     """`igdit run`."""
     from pipelines.experiment_run import run_experiment
 
-    options = _options(arguments, "run")
+    options = _options(arguments, "run", RunOptions)
     console = Console()
     return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
 
 
 def plan_command(arguments: list[str]) -> int:
     """`igdit plan`."""
+    from pipelines.outlook import Assumption, print_outlook
     from pipelines.report import print_plan
     from pipelines.results import collect
 
-    options = _options(arguments, "plan")
+    options = _options(arguments, "plan", PlanOptions)
+    assumption = Assumption(options.assume_tflops, options.assume_utilisation)
     store = Home.default().store
-    results = collect(store, Graph(resolve(options.experiment)))
-    print_plan(results, make_plan(store, results.targets), Console())
+    results = collect(store, Graph(resolve(options.experiment, partly=True)))
+    plan, console = make_plan(store, results.targets), Console()
+    print_plan(results, plan, console)
+    print_outlook(results, plan, assumption, console)
     return 0
 
 
@@ -208,7 +237,7 @@ def parse_study(arguments: list[str]) -> StudyCommand:
 
 def parse_run(arguments: list[str]) -> Experiment:
     """The experiment that the words after `igdit run` mean."""
-    return _options(arguments, "run").experiment
+    return _options(arguments, "run", RunOptions).experiment
 
 
 @dataclass(frozen=True)
@@ -234,7 +263,7 @@ def report_command(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if rest or word.endswith(".json"):
-        experiment = resolve(_options(arguments, "report").experiment)
+        experiment = resolve(_options(arguments, "report", RunOptions).experiment)
     else:
         exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
         experiment = find_run(home, word or None, exact)

@@ -11,6 +11,8 @@ import tyro
 from rich.console import Console
 
 from experiments import EXPERIMENTS, Resources, get_experiment
+from experiments.sit import GPUS
+from experiments.tables import TABLES
 from pipelines.errors import UsageError
 from pipelines.home import Home
 from pipelines.pinned import resolve
@@ -58,6 +60,52 @@ def evaluate_command(arguments: list[str]) -> int:
     default = EvaluateCommand(EvaluateOptions(resources=one))
     command = tyro.cli(EvaluateCommand, default=default, args=rest, prog=f"igdit evaluate {path}")
     return evaluate_images(Path(path), command.options, Home.default(), Console())
+
+
+def inspect_command(arguments: list[str]) -> int:
+    """`igdit inspect`."""
+    from pipelines.inspect_command import inspect
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UsageError("igdit inspect needs one path: a checkpoint, or a folder of latents")
+    return inspect(Path(arguments[0]), Console())
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What `igdit table` takes."""
+
+    run: bool = False
+    """Run the rows that are not measured yet; without it the table shows what is there."""
+    rows: tuple[str, ...] = ()
+    """Only these rows; none: all."""
+    from_checkpoint: tuple[str, ...] = ()
+    """ROW=FILE: the published checkpoint that stands for the training of a row; may be repeated."""
+    sd_latents: str | None = None
+    """SD-VAE latents, for the rows of SiT."""
+    sd_vae: str | None = None
+    """Weights of SD-VAE."""
+    va_latents: str | None = None
+    """VA-VAE latents, for the rows of LightningDiT."""
+    va_vae: str | None = None
+    """Weights of VA-VAE."""
+    extractor_weights: str | None = None
+    """Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)."""
+    reference: str | None = None
+    """VIRTUAL_imagenet256_labeled.npz."""
+    resources: Resources = GPUS
+    """Workers."""
+
+
+def table_command(arguments: list[str]) -> int:
+    """`igdit table`."""
+    from pipelines.table_command import show_table
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"igdit table needs a table: one of {', '.join(TABLES)}")
+    name, *rest = arguments
+    options = tyro.cli(TableOptions, args=rest, prog=f"igdit table {name}")
+    return show_table(name, options, Home.default(), Console())
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class Pipeline:
                     pending.pop(node, None)
                     done.add(node)
                     self.listener.finished(node, total - len(pending), total)
-                steps = tuple(sorted(n.step for n in pending if n.kind == "checkpoint"))
+                steps = tuple(sorted(n.step for n in pending if n.trained))
                 if steps and () not in running.values() and self.graph.data in done:
                     running[trainer.submit(self._train, runner, steps)] = ()
                 for nodes in self._ready(pending, running, done):
@@ -191,7 +191,7 @@ class Pipeline:
         busy = {node for nodes in running.values() for node in nodes}
         ready = (
             node for node in pending
-            if node.kind != "checkpoint" and node not in busy
+            if not node.trained and node not in busy
             and all(source in done for source in node.inputs.values())
         )  # fmt: skip
         together: dict[object, list[Node]] = {}
@@ -210,7 +210,7 @@ class Pipeline:
             nodes = running.pop(future)
             future.result()  # raises what the work raised
             arrived.extend(nodes)
-        trained = [node for node in pending if node.kind == "checkpoint"]
+        trained = [node for node in pending if node.trained]
         if trained and time.monotonic() - self._looked >= self.store.poll_seconds:
             self._looked = time.monotonic()
             there = {key for _, key in self.store.names("checkpoint", trained[0].hash)}

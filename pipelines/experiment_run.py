@@ -23,7 +23,7 @@ from pipelines.run_page import headline, write_run_page
 from pipelines.runners import Runner, RunnerSession, describe_runner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
 
@@ -67,6 +67,35 @@ def run_experiment(
         page = _track(home, graph, files, console)
         _print_end(console, files[-1], page, command, time.monotonic() - started)
     return 0
+
+
+def measure_scales(
+    experiment: Experiment, scales: Iterable[float] | None, home: Home, console: Console
+) -> None:
+    """Build no more than the last checkpoint's numbers at some guidance scales.
+
+    Args:
+        experiment: What is measured.
+        scales: Internal guidance scales; None: all of the experiment, and then the best anew on
+            other noise.
+        home: Where results lie.
+        console: Where progress goes.
+
+    Raises:
+        ArtifactError: an artifact that is needed is damaged.
+        TrainingFailedError: a loss was not finite.
+    """
+    experiment = resolve(experiment)
+    graph, store = Graph(experiment), home.store
+    wanted = experiment.scales if scales is None else tuple(scales)
+    targets = [p.evaluate for p in graph.final if p.guidance.ig_scale in wanted]
+    with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
+        remember(store, experiment, graph.run_key, shown=True)
+        store.sweep()
+        missing = make_plan(store, targets).missing
+        console.print(f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(missing)} "
+                      f"artifacts to build", highlight=False, soft_wrap=True)  # fmt: skip
+        _execute(graph, targets, home, console, activity)
 
 
 def _execute(

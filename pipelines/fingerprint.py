@@ -80,11 +80,19 @@ def fingerprint(evaluate: Node) -> Fingerprint:
         sampler=sampler,
         network_evaluations=_network_evaluations(sampler),
         pixels=UINT8_RULE if sampler else "made elsewhere",
-        decoder="none: the model works on pixels" if sampler else "made elsewhere",
+        decoder=_decoder(images.config),
         settings={name: evaluate.config[name] for name in
                   ("kid_subsets", "kid_subset_size", "isc_splits")},
         versions={kind: VERSIONS[kind] for kind in used},
     )  # fmt: skip
+
+
+def _decoder(images: dict[str, Any]) -> str:
+    if "sampler" not in images:
+        return "made elsewhere"
+    decoder = images.get("decoder")
+    return ("none: the model works on pixels" if decoder is None
+            else f"{decoder['codec']} {decoder['sha256']}")  # fmt: skip
 
 
 def _network_evaluations(sampler: dict[str, Any] | None) -> int | None:

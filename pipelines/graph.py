@@ -7,114 +7,21 @@ its inputs. Nothing about workers, devices, batch sizes or storage enters a key.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ig_core.pools import beyond_balanced, random_pool
+from pipelines.key_parts import key_part
 from pipelines.keys import content_key
+from pipelines.nodes import INCEPTION, STAGES, VERSIONS, Node, closure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from experiments import Experiment
     from ig_core.config import Guidance
 
-VERSIONS = {
-    "data": 1,
-    "extractor": 1,
-    "reference": 2,
-    "checkpoint": 1,
-    "resume": 1,
-    "images": 1,
-    "sample": 1,
-    "features": 1,
-    "evaluate": 2,
-}
-"""Kind -> version. Raise one when its builder starts to give other results for the same input, by
-more than the rounding that another version of torch changes too."""
-
-INCEPTION = "inception-v3-compat"
-"""Extractor that gives spatial features too."""
-
-ADDED = {
-    "LossConfig": {"target_guidance"},
-    "OptimConfig": {"optimizer", "momentum", "precision"},
-    "SamplerConfig": {"precision"},
-    "EvaluationConfig": {"reference_sha256", "report_seed"},
-}
-"""Fields that came after keys had been in use. At their default they stay out of a key, so that a
-new option makes nothing unreachable that was computed before there was a choice."""
-
-STAGES = {
-    "data": "data",
-    "extractor": "data",
-    "reference": "data",
-    "checkpoint": "train",
-    "resume": "train",
-    "images": "sample",
-    "sample": "sample",
-    "features": "evaluate",
-    "evaluate": "evaluate",
-}
-"""Kind -> stage of the pipeline (data -> train -> sample -> evaluate)."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One artifact to be: what it is made from, and therefore its name."""
-
-    kind: str
-    config: dict[str, Any]
-    inputs: dict[str, Node] = field(default_factory=dict)
-    suffix: str = ""
-    """Appended to the hash; the checkpoints of one training differ in nothing else."""
-
-    @cached_property
-    def key(self) -> str:
-        """Key of the artifact."""
-        return self.hash + self.suffix
-
-    @cached_property
-    def hash(self) -> str:
-        """Content hash; for states of a training that of the trajectory they lie on."""
-        return content_key({
-            "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "config": self.config,
-            "inputs": {name: node.key for name, node in self.inputs.items()},
-        })  # fmt: skip
-
-    @property
-    def step(self) -> int:
-        """Training step of a checkpoint or of a state to resume from."""
-        return int(self.suffix[1:])
-
-    @property
-    def stage(self) -> str:
-        """Stage of the pipeline that builds it."""
-        return STAGES[self.kind]
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.key))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and (self.kind, self.key) == (other.kind, other.key)
-
-
-def closure(nodes: Iterable[Node]) -> Iterator[Node]:
-    """The nodes and everything they are made from, inputs first, each once."""
-    seen: set[Node] = set()
-
-    def visit(node: Node) -> Iterator[Node]:
-        if node not in seen:
-            seen.add(node)
-            for source in node.inputs.values():
-                yield from visit(source)
-            yield node
-
-    for node in nodes:
-        yield from visit(node)
+__all__ = ["INCEPTION", "STAGES", "VERSIONS", "Graph", "Node", "Point", "closure"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +41,7 @@ class Graph:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         evaluation = experiment.evaluation
-        self.data = Node("data", _slice(experiment.data))
+        self.data = self._data()
         self.extractor = self._extractor()
         self.reference = self._reference()
         self.checkpoints = tuple(map(self.checkpoint, experiment.train.checkpoint_steps))
@@ -146,7 +53,7 @@ class Graph:
             for scale in sorted(curve)
         )
         self.final = tuple(
-            self.point(experiment.train.steps, dataclasses.replace(base, ig_scale=scale),
+            self.point(experiment.train.last_step, dataclasses.replace(base, ig_scale=scale),
                        evaluation.num_samples)
             for scale in experiment.scales
         )  # fmt: skip
@@ -155,7 +62,7 @@ class Graph:
         """The last checkpoint unguided and under a scale that was chosen, on the other bank."""
         base, evaluation = self.experiment.guidance, self.experiment.evaluation
         return tuple(
-            self.point(self.experiment.train.steps, dataclasses.replace(base, ig_scale=each),
+            self.point(self.experiment.train.last_step, dataclasses.replace(base, ig_scale=each),
                        evaluation.num_samples, seed=evaluation.report_bank)
             for each in sorted({1.0, scale})
         )  # fmt: skip
@@ -170,7 +77,9 @@ class Graph:
     def targets(self) -> tuple[Node, ...]:
         """What the report shows; everything else is made on the way."""
         points = (*self.curve, *self.final)
-        shown = (self.data, *(point.images[0] for point in self.final))
+        # A published checkpoint is judged without the data that it was trained on.
+        data = () if self.experiment.train.imported else (self.data,)
+        shown = (*data, *(point.images[0] for point in self.final))
         return tuple(dict.fromkeys((*shown, *(point.evaluate for point in points))))
 
     @property
@@ -181,20 +90,34 @@ class Graph:
             experiment, ig_scales=experiment.scales, guidance=experiment.guidance.canonical(),
             sampler=experiment.sampler.canonical(), optim=experiment.optim.canonical(),
         )  # fmt: skip
-        values = _slice(same)
+        values = key_part(same)
         del values["resources"], values["name"]
         for file in ("extractor_weights", "reference"):  # known by their content
             del values["evaluation"][file]
+        if experiment.train.imported:  # of a training that is not done here nothing counts
+            del values["loss"], values["optim"]
+            values["train"] = {"checkpoint_sha256": experiment.train.checkpoint_sha256}
+            if experiment.data.source != "digits":
+                values["data"] = {name: node.key for name, node in self._normalisation().items()}
+                values["data"] |= {"codec": experiment.data.codec,
+                                   "codec_sha256": experiment.data.codec_sha256}  # fmt: skip
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
-        """Checkpoint after `step` steps; its hash does not depend on how long training goes on."""
-        train = _slice(self.experiment.train)
+        """Checkpoint after `step` steps; its hash does not depend on how long training goes on.
+
+        One that is not trained here is known by its file and the architecture that it is read as.
+        """
+        if self.experiment.train.imported:
+            digest = self.experiment.train.checkpoint_sha256
+            read = {"model": key_part(self.experiment.model), "file_sha256": digest}
+            return Node("checkpoint", read, suffix=f"-{step:08d}")
+        train = key_part(self.experiment.train)
         del train["steps"], train["checkpoint_every"]
         config = {
-            "model": _slice(self.experiment.model),
-            "loss": _slice(self.experiment.loss),
-            "optim": _slice(self.experiment.optim.canonical()),
+            "model": key_part(self.experiment.model),
+            "loss": key_part(self.experiment.loss),
+            "optim": key_part(self.experiment.optim.canonical()),
             "train": train,
         }
         return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
@@ -220,11 +143,14 @@ class Graph:
         evaluation = self.experiment.evaluation
         seed = evaluation.seed if seed is None else seed
         sampling = {
-            "guidance": _slice(guidance.canonical()),
-            "sampler": _slice(self.experiment.sampler.canonical()),
+            "guidance": key_part(guidance.canonical()),
+            "sampler": key_part(self.experiment.sampler.canonical()),
             "seed": seed,
         }
-        checkpoint = {"checkpoint": self.checkpoint(step)}
+        checkpoint, data = {"checkpoint": self.checkpoint(step)}, self.experiment.data
+        if data.codec != "none":
+            sampling["decoder"] = {"codec": data.codec, "sha256": data.codec_sha256}
+            checkpoint |= self._normalisation()
         images = [
             Node("images", {**sampling, "labels": "balanced", **shard}, checkpoint)
             for shard in _shards(num_samples, evaluation.shard_size)
@@ -255,9 +181,41 @@ class Graph:
             {"reference": self.reference, "sample": sample, **_numbered(features)},
         )
 
+    def _normalisation(self) -> dict[str, Node]:
+        """What says how latents are normalised: the data that were learnt.
+
+        Of a published checkpoint no data are read: SD-VAE's factor is known, and the statistics of
+        VA-VAE's latents lie beside them.
+        """
+        data = self.experiment.data
+        if data.source == "latents" and self.experiment.train.imported:
+            return {} if data.codec == "sd-vae" else {"listing": self.data.inputs["listing"]}
+        return {"data": self.data}
+
+    def _data(self) -> Node:
+        """What is learnt: digits, or shards of latents that are bound together.
+
+        Each shard is an artifact of its own, and so encoding is spread, shared and continued like
+        sampling. Latents that another program made become the same shards: one kind of file is
+        read in training, wherever the store is.
+        """
+        data, config = self.experiment.data, key_part(self.experiment.data)
+        if data.source == "digits":
+            return Node("data", config)
+        if data.source == "latents":  # they are what they are, whatever decodes their samples
+            config.pop("codec_sha256", None)
+        listing = Node("listing", {"content": data.content})
+        made_by = ("source", "codec", "codec_sha256", "channels", "side", "resolution", "flip")
+        same = {name: getattr(data, name) for name in made_by}
+        if data.source == "latents":
+            del same["codec_sha256"]
+        parts = [Node("latents", {**same, **shard}, {"listing": listing})
+                 for shard in _shards(data.count or 0, data.shard_size)]  # fmt: skip
+        return Node("data", config, {"listing": listing, **_numbered(parts)})
+
     def _reference(self) -> Node:
         evaluation = self.experiment.evaluation
-        if evaluation.reference is None:
+        if evaluation.reference is None and self.experiment.data.source == "digits":
             return Node("reference", {}, {"data": self.data, "extractor": self.extractor})
         config = {"sha256": evaluation.reference_sha256}
         return Node("reference", config, {"extractor": self.extractor})
@@ -265,7 +223,7 @@ class Graph:
     def _extractor(self) -> Node:
         evaluation = self.experiment.evaluation
         config: dict[str, Any] = {"name": evaluation.extractor}
-        if evaluation.extractor_weights is not None:
+        if evaluation.extractor == INCEPTION or evaluation.extractor_weights is not None:
             # The weights' content is their identity, not where they lie.
             return Node("extractor", config | {"weights_sha256": evaluation.weights_sha256})
         config |= {"epochs": evaluation.extractor_epochs, "seed": evaluation.extractor_seed}
@@ -274,16 +232,6 @@ class Graph:
 
 def _shards(count: int, size: int) -> list[dict[str, int]]:
     return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
-
-
-def _slice(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """The fields of a configuration that enter a key."""
-    added = ADDED.get(type(value).__name__, set())
-    found = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-    return {
-        field.name: _slice(item) if dataclasses.is_dataclass(item) else item
-        for field, item in found if field.name not in added or item != field.default
-    }  # fmt: skip
 
 
 def _numbered(nodes: Iterable[Node]) -> dict[str, Node]:

@@ -13,7 +13,7 @@ from pipelines import reproduce
 from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
 from pipelines.html import Child, Html, data_uri, figure, image, markup, paragraph, table, tag
-from pipelines.plots import real_images, sampled_images
+from pipelines.plots import has_real_images, real_images, sampled_images
 from pipelines.png import encode_png
 from pipelines.report import change
 from pipelines.results import stage_costs
@@ -136,7 +136,9 @@ def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) ->
     """Real images, and grids of samples of the same noise and labels, side by side."""
     if not chosen:
         return None
-    panels = [_grid("Real", "what is learnt", functools.partial(real_images, results))]
+    panels = []
+    if has_real_images(results):
+        panels.append(_grid("Real", "what is learnt", functools.partial(real_images, results)))
     panels += [
         _grid(title, f"FID {interval(m.metrics)}, step {m.point.step:,}",
               functools.partial(sampled_images, results, m))

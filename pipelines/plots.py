@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.projection import checkpoint_name
 from pipelines.stages.build import EXPERIMENT_FILE, write_experiment
 from pipelines.study.trials import by_training
 
@@ -88,7 +89,7 @@ def _draw_scales(results: Results, path: Path) -> None:
     axes.set_xlabel("internal guidance scale (1 = off)")
     axes.set_ylabel(f"FID ({results.experiment.evaluation.num_samples:,} samples)")
     axes.set_title(f"{results.experiment.name}: FID by guidance scale, 95 % intervals, "
-                   f"step {results.experiment.train.steps}", loc="left")  # fmt: skip
+                   f"{checkpoint_name(results.experiment.train)}", loc="left")  # fmt: skip
     figure.savefig(path)
 
 
@@ -100,17 +101,19 @@ def _draw_samples(results: Results, path: Path) -> None:
 
     best = results.best()
     base = next((m for m in results.final if m.scale == 1), None)
-    panels = [("real", real_images(results))]
+    panels = [("real", real_images(results))] if has_real_images(results) else []
     if base is not None:
         panels.append((f"unguided: FID {base.fid:.1f}", sampled_images(results, base)))
     if best is not None and best[0] is not base:
         title = f"internal guidance {best[0].scale:g}: FID {best[0].fid:.1f}"
         panels.append((title, sampled_images(results, best[0])))
+    if not panels:
+        return
     figure = Figure(figsize=(4.6 * len(panels), 4.1), dpi=150, layout="constrained")
     for axes, (title, (images, columns)) in zip(
-        figure.subplots(1, len(panels)), panels, strict=True
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        sheet = contact_sheet(images, columns, zoom=8, gap=0)
+        sheet = contact_sheet(images, columns, zoom=max(1, 64 // images.shape[-1]), gap=0)
         pixels = sheet[0] if len(sheet) == 1 else sheet.permute(1, 2, 0)
         axes.imshow(pixels.numpy(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, loc="left")
@@ -131,6 +134,20 @@ def _by_class(images: Any, labels: Any, classes: int) -> Any:  # noqa: ANN401
 def real_images(results: Results) -> Any:  # noqa: ANN401
     """Real images, one row a class, and the length of a row."""
     return _shard_images(results, [results.graph.data])
+
+
+def has_real_images(results: Results) -> bool:
+    """Whether images of what is learnt are kept.
+
+    Of latents made elsewhere there are none, and a published checkpoint is judged without the data
+    that it was trained on.
+    """
+    from pipelines.stages.data import IMAGES
+
+    data = results.store.find(results.graph.data.kind, results.graph.data.key)
+    if data is None:
+        return not results.experiment.train.imported
+    return IMAGES in data.manifest["files"]
 
 
 def sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: ANN401

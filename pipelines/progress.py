@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from pipelines.stages.train import TrainProgress
 
 PLAIN_EVERY_SECONDS = 5.0
+MOST_BROKEN = 10
+"""Faulty images that are named here; all of them are in the data's statistics."""
+STATISTICS = "statistics.json"
 DATA_NAMES = {
+    "listing": "list of the source",
     "data": "training images",
     "extractor": "feature extractor",
     "reference": "reference features",
@@ -81,7 +85,7 @@ class ProgressDisplay:
         """An artifact is there."""
         point = self._points.get(node)
         if node.stage == "data":
-            self.say(f"{node.stage:<9} {DATA_NAMES[node.kind]} ready")
+            self._say_data(node)
         elif node.kind == "checkpoint":
             self.say(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
         elif point is not None:
@@ -94,6 +98,20 @@ class ProgressDisplay:
             )
             self.evaluated()
         self._show("artifacts", done, total, f"last: {node.kind}")
+
+    def _say_data(self, node: Node) -> None:
+        name = DATA_NAMES.get(node.kind, node.kind)
+        if node.kind == "latents":
+            name = f"latents {node.config['start']:,} to {node.config['stop']:,}"
+        self.say(f"{node.stage:<9} {name} ready")
+        if node.kind != "data" or "listing" not in node.inputs:
+            return
+        path = self.store.open(node.kind, node.key).path / STATISTICS
+        broken = json.loads(path.read_text())["broken"]
+        for each in broken[:MOST_BROKEN]:
+            self.say(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
+        if broken:
+            self.say(f"{node.stage:<9} faulty images: {len(broken)}, all of them in {path}")
 
     def _show(self, name: str, done: int, total: int, note: str) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from experiments.protocols import protocol_name
@@ -11,6 +12,7 @@ from pipelines.fingerprint import fingerprint
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ig_core.config import TrainConfig
     from pipelines.artifacts import Artifact
     from pipelines.results import Measurement, Reported, Results
 
@@ -54,12 +56,20 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
         "lr": e.optim.lr,
         "ema_decay": e.optim.ema_decay,
         "batch_size": e.train.batch_size,
-        "steps": e.train.steps,
+        "steps": e.train.last_step,
         "seed": e.train.seed,
+        "checkpoint": checkpoint_name(e.train) if e.train.imported else "trained here",
         "sampler": f"{e.sampler.method}-{e.sampler.num_steps}",
         "num_samples": e.evaluation.num_samples,
         "protocol": f"{protocol_name(e.evaluation)} {mark.id}",
     }
+
+
+def checkpoint_name(train: TrainConfig) -> str:
+    """The checkpoint that is judged, for people."""
+    if train.from_checkpoint is None:
+        return f"step {train.steps:,}"
+    return f"{PurePath(train.from_checkpoint).name} ({str(train.checkpoint_sha256)[:8]})"
 
 
 def in_order(values: Iterable[Value]) -> list[Value]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress
 
 
-GPU_KINDS = {"images", "features", "reference"}
+GPU_KINDS = {"latents", "images", "features", "reference"}
 """Kinds of artifacts whose builders use a GPU."""
 
 

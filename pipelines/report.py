@@ -12,6 +12,7 @@ from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary
 from pipelines.discretion import discreet
 from pipelines.graph import STAGES, Graph, Node, closure
+from pipelines.projection import checkpoint_name
 from pipelines.stages.starting import starting_step
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from experiments import Experiment
     from pipelines.artifacts import Store
     from pipelines.collection import Garbage
     from pipelines.dag import Plan
@@ -53,7 +55,7 @@ def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
 def _scale_table(results: Results) -> Table:
     experiment = results.experiment
     table = _table(
-        f"FID by internal guidance scale: step {experiment.train.steps}, "
+        f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
         f"{experiment.evaluation.num_samples:,} samples a scale",
         (),
         ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS"),
@@ -201,12 +203,14 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
 def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) -> str:
     if not missing:
         return ""
+    if kind == "checkpoint" and graph.experiment.train.imported:
+        return f"reading {graph.experiment.train.from_checkpoint}"
     if kind == "checkpoint":
         steps = [node.step for node in missing]
         return f"training from step {starting_step(store, graph, steps)} to {max(steps)}"
-    if kind == "images":
+    if kind in ("images", "latents"):
         count = sum(node.config["stop"] - node.config["start"] for node in missing)
-        return f"{count:,} images"
+        return f"{count:,} {kind}"
     if kind == "evaluate":
         reports = (p for scale in graph.experiment.scales for p in graph.report(scale))
         points = [p for p in dict.fromkeys((*graph.curve, *graph.final, *reports))
@@ -223,12 +227,17 @@ def print_store(store: Store, console: Console) -> None:
     runs = _table("Recorded runs", ("run", "experiment", "steps", "ig scales"), ())
     for key, experiment in recorded_runs(store).items():
         scales = " ".join(f"{scale:g}" for scale in experiment.scales)
-        runs.add_row(key[:8], experiment.name, str(experiment.train.steps), scales)
+        runs.add_row(key[:8], experiment.name, _length(experiment), scales)
     console.print(runs)
     table = _table(f"Artifacts in {discreet(store.uri)}", ("kind",), ("artifacts", "MiB"))
     for kind, count, size in store_summary(store):
         table.add_row(kind, str(count), f"{size / 2**20:.1f}")
     console.print(table)
+
+
+def _length(experiment: Experiment) -> str:
+    train = experiment.train
+    return "imported" if train.imported else str(train.steps)
 
 
 def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:

@@ -103,7 +103,9 @@ class Results:
         return next((m for m in self.final if m.scale == scale), None)
 
     def history(self) -> pd.DataFrame | None:
-        """Losses by step of the newest checkpoint, if there is one."""
+        """Losses by step of the newest checkpoint, if one was trained here."""
+        if self.experiment.train.imported:
+            return None
         from ig_core.checkpoints import load_history
         from ig_core.training import HISTORY_COLUMNS
 

@@ -10,12 +10,14 @@ from pipelines.files import replace_text
 from pipelines.graph import closure
 from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
+from pipelines.projection import checkpoint_name
 from pipelines.report import change
 from pipelines.reproduce import run_words
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ig_core.config import TrainConfig
     from pipelines.results import Measurement, Results
 
 UNGUIDED, GUIDED = 0, 1
@@ -34,7 +36,7 @@ def run_page(results: Results) -> Html:
     """The page of an experiment."""
     experiment, graph = results.experiment, results.graph
     artifacts = page.published(results.store, closure(results.targets))
-    facts = [f"run {graph.run_key[:8]}", f"{experiment.train.steps:,} training steps",
+    facts = [f"run {graph.run_key[:8]}", _trained(experiment.train),
              f"{experiment.evaluation.num_samples:,} samples for each scale",
              f"features of {experiment.evaluation.extractor}"]  # fmt: skip
     if artifacts:
@@ -163,6 +165,12 @@ def samples(results: Results) -> Html | None:
                             "same noise and the same class.", class_="note"), grids)  # fmt: skip
 
 
+def _trained(train: TrainConfig) -> str:
+    if train.imported:
+        return f"checkpoint {checkpoint_name(train)}"
+    return f"{train.steps:,} training steps"
+
+
 def marks(results: Results) -> dict[float, Html]:
     """Scale -> whether it is the lowest, cannot be told from it, or is higher."""
     best = results.best()
@@ -178,7 +186,7 @@ def scale_tables(results: Results) -> Html | None:
     """The paired comparison, then every metric."""
     if not results.final:
         return None
-    marked, steps = marks(results), results.experiment.train.steps
+    marked, checkpoint = marks(results), checkpoint_name(results.experiment.train)
     rows = [
         [f"{m.scale:g}", page.interval(m.metrics), "" if gain is None else change(gain),
          marked[m.scale]]
@@ -190,12 +198,12 @@ def scale_tables(results: Results) -> Html | None:
     return markup(
         table(["scale", "FID", "FID against scale 1, paired", "paired with the lowest"], rows,
               left=0, marked=own,
-              caption=f"Comparison on the same noise and labels, step {steps:,}"),
+              caption=f"Comparison on the same noise and labels, {checkpoint}"),
         paragraph("The row in bold is the experiment's own scale. Rows marked \"equal\" cannot be "
                   "told from the lowest: the 95 % interval of the paired difference holds 0.",
                   class_="note"),
         page.metrics_table(results.final, ["scale"], [[f"{m.scale:g}"] for m in results.final],
-                           f"All metrics, step {steps:,}"),
+                           f"All metrics, {checkpoint}"),
     )  # fmt: skip
 
 

@@ -51,6 +51,18 @@ def experiment_view(last_step: int) -> str:
     return _view("Comparison", charts, last_step, columns, "")
 
 
+def table_view() -> str:
+    """The view of a table's rows: published numbers beside ours, in the order of the table."""
+    charts = [_bar("fid"), _bar("fid_published"), _bar("inception_score"),
+              _bar("inception_score_published")]  # fmt: skip
+    numbers = ("fid", "fid_low", "fid_high", "fid_published", "fid_difference")
+    columns = [_column("params", name) for name in ("row", "method", "epochs", "cfg", "ig_scale")]
+    columns += [_column("metrics", name) for name in numbers] + [_column("tags", "state")]
+    state = json.loads(_view("Table", charts, 0, columns, ""))
+    state["orderByKey"] = _column("params", "row")
+    return json.dumps(state, separators=(",", ":"), sort_keys=True)
+
+
 def view_address(experiment_id: str, name: str) -> str:
     """Where a saved view opens, below the server's address."""
     return (f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={name}"

@@ -35,7 +35,8 @@ ONLY_IN = {
     "matplotlib": {"pipelines/plots.py"},
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},
-    "PIL": {"pipelines/stages/sample.py", "ig_core/image_files.py"},
+    "PIL": {"pipelines/stages/sample.py", "ig_core/image_files.py", "ig_core/crop.py"},
+    "diffusers": {"ig_core/codecs.py"},
     "torch_fidelity": {"ig_core/fidelity.py"},
     "torchvision": {"ig_core/torchvision_shim.py"},
     "torchdiffeq": {"ig_core/sampling.py"},
@@ -45,8 +46,9 @@ ONLY_IN = {
 }
 """Library -> the modules that may import it."""
 
-ONLY_INSIDE_FUNCTIONS = {"torch_fidelity", "torchvision", "torchdiffeq", "PIL", "sklearn", "scipy",
-                         "matplotlib", "mlflow", "moto", "werkzeug", "boto3"}  # fmt: skip
+ONLY_INSIDE_FUNCTIONS = {"torch_fidelity", "torchvision", "diffusers", "torchdiffeq", "PIL",
+                         "sklearn", "scipy", "matplotlib", "mlflow", "moto", "werkzeug",
+                         "boto3"}  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 300, 50
 
 

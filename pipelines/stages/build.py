@@ -79,7 +79,15 @@ def describe(node: Node) -> dict[str, Any]:
 def package_versions() -> dict[str, str]:
     """Versions of what results may depend on."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "torch-fidelity", "scikit-learn", "igdit"):
+    for name in (
+        "torch",
+        "numpy",
+        "torch-fidelity",
+        "scikit-learn",
+        "diffusers",
+        "pillow",
+        "igdit",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -98,13 +106,18 @@ def build(job: Job) -> None:
 
     from ig_core.precision import set_tf32
     from pipelines.stages.data import build_data, build_extractor, build_reference
+    from pipelines.stages.encode import build_latents, build_listing
     from pipelines.stages.evaluate import build_evaluation, build_features
+    from pipelines.stages.imported import build_checkpoint
     from pipelines.stages.sample import build_images, build_sample
 
     builders: dict[str, Callable[[Context, Path], None]] = {
+        "listing": build_listing,
+        "latents": build_latents,
         "data": build_data,
         "extractor": build_extractor,
         "reference": build_reference,
+        "checkpoint": build_checkpoint,
         "sample": build_sample,
         "features": build_features,
         "evaluate": build_evaluation,

@@ -38,7 +38,12 @@ MOMENTS = "moments.safetensors"
 
 
 def build_data(context: Context, directory: Path) -> None:
-    """Write the training images (scikit-learn's digits: 0..16 scaled to 0..255)."""
+    """Write the training images (scikit-learn's digits: 0..16 scaled to 0..255), or bind shards."""
+    if context.experiment.data.source != "digits":
+        from pipelines.stages.latents import bind_latents
+
+        bind_latents(context, directory)
+        return
     from sklearn.datasets import load_digits
 
     digits = load_digits()

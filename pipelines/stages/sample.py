@@ -18,9 +18,10 @@ from ig_core.pools import beyond_balanced, random_pool
 from ig_core.sampling import NonFiniteSampleError
 from pipelines.errors import SamplingFailedError
 from pipelines.stages.data import IMAGES
+from pipelines.stages.latents import pixels_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ig_core.transformer import DiffusionTransformer
@@ -54,6 +55,7 @@ def sample_images(
     seed: int,
     guidances: Sequence[Guidance],
     sampler: SamplerConfig,
+    to_pixels: Callable[[Tensor], Tensor] = to_uint8,
 ) -> list[ImageSet]:
     """Sample the images with the given pool indices (B,) under each guidance.
 
@@ -74,7 +76,7 @@ def sample_images(
         lambda step, x: walk.normal(index, tuple(x.shape[1:]), step).to(x.dtype),
         batched=False,
     )
-    return [ImageSet(index.cpu(), y.cpu(), to_uint8(x).cpu()) for x in samples]
+    return [ImageSet(index.cpu(), y.cpu(), to_pixels(x).cpu()) for x in samples]
 
 
 def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> None:
@@ -85,8 +87,9 @@ def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> No
     guidances = [Guidance(**context.node.config["guidance"]) for context in contexts]
     sampler = SamplerConfig(**config["sampler"])
     indices = shard_indices(config, model.config.num_classes)
+    to_pixels = pixels_of(contexts[0])
     try:
-        pieces = [sample_images(model, index, config["seed"], guidances, sampler)
+        pieces = [sample_images(model, index, config["seed"], guidances, sampler, to_pixels)
                   for index in indices.split(experiment.resources.sample_batch)]  # fmt: skip
     except NonFiniteSampleError as error:
         scales = ", ".join(f"{guidance.ig_scale:g}" for guidance in guidances)

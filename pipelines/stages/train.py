@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from experiments import Experiment
-    from ig_core.training import Dataset, TrainState
+    from ig_core.training import Dataset, DrawnDataset, TrainState
     from ig_core.transformer import DiffusionTransformer
     from pipelines.artifacts import Artifact
     from pipelines.stages.saving import Publisher
@@ -88,6 +88,7 @@ def train_worker(
     import torch
 
     from ig_core.precision import set_tf32
+    from pipelines.stages.latents import open_dataset
     from pipelines.stages.saving import Publisher
 
     load_secrets()
@@ -98,11 +99,11 @@ def train_worker(
     set_tf32(enabled=resources.tf32)
     team = Team(rank, world_size, resources.device)
     try:
-        dataset = _dataset(open_data(store, graph, team))
+        open_data(store, graph, team)
         start = open_start(store, graph, job.steps, team)
     except CorruptArtifactError as error:
         return TrainOutcome(0, damaged=error)
-    state = _ready_state(experiment, start, world_size)
+    state, dataset = _ready_state(experiment, start, world_size), open_dataset(store, graph)
     stay = {*job.steps, *experiment.train.checkpoint_steps}
     publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, team, publishing)
     publisher.begin(start)
@@ -116,7 +117,7 @@ def _train_on(
     job: TrainJob,
     experiment: Experiment,
     state: TrainState,
-    dataset: Dataset,
+    dataset: Dataset | DrawnDataset,
     publisher: Publisher,
     post: Callable[[TrainProgress], None],
     notice: Callable[[], bool],
@@ -177,10 +178,3 @@ def _ready_state(experiment: Experiment, start: Artifact | None, world_size: int
     if in_parts:
         shard(state, resources.device)
     return state
-
-
-def _dataset(images: Artifact) -> Dataset:
-    from ig_core.images import ImageDataset, read_images
-    from pipelines.stages.data import IMAGES
-
-    return ImageDataset(read_images([images.path / IMAGES]))

@@ -56,9 +56,9 @@ def forecast(
         images += 2 * evaluation.num_samples  # the best point and scale 1, on other noise
     confirmations = confirm_seeds * (2 + study.layers[1] - study.layers[0])
     trainings, images = trainings + confirmations, images + confirmations * evaluation.num_samples
-    per_step = _seconds_per_step(store, experiment)
+    per_step = seconds_per_step(store, experiment)
     per_image, image_bytes = _cost_per_image(store, experiment)
-    checkpoint_bytes = _median([a.size for a in _checkpoints(store, experiment)])
+    checkpoint_bytes = _median([a.size for a in comparable_checkpoints(store, experiment)])
     workers = experiment.resources.num_workers
     total = None
     if checkpoint_bytes is not None and image_bytes is not None:
@@ -81,22 +81,22 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _checkpoints(store: Store, experiment: Experiment) -> list[Any]:
-    """Checkpoints of trainings of the same size."""
+def comparable_checkpoints(store: Store, experiment: Experiment) -> list[Any]:
+    """Checkpoints of trainings of the same size; those that were trained elsewhere tell nothing."""
     model, batch = experiment.model, experiment.train.batch_size
     same = ("depth", "width", "patch_size", "input_size", "mlp_ratio")
     return [
         artifact for artifact in store.list("checkpoint")
-        if artifact.manifest["config"]["train"]["batch_size"] == batch
+        if artifact.manifest["config"].get("train", {}).get("batch_size") == batch
         and all(artifact.manifest["config"]["model"].get(name) == getattr(model, name)
                 for name in same)
     ]  # fmt: skip
 
 
-def _seconds_per_step(store: Store, experiment: Experiment) -> float | None:
+def seconds_per_step(store: Store, experiment: Experiment) -> float | None:
     """Wall seconds of a step, by whatever workers took it."""
     rates = []
-    for artifact in _checkpoints(store, experiment):
+    for artifact in comparable_checkpoints(store, experiment):
         steps = int(artifact.key.rpartition("-")[2]) - artifact.manifest["work_from_step"]
         if steps > 0:
             rates.append(artifact.seconds / steps)

@@ -233,10 +233,7 @@ BAD = [
         ["loss.target_guidance", "0.5", "sharding=fsdp"],
     ),
     ({"resources__num_workers": 2}, ["num_workers", "2", "1 with the inline runner"]),
-    (
-        {"evaluation__extractor": "inception-v3-compat"},
-        ["extractor_weights", "None", "inception-v3-compat"],
-    ),
+    ({"train__checkpoint_sha256": "ab"}, ["checkpoint_sha256", "'ab'", "from_checkpoint"]),
     # A split without samples makes the score NaN.
     ({"evaluation__isc_splits": 1001}, ["isc_splits", "1001"]),
 ]

@@ -267,8 +267,9 @@ SCIENCE = {
 TIED = {"model": {"input_size", "in_channels", "num_classes", "aux_layer"}}
 """Fields that the data or the guidance prescribe."""
 
-LENGTH = {"train": {"steps", "checkpoint_every"}}
-"""Fields that say only how long it goes on, and where it is kept."""
+LENGTH = {"train": {"steps", "checkpoint_every", "from_checkpoint", "checkpoint_sha256"}}
+"""Fields that say only how long it goes on, where it is kept, and what stands for it
+(`test_imported.py`)."""
 
 MUON_ALONE = {"optim": {"momentum"}}
 """Fields that only another choice gives a meaning."""
@@ -470,7 +471,7 @@ def test_a_state_to_resume_from_is_named_like_a_checkpoint_but_is_none():
 
 def test_every_kind_has_a_stage_and_a_version():
     kinds = {node.kind for node in closure(Graph(tiny()).targets)}
-    assert set(STAGES) == set(VERSIONS) == kinds | {"resume"}
+    assert set(STAGES) == set(VERSIONS) == kinds | {"resume", "listing", "latents"}
     assert {node.stage for node in closure(Graph(tiny()).targets)} == set(STAGES.values())
 
 

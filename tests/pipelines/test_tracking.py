@@ -57,7 +57,7 @@ def test_parameters_are_what_a_person_compares(page, results):
         "aux_layer": "1", "aux_weight": "0.5", "ig_scale": "1.5", "cfg_scale": "1.0",
         "model": "sit 2x16/2", "lr": "0.003", "ema_decay": "0.99", "batch_size": "16",
         "steps": "20", "seed": "0", "sampler": "euler-2", "num_samples": "200",
-        "protocol": f"custom {mark.id}",
+        "protocol": f"custom {mark.id}", "checkpoint": "trained here",
     }  # fmt: skip
 
 

@@ -1,0 +1,193 @@
+"""Rows of a listed source: the bytes of an image, or a latent as another program made it."""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ig_core.source_formats import STATISTICS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ig_core.source_formats import Row
+    from ig_core.sources import Listing
+
+
+def image_files(listing: Listing, start: int, stop: int) -> Iterator[tuple[Row, bytes | None]]:
+    """The image files of some rows, in order; None where one has gone or is cut short.
+
+    Raises:
+        ValueError: a Parquet file has no image bytes.
+    """
+    rows = listing.rows(start, stop)
+    for file, group in groupby(rows, key=lambda row: row.file):
+        path, members = listing.root / file, list(group)
+        yield from zip(members, _READERS[listing.format](path, members), strict=True)
+
+
+def _read_loose(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+    for _ in rows:
+        try:
+            yield path.read_bytes()
+        except OSError:
+            yield None
+
+
+def _read_tar(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+    with path.open("rb") as file:
+        for row in rows:
+            file.seek(row.offset)
+            data = file.read(row.size)
+            yield data if len(data) == row.size else None
+
+
+@functools.lru_cache(maxsize=1)
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """The last one used: its directory of a million names takes seconds to read."""
+    return zipfile.ZipFile(path)
+
+
+def _read_zip(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+    archive = _open_zip(path)
+    for row in rows:
+        try:
+            yield archive.read(row.name)
+        except (OSError, zipfile.BadZipFile, KeyError):
+            yield None
+
+
+def _read_parquet(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+    """Row group by row group: they are what can be read by itself."""
+    file, first = pq.ParquetFile(path), 0
+    waiting = list(rows)
+    for number in range(file.num_row_groups):
+        after = first + file.metadata.row_group(number).num_rows
+        mine = [row.offset - first for row in waiting if row.offset < after]
+        if mine:
+            column = file.read_row_group(number, columns=["image"])["image"].take(pa.array(mine))
+            for value in column.to_pylist():
+                encoded = value.get("bytes") if isinstance(value, dict) else value
+                if encoded is not None and not isinstance(encoded, bytes):
+                    raise ValueError(f"{path}: column image must hold bytes, but holds "
+                                     f"{column.type}")  # fmt: skip
+                yield encoded
+            waiting = waiting[len(mine) :]
+        first = after
+
+
+_READERS = {
+    "folder": _read_loose,
+    "zip": _read_zip,
+    "tar": _read_tar,
+    "parquet": _read_parquet,
+}
+
+
+class LatentRows(NamedTuple):
+    """Latents as another program stored them."""
+
+    latent: NDArray[np.float32]
+    """(N, D, H, W); D is 2C for moments, mean then standard deviation, and C for samples."""
+    mirror: NDArray[np.float32] | None
+    """Those of the mirrored images, if they are there."""
+    label: NDArray[np.int64]
+    """(N,)"""
+
+
+def latent_depth(form: str, channels: int) -> int:
+    """Channels of stored rows: .npy files hold moments, safetensors samples of them."""
+    return 2 * channels if form == "npy" else channels
+
+
+def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
+    """Latents of some rows.
+
+    Raises:
+        ValueError: one cannot be read, is not finite, or has another shape than the first.
+    """
+    rows = listing.rows(start, stop)
+    labels = np.asarray([row.label for row in rows], np.int64)
+    if listing.format == "npy":
+        latent = np.stack(_alike([_read_npy(listing.root / row.file) for row in rows], rows))
+        return LatentRows(_finite(latent, rows), None, labels)
+    pieces, mirrors = [], []
+    for file, group in groupby(rows, key=lambda row: row.file):
+        places = [row.offset for row in group]
+        with _open_safetensors(listing.root / file) as archive:
+            span = slice(places[0], places[-1] + 1)
+            pieces.append(archive.get_slice("latents")[span])
+            if "latents_flip" in archive.keys():  # noqa: SIM118 - not a dictionary
+                mirrors.append(archive.get_slice("latents_flip")[span])
+    if mirrors and len(mirrors) != len(pieces):
+        raise ValueError(f"{listing.root} holds mirrored latents in some of its files only")
+    latent = _finite(np.concatenate(pieces), rows)
+    mirror = _finite(np.concatenate(mirrors), rows) if mirrors else None
+    return LatentRows(latent, mirror, labels)
+
+
+def _open_safetensors(path: Path) -> Any:  # noqa: ANN401
+    from safetensors import safe_open
+
+    return safe_open(path, framework="numpy")
+
+
+def _read_npy(path: Path) -> NDArray[np.float32]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable .npy file: {error}") from error
+    if array.ndim == 4 and len(array) == 1:  # as one program of the family saves them
+        array = array[0]
+    if array.ndim != 3 or array.dtype.kind != "f":
+        raise ValueError(f"{path} must be float (2C, H, W), but is {array.dtype} {array.shape}")
+    return array.astype(np.float32)
+
+
+def _alike(arrays: list[NDArray[np.float32]], rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    for array, row in zip(arrays, rows, strict=True):
+        if array.shape != arrays[0].shape:
+            raise ValueError(f"{row.name} has shape {array.shape}, but {rows[0].name} has "
+                             f"{arrays[0].shape}")  # fmt: skip
+    return arrays
+
+
+def _finite(array: NDArray[np.floating], rows: Sequence[Row]) -> NDArray[np.float32]:
+    bad = ~np.isfinite(array).all(axis=(1, 2, 3))
+    if bad.any():
+        raise ValueError(f"the latent {rows[int(bad.argmax())].name} is not finite")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) float64 from LightningDiT's `latents_stats.pt`.
+
+    Raises:
+        ValueError: the file is missing, is no such file, or has other channels; nothing in it is
+            executed.
+    """
+    path = folder / STATISTICS
+    if not path.is_file():
+        raise ValueError(f"latents of the va-vae are normalised by {STATISTICS}, which is missing "
+                         f"in {folder}")  # fmt: skip
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        mean, std = (found[name].double().flatten() for name in ("mean", "std"))
+    except Exception as error:  # whatever a damaged file makes it raise
+        raise ValueError(f"{path} must hold mean and std: {error}") from error
+    fine = mean.shape == std.shape == (channels,) and bool((std > 0).all())
+    if not fine or not bool((mean + std).isfinite().all()):
+        raise ValueError(f"{path} must hold a finite mean and a positive std of {channels} "
+                         f"channels, but holds {mean.tolist()} and {std.tolist()}")  # fmt: skip
+    return mean, std

@@ -1,0 +1,108 @@
+"""Nodes of the graph of stages: one artifact to be, and the key that it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipelines.keys import content_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+VERSIONS = {
+    "listing": 1,
+    "latents": 1,
+    "data": 1,
+    "extractor": 1,
+    "reference": 2,
+    "checkpoint": 1,
+    "resume": 1,
+    "images": 1,
+    "sample": 1,
+    "features": 1,
+    "evaluate": 2,
+}
+"""Kind -> version. Raise one when its builder starts to give other results for the same input, by
+more than the rounding that another version of torch changes too."""
+
+INCEPTION = "inception-v3-compat"
+"""Extractor that gives spatial features too."""
+
+STAGES = {
+    "listing": "data",
+    "latents": "data",
+    "data": "data",
+    "extractor": "data",
+    "reference": "data",
+    "checkpoint": "train",
+    "resume": "train",
+    "images": "sample",
+    "sample": "sample",
+    "features": "evaluate",
+    "evaluate": "evaluate",
+}
+"""Kind -> stage of the pipeline (data -> train -> sample -> evaluate)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact to be: what it is made from, and therefore its name."""
+
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, Node] = field(default_factory=dict)
+    suffix: str = ""
+    """Appended to the hash; the checkpoints of one training differ in nothing else."""
+
+    @cached_property
+    def key(self) -> str:
+        """Key of the artifact."""
+        return self.hash + self.suffix
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash; for states of a training that of the trajectory they lie on."""
+        return content_key({
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            "config": self.config,
+            "inputs": {name: node.key for name, node in self.inputs.items()},
+        })  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        """Training step of a checkpoint or of a state to resume from."""
+        return int(self.suffix[1:])
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training publishes it; a published checkpoint that is read is built alone."""
+        return self.kind == "checkpoint" and "file_sha256" not in self.config
+
+    @property
+    def stage(self) -> str:
+        """Stage of the pipeline that builds it."""
+        return STAGES[self.kind]
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.key))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and (self.kind, self.key) == (other.kind, other.key)
+
+
+def closure(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes and everything they are made from, inputs first, each once."""
+    seen: set[Node] = set()
+
+    def visit(node: Node) -> Iterator[Node]:
+        if node not in seen:
+            seen.add(node)
+            for source in node.inputs.values():
+                yield from visit(source)
+            yield node
+
+    for node in nodes:
+        yield from visit(node)

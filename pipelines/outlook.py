@@ -1,0 +1,213 @@
+"""What an experiment is going to take.
+
+Measured where comparable work is in the store, else assumed from its arithmetic; it is said which.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ig_core.config import Guidance
+from ig_core.costs import (
+    checkpoint_bytes,
+    forward_flops,
+    parameter_count,
+    sampling_flops,
+    training_flops,
+)
+from pipelines.pinned import option, unnamed_files
+from pipelines.stages.starting import starting_step
+from pipelines.study.forecast import comparable_checkpoints, seconds_per_step
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments import Experiment
+    from pipelines.artifacts import Store
+    from pipelines.dag import Plan
+    from pipelines.graph import Node
+    from pipelines.results import Results
+
+GIB = 2**30
+PEAK_TFLOPS = 312.0
+"""Data sheet of an A100 in fp16 and bf16, dense."""
+FEATURE_BYTES = {"inception-v3-compat": 4 * (2048 + 1008 + 2023), "digits-cnn": 4 * (64 + 10)}
+"""Pooled features, logits and spatial features of an image, float32."""
+IMAGENET = 1_281_167
+"""Images of ImageNet's training set, where the data are not named yet."""
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """How fast a GPU is taken to be where nothing comparable was measured."""
+
+    tflops: float | None = None
+    """Peak, in 10^12 operations a second; None: PEAK_TFLOPS for experiments on GPUs."""
+    utilisation: float = 0.3
+    """Part of the peak that is reached."""
+
+    def __post_init__(self) -> None:
+        if self.tflops is not None and not 0 < self.tflops < float("inf"):
+            raise ValueError(f"assume_tflops must be positive, but got {self.tflops}")
+        if not 0 < self.utilisation <= 1:
+            raise ValueError(f"assume_utilisation must be in (0, 1], but got {self.utilisation}")
+
+    def rate(self, experiment: Experiment) -> float | None:
+        """Operations a second of one GPU; None: nothing is assumed of CPUs."""
+        peak = self.tflops
+        if peak is None and experiment.resources.use_gpu:
+            peak = PEAK_TFLOPS
+        return None if peak is None else peak * 1e12 * self.utilisation
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work that is left."""
+
+    name: str
+    images: int
+    """Images that are trained on, or sampled."""
+    seconds_each: float | None
+    """Of one worker, for an image; None: not known."""
+    measured: bool
+
+    @property
+    def hours(self) -> float | None:
+        """Worker-hours."""
+        return None if self.seconds_each is None else self.images * self.seconds_each / 3600
+
+
+def left_to_train(plan: Plan, results: Results) -> int:
+    """Steps of training that are left."""
+    wanted = [node.step for node in plan.missing if node.trained]
+    if not wanted:
+        return 0
+    return max(wanted) - starting_step(results.store, results.graph, wanted)
+
+
+def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
+    """Training and sampling that are left, an upper bound for the sampling.
+
+    Steps that images under several guidances share are counted for each.
+    """
+    experiment, store = results.experiment, results.store
+    rate = assumption.rate(experiment)
+    steps = left_to_train(plan, results)
+    found = []
+    if steps:
+        batch, workers = experiment.train.batch_size, experiment.resources.num_workers
+        per_step = seconds_per_step(store, experiment)
+        if per_step is not None:
+            each: float | None = per_step * workers / batch
+        else:
+            each = None if rate is None else training_flops(experiment.model) / rate
+        found.append(Work("training", steps * batch, each, per_step is not None))
+    missing = [node for node in plan.missing if node.kind == "images"]
+    images = sum(map(_count, missing))
+    if images:
+        per_image = _seconds_per_image(store, experiment)
+        each = per_image
+        if each is None and rate is not None:
+            total = sum(_count(node) * sampling_flops(
+                experiment.model, experiment.sampler, Guidance(**node.config["guidance"])
+            ) for node in missing)  # fmt: skip
+            each = total / images / rate
+        found.append(Work("sampling", images, each, per_image is not None))
+        if results.chosen_scale is None:
+            most = 2 * experiment.evaluation.num_samples
+            name = "of the scale that is chosen and of scale 1 on other noise, at most"
+            found.append(Work(name, most, each, per_image is not None))
+    return found
+
+
+def _count(node: Node) -> int:
+    return int(node.config["stop"] - node.config["start"])
+
+
+def _seconds_per_image(store: Store, experiment: Experiment) -> float | None:
+    """What an image of such a model took with that many steps, decoding included."""
+    models = {f"checkpoint/{a.key}" for a in comparable_checkpoints(store, experiment)}
+    sampler = experiment.sampler
+    seconds = [
+        artifact.seconds / (config["stop"] - config["start"])
+        for artifact in (store.list("images") if models else ())
+        if artifact.manifest["inputs"].get("checkpoint") in models
+        and (config := artifact.manifest["config"])["sampler"].get("num_steps") == sampler.num_steps
+        and config["sampler"].get("method") == sampler.method
+    ]
+    return statistics.median(seconds) if seconds else None
+
+
+def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
+    """Bytes that are still to be written, by what they are of: from shapes, not measured."""
+    experiment = results.experiment
+    data, missing = experiment.data, plan.missing
+    trained = sum(node.trained for node in missing)
+    imported = sum(node.kind == "checkpoint" for node in missing) - trained
+    found = {
+        "checkpoints": trained * checkpoint_bytes(experiment.model, experiment.optim)
+        + imported * 4 * parameter_count(experiment.model)
+    }
+    side = data.side if data.codec == "none" else data.resolution
+    channels = data.channels if data.codec == "none" else 3
+    images = sum(_count(node) for node in missing if node.kind == "images")
+    found["images"] = images * channels * side * side
+    features = [n.inputs["images"] for n in missing if n.kind == "features"]
+    found["features"] = sum(map(_count, features)) * FEATURE_BYTES[experiment.evaluation.extractor]
+    if data.source != "digits" and any(node.kind == "data" for node in missing):
+        moments = 2 if data.codec == "sd-vae" or data.source == "images" else 1
+        cells = data.channels * data.side**2 * (1 if data.codec == "none" else 4 * moments)
+        mirrored = 2 if data.flip and data.codec != "none" else 1
+        found["latents"] = (data.count or IMAGENET) * cells * mirrored
+    return {name: size for name, size in found.items() if size}
+
+
+def print_outlook(
+    results: Results, plan: Plan, assumption: Assumption, console: Console
+) -> None:  # fmt: skip
+    """Print work, disk and what is still to be named."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    experiment = results.experiment
+    work = works(results, plan, assumption)
+    if work:
+        say(f"Model: {parameter_count(experiment.model):,} parameters, "
+            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation.")  # fmt: skip
+        for item in work:
+            say(_sentence(item, experiment))
+        if any(item.seconds_each is not None and not item.measured for item in work):
+            peak = assumption.tflops or PEAK_TFLOPS
+            say(f"Assumed, not measured: {peak:g} TFLOP/s a GPU (--assume-tflops), "
+                f"{100 * assumption.utilisation:g} % of it reached (--assume-utilisation); three "
+                f"forward passes for a training step. Encoding, decoding and features are not in "
+                f"it.")  # fmt: skip
+    sizes = disk_bytes(results, plan)
+    if sizes:
+        parts = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in sizes.items())
+        say(f"Disk, from shapes: {sum(sizes.values()) / GIB:,.2f} GiB ({parts}).")
+    if experiment.data.source != "digits" and "latents" in sizes and not experiment.data.count:
+        say(
+            f"Latents are counted as those of ImageNet's {IMAGENET:,} images, until they are named."
+        )
+    held = [results.store.find(node.kind, node.key) for node in plan.cached]
+    there = [artifact for artifact in held if artifact is not None]
+    if there:
+        say(f"There already: {len(there):,} artifacts, "
+            f"{sum(a.size for a in there) / GIB:,.2f} GiB.")  # fmt: skip
+    for field, what in unnamed_files(experiment).items():
+        say(f"Still to be named: {option(field)} PATH: {what}.")
+
+
+def _sentence(work: Work, experiment: Experiment) -> str:
+    who = "GPU" if experiment.resources.use_gpu else "worker"
+    start = f"{work.name.capitalize()}: {work.images:,} images"
+    if work.seconds_each is None or work.hours is None:
+        return (f"{start}; nothing comparable was measured here, and of CPUs nothing is assumed "
+                f"(--assume-tflops).")  # fmt: skip
+    how = "measured here" if work.measured else "assumed"
+    return (f"{start}, {1 / work.seconds_each:,.2f} images a second and {who} ({how}): "
+            f"{work.hours:,.2f} {who}-hours.")  # fmt: skip

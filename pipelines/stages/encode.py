@@ -1,0 +1,173 @@
+"""Data stage, first half: a source is listed, and its rows become shards of latents.
+
+A shard is an artifact, made by one task on any worker, with a GPU or without. That is what makes
+encoding resumable and lets runs share it; Ray Data, which streams through a dataset, would begin
+anew. Latents that lie in another format are converted into the same shards.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ig_core.crop import Pixels, read_pixels
+from ig_core.images import ImageSet, write_images
+from ig_core.latents import ChannelSums, ShardWriter
+from ig_core.source_formats import detect
+from ig_core.source_rows import image_files, latent_depth, latent_rows, read_normalisation
+from ig_core.sources import Listing, identify, list_source, read_listing
+from pipelines.stages.data import IMAGES
+from pipelines.stages.latents import (
+    BATCH,
+    LATENTS,
+    NORMALISATION,
+    SHARD,
+    check_broken,
+    codec_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from experiments import DataConfig
+    from ig_core.codecs import Codec
+    from pipelines.stages.build import Context
+
+    Usable = tuple[int, int, Any]
+    """Index, label and pixels of an image."""
+    Piece = tuple[list[int], list[int], Any, Any]
+    """Indices, labels, latents and mirrored latents of a batch."""
+
+LISTING = "listing.parquet"
+READ_AHEAD = 8 * BATCH
+"""Images that are decoded while others are encoded."""
+THREADS = 4
+"""Threads that decode them."""
+PREVIEW = 16
+"""Images of a shard that are kept for people."""
+
+
+def build_listing(context: Context, directory: Path) -> None:
+    """List the rows of the source, which must be what was pinned."""
+    data = context.experiment.data
+    path = Path(data.path or "")
+    listing = list_source(path, data.num_classes)
+    if identify(listing) != context.node.config["content"]:
+        raise ValueError(f"data.path {path} changed since the run began")
+    listing.write(directory / LISTING)
+    if listing.has_latents and data.codec == "va-vae":
+        mean, std = read_normalisation(listing.root, data.channels)
+        about = {"mean": mean.tolist(), "std": std.tolist()}
+        (directory / NORMALISATION).write_text(json.dumps(about) + "\n")
+
+
+@functools.lru_cache(maxsize=1)
+def _listing(folder: Path, root: Path) -> Listing:
+    """The last one used: a worker makes many shards."""
+    return read_listing(folder / LISTING, root)
+
+
+def build_latents(context: Context, directory: Path) -> None:
+    """Encode (or convert) the rows start..stop of the source."""
+    data, config = context.experiment.data, context.node.config
+    listing = _listing(context.input("listing"), detect(Path(data.path or "")).root)
+    writer, sums = ShardWriter(), None
+    broken: list[dict[str, str]] = []
+    labels: list[int] = []
+    if listing.has_latents:
+        pieces = _converted(listing, config["start"], config["stop"], data)
+    else:
+        pieces = _encoded(context, listing, broken, directory)
+    for index, label, latent, mirror in pieces:
+        writer.add(index, label, latent, mirror)
+        labels += label
+        piece = ChannelSums.of(torch.from_numpy(latent), data.channels)
+        sums = piece if sums is None else sums + piece
+    about: dict[str, Any] = {"count": len(labels), "broken": broken}
+    if sums is not None:
+        writer.write(directory / LATENTS)
+        per_class = torch.tensor(labels).bincount(minlength=data.num_classes)
+        about |= {"numbers": sums.count, "total": sums.total.tolist(),
+                  "square": sums.square.tolist(), "per_class": per_class.tolist()}  # fmt: skip
+    (directory / SHARD).write_text(json.dumps(about) + "\n")
+
+
+def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:
+    for first in range(start, stop, READ_AHEAD):
+        last = min(first + READ_AHEAD, stop)
+        latent, mirror, label = latent_rows(listing, first, last)
+        expected = (latent_depth(listing.format, data.channels), data.side, data.side)
+        if latent.shape[1:] != expected or (data.flip and mirror is None):
+            raise ValueError(f"rows {first} to {last} of {listing.root} must be {expected}, "
+                             f"mirrored ones too with data.flip={data.flip}, but are "
+                             f"{latent.shape[1:]}")  # fmt: skip
+        yield list(range(first, last)), label.tolist(), latent, mirror if data.flip else None
+
+
+def _encoded(
+    context: Context, listing: Listing, broken: list[dict[str, str]], directory: Path
+) -> Iterator[Piece]:
+    """Encoded images, a batch at a time; what is wrong with others is appended to `broken`."""
+    data = context.experiment.data
+    codec = None if data.codec == "none" else codec_of(context)
+    usable = _usable(context, listing, broken)
+    while kept := list(islice(usable, BATCH)):
+        if not (directory / IMAGES).exists():
+            _keep_preview(kept, directory)
+        yield _encode(kept, codec, context.device, flip=data.flip)
+
+
+def _keep_preview(kept: list[Usable], directory: Path) -> None:
+    """Write the first images of a shard."""
+    index, label, pixels = zip(*kept[:PREVIEW], strict=True)
+    images = ImageSet(torch.tensor(index), torch.tensor(label), torch.stack(pixels))
+    write_images(directory / IMAGES, images)
+
+
+def _encode(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool) -> Piece:
+    index, label, pixels = zip(*kept, strict=True)
+    images = torch.stack(pixels)
+    if codec is None:  # pixels are mirrored when they are read
+        return list(index), list(label), images.numpy(), None
+    stack = images.to(device)
+    latent = codec.encode(stack).cpu().numpy()
+    mirror = codec.encode(stack.flip(-1)).cpu().numpy() if flip else None
+    return list(index), list(label), latent, mirror
+
+
+def _usable(context: Context, listing: Listing, broken: list[dict[str, str]]) -> Iterator[Usable]:
+    """Index, label and pixels of images that can be used; the others are named, up to a limit."""
+    data, config = context.experiment.data, context.node.config
+    files = enumerate(image_files(listing, config["start"], config["stop"]), config["start"])
+
+    def decode(item: Any) -> tuple[int, Any, Pixels]:  # noqa: ANN401
+        index, (row, content) = item
+        if content is None:
+            return index, row, Pixels(None, "is missing or cut short")
+        return index, row, read_pixels(content, data.resolution)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: list[Any] = []
+        for item in files:
+            waiting.append(pool.submit(decode, item))
+            if len(waiting) >= READ_AHEAD:
+                yield from _judged(waiting.pop(0).result(), broken, data.max_broken)
+        for each in waiting:
+            yield from _judged(each.result(), broken, data.max_broken)
+
+
+def _judged(
+    found: tuple[int, Any, Pixels], broken: list[dict[str, str]], most: int
+) -> Iterator[Usable]:
+    index, row, (pixels, fault) = found
+    if fault is not None:
+        broken.append({"name": row.name, "fault": fault})
+        check_broken(broken, most)
+    if pixels is not None:
+        yield index, row.label, torch.from_numpy(pixels)

@@ -1,0 +1,171 @@
+"""Data stage, second half: shards of latents are bound, learnt from, and samples are decoded."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ig_core.codecs import SD_SCALE, Codec, load_codec
+from ig_core.images import ImageDataset, ImageSet, read_images, to_uint8, write_images
+from ig_core.latents import ChannelSums, LatentDataset, Normalisation
+from pipelines.pinned import codec_digest
+from pipelines.stages.data import IMAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from pipelines.artifacts import Store
+    from pipelines.graph import Graph
+    from pipelines.stages.build import Context
+
+NORMALISATION, LATENTS, SHARD = "normalisation.json", "latents.arrow", "shard.json"
+STATISTICS = "statistics.json"
+BATCH = 32
+"""Images that a codec takes at once: a constant, so that latents do not depend on resources."""
+
+
+def check_broken(broken: list[dict[str, str]], most: int) -> None:
+    """Raise ValueError if there are more faulty images than are to be borne."""
+    if len(broken) > most:
+        named = "; ".join(f"{each['name']}: {each['fault']}" for each in broken[:3])
+        raise ValueError(f"over data.max_broken={most} images are faulty, for example {named}")
+
+
+def codec_of(context: Context) -> Codec:
+    """The codec of the experiment, which must be what was pinned."""
+    data = context.experiment.data
+    path = Path(data.codec_path or "")
+    if codec_digest(data.codec, path) != data.codec_sha256:
+        raise ValueError(f"data.codec_path {path} changed since the run began")
+    return _loaded_codec(data.codec, path, data.codec_sha256, context.device)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_codec(name: str, path: Path, digest: str, device: str) -> Codec:  # noqa: ARG001
+    """The last one used; the digest tells that it has not changed."""
+    return load_codec(name, path, device)
+
+
+def bind_latents(context: Context, directory: Path) -> None:
+    """Bind shards to training data, with what has to be known of them all."""
+    data, nodes = context.experiment.data, context.node.inputs
+    folders = {name: context.input(name) for name in nodes if name.startswith("part-")}
+    shards = {name: json.loads((path / SHARD).read_text()) for name, path in folders.items()}
+    broken = [each for shard in shards.values() for each in shard["broken"]]
+    check_broken(broken, data.max_broken)
+    filled = {name: shard for name, shard in shards.items() if shard["count"]}
+    if not filled:
+        raise ValueError(f"data.path {data.path} has no image that can be used")
+    sums = functools.reduce(ChannelSums.__add__, (
+        ChannelSums(shard["numbers"], *(torch.tensor(shard[name], dtype=torch.float64)
+                                        for name in ("total", "square")))
+        for shard in filled.values()))  # fmt: skip
+    normalisation = _normalisation(context, sums)
+    statistics = {
+        "source": data.source,
+        "count": sum(shard["count"] for shard in filled.values()),
+        "per_class": [
+            sum(counts) for counts in zip(*(s["per_class"] for s in filled.values()), strict=True)
+        ],
+        "codec": data.codec,
+        # What encoded latents that were found ready is not known.
+        "codec_sha256": data.codec_sha256 if data.source == "images" else None,
+        "mean": sums.mean.tolist(),
+        "std": sums.std.tolist(),
+        "shift": list(normalisation.shift),
+        "factor": list(normalisation.factor),
+        "broken": broken,
+        "shards": [f"{nodes[name].kind}/{nodes[name].key}" for name in filled],
+    }
+    (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
+    previews = [folder / IMAGES for folder in folders.values() if (folder / IMAGES).exists()]
+    if previews:
+        images = read_images(previews)
+        chosen = torch.linspace(0, len(images.label) - 1, min(len(images.label), 144)).long()
+        write_images(directory / IMAGES, ImageSet(images.index[chosen], images.label[chosen],
+                                                  images.image[chosen]))  # fmt: skip
+
+
+def _normalisation(context: Context, sums: ChannelSums) -> Normalisation:
+    """sd-vae: the factor of its authors. va-vae: that of the latents' makers, else measured."""
+    data = context.experiment.data
+    if data.codec == "none":
+        return Normalisation.uniform(data.channels, 1.0)
+    if data.codec == "sd-vae":
+        return Normalisation.uniform(data.channels, SD_SCALE)
+    mean, std = sums.mean, sums.std
+    if data.source == "latents":
+        given = json.loads((context.input("listing") / NORMALISATION).read_text())
+        mean, std = torch.tensor(given["mean"]), torch.tensor(given["std"])
+    return _of_channels(mean, std)
+
+
+def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
+    if not bool((std > 0).all()):
+        raise ValueError(f"latents must vary in every channel, but their deviations are "
+                         f"{std.tolist()}")  # fmt: skip
+    return Normalisation(tuple(mean.tolist()), tuple((1 / std).tolist()))
+
+
+def _read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
+    statistics = json.loads((folder / STATISTICS).read_text())
+    if "shift" not in statistics or "factor" not in statistics:
+        raise ValueError(f"{folder / STATISTICS} lacks the normalisation of its latents")
+    shift, factor = (tuple(statistics[name]) for name in ("shift", "factor"))
+    return statistics, Normalisation(shift, factor)
+
+
+def open_dataset(store: Store, graph: Graph) -> ImageDataset | LatentDataset:
+    """The training data of an experiment."""
+    artifact = store.open(graph.data.kind, graph.data.key)
+    data = graph.experiment.data
+    if data.source == "digits":
+        return ImageDataset(read_images([artifact.path / IMAGES]))
+    statistics, normalisation = _read_statistics(artifact.path)
+    names = [shard.split("/") for shard in statistics["shards"]]
+    paths = [store.open(kind, key).path / LATENTS for kind, key in names]
+    return LatentDataset(paths, normalisation, flip=data.flip)
+
+
+def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisation:
+    """How the latents were normalised that the model learnt.
+
+    A published checkpoint comes without its data: of SD-VAE the factor is its authors', of VA-VAE
+    the statistics are those that lie beside the latents.
+    """
+    if "data" not in context.node.inputs:
+        if decoder["codec"] == "sd-vae":
+            return Normalisation.uniform(context.experiment.data.channels, SD_SCALE)
+        given = json.loads((context.input("listing") / NORMALISATION).read_text())
+        return _of_channels(torch.tensor(given["mean"]), torch.tensor(given["std"]))
+    statistics, normalisation = _read_statistics(context.input("data"))
+    known = statistics["codec"], statistics["codec_sha256"]
+    if known[0] != decoder["codec"] or known[1] not in (None, decoder["sha256"]):
+        raise ValueError(f"the decoder must be {known[0]} {known[1]}, which made the latents, but "
+                         f"is {decoder['codec']} {decoder['sha256']}")  # fmt: skip
+    return normalisation
+
+
+def pixels_of(context: Context) -> Callable[[Tensor], Tensor]:
+    """What makes pixels uint8 (B, 3, R, R) of samples.
+
+    Raises:
+        ValueError: the decoder is not that of the latents that were learnt.
+    """
+    decoder = context.node.config.get("decoder")
+    if decoder is None:
+        return to_uint8
+    normalisation = _normalisation_of(context, decoder)
+    codec = codec_of(context)
+
+    def decode(z: Tensor) -> Tensor:
+        latents = normalisation.invert(z)
+        return torch.cat([codec.decode(part) for part in latents.split(BATCH)])
+
+    return decode

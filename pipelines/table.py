@@ -1,0 +1,179 @@
+"""One of the paper's tables, with what was measured here beside what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experiments.protocols import protocol_name
+from pipelines.collection import recorded_runs
+from pipelines.graph import Graph
+from pipelines.results import collect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from experiments import Experiment
+    from experiments.tables import TableRow
+    from pipelines.artifacts import Store
+    from pipelines.results import Measurement, Results
+
+METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "balanced_fid")
+"""Metrics that papers publish, by their names here."""
+PROTOCOL = "adm-imagenet256"
+"""Protocol of the published numbers."""
+PORT = "Inception-v3 in torch-fidelity's port of the same weights, published with"
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A row of the table, filled in."""
+
+    row: TableRow
+    experiment: Experiment | None
+    """What was run for it; None: nothing."""
+    measured: Measurement | None
+    """Our number; None: not run."""
+    obstacles: tuple[str, ...] = ()
+    """Why our number must not be compared with the published one; empty: it may be."""
+    differences: tuple[str, ...] = ()
+    """In what else the protocols differ; by how much that moves an FID is not known."""
+
+    @property
+    def state(self) -> str:
+        """What there is, in a word or two."""
+        if self.row.experiment is None:
+            return "published alone"
+        if self.measured is None:
+            return "not run"
+        return "not compared" if self.obstacles else "measured"
+
+    @property
+    def difference(self) -> float | None:
+        """Our FID less the published one; None where they must not be compared."""
+        if self.measured is None or self.obstacles:
+            return None
+        return self.measured.fid - self.row.published.fid
+
+
+def fill(
+    rows: Iterable[TableRow], store: Store, given: Mapping[str, Experiment]
+) -> list[TableLine]:  # fmt: skip
+    """Fill in what the store holds.
+
+    Args:
+        rows: Rows of the table.
+        store: Where results lie.
+        given: Row -> its experiment with files named and pinned. Besides, recorded runs count that
+            agree with the row in all that is not a file, a number of workers or the protocol.
+    """
+    runs = list(recorded_runs(store).values()) if store.exists() else []
+    return [_line(row, store, given.get(row.name), runs) for row in rows]
+
+
+def _line(
+    row: TableRow, store: Store, given: Experiment | None, runs: Iterable[Experiment]
+) -> TableLine:  # fmt: skip
+    if row.experiment is None:
+        return TableLine(row, None, None)
+    candidates = [*([] if given is None else [given]), *(run for run in runs if fits(row, run))]
+    found = []
+    for experiment in candidates:
+        measured = _measured(row, collect(store, Graph(experiment)))
+        if measured is not None:
+            obstacles = _obstacles(row, experiment, measured)
+            found.append(TableLine(row, experiment, measured, obstacles,
+                                   _differences(row, experiment, measured)))  # fmt: skip
+    # What can be compared first, then the newest.
+    return max(found, default=TableLine(row, None, None),
+               key=lambda line: (not line.obstacles, _published_at(line)))  # fmt: skip
+
+
+def _published_at(line: TableLine) -> float:
+    artifact = line.measured.artifact if line.measured else None
+    return float(artifact.manifest["created"]) if artifact else 0.0
+
+
+def _measured(row: TableRow, results: Results) -> Measurement | None:
+    """The row's number: at its scale, or at the scale that was chosen, on the other bank."""
+    if row.scale is None:
+        reported = results.reported()
+        return None if reported is None else reported.measurement
+    return results.headline(row.scale)
+
+
+def fits(row: TableRow, run: Experiment) -> bool:
+    """Whether a run is the row's experiment, but for files, workers, scales and protocol."""
+    if row.experiment is None or _science(row, row.experiment) != _science(row, run):
+        return False
+    if run.train.imported:
+        return run.train.checkpoint_sha256 in row.checkpoints
+    return _training(row.experiment) == _training(run)
+
+
+def _science(row: TableRow, experiment: Experiment) -> dict[str, Any]:
+    guidance = dataclasses.asdict(experiment.guidance.canonical())
+    for name in ("ig_scale", *(["ig_interval"] if row.scale == 1 else [])):
+        del guidance[name]
+    return {"model": experiment.model, "sampler": experiment.sampler.canonical(),
+            "guidance": guidance, "codec": experiment.data.codec}  # fmt: skip
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    train = experiment.train
+    return {"loss": experiment.loss, "optim": experiment.optim.canonical(), "steps": train.steps,
+            "batch": train.batch_size, "seed": train.seed, "flip": experiment.data.flip,
+            "imported": train.imported}  # fmt: skip
+
+
+def _obstacles(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
+    """What moves an FID by more than anybody would call rounding."""
+    mark, theirs = measured.fingerprint, row.protocol
+    found = []
+    if mark.num_samples != theirs.num_samples:
+        found.append(f"{mark.num_samples:,} samples, published with {theirs.num_samples:,}")
+    if mark.labels != theirs.labels:
+        found.append(f"{mark.labels} labels, published with {theirs.labels} ones")
+    extractor = mark.extractor.split()[0]
+    if extractor != "inception-v3-compat":
+        found.append(f"features of {extractor}, published with {theirs.extractor}")
+    if run.evaluation.reference is None:
+        found.append(f"reference: the training images, published with {theirs.reference}")
+    name = protocol_name(run.evaluation)
+    if name != PROTOCOL and not found:
+        found.append(f"protocol {name}, published with {PROTOCOL}")
+    return tuple(found)
+
+
+def _differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
+    mark, theirs = measured.fingerprint, row.protocol
+    found = [
+        f"pixels: {mark.pixels}, published {theirs.pixels}",
+        f"noise: addressed by image (bank {mark.bank}), published with {theirs.noise}",
+    ]
+    if mark.extractor.startswith("inception-v3-compat"):
+        found.append(f"features: {PORT} {theirs.extractor}")
+    if run.evaluation.reference is not None:
+        digest = str(run.evaluation.reference_sha256)[:12]
+        found.append(f"reference: a file with SHA-256 {digest}..., published with "
+                     f"{theirs.reference}")  # fmt: skip
+    if run.train.imported:
+        digest = str(run.train.checkpoint_sha256)[:12]
+        found.append(f"weights: a published checkpoint (SHA-256 {digest}...), not trained here")
+    if row.scale is None:
+        found.append(f"scale {measured.scale:g}: {row.note}")
+    elif row.note:
+        found.append(row.note)
+    return tuple(found)
+
+
+def among_ours(lines: Iterable[TableLine]) -> list[str]:
+    """In what our own numbers differ in their fingerprints, against the first of them."""
+    measured = [(line.row.name, line.measured.fingerprint) for line in lines if line.measured]
+    found = []
+    for name, mark in measured[1:]:
+        if mark != measured[0][1]:
+            reasons = "; ".join(measured[0][1].differences(mark))
+            found.append(f"{measured[0][0]} and {name}: {reasons}")
+    return found

@@ -1,0 +1,151 @@
+"""A published checkpoint instead of a training, from the file to an FID."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from ig_core.checkpoints import load_checkpoint, load_ema, save_official
+from ig_core.config import Guidance
+from ig_core.transformer import DiffusionTransformer
+from pipelines.cli import main
+from pipelines.experiment_run import run_experiment
+from pipelines.graph import Graph, closure
+from pipelines.home import Home
+from pipelines.pinned import resolve
+from pipelines.results import collect
+from tests.pipelines.conftest import events, run_inline, tiny
+
+
+def write_published(path: Path, experiment=None, seed: int = 0) -> Path:
+    """A checkpoint as the authors publish them: ema, model, optimizer and arguments."""
+    torch.manual_seed(seed)
+    config = (experiment or tiny()).model
+    ema, raw = (
+        {key: value if key.startswith("feat_rope.") else value + 0.05 * torch.randn(value.shape)
+         for key, value in save_official(DiffusionTransformer(config)).items()}
+        for _ in range(2)
+    )  # fmt: skip
+    torch.save({"model": {f"module.{key}": value for key, value in raw.items()}, "ema": ema,
+                "opt": {"state": {}, "param_groups": []}, "args": argparse.Namespace(lr=1e-4),
+                "epoch": 799, "steps": 3_984_208}, path)  # fmt: skip
+    return path
+
+
+def write_reference(path: Path, width: int = 64) -> Path:
+    """Reference statistics of the ADM protocol, for digits-cnn's 64 features."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(500, width))
+    np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    return path
+
+
+def imported(folder: Path, **train):
+    path = write_published(folder / "published.pt")
+    reference = write_reference(folder / "reference.npz")
+    return tiny(train={"from_checkpoint": str(path), **train},
+                evaluation={"reference": str(reference)})  # fmt: skip
+
+
+def test_a_published_checkpoint_ends_as_an_fid_against_a_reference(tmp_path):
+    home, output = Home(tmp_path / "home"), io.StringIO()
+    experiment = imported(tmp_path)
+    assert run_experiment(experiment, home, Console(file=output, width=200)) == 0
+    results = collect(home.store, Graph(resolve(experiment)))
+    assert results.complete
+    assert [m.point.step for m in results.curve] == [0, 0]
+    assert all(m.fid > 0 for m in results.final)
+    assert results.history() is None
+    assert {e["kind"] for e in events(home.store, "execute")} >= {"checkpoint", "evaluate"}
+    assert not [e for e in events(home.store, "execute", "checkpoint") if "world_size" in e]
+    text = output.getvalue()
+    assert "published.pt" in text
+    assert "step 20" not in text
+
+
+def test_the_averaged_weights_are_what_is_sampled(tmp_path):
+    experiment = resolve(imported(tmp_path))
+    home = Home(tmp_path / "home")
+    graph = Graph(experiment)
+    run_inline(home.store, experiment, targets=graph.checkpoints)
+    folder = home.store.open("checkpoint", graph.checkpoints[0].key).path
+    ours = save_official(load_ema(folder))
+    held = torch.load(tmp_path / "published.pt", weights_only=False)
+    assert ours.keys() == held["ema"].keys()
+    assert all(torch.equal(ours[key], value) for key, value in held["ema"].items())
+    header = json.loads((folder / "state.json").read_text())
+    assert header["imported"]["file"] == "published.pt"
+    with pytest.raises(ValueError, match="cannot be trained on"):
+        load_checkpoint(folder)
+
+
+def test_nothing_else_of_a_training_counts(tmp_path):
+    one = resolve(imported(tmp_path))
+    for changes in ({"train": {"steps": 7, "seed": 3, "batch_size": 99, "checkpoint_every": 1,
+                               "from_checkpoint": one.train.from_checkpoint}},
+                    {"optim": {"lr": 1.0}}, {"loss": {"aux_weight": 3.0}}):  # fmt: skip
+        given = {"train": {"from_checkpoint": one.train.from_checkpoint},
+                 "evaluation": {"reference": one.evaluation.reference}} | changes  # fmt: skip
+        other = resolve(tiny(**given))
+        assert Graph(other).run_key == Graph(one).run_key
+        assert Graph(other).targets == Graph(one).targets
+
+
+def test_the_file_counts_by_its_content_and_the_architecture_by_its_fields(tmp_path):
+    one = resolve(imported(tmp_path))
+    moved = tmp_path / "moved.pt"
+    moved.write_bytes((tmp_path / "published.pt").read_bytes())
+    same = resolve(tiny(train={"from_checkpoint": str(moved)},
+                        evaluation={"reference": one.evaluation.reference}))  # fmt: skip
+    assert Graph(same).targets == Graph(one).targets
+    assert Graph(same).run_key == Graph(one).run_key
+    write_published(moved, seed=1)
+    other = resolve(tiny(train={"from_checkpoint": str(moved)}))
+    assert Graph(other).checkpoints != Graph(one).checkpoints
+    plain = resolve(tiny(train={"from_checkpoint": str(moved)}, model={"aux_layer": None},
+                         guidance=Guidance(), ig_scales=()))  # fmt: skip
+    assert Graph(plain).checkpoints != Graph(other).checkpoints
+
+
+def test_no_training_data_is_needed(tmp_path):
+    weights = tmp_path / "inception.pth"
+    weights.write_bytes(b"weights")
+    changes = {"extractor": "inception-v3-compat", "extractor_weights": str(weights),
+               "reference": str(write_reference(tmp_path / "reference.npz", 2048))}  # fmt: skip
+    path = write_published(tmp_path / "published.pt")
+    graph = Graph(resolve(tiny(train={"from_checkpoint": str(path)}, evaluation=changes)))
+    assert "data" not in {node.kind for node in closure(graph.targets)}
+    trained = Graph(resolve(tiny(evaluation=changes)))
+    assert "data" in {node.kind for node in closure(trained.targets)}
+
+
+def test_a_file_that_is_not_the_pinned_one_or_does_not_fit_is_refused(tmp_path):
+    pinned = resolve(imported(tmp_path))
+    write_published(tmp_path / "published.pt", seed=5)
+    with pytest.raises(ValueError, match="from_checkpoint must be the file with SHA-256"):
+        resolve(pinned)
+    with pytest.raises(ValueError, match="from_checkpoint must be a file, but got"):
+        resolve(tiny(train={"from_checkpoint": str(tmp_path / "absent.pt")}))
+    wide = resolve(tiny(train={"from_checkpoint": pinned.train.from_checkpoint},
+                        model={"width": 32}))  # fmt: skip
+    home = Home(tmp_path / "home")
+    with pytest.raises(ValueError, match="does not fit the model"):
+        run_inline(home.store, wide)
+    assert not home.store.list("checkpoint")
+
+
+def test_the_plan_says_that_a_file_is_read(tmp_path, capsys):
+    write_published(tmp_path / "published.pt")
+    experiment = tmp_path / "experiment.json"
+    from experiments import experiment_to_json
+
+    experiment.write_text(experiment_to_json(imported(tmp_path)))
+    assert main(["plan", str(experiment)]) == 0
+    assert "reading" in capsys.readouterr().out

@@ -1,0 +1,269 @@
+"""`igdit inspect`: what checkpoints and caches of latents are, and what would go wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ig_core.checkpoints import save_official
+from ig_core.config import ModelConfig, OptimConfig, model_config
+from ig_core.inspection import inspect_checkpoint
+from ig_core.latent_inspection import inspect_latents
+from ig_core.training import TrainState
+from ig_core.transformer import DiffusionTransformer
+from pipelines.cli import main
+from tests.pipelines.test_imported import write_published
+
+SIT = ModelConfig(
+    backbone="sit", depth=3, width=32, num_heads=2, patch_size=2, input_size=8, in_channels=4,
+    num_classes=10, aux_layer=1,
+)  # fmt: skip
+LIGHT = replace(SIT, backbone="lightningdit", patch_size=1, rope=True, rms_norm=True, swiglu=True)
+
+
+def save(path, config, **others):
+    torch.save({"ema": save_official(DiffusionTransformer(config)), **others}, path)
+    return path
+
+
+@pytest.mark.parametrize("config", [SIT, LIGHT], ids=["sit", "lightningdit"])
+@pytest.mark.parametrize("head", [True, False])
+def test_the_architecture_is_read_from_the_shapes(config, head, tmp_path):
+    config = config if head else replace(config, aux_layer=None)
+    path = save(tmp_path / "w.pt", replace(config, mlp_ratio=4.0))
+    facts = inspect_checkpoint(path)
+    assert not facts.problems
+    assert facts.has_head == head
+    # SiT's files do not tell the number of heads: it is said to be a guess.
+    heads = 2 if config.rope else 1
+    assert facts.config == replace(config, num_heads=heads)
+    assert facts.time_reversed == (config.backbone == "lightningdit")
+    assert any("guess from its width" in note for note in facts.notes) == (not config.rope)
+    assert facts.parameters == sum(p.numel() for p in DiffusionTransformer(config).parameters())
+
+
+@pytest.mark.parametrize("name", ["SiT-S/2", "LightningDiT-B/1"])
+def test_a_published_size_is_named(name, tmp_path):
+    facts = inspect_checkpoint(save(tmp_path / "w.pt", model_config(name)))
+    assert facts.preset == name
+    assert facts.config == model_config(name)
+    assert not facts.problems
+
+
+def test_what_a_file_holds_and_lacks_is_said(tmp_path, capsys):
+    path = write_published(tmp_path / "published.pt")
+    facts = inspect_checkpoint(path)
+    assert facts.weights == "averaged (ema)"
+    assert facts.length == {"epoch": 799, "steps": 3_984_208}
+    assert facts.holds == ("args", "ema", "epoch", "model", "opt", "steps")
+    assert any("not trained further" in note for note in facts.notes)
+    assert main(["inspect", str(path)]) == 0
+    output = capsys.readouterr().out
+    assert "with auxiliary head" in output
+    assert "epoch 799, steps 3,984,208" in output
+    raw = torch.load(path, weights_only=False)["model"]
+    torch.save({"model": raw}, path)
+    assert "no averaged weights" in " ".join(inspect_checkpoint(path).notes)
+
+
+def test_the_original_sits_double_head_is_explained(tmp_path):
+    tensors = save_official(DiffusionTransformer(replace(SIT, aux_layer=None)))
+    tensors["final_layer.linear.weight"] = torch.randn(32, 32)
+    tensors["final_layer.linear.bias"] = torch.randn(32)
+    torch.save(tensors, tmp_path / "w.pt")
+    facts = inspect_checkpoint(tmp_path / "w.pt")
+    assert not facts.problems
+    assert facts.time_reversed
+    assert any("DiT has the same names" in note for note in facts.notes)
+
+
+def test_what_would_go_wrong_is_listed_and_is_exit_code_one(tmp_path, capsys):
+    tensors = save_official(DiffusionTransformer(SIT))
+    del tensors["blocks.1.attn.qkv.bias"]
+    tensors["blocks.0.attn.proj.bias"] = torch.full((32,), torch.nan)
+    torch.save({"ema": tensors}, tmp_path / "w.pt")
+    assert main(["inspect", str(tmp_path / "w.pt")]) == 1
+    output = capsys.readouterr().out
+    assert "missing blocks.1.attn.qkv.bias" in output
+    assert "blocks.0.attn.proj.bias holds NaN" in output
+
+
+def test_a_checkpoint_of_ones_own(tmp_path, capsys):
+    from ig_core.checkpoints import save_checkpoint
+
+    save_checkpoint(TrainState.new(SIT, OptimConfig(), 0, "cpu"), tmp_path / "own")
+    assert main(["inspect", str(tmp_path / "own")]) == 0
+    output = capsys.readouterr().out
+    assert "after block 1" in output
+    assert "averaged (ema), as trained (model)" in output
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+def test_other_files_are_one_message(content, tmp_path, capsys):
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+    assert main(["inspect", str(path)]) == 2
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    torch.save({"weight": torch.zeros(3)}, path)
+    assert main(["inspect", str(path)]) == 2
+    assert "holds no weights of a SiT or LightningDiT" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "absent.pt")]) == 2
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "no cache of latents that is known" in capsys.readouterr().err
+
+
+# Latents
+
+
+def repa(folder, count=6, classes=3, scale=5.0):
+    rng = np.random.default_rng(0)
+    entries = []
+    for i in range(count):
+        name = f"{i // 1000:05d}/img-mean-std-{i:08d}.npy"
+        (folder / "vae-sd" / name).parent.mkdir(parents=True, exist_ok=True)
+        moments = np.concatenate([scale * rng.normal(size=(4, 32, 32)), np.ones((4, 32, 32))])
+        np.save(folder / "vae-sd" / name, moments.astype(np.float32))
+        entries.append([name, i % classes])
+    (folder / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": entries}))
+    return folder
+
+
+def lightning(folder, shards=2, flip=True, offset=0.0):
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(shards):
+        latents = torch.randn(12, 32, 16, 16, generator=generator) + offset
+        tensors = {"latents": latents, "labels": torch.arange(12) % 4}
+        tensors |= {"latents_flip": latents.flip(3).contiguous()} if flip else {}
+        save_file(tensors, folder / f"latents_rank00_shard{i:03d}.safetensors")
+    ones = torch.ones(1, 32, 1, 1)
+    torch.save({"mean": 0 * ones, "std": ones}, folder / "latents_stats.pt")
+    return folder
+
+
+def test_repas_latents(tmp_path, capsys):
+    folder = repa(tmp_path / "data")
+    facts = inspect_latents(folder)
+    assert not facts.problems
+    assert facts.shape == (8, 32, 32)
+    assert dict(facts.labels) == {0: 2, 1: 2, 2: 2}
+    assert main(["inspect", str(folder)]) == 0
+    output = capsys.readouterr().out
+    for words in ("SD-VAE f8", "moments", "0.18215", "none: images are learnt", "6 in 6 files"):
+        assert words in output
+
+
+def test_lightningdits_latents(tmp_path, capsys):
+    folder = lightning(tmp_path / "data")
+    facts = inspect_latents(folder)
+    assert not facts.problems
+    assert facts.count == 24
+    assert main(["inspect", str(folder)]) == 0
+    output = capsys.readouterr().out
+    for words in ("VA-VAE f16", "samples of the posterior", "a mirrored latent beside each",
+                  "24 in 2 files"):  # fmt: skip
+        assert words in output
+
+
+def break_std(folder):
+    path = next((folder / "vae-sd").rglob("*.npy"))
+    np.save(path, -np.load(path))
+
+
+def lose_a_file(folder):
+    next((folder / "vae-sd").rglob("*.npy")).unlink()
+
+
+def add_a_file(folder):
+    np.save(folder / "vae-sd" / "more.npy", np.zeros((8, 32, 32), dtype=np.float32))
+
+
+def pickle_a_file(folder):
+    path = next((folder / "vae-sd").rglob("*.npy"))
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (break_std, "log-variance or a sample"),
+        (lose_a_file, "1 files listed in dataset.json, not there"),
+        (add_a_file, "1 files without a label"),
+        (pickle_a_file, "cannot be read: Object arrays"),
+    ],
+)
+def test_what_is_wrong_with_repas_latents(change, words, tmp_path):
+    folder = repa(tmp_path / "data")
+    change(folder)
+    assert any(words in problem for problem in inspect_latents(folder).problems)
+
+
+def test_latents_that_are_scaled_already_are_noticed(tmp_path):
+    problems = inspect_latents(repa(tmp_path / "data", scale=1.0)).problems
+    assert any("scaled already" in problem for problem in problems)
+
+
+def test_what_is_wrong_with_lightningdits_latents(tmp_path):
+    folder = lightning(tmp_path / "plain", flip=False)
+    assert any("hold no flips" in p for p in inspect_latents(folder).problems)
+    (folder / "latents_stats.pt").unlink()
+    assert any("latents_stats.pt is missing" in p for p in inspect_latents(folder).problems)
+    other = inspect_latents(lightning(tmp_path / "other", offset=9.0))
+    assert any("they are of other latents" in problem for problem in other.problems)
+    damaged = lightning(tmp_path / "damaged")
+    (damaged / "latents_rank00_shard001.safetensors").write_bytes(b"\x00" * 20)
+    found = inspect_latents(damaged)
+    assert any("shard001.safetensors cannot be read" in problem for problem in found.problems)
+    assert found.count == 12
+    (damaged / "latents_rank00_shard000.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="no shard of"):
+        inspect_latents(damaged)
+
+
+def test_missing_labels_are_noticed(tmp_path):
+    folder = repa(tmp_path / "data")
+    path = folder / "vae-sd" / "dataset.json"
+    entries = json.loads(path.read_text())["labels"]
+    path.write_text(json.dumps({"labels": [[name, label * 2] for name, label in entries]}))
+    assert any("only 3 of them occur" in p for p in inspect_latents(folder).problems)
+    path.write_text("[1")
+    with pytest.raises(ValueError, match="must hold"):
+        inspect_latents(folder)
+
+
+def test_latents_in_the_store(tmp_path, capsys):
+    from experiments import DataConfig
+    from pipelines.folder_store import FolderStore
+    from pipelines.graph import Graph
+    from pipelines.pinned import resolve
+    from tests.latent_sets import make_sd_vae, write_npy
+    from tests.pipelines.conftest import run_inline, tiny
+
+    moments = np.random.default_rng(0).random((7, 8, 4, 4), np.float32)
+    path = write_npy(tmp_path / "npy", moments, np.arange(7) % 3)
+    for name in ("weights.pt", "reference.npz"):
+        (tmp_path / name).write_bytes(b"are not read here")
+    data = DataConfig(source="latents", path=str(path), codec="sd-vae", channels=4, side=4,
+                      resolution=32, num_classes=4, shard_size=4,
+                      codec_path=str(make_sd_vae(tmp_path / "sd")))  # fmt: skip
+    experiment = resolve(tiny(
+        data=data, model={"in_channels": 4, "input_size": 4, "num_classes": 4},
+        evaluation={"extractor": "inception-v3-compat",
+                    "extractor_weights": str(tmp_path / "weights.pt"),
+                    "reference": str(tmp_path / "reference.npz")},
+    ))  # fmt: skip
+    store = FolderStore(tmp_path / "store")
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    assert main(["inspect", str(store.open("data", graph.data.key).path)]) == 1
+    output = capsys.readouterr().out
+    for words in ("2 shards bound together", "sd-vae", "factor 0.1822", "7", "3: 2 (label",
+                  "Would go wrong: 1 labels have no latent, for example 3"):  # fmt: skip
+        assert words in output
+    shard = graph.data.inputs["part-00000"]
+    assert main(["inspect", str(store.open(shard.kind, shard.key).path)]) == 0
+    assert "8 x 4 x 4" in capsys.readouterr().out

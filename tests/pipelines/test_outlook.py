@@ -1,0 +1,89 @@
+"""What an experiment is going to take: what was measured, what is assumed, what is unknown."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from experiments import get_experiment
+from ig_core.costs import training_flops
+from pipelines.cli import main
+from pipelines.dag import make_plan
+from pipelines.folder_store import FolderStore
+from pipelines.graph import Graph
+from pipelines.outlook import Assumption, disk_bytes, print_outlook, works
+from pipelines.pinned import resolve
+from pipelines.results import collect
+from tests.pipelines.conftest import tiny
+
+
+def planned(store, experiment):
+    results = collect(store, Graph(resolve(experiment, partly=True)))
+    return results, make_plan(store, results.targets)
+
+
+def test_assumed_hours_follow_from_the_arithmetic(tmp_path):
+    experiment = get_experiment("sit_xl2_ig")
+    results, plan = planned(FolderStore(tmp_path), experiment)
+    training, sampling, report = works(results, plan, Assumption(1000.0, 0.5))
+    assert training.images == 400_000 * 256
+    expected = training.images * training_flops(experiment.model) / 500e12 / 3600
+    assert training.hours == pytest.approx(expected)
+    assert not training.measured
+    assert sampling.images == sum(n.config["stop"] - n.config["start"]
+                                  for n in plan.missing if n.kind == "images")  # fmt: skip
+    assert report.images == 100_000
+    slower = works(results, plan, Assumption(500.0, 0.5))
+    assert slower[0].hours == pytest.approx(2 * training.hours)
+
+
+def test_what_was_measured_is_taken_first_and_said_to_be(finished):
+    longer = tiny(train={"steps": 40, "checkpoint_every": 20})
+    results, plan = planned(finished.home.store, longer)
+    found = works(results, plan, Assumption(1000.0))
+    assert all(work.measured and work.seconds_each > 0 for work in found)
+    assert found[0].images == 20 * 16, "the first twenty steps are there"
+    other = tiny(model={"width": 32})
+    results, plan = planned(finished.home.store, other)
+    assert not any(work.measured for work in works(results, plan, Assumption(1000.0)))
+
+
+def test_of_cpus_nothing_is_assumed(tmp_path):
+    results, plan = planned(FolderStore(tmp_path), tiny())
+    assert all(work.hours is None for work in works(results, plan, Assumption()))
+    gpus = replace(tiny(), resources=replace(tiny().resources, use_gpu=True))
+    results, plan = planned(FolderStore(tmp_path), gpus)
+    assert all(work.hours is not None for work in works(results, plan, Assumption()))
+
+
+def test_disk_is_near_what_is_written(finished, tmp_path):
+    results, plan = planned(FolderStore(tmp_path), tiny())
+    sizes = disk_bytes(results, plan)
+    written = {kind: sum(a.size for a in finished.home.store.list(kind))
+               for kind in ("checkpoint", "images", "features")}  # fmt: skip
+    assert sizes["checkpoints"] == pytest.approx(written["checkpoint"], rel=0.5)
+    # Pixels of tiny images weigh less than the frame of their file, and compress.
+    assert 0 < sizes["images"] < written["images"]
+    assert 0 < sizes["features"] < written["features"]
+
+
+def test_the_plan_says_it_all(capsys):
+    assert main(["plan", "sit_xl2_ig", "--assume-tflops", "989"]) == 0
+    output = capsys.readouterr().out
+    for words in ("677,491,232 parameters", "GPU-hours", "Assumed, not measured: 989 TFLOP/s",
+                  "30 % of it reached", "GiB", "Still to be named: --evaluation.reference",
+                  "ImageNet's 1,281,167"):  # fmt: skip
+        assert words in output
+    assert main(["plan", "sit_xl2_ig", "--assume-utilisation", "2"]) == 2
+    assert "assume_utilisation must be in (0, 1]" in capsys.readouterr().err
+
+
+def test_a_finished_experiment_takes_nothing(finished):
+    results, plan = planned(finished.home.store, tiny())
+    output = io.StringIO()
+    print_outlook(results, plan, Assumption(), Console(file=output, width=200))
+    assert works(results, plan, Assumption()) == []
+    assert output.getvalue().startswith("There already:")
