@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ig_core.codecs import SD_SCALE, Codec, load_codec
-from ig_core.images import ImageDataset, ImageSet, read_images, to_uint8, write_images
+from ig_core.images import ImageDataset, ImageSet, read_images, write_images
 from ig_core.latents import ChannelSums, LatentDataset, Normalisation
 from pipelines.pinned import codec_digest
 from pipelines.stages.data import IMAGES
@@ -129,15 +129,15 @@ def open_dataset(store: Store, graph: Graph) -> ImageDataset | LatentDataset:
     return LatentDataset(paths, normalisation, flip=data.flip)
 
 
-def pixels_of(context: Context) -> Callable[[Tensor], Tensor]:
-    """What makes pixels uint8 (B, 3, R, R) of samples.
+def decoder_of(context: Context) -> Callable[[Tensor], Tensor] | None:
+    """What makes pixels uint8 (B, 3, R, R) of samples; None: they are pixels.
 
     Raises:
         ValueError: the decoder is not that of the latents that were learnt.
     """
     decoder = context.node.config.get("decoder")
     if decoder is None:
-        return to_uint8
+        return None
     statistics, normalisation = _read_statistics(context.input("data"))
     known = statistics["codec"], statistics["codec_sha256"]
     if known[0] != decoder["codec"] or known[1] not in (None, decoder["sha256"]):
