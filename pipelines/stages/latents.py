@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ig_core.codecs import SD_SCALE, Codec, load_codec
-from ig_core.images import ImageDataset, ImageSet, read_images, to_uint8, write_images
+from ig_core.images import ImageDataset, ImageSet, read_images, write_images
 from ig_core.latents import ChannelSums, LatentDataset, Normalisation
 from pipelines.pinned import codec_digest
 from pipelines.stages.data import IMAGES
@@ -152,15 +152,15 @@ def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisatio
     return normalisation
 
 
-def pixels_of(context: Context) -> Callable[[Tensor], Tensor]:
-    """What makes pixels uint8 (B, 3, R, R) of samples.
+def decoder_of(context: Context) -> Callable[[Tensor], Tensor] | None:
+    """What makes pixels uint8 (B, 3, R, R) of samples; None: they are pixels.
 
     Raises:
         ValueError: the decoder is not that of the latents that were learnt.
     """
     decoder = context.node.config.get("decoder")
     if decoder is None:
-        return to_uint8
+        return None
     normalisation = _normalisation_of(context, decoder)
     codec = codec_of(context)
 

@@ -18,7 +18,7 @@ from ig_core.pools import beyond_balanced, random_pool
 from ig_core.sampling import NonFiniteSampleError
 from pipelines.errors import SamplingFailedError
 from pipelines.stages.data import IMAGES
-from pipelines.stages.latents import pixels_of
+from pipelines.stages.latents import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,9 +87,10 @@ def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> No
     guidances = [Guidance(**context.node.config["guidance"]) for context in contexts]
     sampler = SamplerConfig(**config["sampler"])
     indices = shard_indices(config, model.config.num_classes)
-    to_pixels = pixels_of(contexts[0])
+    decode = decoder_of(contexts[0])
+    decoded = {} if decode is None else {"to_pixels": decode}
     try:
-        pieces = [sample_images(model, index, config["seed"], guidances, sampler, to_pixels)
+        pieces = [sample_images(model, index, config["seed"], guidances, sampler, **decoded)
                   for index in indices.split(experiment.resources.sample_batch)]  # fmt: skip
     except NonFiniteSampleError as error:
         scales = ", ".join(f"{guidance.ig_scale:g}" for guidance in guidances)

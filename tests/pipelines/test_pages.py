@@ -156,7 +156,7 @@ def titled(pages: dict[str, str], words: str) -> str:
 @pytest.fixture
 def trials(home):
     url = f"sqlite:///{home.root / 'study.db'}"
-    (stored,) = stored_studies(url, home.store.root / ".drivers")
+    (stored,) = stored_studies(url, home.store)
     trials = stored.trials
     return sorted(trials, key=lambda t: (t.fid, t.number))
 
