@@ -219,7 +219,7 @@ def _read_header(directory: Path) -> dict[str, Any]:
 def _parse(directory: Path, build: Callable[[], Any]) -> Any:  # noqa: ANN401
     try:
         return build()
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{directory / 'state.json'} is no checkpoint header: {error!r}"
         ) from error
