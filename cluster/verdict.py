@@ -33,7 +33,7 @@ def findings(store: Store, got: Sequence[Trial], wanted: Sequence[Trial]) -> lis
         if event["event"] == "execute" and event["kind"] == "checkpoint":
             ready = [int(e["key"].rpartition("-")[2]) for e in published(store)
                      if e["kind"] == "checkpoint" and e["key"].startswith(event["key"])
-                     and e["time"] < event["time"] - 1]  # fmt: skip
+                     and e["time"] < event.get("decided", event["time"]) - 1]  # fmt: skip
             if max(ready, default=0) > event["from_step"]:
                 wrong.append(f"a training began at step {event['from_step']} though "
                              f"{max(ready)} was published")  # fmt: skip

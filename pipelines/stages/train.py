@@ -100,6 +100,7 @@ def train_worker(
     team = Team(rank, world_size, resources.device)
     try:
         open_data(store, graph, team)
+        decided = round(time.time(), 3)
         start = open_start(store, graph, job.steps, team)
     except CorruptArtifactError as error:
         return TrainOutcome(0, damaged=error)
@@ -109,7 +110,8 @@ def train_worker(
     publisher.begin(start)
     if rank == 0:
         store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
-                  world_size=world_size, from_step=state.step, to_step=max(job.steps))  # fmt: skip
+                  world_size=world_size, from_step=state.step, to_step=max(job.steps),
+                  decided=decided)  # fmt: skip
     return _train_on(job, experiment, state, dataset, publisher, post, notice)
 
 
