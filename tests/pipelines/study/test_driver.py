@@ -504,6 +504,7 @@ def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_comm
         "sampler",
         "num_samples",
         "protocol",
+        "checkpoint",
     }
     compared = {"aux_layer", "aux_weight", "ig_scale", "cfg_scale", "model"}
     parent = runs.pop("")
