@@ -37,13 +37,16 @@ def starting_points(
     Args:
         names: Kind and key of what is published.
         graph: Whose states.
-        wanted: The steps.
+        wanted: The steps; those that have a checkpoint are not made again.
     """
     states = {"checkpoint": graph.checkpoint, "resume": graph.resume}
     hashes = {kind: state(0).hash for kind, state in states.items()}
-    first = min(wanted)
+    wanted = list(wanted)
     found = [(_step(key), kind) for kind, key in names
              if hashes.get(kind) == key.rpartition("-")[0]]  # fmt: skip
+    # Workers that are replaced still want what those before them have published.
+    there = {step for step, kind in found if kind == "checkpoint"}
+    first = min((step for step in wanted if step not in there), default=max(wanted))
     best = sorted(found, key=lambda each: (each[0], each[1] == "checkpoint"), reverse=True)
     return [states[kind](step) for step, kind in best if step < first]
 

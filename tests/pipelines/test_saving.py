@@ -191,6 +191,18 @@ def test_of_a_checkpoint_and_a_state_of_one_step_the_checkpoint_is_continued(tmp
     assert starting_step(store, graph, [7]) == 0
 
 
+def test_workers_that_are_replaced_go_on_from_what_those_before_them_published(tmp_path):
+    """Their job still wants it, since it is the job of those before them."""
+    store, graph = FolderStore(tmp_path), Graph(tiny(train=LONG))
+    for step in (10, 20):
+        node = graph.checkpoint(step)
+        with store.publish(node.kind, node.key, {}) as directory:
+            (directory / "state.json").write_text("{}")
+    assert starting_step(store, graph, [10, 20, 30, 40]) == 20
+    assert starting_step(store, graph, [5, 10, 20, 30]) == 0  # what is missing before it is made
+    assert starting_step(store, graph, [10, 20]) == 10  # the end is come to again, and found there
+
+
 # Damage
 
 
