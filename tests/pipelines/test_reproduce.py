@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from experiments import get_experiment, get_study
-from pipelines.cli import StudyCommand, _options
+from pipelines.cli import RunOptions, StudyCommand, _options
 from pipelines.reproduce import command, run_words, study_words
 from pipelines.study.options import StudyOptions
 from tests.pipelines.conftest import tiny
@@ -39,7 +39,7 @@ def changed(name="digits", **parts):
 def test_the_command_gives_the_experiment_again(experiment):
     words = run_words(experiment)
     assert shlex.split(command(words)) == ["igdit", *words]
-    assert _options(words[1:], "run").experiment == experiment
+    assert _options(words[1:], "run", RunOptions).experiment == experiment
 
 
 def test_an_experiment_outside_the_registry_has_no_command():
