@@ -25,7 +25,8 @@ from ig_core.training import TrainState, train
 from pipelines.graph import Graph
 from pipelines.runners import prepare_ray_environment
 from pipelines.stages.build import Job, build, open_store
-from pipelines.stages.train import TrainJob, _dataset, train_worker
+from pipelines.stages.latents import open_dataset
+from pipelines.stages.train import TrainJob, train_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +66,7 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
     torch.set_num_threads(1)
     graph = Graph(experiment)
     state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed)
-    images = open_store(store).open(graph.data.kind, graph.data.key)
-    dataset, turns = _dataset(images), Turns(folder, "bare", "group")
+    dataset, turns = open_dataset(open_store(store), graph), Turns(folder, "bare", "group")
     for step in train(state, dataset, experiment.loss, experiment.train, flush_every=steps):
         if step % steps == 0:
             turns.done(step)

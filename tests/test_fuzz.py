@@ -173,7 +173,7 @@ def bucket(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A checkpoint of a small model, and its header."""
-    directory = tmp_path_factory.mktemp("checkpoint")
+    directory = tmp_path_factory.mktemp("fuzz") / "checkpoint"  # what lies beside it is looked at
     model = ModelConfig(backbone="sit", depth=2, width=16, num_heads=2, patch_size=2, input_size=4,
                         in_channels=1, num_classes=3, aux_layer=1)  # fmt: skip
     save_checkpoint(TrainState.new(model, OptimConfig(), 0), directory)
