@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def published(store: Store) -> list[dict[str, Any]]:
     """What was published, in the order of time."""
-    return [event for event in store.events() if event["event"] == "published"]
+    return _published(store.events())
+
+
+def _published(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "published"]
 
 
 def findings(store: Store, got: Sequence[Trial], wanted: Sequence[Trial]) -> list[str]:
@@ -27,11 +31,13 @@ def findings(store: Store, got: Sequence[Trial], wanted: Sequence[Trial]) -> lis
     wrong += [f"trial {a} should be {b}" for a, b in zip(results, expected, strict=False) if a != b]
     if len(results) != len(expected):
         wrong.append(f"{len(results)} trials instead of {len(expected)}")
-    often = collections.Counter((e["kind"], e["key"]) for e in published(store))
+    events = store.events()  # from a bucket, an object each: read once
+    made = _published(events)
+    often = collections.Counter((e["kind"], e["key"]) for e in made)
     wrong += [f"{name} was published {count} times" for name, count in often.items() if count > 1]
-    for event in store.events():
+    for event in events:
         if event["event"] == "execute" and event["kind"] == "checkpoint":
-            ready = [int(e["key"].rpartition("-")[2]) for e in published(store)
+            ready = [int(e["key"].rpartition("-")[2]) for e in made
                      if e["kind"] == "checkpoint" and e["key"].startswith(event["key"])
                      and e["time"] < event.get("decided", event["time"]) - 1]  # fmt: skip
             if max(ready, default=0) > event["from_step"]:
