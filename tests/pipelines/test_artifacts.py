@@ -14,6 +14,7 @@ from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifac
 from pipelines.folder_store import FolderStore
 from pipelines.keys import canonical_json, content_key
 from tests.pipelines.conftest import damage, events, tree
+from tests.pipelines.store_programs import LEASE, PUBLISH, WANT
 from tests.pipelines.test_locks import interfere
 
 KEY = "0123abcd"
@@ -164,18 +165,6 @@ def test_the_first_publisher_of_a_key_wins(store):
     assert leftovers(store) == []
 
 
-PUBLISH = """
-import sys
-from pipelines.folder_store import FolderStore
-store = FolderStore(sys.argv[1])
-with store.publish("data", sys.argv[2], {}) as directory:
-    (directory / "a.txt").write_text(sys.argv[3])
-    print("writing")
-    input()
-print("done")
-"""
-
-
 def test_of_many_publishers_at_once_exactly_one_wins(store, child):
     others = [child(PUBLISH, store.root, KEY, f"writer {n}") for n in range(4)]
     assert [other.read() for other in others] == ["writing"] * 4
@@ -218,20 +207,6 @@ def test_sweeping_an_empty_store_does_nothing(store):
 
 # Leases
 
-WANT = """
-import sys
-from pipelines.folder_store import FolderStore
-store = FolderStore(sys.argv[1])
-print("ready")
-input()
-with store.lease("data", "shared", lambda: store.find("data", "shared") is not None):
-    if store.find("data", "shared") is None:
-        store.log("execute", "data", "shared")
-        with store.publish("data", "shared", {}) as directory:
-            (directory / "a.txt").write_text("content")
-print("ok" if store.open("data", "shared") else "missing")
-"""
-
 
 def test_what_many_processes_want_at_once_is_built_once(store, child):
     others = [child(WANT, store.root) for _ in range(4)]
@@ -242,20 +217,6 @@ def test_what_many_processes_want_at_once_is_built_once(store, child):
     assert len(events(store, "execute")) == 1
     assert len(events(store, "published")) == 1
     assert leftovers(store) == []
-
-
-LEASE = """
-import sys
-from pipelines.folder_store import FolderStore
-def waiting():
-    if not told:
-        told.append(print("waiting"))
-told = []
-with FolderStore(sys.argv[1]).lease("data", "shared", waiting) as held:
-    print("held", held)
-    input()
-print("over")
-"""
 
 
 def test_a_waiter_takes_over_from_a_killed_holder(store, child):

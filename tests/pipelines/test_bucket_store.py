@@ -17,6 +17,7 @@ from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifac
 from pipelines.stages.build import open_store
 from pipelines.stores import make_store
 from tests.pipelines.conftest import events, tree
+from tests.pipelines.store_programs import LEASE, PUBLISH, WANT
 from tests.processes import wait_for
 
 KEY = "0123abcd"
@@ -121,19 +122,6 @@ def test_an_error_while_uploading_publishes_nothing_and_leaves_nothing(store, mo
     assert objects(store) == []
 
 
-PUBLISH = """
-import sys
-from pipelines.stages.build import open_store
-from pipelines.stores import make_store
-store = make_store(sys.argv[1])
-with store.publish("data", sys.argv[2], {}) as directory:
-    (directory / "a.txt").write_text(sys.argv[3])
-    print("writing")
-    input()
-print("done")
-"""
-
-
 def test_of_many_publishers_at_once_exactly_one_wins(store, child, use):
     others = [child(PUBLISH, use, KEY, f"writer {n}") for n in range(4)]
     assert [other.read() for other in others] == ["writing"] * 4
@@ -197,21 +185,6 @@ def test_a_sweeper_that_comes_too_late_leaves_what_was_published(store, monkeypa
 
 # Leases
 
-WANT = """
-import sys
-from pipelines.stages.build import open_store
-from pipelines.stores import make_store
-store = make_store(sys.argv[1])
-print("ready")
-input()
-with store.lease("data", "shared", lambda: store.find("data", "shared") is not None):
-    if store.find("data", "shared") is None:
-        store.log("execute", "data", "shared")
-        with store.publish("data", "shared", {}) as directory:
-            (directory / "a.txt").write_text("content")
-print("ok" if store.open("data", "shared") else "missing")
-"""
-
 
 def test_what_many_processes_want_at_once_is_built_once(store, child, use):
     others = [child(WANT, use) for _ in range(4)]
@@ -222,21 +195,6 @@ def test_what_many_processes_want_at_once_is_built_once(store, child, use):
     assert len(events(store, "execute")) == 1
     assert len(events(store, "published")) == 1
     assert objects(store, ".locks") == []
-
-
-LEASE = """
-import sys
-from pipelines.stages.build import open_store
-from pipelines.stores import make_store
-def waiting():
-    if not told:
-        told.append(print("waiting"))
-told = []
-with make_store(sys.argv[1]).lease("data", "shared", waiting) as held:
-    print("held", held)
-    input()
-print("over")
-"""
 
 
 def test_a_waiter_takes_over_from_a_killed_holder_but_not_from_one_that_is_slow(store, child, use):

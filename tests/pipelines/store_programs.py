@@ -1,0 +1,39 @@
+"""Programs of other processes that use a store, by its address; see `Child` in conftest."""
+
+PUBLISH = """
+import sys
+from pipelines.stores import make_store
+store = make_store(sys.argv[1])
+with store.publish("data", sys.argv[2], {}) as directory:
+    (directory / "a.txt").write_text(sys.argv[3])
+    print("writing")
+    input()
+print("done")
+"""
+
+WANT = """
+import sys
+from pipelines.stores import make_store
+store = make_store(sys.argv[1])
+print("ready")
+input()
+with store.lease("data", "shared", lambda: store.find("data", "shared") is not None):
+    if store.find("data", "shared") is None:
+        store.log("execute", "data", "shared")
+        with store.publish("data", "shared", {}) as directory:
+            (directory / "a.txt").write_text("content")
+print("ok" if store.open("data", "shared") else "missing")
+"""
+
+LEASE = """
+import sys
+from pipelines.stores import make_store
+def waiting():
+    if not told:
+        told.append(print("waiting"))
+told = []
+with make_store(sys.argv[1]).lease("data", "shared", waiting) as held:
+    print("held", held)
+    input()
+print("over")
+"""
