@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.local import LocalCluster
+from cluster.processes import title
 from cluster.verdict import findings, published, runs_in_mlflow
 from pipelines.stores import make_store
 from pipelines.study.shelf import stored_study
@@ -125,8 +126,8 @@ class Chaos:
     def kill_driver(self) -> None:
         """SIGKILL the job's driver, and submit the study again."""
         head = self.cluster.nodes[0].process
-        drivers = [p.pid for p in (head.below() if head else ()) if " study digits" in _title(p.pid)
-                   and _title(p.pid).split(" ")[1:3] == ["-m", "pipelines"]]  # fmt: skip
+        drivers = [p.pid for p in (head.below() if head else ()) if " study digits" in title(p.pid)
+                   and title(p.pid).split(" ")[1:3] == ["-m", "pipelines"]]  # fmt: skip
         self.say(f"kills driver {drivers}")
         for pid in drivers:
             os.kill(pid, signal.SIGKILL)
@@ -149,7 +150,7 @@ class Chaos:
         def find() -> tuple[int, int] | None:
             for node in self.cluster.nodes[1:]:
                 for process in node.process.below() if node.process else ():
-                    if "ray::RayTrainWorker" in _title(process.pid):
+                    if "ray::RayTrainWorker" in title(process.pid):
                         return process.pid, node.number
             return None
 
@@ -227,13 +228,6 @@ def run(folder: Path, trials: int, say: Callable[[str], None]) -> list[str]:
             return wrong
     finally:
         cluster.stop()
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 def main() -> int:

@@ -178,8 +178,8 @@ class LocalCluster:
 
     def _ray_start(self, node: Node) -> list[str]:
         if node.number:
-            return node.join(self.nodes[0], self.port)
-        return node.lead(self.port, self.dashboard_port, self.folder / "ray")
+            return node.join(self.nodes[0], self.port, self.folder)
+        return node.lead(self.port, self.dashboard_port, self.folder)
 
     def _start_services(self, names: tuple[str, ...]) -> None:
         known = self._known_secrets()

@@ -40,15 +40,17 @@ class Node:
         """Its own loopback address; the head is 127.0.0.2."""
         return f"127.0.0.{self.number + 2}"
 
-    def lead(self, port: int, dashboard_port: int, temporary: Path) -> list[str]:
-        """The command of a head."""
+    def lead(self, port: int, dashboard_port: int, folder: Path) -> list[str]:
+        """The command of a head; Ray's files of all nodes lie in the folder."""
         return [*START, "--head", f"--port={port}", "--disable-usage-stats",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
-                f"--temp-dir={temporary}", *self._size()]  # fmt: skip
+                f"--temp-dir={folder / 'ray'}", *self._size()]  # fmt: skip
 
-    def join(self, head: Node, port: int) -> list[str]:
+    def join(self, head: Node, port: int, folder: Path) -> list[str]:
         """The command of a worker."""
-        return [*START, f"--address={head.address}:{port}", *self._size()]
+        # In one folder, each node would delete and write anew the uploaded code that others run.
+        return [*START, f"--address={head.address}:{port}",
+                f"--temp-dir={folder / f'ray{self.number}'}", *self._size()]  # fmt: skip
 
     def _size(self) -> list[str]:
         # Without a port of its own an agent takes one that another cluster's agent may have here.

@@ -57,19 +57,32 @@ class Process:
 
     def below(self) -> list[Process]:
         """All its descendants."""
-        parents: dict[int, list[int]] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-        found, queue = [], [self.pid]
-        while queue:
-            children = parents.get(queue.pop(), [])
-            found += children
-            queue += children
-        return [Process(pid, _born(pid)) for pid in found]
+        return [Process(pid, _born(pid)) for pid in descendants(self.pid)]
+
+
+def descendants(root: int) -> list[int]:
+    """Pids of all processes below one."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, queue = [], [root]
+    while queue:
+        children = parents.get(queue.pop(), [])
+        found += children
+        queue += children
+    return found
+
+
+def title(pid: int) -> str:
+    """What `ps` shows of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def _kill(processes: Sequence[Process]) -> None:

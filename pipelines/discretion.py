@@ -100,6 +100,13 @@ def without_user(address: str) -> str:
     return USER.sub("", USER_AND_PASSWORD.sub("", address, count=1), count=1)
 
 
+def where_to_compare(tracking_uri: str, page: str, what: str, command: str = "igdit") -> str:
+    """Where a person looks at results in MLflow: a server's page, or what shows it."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return f"Compare in MLflow: {without_user(tracking_uri).rstrip('/')}/{page}"
+    return f"Compare in MLflow: {command} ui    ({what}: {page})"
+
+
 def behind(tracking_uri: str, error: BaseException) -> str:
     """What a person is told if MLflow could not be brought up to date (rich's markup)."""
     from rich.markup import escape

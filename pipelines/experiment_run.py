@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines.activity import Activity
 from pipelines.collection import in_use, remember
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
-from pipelines.discretion import behind
+from pipelines.discretion import behind, where_to_compare
 from pipelines.graph import Graph
 from pipelines.pinned import resolve
 from pipelines.plots import write_report
@@ -65,7 +65,8 @@ def run_experiment(
         activity.update(news=headline(results))
         print_report(results, console)
         page = _track(home, graph, files, console)
-        _print_end(console, files[-1], page, command, time.monotonic() - started)
+        where = page and where_to_compare(home.tracking_uri, page, "this run", command)
+        _print_end(console, files[-1], where, time.monotonic() - started)
     return 0
 
 
@@ -151,16 +152,14 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
         return None
 
 
-def _print_end(
-    console: Console, report: Path, page: str | None, command: str, seconds: float
-) -> None:
+def _print_end(console: Console, report: Path, where: str | None, seconds: float) -> None:
     def line(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     line(f"Plots, samples and table: {report.parent}")
     line(f"All of it in one page:    {report}")
-    if page is not None:
-        line(f"Compare in MLflow:        {command} ui    (this run: {page})")
+    if where is not None:
+        line(where)
     line(f"Done in {seconds:.1f} s.")
 
 

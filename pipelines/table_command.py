@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.tables import TABLES
 from pipelines.collection import in_use
-from pipelines.discretion import behind
+from pipelines.discretion import behind, where_to_compare
 from pipelines.graph import Graph
 from pipelines.pinned import resolve, unnamed_files
 from pipelines.table import METRICS, among_ours, fill
@@ -227,7 +227,7 @@ def _track(
     try:
         tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         page = track_table(tracker, name, lines, [path])
-        console.print(f"Compare in MLflow: igdit ui    (this table: {page})", highlight=False,
+        console.print(where_to_compare(home.tracking_uri, page, "this table"), highlight=False,
                       soft_wrap=True)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
         console.print(behind(home.tracking_uri, error))

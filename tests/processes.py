@@ -1,4 +1,4 @@
-"""Processes as the tests see them, read from /proc: trees, names, listening sockets."""
+"""Processes as the tests see them, read from /proc: whole trees ended, listening sockets."""
 
 from __future__ import annotations
 
@@ -7,30 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-
-def children(root: int) -> list[int]:
-    """All descendants of a process."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        parents.setdefault(parent, []).append(int(stat.parent.name))
-    found, queue = [], [root]
-    while queue:
-        below = parents.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def title(pid: int) -> str:
-    """What `ps` shows of a process; empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+from cluster.processes import descendants
 
 
 def alive(pid: int) -> bool:
@@ -55,7 +32,7 @@ def wait_for(condition, seconds: float = 120.0):
 
 def kill_tree(root: int) -> None:
     """SIGKILL a process and all below it, and wait until they are gone."""
-    pids = [root, *children(root)]
+    pids = [root, *descendants(root)]
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)

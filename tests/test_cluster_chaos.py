@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -64,12 +61,8 @@ def test_files_without_a_manifest_and_manifests_without_files_are_found(store):
 
 
 @pytest.mark.slow
-def test_a_study_on_a_cluster_outlives_everything():
+def test_a_study_on_a_cluster_outlives_everything(short_folder):
     """Ten minutes: nodes, servers, workers and the driver are killed; see cluster/chaos.py."""
     from cluster import chaos
 
-    folder = Path(tempfile.mkdtemp(prefix="igdit-"))  # short: Ray's sockets lie below it
-    try:
-        assert chaos.run(folder, 10, print) == []
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    assert chaos.run(short_folder, 10, print) == []

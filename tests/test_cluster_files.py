@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -205,17 +204,17 @@ if [[ $1 == hostname ]]; then echo 127.0.0.2; else exec "$@"; fi
 
 
 @pytest.mark.slow
-def test_the_slurm_script_runs_a_command_on_its_nodes_and_leaves_nothing(tmp_path):
+def test_the_slurm_script_runs_a_command_on_its_nodes_and_leaves_nothing(tmp_path, short_folder):
     """Two nodes of a Slurm that is pretended; Ray and the command are real."""
     for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\nprintf 'n1\\nn2\\n'\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    scratch = tempfile.mkdtemp(prefix="ig", dir="/tmp")  # Ray's sockets need short paths
     home, job = tmp_path / "home", str(os.getpid())
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IGDIT_"))}
     environment = inherited | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "IGDIT_PYTHON": sys.executable,
-        "IGDIT_HOME": str(home), "IGDIT_RAY_PORT": str(free_port()), "IGDIT_RAY_TMP": scratch,
+        "IGDIT_HOME": str(home), "IGDIT_RAY_PORT": str(free_port()),
+        "IGDIT_RAY_TMP": str(short_folder),
         "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0", "PYTHONPATH": str(CLUSTER.parent),
     }  # fmt: skip
@@ -232,7 +231,6 @@ def test_the_slurm_script_runs_a_command_on_its_nodes_and_leaves_nothing(tmp_pat
         out, _ = script.communicate(timeout=400)
     finally:
         kill_tree(script.pid)
-        shutil.rmtree(scratch, ignore_errors=True)
     assert script.returncode == 0, out
     assert "FID by internal guidance scale" in out
     assert list((home / "slurm").iterdir()) == []

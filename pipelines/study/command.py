@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.dag import Deaf, Pipeline
-from pipelines.discretion import behind, discreet
+from pipelines.discretion import behind, discreet, where_to_compare
 from pipelines.errors import PipelineError
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
@@ -209,7 +209,7 @@ def _track(
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     try:
         page = _tracker(found.study, identity, home).sync(found.trials, files, finished=True)
-        console.print(f"Compare in MLflow: igdit ui    (this study: {page})", highlight=False,
+        console.print(where_to_compare(home.tracking_uri, page, "this study"), highlight=False,
                       soft_wrap=True)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
         console.print(behind(home.tracking_uri, error))

@@ -161,8 +161,9 @@ def print_findings(found: Findings, console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     if found.best is not None:
-        console.print(f"{len(found.equals)} points cannot be told from the best one (same noise, "
-                      f"paired 95 % interval); it was chosen on these very samples.")  # fmt: skip
+        console.print(f"{counted(len(found.equals), 'point')} cannot be told from the best one "
+                      f"(same noise, paired 95 % interval); it was chosen on these very "
+                      f"samples.")  # fmt: skip
     if found.reported is not None:
         metrics, gain = found.reported.measurement.metrics, found.reported.gain
         console.print(
@@ -179,6 +180,11 @@ def print_findings(found: Findings, console: Console) -> None:
                       f"(ratio {found.spent_seconds / found.naive_seconds:.2f})")  # fmt: skip
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def print_forecast(cost: Forecast, console: Console) -> None:
     """Print what is left to do."""
     hours = "unknown (nothing comparable was run here yet)"
@@ -186,8 +192,9 @@ def print_forecast(cost: Forecast, console: Console) -> None:
         hours = (f"{cost.hours:.2f} (training {cost.train_hours:.2f}, "
                  f"samples {cost.sample_hours:.2f})")  # fmt: skip
     disk = "unknown" if cost.gigabytes is None else f"{cost.gigabytes:.2f} GiB"
-    console.print(f"Forecast: {cost.trials} trials, {cost.trainings} trainings, {cost.images:,} "
-                  f"images; worker-hours {hours}; disk {disk}", highlight=False,
+    work = (f"{counted(cost.trials, 'trial')}, {counted(cost.trainings, 'training')}, "
+            f"{cost.images:,} images")  # fmt: skip
+    console.print(f"Forecast: {work}; worker-hours {hours}; disk {disk}", highlight=False,
                   soft_wrap=True)  # fmt: skip
 
 

@@ -71,9 +71,10 @@ class Watch:
         """Enter what is published and not entered yet; with `news`, say it."""
         with self._lock:
             results = collect(self._store, self._graph)
-            for m in (*results.curve, *results.final):
-                if m.point.evaluate == news:
-                    self._heard(self.unit, m)
+            # One evaluation can be the end of the curve and a point of its own.
+            measured = {m.point.evaluate: m for m in (*results.curve, *results.final)}
+            if news in measured:
+                self._heard(self.unit, measured[news])
             curve = self._without_gaps(results)
             if curve != self.curve:
                 fatal = self._fatal_beginning(curve)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.background import BackgroundSync
-from pipelines.discretion import behind, discreet, without_user
+from pipelines.discretion import behind, discreet, where_to_compare, without_user
 from pipelines.experiment_run import run_experiment
 from pipelines.home import Home
 from tests.pipelines.conftest import tiny, tree
@@ -58,6 +58,16 @@ def test_addresses_to_open_have_no_user():
     assert without_user("https://me:s3cret@host:1/x") == "https://host:1/x"
     assert without_user("https://me@host/x@y") == "https://host/x@y"
     assert without_user("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+
+
+def test_results_are_compared_on_the_server_that_has_them():
+    page = "#/experiments/1/runs"
+    assert (where_to_compare("https://me:s3cret@host:1/", page, "this run")
+            == "Compare in MLflow: https://host:1/#/experiments/1/runs")  # fmt: skip
+    assert (
+        where_to_compare("sqlite:///x.db", page, "this run", ".venv/bin/igdit")
+        == "Compare in MLflow: .venv/bin/igdit ui    (this run: #/experiments/1/runs)"
+    )
 
 
 def test_what_is_behind_is_said_as_it_is(monkeypatch):

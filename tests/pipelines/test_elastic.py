@@ -19,7 +19,7 @@ from pipelines.stages.starting import resume_steps
 from pipelines.stages.train import TrainJob, train_worker
 from tests.pipelines.conftest import events
 from tests.processes import kill_tree, wait_for
-from tests.ray_nodes import Cluster
+from tests.ray_nodes import Nodes
 
 SETTINGS = {
     # It is stopped when all has been seen, however fast the machine.
@@ -33,13 +33,13 @@ SETTINGS = {
 }
 
 
-def start(cluster: Cluster, home: Path, settings: dict) -> subprocess.Popen:
+def start(cluster: Nodes, home: Path, settings: dict) -> subprocess.Popen:
     """`igdit run digits` on the cluster."""
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     log = home.with_suffix(".log").open("a")
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines", "run", "digits", *options],
-        env={**cluster.environment, "RAY_ADDRESS": cluster.address, "IGDIT_HOME": str(home)},
+        env={**cluster.environment, "IGDIT_HOME": str(home)},
         stdout=log, stderr=log,
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ def trained_alone(store: FolderStore, graph: Graph, steps: int, folder: Path) ->
 class Watched:
     """A run on a cluster, and what a test waits for while it lives."""
 
-    def __init__(self, cluster: Cluster, home: Path, settings: dict) -> None:
+    def __init__(self, cluster: Nodes, home: Path, settings: dict) -> None:
         self.cluster, self.home, self.store = cluster, home, FolderStore(home / "store")
         self.driver = start(cluster, home, settings)
 
@@ -93,10 +93,10 @@ class Watched:
 
         return wait_for(ready, 200)
 
-    def without(self, *names: str) -> str:
+    def without(self, *names: str) -> int:
         """A node with CPUs on which none of these tasks and actors run."""
-        hosts = (host for host in reversed(self.cluster.nodes) if host != "2")
-        return next(h for h in hosts if not any(self.cluster.runs(h, name) for name in names))
+        return next(number for number in self.cluster.alive_workers
+                    if not any(self.cluster.runs(number, name) for name in names))  # fmt: skip
 
     def __enter__(self) -> Watched:
         return self
@@ -110,22 +110,21 @@ HEADS = ("TrainController", "train_in_group")
 
 
 @pytest.mark.slow
-def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
+def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path, short_folder):
     """1 -> 3 (nodes join, maybe one by one) -> 2 (one is killed) -> 1 (one is about to go)."""
-    with Cluster(6411) as cluster:
-        cluster.start("2", 0)
-        cluster.start("3", 1)
+    with Nodes(short_folder) as cluster:
+        cluster.start(2)
         with Watched(cluster, tmp_path / "home", SETTINGS) as run:
             store = run.store
             run.wait_for(lambda: sizes(store) == [1] and newest(store))
-            for host in ("4", "5"):
-                cluster.start(host, 1)
+            for number in (2, 3):
+                cluster.start_node(number)
             run.wait_for(lambda: sizes(store)[-1] == 3)
             grown = newest(store)
             run.wait_for(lambda: newest(store) > grown)
 
             before_kill = newest(store)
-            cluster.kill(run.without(*HEADS))
+            cluster.kill_node(run.without(*HEADS))
             run.wait_for(lambda: sizes(store)[-1] == 2)
             shrunk = events(store, "execute", "checkpoint")[-1]["from_step"]
             run.wait_for(lambda: newest(store) > shrunk)
@@ -134,7 +133,7 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path):
             cluster.drain(going, 60)
             run.wait_for(lambda: not cluster.runs(going, "RayTrainWorker"))
             left_at = newest(store)
-            cluster.kill(going)
+            cluster.kill_node(going)
             run.wait_for(lambda: sizes(store)[-1] == 1)
             run.wait_for(lambda: newest(store) > left_at)
             run.driver.terminate()
@@ -176,19 +175,16 @@ SAMPLED = {
 
 
 @pytest.mark.slow
-def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path):
-    with Cluster(6412) as cluster:
-        cluster.start("2", 0)
-        for host in ("3", "4"):
-            cluster.start(host, 1)
+def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path, short_folder):
+    with Nodes(short_folder) as cluster:
+        cluster.start(3)
         with Watched(cluster, tmp_path / "home", SAMPLED) as run:
             store = run.store
-            run.wait_for(lambda: any(cluster.runs(h, "_Board") for h in cluster.nodes))
-            driven_from = next(h for h in cluster.nodes if cluster.runs(h, "_Board"))
-            victim = "4" if driven_from == "3" else "3"
+            run.wait_for(lambda: any(cluster.runs(node, "_Board") for node in (1, 2)))
+            victim = run.without("_Board")
             # Both nodes sample, so that what the victim does is begun and not published.
             run.wait_for(lambda: len(unfinished(store)) == 2 and cluster.runs(victim, "build"))
-            cluster.kill(victim)
+            cluster.kill_node(victim)
             assert run.driver.wait(300) == 0, (tmp_path / "home.log").read_text()[-4000:]
     graph = the_run(store)
     for point in graph.final:

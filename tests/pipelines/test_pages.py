@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from rich.console import Console
 
+from cluster.processes import descendants
 from pipelines.experiment_run import run_experiment
 from pipelines.home import Home
 from pipelines.study.command import run_study
@@ -26,7 +27,7 @@ from pipelines.study.options import StudyOptions
 from pipelines.study.shelf import stored_studies
 from tests.pipelines.conftest import OUTSIDE, ROOT, tiny
 from tests.pipelines.study.conftest import small_study
-from tests.processes import children, is_loopback, kill_tree, listeners, wait_for
+from tests.processes import is_loopback, kill_tree, listeners, wait_for
 
 CHROMIUM = shutil.which("chromium")
 TRIALS, LONG = 8, 180.0
@@ -94,7 +95,7 @@ class Ui:
         return pages if any("runs side by side" in title for title in pages) else {}
 
     def close(self) -> None:
-        processes = children(self.process.pid)
+        processes = descendants(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(30)
@@ -171,7 +172,7 @@ def test_the_addresses_are_printed_once_the_server_answers(ui):
 
 def test_the_server_listens_on_loopback_only(ui):
     ui.pages()
-    found = listeners([ui.process.pid, *children(ui.process.pid)])
+    found = listeners([ui.process.pid, *descendants(ui.process.pid)])
     assert found
     assert all(is_loopback(address) for address in found)
 

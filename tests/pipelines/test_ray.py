@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.processes import descendants, title
 from experiments import experiment_from_json
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.locks import FileLock
-from tests.processes import alive, children, is_loopback, kill_tree, listeners, title, wait_for
+from tests.processes import alive, is_loopback, kill_tree, listeners, wait_for
 
 SETTINGS = {
     # Slow enough that a signal sent at one checkpoint lands before the next.
@@ -72,7 +73,7 @@ class Run:
 
         Ray's own agents, which do none of the work, may look for their dead node for a minute.
         """
-        below = children(self.process.pid)
+        below = descendants(self.process.pid)
         agents = [pid for pid in below if "Agent" in title(pid)]
         self.process.kill()
         self.process.wait()
@@ -83,7 +84,9 @@ class Run:
     def kill_worker(self, name: str) -> None:
         """SIGKILL a Ray worker process that runs the named task or actor."""
         name = f"ray::{name}"
-        pid = wait_for(lambda: next((p for p in children(self.process.pid) if name in title(p)), 0))
+        pid = wait_for(
+            lambda: next((p for p in descendants(self.process.pid) if name in title(p)), 0)
+        )
         os.kill(pid, signal.SIGKILL)
 
 
@@ -113,8 +116,8 @@ def two_workers(tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("two") / "home", 2)
     try:
         run.wait_published("checkpoint", 1)
-        run.addresses = listeners([run.process.pid, *children(run.process.pid)])
-        run.titles = [title(pid) for pid in children(run.process.pid)]
+        run.addresses = listeners([run.process.pid, *descendants(run.process.pid)])
+        run.titles = [title(pid) for pid in descendants(run.process.pid)]
         run.finish()
     finally:
         kill_tree(run.process.pid)
@@ -128,7 +131,7 @@ def one_worker(tmp_path_factory):
     stopped = Run(home, 1)
     try:
         stopped.wait_published("checkpoint", 1)
-        below = children(stopped.process.pid)
+        below = descendants(stopped.process.pid)
         stopped.process.terminate()
         assert stopped.process.wait(timeout=60) == 130
         wait_for(lambda: not any(alive(pid) for pid in below), 60)
@@ -273,7 +276,7 @@ def test_a_worker_that_gets_sigterm_publishes_and_another_continues(tmp_path, wo
     try:
         run.wait_for(lambda: events(run.store, "execute", "checkpoint"))
         name = "ray::train_alone" if workers == 1 else "ray::RayTrainWorker"
-        pid = next(p for p in children(run.process.pid) if name in title(p))
+        pid = next(p for p in descendants(run.process.pid) if name in title(p))
         os.kill(pid, signal.SIGTERM)
         run.finish()
     finally:
@@ -309,7 +312,7 @@ def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
     try:
         store = FolderStore(home / "store")
         wait_for(lambda: events(store, "published", "checkpoint"))
-        below = children(process.pid)
+        below = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=60)
         assert process.returncode == 130, text

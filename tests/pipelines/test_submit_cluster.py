@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local import LocalCluster
-from tests.processes import LOOPBACK, children, listeners, wait_for
+from cluster.processes import descendants
+from tests.processes import LOOPBACK, listeners, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
@@ -181,12 +182,12 @@ def test_a_service_that_was_away_is_back_on_its_port(cluster):
 
 def test_dashboard_and_services_listen_on_loopback_only(cluster):
     for service in cluster.services.values():
-        addresses = listeners([service.process.pid, *children(service.process.pid)])
+        addresses = listeners([service.process.pid, *descendants(service.process.pid)])
         assert addresses
         assert {address.partition(":")[0] for address in addresses} <= set(LOOPBACK)
     port = f"{cluster.dashboard_port:04X}"
     head = cluster.nodes[0].process.pid
-    of_dashboard = {a for a in listeners([head, *children(head)]) if a.endswith(f":{port}")}
+    of_dashboard = {a for a in listeners([head, *descendants(head)]) if a.endswith(f":{port}")}
     assert of_dashboard
     assert {address.partition(":")[0] for address in of_dashboard} <= set(LOOPBACK)
 

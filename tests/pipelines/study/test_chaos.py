@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.services import Postgres
 from experiments import PruningConfig
 from pipelines.folder_store import FolderStore
 from pipelines.study.book import StudyBook
@@ -180,50 +180,17 @@ def test_three_drivers_on_one_file_while_they_are_killed(tmp_path):
     several_drivers(tmp_path / "home", "", 3, 20, seed=2)
 
 
-class Postgres:
-    """A PostgreSQL of its own on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.data = folder / "postgres"
-        root = os.geteuid() == 0  # which PostgreSQL refuses to be
-        self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] * root
-        self.data.mkdir()
-        for above in (folder, *list(folder.parents)[:2]):
-            above.chmod(0o755)
-        if root:
-            shutil.chown(self.data, "postgres", "postgres")
-        subprocess.run([*self.user, "initdb", "-D", str(self.data), "-A", "trust", "-U", "igdit"],
-                       check=True, capture_output=True)  # fmt: skip
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"postgresql+psycopg://igdit@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [*self.user, "postgres", "-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1",
-             "-c", "unix_socket_directories="], stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        ready = [*self.user, "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, 60)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=60)
-
-
 @pytest.fixture
-def postgres(tmp_path):
+def postgres(tmp_path, monkeypatch):
     pytest.importorskip("psycopg")
     if shutil.which("initdb") is None:
         pytest.skip("no PostgreSQL here")
-    server = Postgres(tmp_path)
+    monkeypatch.setenv("PGPASSWORD", "of this test")
+    (tmp_path / "server").mkdir()
+    server = Postgres(tmp_path / "server", password="of this test")
+    server.start()
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.mark.slow

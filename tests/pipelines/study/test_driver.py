@@ -75,6 +75,18 @@ def test_a_study_trains_once_for_each_layer_and_weight(home, study, run):
     assert "8 complete" in text
 
 
+def test_a_point_that_is_also_the_end_of_the_curve_is_said_once(study, run):
+    evaluation = {"num_samples": 20, "curve_samples": 20, "shard_size": 20, "groups": 5,
+                  "kid_subset_size": 10, "kid_subsets": 1}  # fmt: skip
+    experiment = dataclasses.replace(
+        study().experiment, evaluation=dataclasses.replace(study().experiment.evaluation,
+                                                           **evaluation))  # fmt: skip
+    text = run(study(experiment=experiment, scales_per_training=2), trials="2")
+    said = [line.split("]")[-1] for line in text.splitlines() if line.startswith("FID ")]
+    assert len(said) == len(set(said))
+    assert sum("step 6" in line for line in said) >= 2
+
+
 def test_every_trial_has_its_fid_interval_curve_and_artifact(home, study, run):
     run(study(), trials="4")
     for trial in trials_of(home, study()):
