@@ -41,6 +41,9 @@ class Resources:
     """Images that a sampling task integrates at once."""
     max_failures: int = 3
     """Lost workers that a training survives before it gives up."""
+    wait_minutes: float = 0.0
+    """How long to wait for nodes that an autoscaler, or a person, is to bring to the cluster; with
+    0, a training that asks for more than is there is refused at once."""
     runner: Literal["ray", "inline"] = "ray"
     """inline: everything in this process, for debuggers; one training worker."""
 
@@ -55,6 +58,7 @@ class Resources:
                  f"None or 1..num_workers={self.num_workers}")  # fmt: skip
         require(self.save_minutes is None or self.save_minutes > 0, "save_minutes",
                  self.save_minutes, "None or positive")  # fmt: skip
+        require(self.wait_minutes >= 0, "wait_minutes", self.wait_minutes, "at least 0")
         require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
                  "1 with the inline runner")  # fmt: skip
 

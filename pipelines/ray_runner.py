@@ -10,9 +10,11 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress
 
 
+logger = logging.getLogger(__name__)
 GPU_KINDS = {"latents", "images", "features", "reference"}
 """Kinds of artifacts whose builders use a GPU."""
 
@@ -40,7 +43,13 @@ class RayRunner:
     connected already, it uses that and leaves it be.
     """
 
-    def __init__(self, resources: Resources, scratch: Path, experiments: int = 1) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        scratch: Path,
+        experiments: int = 1,
+        given_up: threading.Event | None = None,
+    ) -> None:
         self.resources, self.scratch = resources, scratch
         self._stopped = threading.Event()
         self._connected_here = not ray.is_initialized()
@@ -49,21 +58,48 @@ class RayRunner:
             _connect(resources, scratch, experiments)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
-        self._check_resources()
+        self._await_resources(given_up or threading.Event())
 
-    def _check_resources(self) -> None:
-        """Raise ValueError if the cluster can never run what is asked for: Ray would wait."""
+    def _await_resources(self, given_up: threading.Event) -> None:
+        """Wait for what a training needs to run at all: Ray itself would wait for ever, in silence.
+
+        Raises:
+            ValueError: it is not there in time.
+            StoppedError: it is not waited for any more.
+        """
+        minutes, asked = self.resources.wait_minutes, False
+        until = time.monotonic() + 60 * minutes
+        while lacks := self._lacks():
+            if time.monotonic() >= until:
+                hint = "; --resources.wait-minutes waits for nodes that are to come"
+                raise ValueError(f"resources ask for {lacks}"
+                                 f"{hint * bool(os.environ.get('RAY_ADDRESS'))}")  # fmt: skip
+            if not asked:
+                logger.warning(
+                    "waits up to %g minutes for nodes: a training needs %s", minutes, lacks
+                )
+                request_resources(bundles=[self._bundle()] * self.resources.num_workers)
+                asked = True
+            if given_up.wait(1.0):
+                raise StoppedError("the cluster's nodes were not waited for any more")
+        if asked:  # what the work itself asks for keeps the nodes from now on
+            request_resources(bundles=[])
+
+    def _lacks(self) -> str:
+        """What of the needs the cluster does not have, in words; empty: nothing."""
         there = ray.cluster_resources()
-        for kind, need in self._needs().items():
-            if need > there.get(kind, 0):
-                raise ValueError(f"resources ask for {need} {kind}s to train on, but the cluster "
-                                 f"has {there.get(kind, 0):g}")  # fmt: skip
+        return ", ".join(f"{need} {kind}s to train on, but the cluster has {there.get(kind, 0):g}"
+                         for kind, need in self._needs().items()
+                         if need > there.get(kind, 0))  # fmt: skip
+
+    def _bundle(self) -> dict[str, int]:
+        """What one training worker holds."""
+        return {"CPU": self.resources.cpus_per_worker, "GPU": int(self.resources.use_gpu)}
 
     def _needs(self) -> dict[str, int]:
         """What the workers of a training hold, at least."""
-        workers = self.resources.fewest_workers
-        return {"CPU": workers * self.resources.cpus_per_worker,
-                "GPU": workers if self.resources.use_gpu else 0}  # fmt: skip
+        return {kind: self.resources.fewest_workers * count
+                for kind, count in self._bundle().items()}  # fmt: skip
 
     def room(self) -> int:
         # One of each is left for sampling, or no curve would be known before a training ends.

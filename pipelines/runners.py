@@ -90,20 +90,26 @@ class InlineRunner:
         pass
 
 
-def make_runner(resources: Resources, scratch: Path, experiments: int = 1) -> Runner:
+def make_runner(
+    resources: Resources,
+    scratch: Path,
+    experiments: int = 1,
+    given_up: threading.Event | None = None,
+) -> Runner:
     """The runner that the resources ask for; ray is imported only if it is Ray's.
 
     Args:
         resources: Workers of one experiment.
         scratch: Folder for what may be lost.
         experiments: How many experiments are to run at once on what is started here.
+        given_up: Set when nobody waits any more for nodes that are to come.
     """
     if resources.runner == "inline":
         return InlineRunner()
     prepare_ray_environment()
     from pipelines.ray_runner import RayRunner
 
-    return RayRunner(resources, scratch, experiments)
+    return RayRunner(resources, scratch, experiments, given_up)
 
 
 class RunnerSession:
@@ -144,7 +150,7 @@ class RunnerSession:
         self._ready.wait()
         if self._error is not None:
             raise self._error
-        return make_runner(self._resources, self._scratch)
+        return make_runner(self._resources, self._scratch, given_up=self._closed)
 
     def experiments(self) -> int:
         """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
@@ -161,7 +167,8 @@ class RunnerSession:
 
     def _keep(self) -> None:
         try:
-            session = make_runner(self._resources, self._scratch, self._experiments or 1)
+            session = make_runner(self._resources, self._scratch, self._experiments or 1,
+                                  self._closed)  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
             self._error = error
             return

@@ -152,6 +152,20 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path, short_folder)
     torch.testing.assert_close(history[:, 0], alone[:, 0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_training_waits_for_nodes_that_are_to_come(tmp_path, short_folder):
+    settings = {**SETTINGS, "resources.min-workers": "None", "resources.num-workers": 2,
+                "resources.wait-minutes": 3}  # fmt: skip
+    with Nodes(short_folder) as cluster:
+        cluster.start(2)
+        with Watched(cluster, tmp_path / "home", settings) as run:
+            said = tmp_path / "home.log"
+            run.wait_for(lambda: "a training needs 2 CPUs" in said.read_text())
+            assert not (tmp_path / "home" / "store" / "checkpoint").exists()
+            cluster.start_node(2)
+            run.wait_for(lambda: sizes(run.store) == [2])
+
+
 def unfinished(store: FolderStore) -> set[str]:
     """Shards of images that were begun and are not published."""
     begun, published = ({e["key"] for e in events(store, event, "images")}
