@@ -84,7 +84,9 @@ def save_weights(
 
 
 def pack_checkpoint(state: TrainState, *, keep: bool = True) -> PackedCheckpoint:
-    """Copy a state to the CPU, whole. Where it is sharded, every worker must call this.
+    """Copy a state to the CPU, whole; it may be trained on while the copy is written.
+
+    Where it is sharded, every worker must call this.
 
     Args:
         state: The state.
@@ -109,7 +111,7 @@ def pack_checkpoint(state: TrainState, *, keep: bool = True) -> PackedCheckpoint
         for key, value in content.items():
             entire = whole(value.detach())
             if keep:
-                packed[name][key] = entire.cpu().contiguous()
+                packed[name][key] = entire.to("cpu", copy=True).contiguous()
     header = {
         "format": FORMAT,
         "step": state.step,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import distributed
@@ -17,12 +18,13 @@ from pipelines.stages.starting import resume_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
     from ig_core.checkpoints import PackedCheckpoint
     from ig_core.training import TrainState
     from pipelines.artifacts import Artifact, Store
-    from pipelines.graph import Graph
+    from pipelines.graph import Graph, Node
     from pipelines.stages.starting import Team
 
 REPORT_EVERY = 25
@@ -82,7 +84,11 @@ class Meetings:
 
 @dataclass
 class Publisher:
-    """Publishes states of one training; the first worker writes, the others give their parts."""
+    """Publishes states of one training; the first worker writes, the others give their parts.
+
+    A state is copied, and written while the training goes on: one of 10 GiB takes a minute on its
+    way into a bucket. Use it in a `with`, whose end waits for what is being written.
+    """
 
     store: Store
     graph: Graph
@@ -94,9 +100,11 @@ class Publisher:
     """Time after which a state is published though nobody wants it; None: never."""
     team: Team
     publishing: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Holds on every worker until a state is published."""
+    """Holds on every worker until a state is published, or being written in the background."""
     _resumable: set[int] = field(default_factory=set)
     """Steps that this training published to be resumed from."""
+    _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _writing: Future[None] | None = None
 
     def begin(self, start: Artifact | None) -> None:
         """Note where the training starts, and what it left here before it was interrupted."""
@@ -119,35 +127,65 @@ class Publisher:
 
     def due(self) -> bool:
         """Whether this worker wishes that the state be published for safety."""
+        if self.team.rank != 0 or self.minutes is None:
+            return False
         waited = time.monotonic() - self._saved
-        return self.team.rank == 0 and self.minutes is not None and waited >= 60 * self.minutes
+        return waited >= 60 * self.minutes and (self._writing is None or self._writing.done())
 
     def publish(self, state: TrainState) -> None:
-        """Publish the state: a checkpoint if it is wanted. All workers call this."""
-        stays = state.step in self.wanted
+        """Publish the state, a checkpoint if it is wanted, in the background. All workers call it.
+
+        It may be trained on at once. What went wrong with the state before it is raised here.
+        """
         with self.publishing():
+            self.finish()  # memory has no room for the copies of two states
             if self.team.rank == 0 or is_sharded(state.model):
                 packed = pack_checkpoint(state, keep=self.team.rank == 0)
             if self.team.rank == 0:
-                self._write(packed, state.step, stays=stays)
-                self._delete_older(state.step)
-            # Nobody leaves before: a group that loses a worker is ended, and the first one with it.
-            self.team.agree(good=True)
+                self._writing = self._writer.submit(self._write, packed, *self._entry(state.step))
         self._saved = time.monotonic()
-        if stays:
+        if state.step in self.wanted:
             self._carried, self._from_step, self._since = 0.0, state.step, self._saved
-        else:
-            self._resumable.add(state.step)
 
-    def _write(self, packed: PackedCheckpoint, step: int, *, stays: bool) -> None:
+    def settle(self) -> None:
+        """Wait until all is published. All workers call it before they leave.
+
+        None of them leaves before: a group that loses a worker is ended, and the first one with it.
+        """
+        with self.publishing():
+            self.finish()
+            self.team.agree(good=True)
+
+    def finish(self) -> None:
+        """Wait until nothing is being written; raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.publishing():
+            self._writer.shutdown()
+        self.finish()
+
+    def _entry(self, step: int) -> tuple[Node, dict[str, Any]]:
+        """Under which node a state is published, and what its manifest says."""
+        stays = step in self.wanted
         node = self.graph.checkpoint(step) if stays else self.graph.resume(step)
         work = {"work_seconds": round(self._carried + time.monotonic() - self._since, 3),
                 "work_from_step": self._from_step}  # fmt: skip
         mark = {} if stays else {TRAINING: self.training}
-        description = {**describe(node), **work, **mark}
+        return node, {**describe(node), **work, **mark}
+
+    def _write(self, packed: PackedCheckpoint, node: Node, description: dict[str, Any]) -> None:
         with self.store.publish(node.kind, node.key, description) as directory:
             write_experiment(self.graph.experiment, directory)
             packed.write(directory)
+        self._delete_older(node.step)
+        if TRAINING in description:
+            self._resumable.add(node.step)
 
     def _delete_older(self, step: int) -> None:
         older = {each for each in self._resumable if each < step}

@@ -112,7 +112,8 @@ def train_worker(
         store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
                   world_size=world_size, from_step=state.step, to_step=max(job.steps),
                   decided=decided)  # fmt: skip
-    return _train_on(job, experiment, state, dataset, publisher, post, notice)
+    with publisher:
+        return _train_on(job, experiment, state, dataset, publisher, post, notice)
 
 
 def _train_on(
@@ -142,12 +143,14 @@ def _train_on(
                 rate = (step - start) / (time.monotonic() - begun)
                 post(TrainProgress(step, stop, recent, rate, platform.node()))
             if step == stop:
+                publisher.settle()
                 break
             if meeting:
                 orders = meetings.meet(step, leave=notice(), save=publisher.due())
                 if (orders.leave or orders.save) and not wanted:
                     publisher.publish(state)
                 if orders.leave:
+                    publisher.settle()
                     return TrainOutcome(step, left=True)
     except NonFiniteLossError as error:
         return TrainOutcome(state.step, error.step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from concurrent.futures import Executor, Future
 
 import pytest
 import torch
@@ -31,10 +32,23 @@ ALWAYS = {"save_minutes": 1e-9}
 LONG = {"steps": 60, "checkpoint_every": 30}
 
 
+class AtOnce(Executor):
+    """Does what it is given, and nothing in the background."""
+
+    def submit(self, work, *arguments):
+        done = Future()
+        try:
+            done.set_result(work(*arguments))
+        except Exception as error:  # noqa: BLE001 - as an executor does
+            done.set_exception(error)
+        return done
+
+
 @pytest.fixture
 def every_step(monkeypatch):
-    """Workers meet after every step, however fast they are."""
+    """Workers meet after every step, however fast they are, and publish before the next one."""
     monkeypatch.setattr(saving, "REPORT_EVERY", 1)
+    monkeypatch.setattr(saving, "ThreadPoolExecutor", lambda threads: AtOnce())
 
 
 def trained(store: FolderStore, experiment, **kwargs) -> tuple[Graph, TrainOutcome]:
