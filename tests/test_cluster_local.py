@@ -17,8 +17,8 @@ from tests.processes import is_loopback, listeners
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    made = LocalCluster(tmp_path / "c")
+def cluster(short_folder):
+    made = LocalCluster(short_folder / "c")
     yield made
     made.stop()
 

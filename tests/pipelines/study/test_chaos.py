@@ -181,13 +181,12 @@ def test_three_drivers_on_one_file_while_they_are_killed(tmp_path):
 
 
 @pytest.fixture
-def postgres(tmp_path, monkeypatch):
+def postgres(short_folder, monkeypatch):
     pytest.importorskip("psycopg")
     if shutil.which("initdb") is None:
         pytest.skip("no PostgreSQL here")
     monkeypatch.setenv("PGPASSWORD", "of this test")
-    (tmp_path / "server").mkdir()
-    server = Postgres(tmp_path / "server", password="of this test")
+    server = Postgres(short_folder, password="of this test")
     server.start()
     yield server
     server.close()
