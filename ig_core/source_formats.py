@@ -19,7 +19,7 @@ SPLITS = ("train", "validation", "val", "test")
 MOST_FILES = 1_000_000
 """Files that a range in braces may name."""
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-_PART = re.compile(r"(?P<before>.*-)(?P<number>\d+)-of-(?P<parts>\d+)(?P<after>\..*)")
+_PART = re.compile(r"(?P<before>.*-)(?P<number>\d+)-of-(?P<parts>\d+)(?P<after>[-.].*)")
 _SHARD = re.compile(r"latents_rank(?P<rank>\d+)_shard(?P<shard>\d+)\.safetensors")
 
 
@@ -127,7 +127,7 @@ def _containers(path: Path, root: Path, files: Sequence[Path], *, whole: bool = 
         absent = [*_absent_parts(names), *_absent_shards(names)]
         if absent:
             raise ValueError(f"{path} is incomplete: of the parts that its names count, "
-                             f"{some(absent)} are missing (to take some of them, name these: "
+                             f"{some(absent)} are missing (to take some of them, name them: "
                              f"NAME-{{00000..00004}}...)")  # fmt: skip
     extra = (STATISTICS,) if (root / STATISTICS).is_file() else ()
     return Found(kinds[0], root, names, extra if kinds[0] == "safetensors" else ())
@@ -140,8 +140,9 @@ def _absent_parts(names: Iterable[str]) -> list[str]:
         sets[found["before"], found["parts"]].append(found)
     absent = []
     for (before, parts), members in sets.items():
-        numbers, after = {int(each["number"]) for each in members}, members[0]["after"]
+        numbers, ends = {int(each["number"]) for each in members}, {e["after"] for e in members}
         count, width = min(int(parts), MOST_FILES), len(members[0]["number"])
+        after = next((each for each in ends if each[0] == "."), "")  # not a hash of each part
         start = 0 if 0 in numbers or count not in numbers else 1  # some count from 1
         absent += [f"{before}{number:0{width}d}-of-{parts}{after}"
                    for number in range(start, start + count) if number not in numbers]  # fmt: skip
@@ -171,6 +172,8 @@ def hint(path: Path) -> str:
             held = not is_hidden(folder.name) and detect(folder).format != "folder"
         except ValueError as error:
             return f"; below it, {error}"
+        except OSError:  # not ours to look into
+            continue
         if held:
             return f"; is it {folder} that was meant?"
     for folder in (path.parent, path.parent.parent):

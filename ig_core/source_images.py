@@ -11,7 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ig_core.source_formats import CLASSES, MAPPING, SPLITS, Found, Row
-from ig_core.source_labels import Labels, parse_labels, read_labels, some, suffix_of, whole_number
+from ig_core.source_labels import (
+    Labels,
+    parse_labels,
+    plain_name,
+    read_labels,
+    some,
+    suffix_of,
+    whole_number,
+)
 from ig_core.source_walk import is_hidden, walk
 
 if TYPE_CHECKING:
@@ -124,7 +132,7 @@ def _members(archive: zipfile.ZipFile, search: Search, where: str) -> dict[str, 
     """Images of a zip by their names with `/`."""
     images: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        name = info.filename.replace("\\", "/")
+        name = plain_name(info.filename)
         *folders, last = name.split("/")
         if name == MAPPING or not last:  # a folder's own entry
             continue

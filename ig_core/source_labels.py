@@ -88,7 +88,7 @@ def parse_labels(text: str | bytes, where: str) -> Labels:
                          f", but has no labels of that form")  # fmt: skip
     by_name: dict[str, int] = {}
     for name, value in pairs:
-        plain = name.replace("\\", "/").strip("/")
+        plain = plain_name(name).strip("/")
         if plain in by_name:
             raise ValueError(f"{where} must list each name once, but lists {plain} again, with "
                              f"label {value!r} after {by_name[plain]}")  # fmt: skip
@@ -120,6 +120,11 @@ def whole_number(value: object, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{what} must be an integer, but is {value!r}")
     return value
+
+
+def plain_name(name: str) -> str:
+    """A name in an archive or mapping with `/`, and without `./` before it."""
+    return name.replace("\\", "/").removeprefix("./")
 
 
 def suffix_of(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ig_core.source_formats import Row
 from ig_core.source_images import IMAGES
-from ig_core.source_labels import some, whole_number
+from ig_core.source_labels import plain_name, some, whole_number
 from ig_core.source_walk import is_hidden
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def list_tar(search: Search) -> list[Row]:
                 if image is None:
                     continue
                 label = (_label(archive, members, path) if search.labels is None
-                         else search.labels.of(image.name))  # fmt: skip
+                         else search.labels.of(plain_name(image.name)))  # fmt: skip
                 rows.append(Row(f"{file}/{image.name}", file, image.offset_data, image.size, label))
     return rows
 
@@ -99,9 +99,10 @@ def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], path: 
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {name} must be JSON, but is not: {error}") from error
     fields = list(held) if isinstance(held, dict) else []
-    for field in FIELDS:
-        if field in fields:
-            return whole_number(held[field], f"{path}: {field} in {name}")
+    given = [field for field in FIELDS if field in fields]
+    if given:  # one may be the name of the class
+        field = next((each for each in given if isinstance(held[each], int)), given[0])
+        return whole_number(held[field], f"{path}: {field} in {name}")
     raise ValueError(f"{path}: {name} must have a field {' or '.join(FIELDS)}, but has "
                      f"{some([str(each) for each in fields])}")  # fmt: skip
 

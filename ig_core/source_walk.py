@@ -24,7 +24,7 @@ class Below(NamedTuple):
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the data: `.cache`, `__MACOSX`, `._image.png`."""
-    return name.startswith((".", "__"))
+    return name.startswith((".", "__")) and name not in (".", "..")
 
 
 def walk(root: Path, suffixes: Collection[str]) -> Below:

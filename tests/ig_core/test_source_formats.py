@@ -75,6 +75,13 @@ def test_a_set_that_lacks_parts_is_refused(touch):
     assert len(detect(root).files) == 3
 
 
+def test_parts_with_a_hash_each_are_counted(touch):
+    root = touch("train-00000-of-00002-ab12.parquet")
+    with pytest.raises(ValueError, match=r"incomplete.* 1 \(train-00001-of-00002\)"):
+        detect(root)
+    assert len(detect(touch("train-00001-of-00002-cd34.parquet")).files) == 2
+
+
 def test_parts_may_count_from_one(touch):
     assert len(detect(touch("p-1-of-2.parquet", "p-2-of-2.parquet")).files) == 2
 

@@ -34,7 +34,7 @@ def labels(path):
 
 def test_labels_may_stand_in_json(tar):
     path = tar(("a.json", json.dumps({"label": 3}).encode()), ("a.jpg", b"A"),
-               ("b.jpg", b"B"), ("b.json", json.dumps({"id": 9, "cls": 4.0}).encode()),
+               ("b.jpg", b"B"), ("b.json", json.dumps({"label": "cat", "cls": 4}).encode()),
                ("c.json", json.dumps({"label": "cat"}).encode()), ("c.cls", b"5\n"),
                ("c.jpg", b"C"))  # fmt: skip
     assert labels(path) == [(b"A", 3), (b"B", 4), (b"C", 5)]
@@ -64,6 +64,13 @@ def test_keys_without_one_image_and_one_label_are_named(tar, members, message):
 def test_what_a_mac_leaves_is_no_image(tar):
     path = tar(("._a.jpg", b"x"), ("a.jpg", b"A"), ("a.cls", b"1"), ("__MACOSX/._a.jpg", b"x"))
     assert labels(path) == [(b"A", 1)]
+
+
+def test_names_may_begin_with_the_folder_itself(tar, tmp_path):
+    path = tar(("./n01/a.jpg", b"A"), ("./n01/a.cls", b"1"))
+    assert labels(path) == [(b"A", 1)]
+    (tmp_path / "map.json").write_text('{"n01": 7}')
+    assert list_source(path, 10, tmp_path / "map.json").rows(0, 1)[0].label == 7
 
 
 def test_a_tar_that_is_cut_anywhere_is_refused(tar):
