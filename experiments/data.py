@@ -22,7 +22,11 @@ class DataConfig:
     Parquet files, WebDataset tars or an ADM zip. latents: those of SiT and REPA (.npy), or those of
     LightningDiT (safetensors)."""
     path: str | None = None
-    """images and latents: the folder or file."""
+    """images and latents: the folder, the file, or a pattern in the last part of the name
+    (`train-*.parquet`, `set-{000..099}.tar`)."""
+    classes: str | None = None
+    """A JSON file {folder or file: label} that labels them, wherever it lies. None: what lies with
+    the data does, else the order of the class folders."""
     content: str | None = None
     """Identity of what lies there; a run fills it in, and an experiment that has it takes no
     other."""
@@ -70,8 +74,8 @@ class DataConfig:
 
     def _check_digits(self) -> None:
         """Raise ValueError for what digits do not have."""
-        for name, value in (("path", None), ("codec", "none"), ("codec_path", None),
-                            ("channels", 1), ("side", 8), ("num_classes", 10),
-                            ("flip", False)):  # fmt: skip
+        for name, value in (("path", None), ("classes", None), ("codec", "none"),
+                            ("codec_path", None), ("channels", 1), ("side", 8),
+                            ("num_classes", 10), ("flip", False)):  # fmt: skip
             require(getattr(self, name) == value, f"data.{name}", getattr(self, name),
                     f"{value} with data.source=digits")  # fmt: skip

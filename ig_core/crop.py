@@ -10,6 +10,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+LONGEST = 100
+"""How many times as long as wide an image may be: ADM makes all of it before it crops."""
 
 
 class Pixels(NamedTuple):
@@ -26,26 +30,48 @@ def read_pixels(data: bytes, size: int) -> Pixels:
 
     Grey images, palettes and transparent ones become RGB as Pillow does it, which is what published
     models were trained on. So do CMYK images, but that is said, since their colours are a guess.
-    Images of more than 8 bits are not used: Pillow would clip them.
+    Images of more than 8 bits are not used: Pillow would clip them. Nor are those that are over 100
+    times as long as wide.
 
     Args:
         data: The file.
         size: Side in pixels.
+
+    Raises:
+        MemoryError: what the machine lacks is no fault of an image.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             mode = image.mode
-            deep = mode[0] in "IF" or any("16" in str(tile[3]) for tile in image.tile)
-            if deep:
+            if _is_deep(image):
                 return Pixels(None, f"more than 8 bits a channel (mode {mode})")
+            if max(image.size) > LONGEST * min(image.size):
+                return Pixels(None, f"is {image.width} x {image.height}: over {LONGEST} times as "
+                                    f"long as wide")  # fmt: skip
             image.load()
             pixels = center_crop(image.convert("RGB"), size)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged file makes a decoder raise anything
         reason = str(error).partition(" <_io")[0]  # Pillow adds the address of the buffer
-        return Pixels(None, f"cannot be decoded: {reason}")
+        return Pixels(None, f"cannot be decoded: {reason or type(error).__name__}")
     return Pixels(pixels, "is CMYK, converted to RGB" if mode == "CMYK" else None)
+
+
+def _is_deep(image: ImageFile) -> bool:
+    """Whether an image that was opened, not loaded, has more than 8 bits a channel."""
+    if image.mode[0] in "IF":
+        return True
+    for codec, _, _, settings in image.tile:
+        raw, *more = settings if isinstance(settings, tuple) else (settings,)
+        if codec in ("ppm", "ppm_plain"):
+            if more and more[0] > 255:  # the largest value
+                return True
+        elif isinstance(raw, str) and ";16" in raw and raw != "BGR;16":  # that is 16 bits a pixel
+            return True
+    return False
 
 
 def center_crop(image: Image, size: int) -> NDArray[np.uint8]:

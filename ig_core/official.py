@@ -119,6 +119,7 @@ def _first_line(error: Exception) -> str:
     """What torch says, without its advice to read the file unsafely."""
     lines = str(error).strip().splitlines() or [""]
     refused = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0])
+    refused = refused.partition(". ")[0]
     return f"{type(error).__name__}: {refused.strip()[:200]}"
 
 

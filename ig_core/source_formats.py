@@ -1,25 +1,26 @@
-"""How each format of training data is recognised and listed; see `ig_core.sources`."""
+"""How each format of training data is recognised; see `ig_core.sources`."""
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-import tarfile
-import zipfile
-from pathlib import Path
+import re
+from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-import pyarrow.parquet as pq
+from ig_core.source_labels import some
+from ig_core.source_walk import is_hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
-"""Suffixes of images, in lower case."""
 MAPPING, CLASSES, STATISTICS = "dataset.json", "classes.json", "latents_stats.pt"
 CONTAINERS = {".parquet": "parquet", ".tar": "tar", ".zip": "zip", ".safetensors": "safetensors"}
 SPLITS = ("train", "validation", "val", "test")
+MOST_FILES = 1_000_000
+"""Files that a range in braces may name."""
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_PART = re.compile(r"(?P<before>.*-)(?P<number>\d+)-of-(?P<parts>\d+)(?P<after>[-.].*)")
+_SHARD = re.compile(r"latents_rank(?P<rank>\d+)_shard(?P<shard>\d+)\.safetensors")
 
 
 class Row(NamedTuple):
@@ -50,18 +51,17 @@ def detect(path: Path) -> Found:
     """Recognise a source.
 
     Raises:
-        ValueError: there is nothing, or nothing known, or several formats or splits at once.
+        ValueError: there is nothing, or nothing known, or several formats or splits at once, or a
+            part of several is missing.
     """
-    if "*" in path.name:
-        return _containers(path, path.parent, sorted(path.parent.glob(path.name)))
     if path.is_file():
         return _containers(path, path.parent, [path])
     if not path.is_dir():
-        raise ValueError(f"data.path must be a folder, a file or a pattern, but nothing is at "
-                         f"{str(path)!r}")  # fmt: skip
-    held = sorted(file for file in path.iterdir() if file.suffix.lower() in CONTAINERS)
+        return _pattern(path)
+    held = sorted(file for file in path.iterdir() if file.suffix.lower() in CONTAINERS
+                  and not file.name.startswith(".") and not file.is_dir())  # fmt: skip
     if held:
-        return _containers(path, path, held)
+        return _containers(path, path, held, whole=True)
     for root in (path, path / "vae-sd"):
         if (root / MAPPING).is_file() and next(root.glob("*/*.npy"), None) is not None:
             return Found("npy", root, [], (MAPPING,))
@@ -69,166 +69,114 @@ def detect(path: Path) -> Found:
     return Found("folder", path, [], extra)
 
 
-def _containers(path: Path, root: Path, files: Sequence[Path]) -> Found:
+def _pattern(path: Path) -> Found:
+    """Files by a pattern (`*`, `?`, `[...]`), or by braces, which name each of them."""
+    names = list(_expand(path.name))
+    braces = names != [path.name]
+    if not braces and not _is_glob(path.name):
+        raise ValueError(f"data.path must be a folder, a file or a pattern in the last part of its "
+                         f"name, but nothing is at {str(path)!r}")  # fmt: skip
+    found = {name: [file for file in path.parent.glob(name) if not file.name.startswith(".")]
+             if _is_glob(name) else [file for file in (path.parent / name,) if file.is_file()]
+             for name in names}  # fmt: skip
+    absent = [name for name, files in found.items() if not files]
+    if absent and braces:
+        raise ValueError(f"{path} names {len(names)} files, but {some(absent)} are not there")
+    files = sorted({file for files in found.values() for file in files})
+    return _containers(path, path.parent, files, whole=not braces)
+
+
+def _is_glob(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _expand(name: str) -> Iterator[str]:
+    """Names that braces stand for: `{000..099}`, `{train,val}`; a name without them is its own."""
+    found = _BRACES.search(name)
+    if found is None:
+        yield name
+        return
+    first, last, choices = found.groups()
+    if choices is None:
+        low, high = sorted((int(first), int(last)))
+        if high - low >= MOST_FILES:
+            raise ValueError(f"{found.group()} must name fewer than {MOST_FILES} files, but names "
+                             f"{high - low + 1}")  # fmt: skip
+        padded = any(len(each) > 1 and each[0] == "0" for each in (first, last))
+        width = max(len(first), len(last)) if padded else 0
+        each_choice: Iterable[str] = (f"{number:0{width}d}" for number in range(low, high + 1))
+    else:
+        each_choice = choices.split(",")
+    for choice in each_choice:
+        yield from _expand(name[: found.start()] + choice + name[found.end() :])
+
+
+def _containers(path: Path, root: Path, files: Sequence[Path], *, whole: bool = False) -> Found:
+    """Files of one format; `whole`: all parts of a set, where their names count them."""
     kinds = sorted({CONTAINERS.get(file.suffix.lower(), file.suffix) for file in files})
     if len(kinds) != 1 or kinds[0] not in CONTAINERS.values():
         raise ValueError(f"{path} must hold Parquet, tar, zip or safetensors files of one kind, "
                          f"but holds {', '.join(kinds) or 'nothing'}")  # fmt: skip
-    starts = {file.name.partition("-")[0] for file in files}
+    names = [file.name for file in files]
+    starts = {name.partition("-")[0] for name in names}
     splits = [name for name in SPLITS if name in starts]
     if len(splits) > 1:
         raise ValueError(f"{path} holds several splits ({', '.join(splits)}); give a pattern, such "
                          f"as {root / splits[0]}-*")  # fmt: skip
+    if whole:
+        absent = [*_absent_parts(names), *_absent_shards(names)]
+        if absent:
+            raise ValueError(f"{path} is incomplete: of the parts that its names count, "
+                             f"{some(absent)} are missing (to take some of them, name them: "
+                             f"NAME-{{00000..00004}}...)")  # fmt: skip
     extra = (STATISTICS,) if (root / STATISTICS).is_file() else ()
-    names = [file.name for file in files]
     return Found(kinds[0], root, names, extra if kinds[0] == "safetensors" else ())
 
 
-def read_mapping(text: str | bytes, where: str) -> dict[str, int]:
-    """Labels by file name from ADM's and EDM2's `dataset.json`: {"labels": [[name, label], ...]}.
-
-    Raises:
-        ValueError: it is no such file, or has no labels.
-    """
-    try:
-        pairs = json.loads(text)["labels"]
-        return {str(name).replace("\\", "/"): int(label) for name, label in pairs}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where} must hold {{\"labels\": [[name, label], ...]}}, but has no "
-                         f"labels: {error!r}") from error  # fmt: skip
-
-
-def _label(labels: dict[str, int], name: str, where: str) -> int:
-    if name not in labels:
-        raise ValueError(f"{where} has no label for {name}")
-    return labels[name]
+def _absent_parts(names: Iterable[str]) -> list[str]:
+    """Files that are missing from sets like `train-00001-of-00003.parquet`."""
+    sets: dict[tuple[str, str], list[re.Match[str]]] = defaultdict(list)
+    for found in filter(None, map(_PART.fullmatch, names)):
+        sets[found["before"], found["parts"]].append(found)
+    absent = []
+    for (before, parts), members in sets.items():
+        numbers, ends = {int(each["number"]) for each in members}, {e["after"] for e in members}
+        count, width = min(int(parts), MOST_FILES), len(members[0]["number"])
+        after = next((each for each in ends if each[0] == "."), "")  # not a hash of each part
+        start = 0 if 0 in numbers or count not in numbers else 1  # some count from 1
+        absent += [f"{before}{number:0{width}d}-of-{parts}{after}"
+                   for number in range(start, start + count) if number not in numbers]  # fmt: skip
+    return absent
 
 
-def walk(root: Path, suffixes: set[str]) -> list[tuple[str, int]]:
-    """Files below a folder with one of the suffixes, and their sizes; links to folders followed."""
-    found = []
-    for folder, below, names in os.walk(root, followlinks=True):
-        below.sort()
-        within = os.path.relpath(folder, root).replace(os.sep, "/")
-        for name in names:
-            if os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 - a million times
-                relative = name if within == "." else f"{within}/{name}"
-                found.append((relative, os.stat(os.path.join(folder, name)).st_size))  # noqa: PTH116, PTH118
-    return found
+def _absent_shards(names: Iterable[str]) -> list[str]:
+    """Shards of LightningDiT that must have been there: both its numbers count from 0."""
+    ranks: dict[int, set[int]] = defaultdict(set)
+    for found in filter(None, map(_SHARD.fullmatch, names)):
+        ranks[int(found["rank"])].add(int(found["shard"]))
+    absent = []
+    for rank in range(min(max(ranks, default=-1), MOST_FILES) + 1):
+        shards = ranks.get(rank, set())
+        absent += [f"latents_rank{rank:02d}_shard{shard:03d}.safetensors"
+                   for shard in range(min(max(shards, default=0), MOST_FILES) + 1)
+                   if shard not in shards]  # fmt: skip
+    return absent
 
 
-def _list_folder(root: Path, files: Sequence[str]) -> list[Row]:  # noqa: ARG001
-    """Images below class folders; `dataset.json` or `classes.json` beside them give labels."""
-    found = walk(root, IMAGES)
-    if (root / MAPPING).is_file():
-        labels = read_mapping((root / MAPPING).read_bytes(), str(root / MAPPING))
-        return [Row(name, name, 0, size, _label(labels, name, MAPPING)) for name, size in found]
-    loose = next((name for name, _ in found if "/" not in name), None)
-    if loose is not None:
-        raise ValueError(f"{root / loose} lies in no class folder, and there is no {MAPPING}")
-    if (root / CLASSES).is_file():
-        classes = {str(k): int(v) for k, v in json.loads((root / CLASSES).read_bytes()).items()}
-    else:
-        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        classes = {name: number for number, name in enumerate(folders)}
-    return [Row(name, name, 0, size, _label(classes, name.partition("/")[0], CLASSES))
-            for name, size in found]  # fmt: skip
-
-
-def _list_parquet(root: Path, files: Sequence[str]) -> list[Row]:
-    rows = []
-    for file in files:
-        table = pq.ParquetFile(root / file)
-        names = table.schema_arrow.names
-        if "image" not in names or "label" not in names:
-            raise ValueError(f"{root / file} must have columns image and label, but has "
-                             f"{', '.join(names)}")  # fmt: skip
-        labels = table.read(columns=["label"])["label"].to_pylist()
-        rows += [Row(f"{file}[{number}]", file, number, -1, -1 if label is None else int(label))
-                 for number, label in enumerate(labels)]  # fmt: skip
-    return rows
-
-
-def _list_tar(root: Path, files: Sequence[str]) -> list[Row]:
-    rows = []
-    for file in files:
-        images: dict[str, tarfile.TarInfo] = {}
-        labels: dict[str, int] = {}
-        with tarfile.open(root / file, "r:") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                key, _, suffix = name.partition(".")
-                key, suffix = f"{folder}/{key}", f".{suffix.lower()}"
-                if suffix in IMAGES:
-                    images[key] = member
-                elif suffix == ".cls":
-                    stream = archive.extractfile(member)
-                    labels[key] = _whole_number(b"" if stream is None else stream.read(32),
-                                                f"{root / file}: {member.name}")  # fmt: skip
-        where = f"{root / file} (.cls files)"
-        rows += [Row(f"{file}/{member.name}", file, member.offset_data, member.size,
-                     _label(labels, key, where)) for key, member in images.items()]  # fmt: skip
-    return rows
-
-
-def _whole_number(text: bytes, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{where} must hold a whole number, but holds {text!r}") from None
-
-
-def _list_zip(root: Path, files: Sequence[str]) -> list[Row]:
-    rows = []
-    for file in files:
+def hint(path: Path) -> str:
+    """Where a source lies just below or above a folder that is none; empty: nowhere."""
+    if not path.is_dir():
+        return ""
+    for folder in sorted(each for each in path.iterdir() if each.is_dir()):
         try:
-            with zipfile.ZipFile(root / file) as archive:
-                infos = [info for info in archive.infolist()
-                         if Path(info.filename).suffix.lower() in IMAGES]  # fmt: skip
-                where = f"{root / file}: {MAPPING}"
-                if MAPPING not in archive.namelist():
-                    raise ValueError(f"{where} is missing; without it there are no labels")
-                labels = read_mapping(archive.read(MAPPING), where)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{root / file} is not a readable zip file: {error}") from error
-        rows += [Row(info.filename, file, 0, info.file_size,
-                     _label(labels, info.filename, where)) for info in infos]  # fmt: skip
-    return rows
-
-
-def _list_npy(root: Path, files: Sequence[str]) -> list[Row]:  # noqa: ARG001
-    labels = read_mapping((root / MAPPING).read_bytes(), str(root / MAPPING))
-    return [Row(name, name, 0, size, _label(labels, name, MAPPING))
-            for name, size in walk(root, {".npy"})]  # fmt: skip
-
-
-def _list_safetensors(root: Path, files: Sequence[str]) -> list[Row]:
-    from safetensors import SafetensorError, safe_open
-
-    rows = []
-    for file in files:
-        try:
-            with safe_open(root / file, framework="numpy") as archive:
-                if not {"latents", "labels"} <= set(archive.keys()):
-                    raise ValueError(f"{root / file} must hold latents and labels, but holds "
-                                     f"{', '.join(archive.keys())}")  # fmt: skip
-                labels = archive.get_tensor("labels").tolist()
-                count = archive.get_slice("latents").get_shape()[0]
-        except (SafetensorError, struct.error) as error:
-            raise ValueError(f"{root / file} is not a safetensors file: {error}") from error
-        if len(labels) != count:
-            raise ValueError(f"{root / file} holds {count} latents, but {len(labels)} labels")
-        rows += [Row(f"{file}[{number}]", file, number, -1, int(label))
-                 for number, label in enumerate(labels)]  # fmt: skip
-    return rows
-
-
-LISTERS: dict[str, Callable[[Path, Sequence[str]], list[Row]]] = {
-    "folder": _list_folder,
-    "parquet": _list_parquet,
-    "tar": _list_tar,
-    "zip": _list_zip,
-    "npy": _list_npy,
-    "safetensors": _list_safetensors,
-}
-"""Format -> what lists its rows."""
+            held = not is_hidden(folder.name) and detect(folder).format != "folder"
+        except ValueError as error:
+            return f"; below it, {error}"
+        except OSError:  # not ours to look into
+            continue
+        if held:
+            return f"; is it {folder} that was meant?"
+    for folder in (path.parent, path.parent.parent):
+        if (folder / MAPPING).is_file() and any(folder.glob("*/*.npy")):
+            return f"; is it {folder} that was meant?"
+    return ""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ig_core.official import read_file
 from ig_core.source_formats import STATISTICS
 
 if TYPE_CHECKING:
@@ -132,15 +133,15 @@ def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
                 mirrors.append(archive.get_slice("latents_flip")[span])
     if mirrors and len(mirrors) != len(pieces):
         raise ValueError(f"{listing.root} holds mirrored latents in some of its files only")
-    latent = _finite(np.concatenate(pieces), rows)
-    mirror = _finite(np.concatenate(mirrors), rows) if mirrors else None
+    latent = _finite(torch.cat(pieces).float().numpy(), rows)
+    mirror = _finite(torch.cat(mirrors).float().numpy(), rows) if mirrors else None
     return LatentRows(latent, mirror, labels)
 
 
 def _open_safetensors(path: Path) -> Any:  # noqa: ANN401
     from safetensors import safe_open
 
-    return safe_open(path, framework="numpy")
+    return safe_open(path, framework="pt")  # NumPy has no bfloat16
 
 
 def _read_npy(path: Path) -> NDArray[np.float32]:
@@ -182,12 +183,19 @@ def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"latents of the va-vae are normalised by {STATISTICS}, which is missing "
                          f"in {folder}")  # fmt: skip
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        mean, std = (found[name].double().flatten() for name in ("mean", "std"))
-    except Exception as error:  # whatever a damaged file makes it raise
-        raise ValueError(f"{path} must hold mean and std: {error}") from error
-    fine = mean.shape == std.shape == (channels,) and bool((std > 0).all())
-    if not fine or not bool((mean + std).isfinite().all()):
-        raise ValueError(f"{path} must hold a finite mean and a positive std of {channels} "
-                         f"channels, but holds {mean.tolist()} and {std.tolist()}")  # fmt: skip
+        found = read_file(path)
+        mean, std = (found[name] for name in ("mean", "std"))
+        shapes = tuple(mean.shape), tuple(std.shape)
+        mean, std = (value.double().flatten() for value in (mean, std))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} must hold mean and std, two tensors: {error}") from error
+    expected = f"{path} must hold a finite mean and a positive std of {channels} channels, but "
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{expected}they have shapes {shapes[0]} and {shapes[1]}")
+    bad = ~(mean.isfinite() & std.isfinite() & (std > 0))
+    if bool(bad.any()):
+        first = int(bad.int().argmax())
+        raise ValueError(f"{expected}those of {int(bad.sum())} are not so, the first of them "
+                         f"channel {first}: {float(mean[first])} and "
+                         f"{float(std[first])}")  # fmt: skip
     return mean, std

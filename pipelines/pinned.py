@@ -109,7 +109,7 @@ def pin_data(data: DataConfig) -> DataConfig:
         return data
     pinned: dict[str, Any] = {}
     if data.path is not None:
-        pinned |= _pin_source(data, Path(data.path).absolute())
+        pinned |= _pin_source(data, Path(data.path).expanduser().absolute())
     if data.codec != "none" and data.codec_path is not None:
         codec = Path(data.codec_path).absolute()
         pinned["codec_sha256"] = codec_digest(data.codec, codec)
@@ -125,14 +125,16 @@ def pin_data(data: DataConfig) -> DataConfig:
 def _pin_source(data: DataConfig, path: Path) -> dict[str, Any]:
     from ig_core.sources import identify, list_source
 
-    listing = list_source(path, data.num_classes)
+    classes = None if data.classes is None else Path(data.classes).expanduser().absolute()
+    listing = list_source(path, data.num_classes, classes)
     if listing.has_latents != (data.source == "latents"):
         raise ValueError(f"data.source must be {'latents' if listing.has_latents else 'images'} "
                          f"for {path}, which holds {listing.format}, but is "
                          f"{data.source!r}")  # fmt: skip
     if listing.has_latents:
         _check_latents(data, listing)
-    return {"path": str(path), "content": identify(listing), "count": len(listing)}
+    named = {"path": str(path), "classes": None if classes is None else str(classes)}
+    return named | {"content": identify(listing), "count": len(listing)}
 
 
 def _check_latents(data: DataConfig, listing: Listing) -> None:

@@ -57,7 +57,8 @@ def build_listing(context: Context, directory: Path) -> None:
     """List the rows of the source, which must be what was pinned."""
     data = context.experiment.data
     path = Path(data.path or "")
-    listing = list_source(path, data.num_classes)
+    labels = None if data.classes is None else Path(data.classes)
+    listing = list_source(path, data.num_classes, labels)
     if identify(listing) != context.node.config["content"]:
         raise ValueError(f"data.path {path} changed since the run began")
     listing.write(directory / LISTING)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 
@@ -9,11 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from ig_core import sources
-from ig_core.crop import center_crop, read_pixels
 from ig_core.source_rows import image_files, latent_rows, read_normalisation
 from ig_core.sources import identify, list_source, read_listing
 from tests.latent_sets import (
@@ -27,99 +24,6 @@ from tests.latent_sets import (
     write_tars,
     write_zip,
 )
-
-# Crops
-
-
-def picture(width, height, mode="RGB", seed=0) -> Image.Image:
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def encoded(image, form="PNG", **settings) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **settings)
-    return stream.getvalue()
-
-
-def test_an_image_of_the_right_size_is_taken_as_it_is():
-    image = picture(16, 16)
-    assert np.array_equal(center_crop(image, 16), np.asarray(image).transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize(("width", "height"), [(24, 16), (16, 29)])
-def test_what_is_longer_is_cropped_to_its_middle(width, height):
-    image = picture(width, height)
-    top, left = (height - 16) // 2, (width - 16) // 2
-    expected = np.asarray(image)[top : top + 16, left : left + 16]
-    assert np.array_equal(center_crop(image, 16), expected.transpose(2, 0, 1))
-
-
-def test_large_images_are_halved_by_means_of_four_pixels():
-    image = picture(32, 32)
-    means = np.asarray(image, np.float64).reshape(16, 2, 16, 2, 3).mean(axis=(1, 3))
-    away = np.abs(center_crop(image, 16).transpose(1, 2, 0) - means)
-    assert away.max() <= 1  # Pillow rounds after each direction
-
-
-def test_halving_stops_before_the_shorter_side_gets_too_short():
-    """51 x 70 to 16: once to 25 x 35, then bicubic to 16 x 22 and cropped."""
-    image = picture(51, 70)
-    half = image.resize((25, 35), Image.Resampling.BOX)
-    small = np.asarray(half.resize((16, round(35 * 16 / 25)), Image.Resampling.BICUBIC))
-    assert np.array_equal(center_crop(image, 16), small[3:19].transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
-def test_other_modes_of_eight_bits_become_rgb(mode):
-    found = read_pixels(encoded(picture(20, 20, mode)), 16)
-    assert found.fault is None
-    assert found.image.shape == (3, 16, 16)
-
-
-def test_cmyk_is_converted_and_named():
-    found = read_pixels(encoded(picture(20, 20, "CMYK"), "JPEG"), 16)
-    assert found.image.shape == (3, 16, 16)
-    assert "CMYK" in found.fault
-
-
-def deep_rgb() -> bytes:
-    """A PNG of 16 bits a channel, which Pillow cannot write."""
-    import struct
-    import zlib
-
-    def chunk(kind, content):
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    rows = b"".join(b"\0" + bytes(range(96)) for _ in range(16))
-    header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-@pytest.mark.parametrize(
-    "data",
-    [encoded(Image.fromarray(np.full((16, 16), 40_000, np.uint16))), deep_rgb()],
-    ids=["grey", "rgb"],
-)
-def test_more_than_eight_bits_are_not_clipped_but_refused(data):
-    found = read_pixels(data, 16)
-    assert found.image is None
-    assert "more than 8 bits" in found.fault
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"no image", encoded(picture(40, 40))[:900], encoded(picture(40, 40), "JPEG")[:400]],
-)
-def test_what_cannot_be_decoded_says_why(data):
-    found = read_pixels(data, 16)
-    assert found.image is None
-    assert found.fault.startswith("cannot be decoded")
-    assert "0x" not in found.fault
-
 
 # Formats
 

@@ -253,9 +253,8 @@ def test_latents_that_differ_from_the_first_are_refused(tmp_path, latent, va_vae
     path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels, size=3)
     last = path / "latents_rank00_shard001.safetensors"
     save_file({"latents": torch.randn(3, 32, 2, 2), "labels": labels[:3]}, last)
-    experiment = resolve(latent(path, va_vae, source="latents", flip=True, **VA))
-    with pytest.raises(ValueError, match="mirrored ones too"):
-        run_inline(FolderStore(tmp_path / "store"), experiment, [Graph(experiment).data])
+    with pytest.raises(ValueError, match=r"shard000\.safetensors holds them and .*shard001"):
+        resolve(latent(path, va_vae, source="latents", flip=True, **VA))
 
 
 def test_a_decoder_that_changed_is_refused(tmp_path, latent, sd_vae):
@@ -353,6 +352,40 @@ def test_data_are_known_by_their_content_wherever_they_lie(tmp_path, latent, sd_
     assert Graph(changed).data != Graph(one).data
     with pytest.raises(ValueError, match=r"data\.content must be"):
         resolve(two)
+
+
+def test_a_mapping_elsewhere_gives_labels_and_is_part_of_the_content(
+    tmp_path, latent, sd_vae, monkeypatch
+):
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    mapping = tmp_path / "map.json"
+    mapping.write_text(json.dumps({"n01": 2, "n02": 1, "n03": 0}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    experiment = resolve(latent("~/images", sd_vae, classes="~/map.json"))
+    assert (experiment.data.path, experiment.data.classes) == (str(path), str(mapping))
+    store = FolderStore(tmp_path / "store")
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    assert rows_of(store, graph)["label"].tolist() == [2, 2, 2, 1, 1, 0, 0]
+    assert Graph(resolve(latent(path, sd_vae))).data != graph.data
+    mapping.write_text(json.dumps({"n01": 0, "n02": 1, "n03": 2}))
+    with pytest.raises(ValueError, match=r"data\.content must be"):
+        resolve(experiment)
+    again = FolderStore(tmp_path / "again")
+    with pytest.raises(ValueError, match="changed since the run began"):
+        run_inline(again, experiment, [Graph(experiment).data])
+    same = resolve(latent(path, sd_vae, classes=str(mapping)))
+    assert Graph(same).run_key == Graph(resolve(latent(path, sd_vae))).run_key
+
+
+def test_images_of_other_suffixes_and_dangling_links_are_reported(tmp_path, latent, sd_vae):
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    (path / CLASSES[0] / "a.heic").write_bytes(b"not decoded here")
+    (path / CLASSES[1] / "b.png").symlink_to(path / "gone.png")
+    experiment = resolve(latent(path, sd_vae))
+    store = FolderStore(tmp_path / "store")
+    found = statistics_of(store, run_inline(store, experiment, [Graph(experiment).data]))
+    assert found["count"] == 7
+    assert [each["name"] for each in found["broken"]] == ["n01/a.heic", "n02/b.png"]
 
 
 def test_data_that_change_under_a_run_are_refused(tmp_path, latent, sd_vae):

@@ -1,0 +1,151 @@
+"""Images in class folders, Parquet files and zips, listed; see `ig_core.sources`."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ig_core.source_formats import CLASSES, MAPPING, SPLITS, Found, Row
+from ig_core.source_labels import (
+    Labels,
+    parse_labels,
+    plain_name,
+    read_labels,
+    some,
+    suffix_of,
+    whole_number,
+)
+from ig_core.source_walk import is_hidden, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IMAGES = {
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".gif",
+    ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".dds", ".psd", ".svg",
+}  # fmt: skip
+"""Suffixes of images, in lower case; what cannot be decoded of them becomes a faulty image."""
+
+
+@dataclass
+class Search:
+    """What a lister goes by, and what it passes over."""
+
+    found: Found
+    num_classes: int
+    labels: Labels | None
+    """Labels that the experiment gives; None: those that lie with the data."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Suffix, name or hidden folder -> how many are neither images nor labels."""
+
+
+def list_folder(search: Search) -> list[Row]:
+    """Images below class folders, labelled by a mapping or by the order of the folders."""
+    root = search.found.root
+    files, ignored = walk(root, IMAGES)
+    search.ignored.update(ignored)
+    labels = search.labels
+    for name in (MAPPING, CLASSES):
+        if (root / name).is_file():
+            search.ignored -= Counter({".json": 1})
+            labels = labels or read_labels(root / name)
+    if labels is None:
+        labels = _numbered_folders(search, [name for name, _ in files])
+    return labelled(files, labels, IMAGES)
+
+
+def labelled(files: Sequence[tuple[str, int]], labels: Labels, suffixes: set[str]) -> list[Row]:
+    """Rows of files (name, bytes) that hold one image or latent each."""
+    rows = [Row(name, name, 0, size, labels.of(name)) for name, size in files]
+    labels.check({name for name, _ in files}, suffixes)
+    return rows
+
+
+def _numbered_folders(search: Search, names: Sequence[str]) -> Labels:
+    """Class folders that hold images, numbered by name.
+
+    Raises:
+        ValueError: an image lies in none, or they are not as many as there are classes.
+    """
+    root, num_classes = search.found.root, search.num_classes
+    loose = next((name for name in names if "/" not in name), None)
+    if loose is not None:
+        raise ValueError(f"{root / loose} lies in no class folder, and there is no {MAPPING}; of a "
+                         f"class folder give the one above ({root.parent})")  # fmt: skip
+    folders = sorted({name.partition("/")[0] for name in names})
+    deeper = any(name.count("/") > 1 for name in names)
+    splits = deeper and set(folders) <= set(SPLITS)
+    if names and (splits or len(folders) != num_classes):
+        below = f"; its classes seem to lie a level lower, as in {root / folders[0]}"
+        raise ValueError(
+            f"{root} must hold {num_classes} class folders (data.num_classes) with images, or "
+            f"their labels be given ({MAPPING} or {CLASSES} in it, or data.classes), but it holds "
+            f"{some(folders)}{below if deeper else ''}"
+        )
+    return Labels(str(root), {name: number for number, name in enumerate(folders)})
+
+
+def list_parquet(search: Search) -> list[Row]:
+    """Rows of Parquet files with columns image and label."""
+    rows = []
+    for file in search.found.files:
+        path = search.found.root / file
+        table = pq.ParquetFile(path)
+        schema = table.schema_arrow
+        if "image" not in schema.names or "label" not in schema.names:
+            raise ValueError(f"{path} must have columns image and label, but has "
+                             f"{', '.join(schema.names)}")  # fmt: skip
+        kind = schema.field("label").type
+        if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+            raise ValueError(f"{path}: column label must hold integers, but holds {kind}")
+        labels = table.read(columns=["label"])["label"].to_pylist()
+        rows += [Row(f"{file}[{number}]", file, number, -1, label if type(label) is int
+                     else whole_number(label, f"{path}: the label of row {number}"))
+                 for number, label in enumerate(labels)]  # fmt: skip
+    return rows
+
+
+def list_zip(search: Search) -> list[Row]:
+    """Images in zips, labelled by the `dataset.json` in each."""
+    rows = []
+    for file in search.found.files:
+        path = search.found.root / file
+        try:
+            with zipfile.ZipFile(path) as archive:
+                images = _members(archive, search, str(path))
+                labels = search.labels or _labels_within(archive, f"{path}: {MAPPING}")
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a readable zip file: {error}") from error
+        rows += [Row(info.filename, file, 0, info.file_size, labels.of(name))
+                 for name, info in images.items()]  # fmt: skip
+        if search.labels is None:
+            labels.check(images, IMAGES)
+    return rows
+
+
+def _members(archive: zipfile.ZipFile, search: Search, where: str) -> dict[str, Any]:
+    """Images of a zip by their names with `/`."""
+    images: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = plain_name(info.filename)
+        *folders, last = name.split("/")
+        if name == MAPPING or not last:  # a folder's own entry
+            continue
+        if suffix_of(name) not in IMAGES or last.startswith(".") or any(map(is_hidden, folders)):
+            search.ignored[suffix_of(name) or last] += 1
+            continue
+        if name in images:
+            raise ValueError(f"{where} must hold each image once, but holds {name} twice")
+        images[name] = info
+    return images
+
+
+def _labels_within(archive: zipfile.ZipFile, where: str) -> Labels:
+    if MAPPING not in archive.namelist():
+        raise ValueError(f"{where} is missing; without it, or data.classes, there are no labels")
+    return parse_labels(archive.read(MAPPING), where)

@@ -1,0 +1,140 @@
+"""Labels of images and latents by the names of their files or folders, from JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from pathlib import Path
+
+NAMED = 3
+"""Names that a message gives of many."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels by file or folder."""
+
+    where: str
+    """What they were read from, for messages."""
+    by_name: dict[str, int]
+    """File or folder, relative to the source, with `/` -> label."""
+
+    def of(self, name: str) -> int:
+        """Label of a file: its own, else that of the innermost folder that has one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        place = name
+        while place not in self.by_name:
+            place = place.rpartition("/")[0]
+            if not place:
+                raise ValueError(f"{self.where} has no label for {name}")
+        return self.by_name[place]
+
+    def check(self, names: Collection[str], suffixes: Collection[str]) -> None:
+        """Raise ValueError if a file that has a label is not there: the source is incomplete.
+
+        Args:
+            names: Files that are there.
+            suffixes: Of files that would be; anything else that has a label is a folder.
+        """
+        absent = [name for name in self.by_name
+                  if suffix_of(name) in suffixes and name not in names]  # fmt: skip
+        if absent:
+            raise ValueError(f"{self.where} gives labels to {len(self.by_name)} names, but "
+                             f"{some(absent)} are not there")  # fmt: skip
+
+
+def read_labels(path: Path) -> Labels:
+    """Labels from a file.
+
+    Raises:
+        ValueError: it cannot be read, or see `parse_labels`.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"labels must be in a JSON file, but {path} cannot be read: "
+                         f"{error.strerror}") from error  # fmt: skip
+    return parse_labels(text, str(path))
+
+
+def parse_labels(text: str | bytes, where: str) -> Labels:
+    r"""Labels from JSON: {name: label}, or {"labels": [[name, label], ...]} of ADM and EDM2.
+
+    Args:
+        text: The JSON; a name may be written with `\`.
+        where: What it is called in messages.
+
+    Raises:
+        ValueError: it is something else, or a name has two labels or one that is no integer.
+    """
+    try:
+        held = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} must be JSON, but is not: {error}") from error
+    pairs = held.get("labels") if isinstance(held, dict) and "labels" in held else held
+    if isinstance(held, dict) and isinstance(pairs, dict | int):  # also a folder called labels
+        pairs = [list(item) for item in held.items()]
+    if not isinstance(pairs, list) or not pairs or not all(map(_is_pair, pairs)):
+        raise ValueError(f'{where} must hold {{name: label}} or {{"labels": [[name, label], ...]}}'
+                         f", but has no labels of that form")  # fmt: skip
+    by_name: dict[str, int] = {}
+    for name, value in pairs:
+        plain = plain_name(name).strip("/")
+        if plain in by_name:
+            raise ValueError(f"{where} must list each name once, but lists {plain} again, with "
+                             f"label {value!r} after {by_name[plain]}")  # fmt: skip
+        by_name[plain] = whole_number(value, f"{where}: the label of {plain}")
+    return Labels(where, by_name)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
+
+
+def whole_number(value: object, what: str) -> int:
+    """The integer that a value is.
+
+    Raises:
+        ValueError: it is none; the message begins with `what`.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{what} must be an integer, but is {value!r}")
+    return value
+
+
+def plain_name(name: str) -> str:
+    """A name in an archive or mapping with `/`, and without `./` before it."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def suffix_of(name: str) -> str:
+    """Suffix of a file's name, in lower case."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million times
+
+
+def some(names: Iterable[str], count: int | None = None) -> str:
+    """How many there are, and the first of them: `5 (a, b, c, ...)`."""
+    held = names if isinstance(names, list) else list(islice(names, NAMED + 1))
+    count = len(held) if count is None else count
+    more = ", ..." if count > NAMED else ""
+    return f"{count} ({', '.join(held[:NAMED])}{more})"
