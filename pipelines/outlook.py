@@ -9,6 +9,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from experiments.published import IMAGENET_TRAIN
 from ig_core.config import Guidance
 from ig_core.costs import (
     checkpoint_bytes,
@@ -35,8 +36,6 @@ PEAK_TFLOPS = 312.0
 """Data sheet of an A100 in fp16 and bf16, dense."""
 FEATURE_BYTES = {"inception-v3-compat": 4 * (2048 + 1008 + 2023), "digits-cnn": 4 * (64 + 10)}
 """Pooled features, logits and spatial features of an image, float32."""
-IMAGENET = 1_281_167
-"""Images of ImageNet's training set, where the data are not named yet."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
         moments = 2 if data.codec == "sd-vae" or data.source == "images" else 1
         cells = data.channels * data.side**2 * (1 if data.codec == "none" else 4 * moments)
         mirrored = 2 if data.flip and data.codec != "none" else 1
-        found["latents"] = (data.count or IMAGENET) * cells * mirrored
+        found["latents"] = (data.count or IMAGENET_TRAIN) * cells * mirrored
     return {name: size for name, size in found.items() if size}
 
 
@@ -190,9 +189,8 @@ def print_outlook(
         parts = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in sizes.items())
         say(f"Disk, from shapes: {sum(sizes.values()) / GIB:,.2f} GiB ({parts}).")
     if experiment.data.source != "digits" and "latents" in sizes and not experiment.data.count:
-        say(
-            f"Latents are counted as those of ImageNet's {IMAGENET:,} images, until they are named."
-        )
+        say(f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
+            f"named.")  # fmt: skip
     held = [results.store.find(node.kind, node.key) for node in plan.cached]
     there = [artifact for artifact in held if artifact is not None]
     if there:
