@@ -100,9 +100,14 @@ class TableOptions:
 def table_command(arguments: list[str]) -> int:
     """`igdit table`."""
     from pipelines.table_command import show_table
+    from pipelines.table_view import print_tables
 
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"igdit table needs a table: one of {', '.join(TABLES)}")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print_tables(Console())
+        return 0
+    if arguments[0].startswith("-"):
+        raise UsageError(f"igdit table needs a table before its options: one of "
+                         f"{', '.join(TABLES)}")  # fmt: skip
     name, *rest = arguments
     options = tyro.cli(TableOptions, args=rest, prog=f"igdit table {name}")
     return show_table(name, options, Home.default(), Console())

@@ -12,7 +12,7 @@ from pipelines.graph import Graph
 from pipelines.results import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from experiments import Experiment
     from experiments.tables import TableRow
@@ -55,26 +55,26 @@ class TableLine:
 
 
 def fill(
-    rows: Iterable[TableRow], store: Store, given: Mapping[str, Experiment]
+    rows: Iterable[TableRow], store: Store, given: Mapping[str, Sequence[Experiment]]
 ) -> list[TableLine]:  # fmt: skip
     """Fill in what the store holds.
 
     Args:
         rows: Rows of the table.
         store: Where results lie.
-        given: Row -> its experiment with files named and pinned. Besides, recorded runs count that
-            agree with the row in all that is not a file, a number of workers or the protocol.
+        given: Row -> experiments that were named for it, files pinned. Besides, recorded runs count
+            that agree with the row in all that is not a file, a number of workers or the protocol.
     """
     runs = list(recorded_runs(store).values()) if store.exists() else []
-    return [_line(row, store, given.get(row.name), runs) for row in rows]
+    return [_line(row, store, given.get(row.name, ()), runs) for row in rows]
 
 
 def _line(
-    row: TableRow, store: Store, given: Experiment | None, runs: Iterable[Experiment]
+    row: TableRow, store: Store, given: Iterable[Experiment], runs: Iterable[Experiment]
 ) -> TableLine:  # fmt: skip
     if row.experiment is None:
         return TableLine(row, None, None)
-    candidates = [*([] if given is None else [given]), *(run for run in runs if fits(row, run))]
+    candidates = [*given, *(run for run in runs if fits(row, run))]
     found = []
     for experiment in candidates:
         measured = _measured(row, collect(store, Graph(experiment)))

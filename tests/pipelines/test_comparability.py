@@ -150,6 +150,6 @@ def test_weights_that_are_no_moving_average_are_named(tmp_path, real, kept, word
     experiment = pinned(from_checkpoint=str(path), checkpoint_sha256="e" * 64)
     row = next(each for each in TABLES["sit_b2_ablation"]() if each.name == ROW)
     store = measured_store(tmp_path / "store", experiment, real)
-    (found,) = fill([row], store, {ROW: experiment})
+    (found,) = fill([row], store, {ROW: [experiment]})
     said = [text for text in found.differences if "average" in text]
     assert said == ([] if words is None else [words])
