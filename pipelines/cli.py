@@ -93,8 +93,8 @@ class PlanOptions(RunOptions):
     """What `igdit plan` takes besides."""
 
     assume_tflops: float | None = None
-    """Peak of a GPU in TFLOP/s, for work that nothing comparable was measured of; None: 312, an
-    A100 in fp16, and nothing for CPUs."""
+    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work that nothing comparable was measured of
+    (half of it in TF32, a sixteenth in float32); None: 312, an A100, and nothing for CPUs."""
     assume_utilisation: float = 0.3
     """Part of that peak that is taken to be reached."""
 
