@@ -67,7 +67,8 @@ def inspect_command(arguments: list[str]) -> int:
     from pipelines.inspect_command import inspect
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UsageError("igdit inspect needs one path: a checkpoint, or a folder of latents")
+        raise UsageError("igdit inspect needs one path: a checkpoint, a codec, or a folder of "
+                         "latents")  # fmt: skip
     return inspect(Path(arguments[0]), Console())
 
 
