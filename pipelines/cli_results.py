@@ -79,7 +79,7 @@ class TableOptions:
     run: bool = False
     """Run the rows that are not measured yet; without it the table shows what is there."""
     rows: tuple[str, ...] = ()
-    """Only these rows; none: all."""
+    """Run and print these rows only; none: all. The file and the comparison in MLflow have all."""
     from_checkpoint: tuple[str, ...] = ()
     """ROW=FILE: the published checkpoint that stands for the training of a row; may be repeated."""
     sd_latents: str | None = None

@@ -36,7 +36,9 @@ def inspect_codec_folder(path: Path) -> Found:
         config: dict[str, Any] = json.loads((path / CONFIG).read_bytes())
         kind = config["_class_name"]
         levels = len(config.get("block_out_channels", [None]))
-        sizes = config.get("latent_channels"), 2 ** (levels - 1), config.get("scaling_factor")
+        scale = config.get("scaling_factor")
+        sizes = (config.get("latent_channels"), 2 ** (levels - 1),
+                 None if scale is None else float(scale))  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path / CONFIG} does not describe a model of diffusers: "
                          f"{type(error).__name__} {error}") from error  # fmt: skip
@@ -70,9 +72,10 @@ def inspect_other_file(path: Path) -> Found | None:
     if held.keys() == {"mean", "std"}:
         return _statistics(held)
     weights = held.get("state_dict", held)
-    if isinstance(weights, Mapping) and _is_autoencoder(set(map(str, weights))):
-        return _autoencoder(path, weights)
-    return None
+    if not isinstance(weights, Mapping):
+        return None
+    named = {name: value for name, value in weights.items() if isinstance(name, str)}
+    return _autoencoder(path, named) if _is_autoencoder(set(named)) else None
 
 
 def _names(path: Path) -> set[str]:
@@ -90,7 +93,7 @@ def _is_autoencoder(names: set[str]) -> bool:
     return all(any(name.startswith(part) for name in names) for part in AUTOENCODER)
 
 
-def _autoencoder(path: Path, weights: Mapping[str, Any]) -> Found:
+def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
     """Latent diffusion's autoencoder in one file, or that of diffusers out of its folder."""
     from ig_core.ldm_names import diffusers_settings
 
@@ -104,7 +107,7 @@ def _autoencoder(path: Path, weights: Mapping[str, Any]) -> Found:
             [f"the sd-vae is read from a folder with {CONFIG}, and none lies beside this file"],
         )
     try:
-        settings = diffusers_settings(dict(weights))
+        settings = diffusers_settings(weights)
     except (ValueError, AttributeError, IndexError) as error:
         return {"codec": "an autoencoder"}, [], [f"it is not the va-vae: {error}"]
     factor = 2 ** (len(settings["block_out_channels"]) - 1)
@@ -155,9 +158,10 @@ def _statistics(held: Mapping[str, Any]) -> Found:
     from torch import Tensor
 
     mean, std = held["mean"], held["std"]
-    if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
-        raise ValueError(f"mean and std must be tensors, but are {type(mean).__name__} and "
-                         f"{type(std).__name__}")  # fmt: skip
+    for name, value in (("mean", mean), ("std", std)):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            raise ValueError(f"{name} must be a tensor of floating-point numbers, but is "
+                             f"{value!r:.80}")  # fmt: skip
     lines = {
         "statistics": f"mean and spread of {mean.numel()} channels, as latents_stats.pt beside "
                       f"LightningDiT's latents",

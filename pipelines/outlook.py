@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.published import IMAGENET_TRAIN
-from ig_core.config import Guidance
+from ig_core.config import Guidance, SamplerConfig
 from ig_core.costs import (
     checkpoint_bytes,
     forward_flops,
@@ -158,6 +158,7 @@ def _seconds_per_image(store: Store, experiment: Experiment) -> float | None:
         if artifact.manifest["inputs"].get("checkpoint") in models
         and (config := artifact.manifest["config"])["sampler"].get("num_steps") == sampler.num_steps
         and config["sampler"].get("method") == sampler.method
+        and config["sampler"].get("precision", SamplerConfig.precision) == sampler.precision
     ]
     return statistics.median(seconds) if seconds else None
 

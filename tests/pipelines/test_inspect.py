@@ -332,7 +332,11 @@ def test_a_decoder_is_recognised_and_tried(tmp_path, capsys):
     assert f"takes the folder, {folder}" in output
     assert main(["inspect", str(make_sd_vae(tmp_path / "sdxl", scale=0.13025))]) == 1
     assert "scaling_factor 0.18215" in capsys.readouterr().out
-    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["inspect", str(folder)]) == 1
+    assert "cannot be read as sd-vae" in capsys.readouterr().out
+    weights.unlink()
     assert main(["inspect", str(folder)]) == 1
     assert "has no diffusion_pytorch_model.safetensors" in capsys.readouterr().out
     (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
@@ -358,7 +362,7 @@ def test_a_va_vae_is_recognised_and_tried(tmp_path, capsys):
     assert main(["inspect", str(path)]) == 1
     assert "as the va-vae: " in capsys.readouterr().out
     del weights["encoder.conv_in.weight"]
-    torch.save(weights, path)
+    torch.save({**weights, 3: 4}, path)
     assert main(["inspect", str(path)]) == 1
     assert "it is not the va-vae: " in capsys.readouterr().out
 
@@ -377,9 +381,10 @@ def test_a_shard_and_its_statistics_are_recognised(tmp_path, capsys):
     torch.save({"mean": torch.zeros(32), "std": torch.zeros(32)}, folder / "latents_stats.pt")
     assert main(["inspect", str(folder / "latents_stats.pt")]) == 1
     assert "no positive spread" in capsys.readouterr().out
-    torch.save({"mean": 1, "std": 2}, folder / "latents_stats.pt")
-    assert main(["inspect", str(folder / "latents_stats.pt")]) == 2
-    assert "mean and std must be tensors" in capsys.readouterr().err
+    for mean in (1, torch.zeros(0), torch.zeros(32, dtype=torch.int64)):
+        torch.save({"mean": mean, "std": torch.ones(32)}, folder / "latents_stats.pt")
+        assert main(["inspect", str(folder / "latents_stats.pt")]) == 2
+        assert "mean must be a tensor of floating-point numbers" in capsys.readouterr().err
     shard.rename(folder / "mine.safetensors")
     assert main(["inspect", str(folder / "mine.safetensors")]) == 1
     assert "under a name like latents_rank*" in capsys.readouterr().out

@@ -71,6 +71,9 @@ def test_what_was_measured_is_taken_first_and_said_to_be(finished):
     found = works(results, plan, Assumption(1000.0))
     assert all(work.measured and work.seconds_each > 0 for work in found)
     assert found[0].images == 20 * 16, "the first twenty steps are there"
+    half = tiny(ig_scales=(1.5, 2.5), sampler={"precision": "bf16"})
+    results, plan = planned(finished.home.store, half)
+    assert not works(results, plan, Assumption(1000.0))[0].measured, "measured in float32"
     other = tiny(model={"width": 32})
     results, plan = planned(finished.home.store, other)
     assert not any(work.measured for work in works(results, plan, Assumption(1000.0)))

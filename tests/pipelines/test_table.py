@@ -266,6 +266,7 @@ def test_an_empty_server_comes_to_show_the_same_tables(table, tmp_path, monkeypa
     before = pages(home.tracking_uri)
     assert set(before) == {row.name for row in rows()}
     assert before["guided"]["tags"]["igdit.table_number"] != "none"
+    monkeypatch.chdir(tmp_path)  # where a server without a place for files puts them
     monkeypatch.setenv("IGDIT_HOME", str(home.root))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database(tmp_path))
     assert main(["track", "rebuild"]) == 0
