@@ -21,6 +21,11 @@ NO_PART = (
     "groups", "weights_sha256", "reference_sha256",
 )  # fmt: skip
 """Fields of an evaluation that are no part of its protocol."""
+INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`, 95,628,359 bytes; the same bytes as
+pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`. Both names hold the first eight digits."""
+ADM_REFERENCE_IMAGES = 10_000
+"""Images in `arr_0` of ADM's `VIRTUAL_imagenet256_labeled.npz`."""
 
 
 def digits() -> EvaluationConfig:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PAPER = "arXiv 2512.24176"
+IMAGENET_TRAIN = 1_281_167
+"""Images of ImageNet's training set, on which all of them were trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,8 +151,14 @@ def _name(row: Published) -> str:
     )
 
 
+def paper_table() -> tuple[TableRow, ...]:
+    """Both of them in one comparison."""
+    return (*main_table(), *sit_b2_ablation())
+
+
 TABLES: dict[str, Callable[[], tuple[TableRow, ...]]] = {
     "main": main_table,
     "sit_b2_ablation": sit_b2_ablation,
+    "paper_table": paper_table,
 }
 """Name -> function that builds the rows."""

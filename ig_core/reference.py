@@ -72,6 +72,23 @@ def read_reference(
     return Reference(pooled, spatial, "arr_0" in found)
 
 
+def doubts(mean: Tensor, covariance: Tensor) -> str | None:
+    """What keeps moments from being those of Inception's pooled features; None: nothing seen.
+
+    Pooled features are means over the outputs of a ReLU: none is negative, and they vary together.
+
+    Args:
+        mean: (F,).
+        covariance: (F, F), symmetric (`read_reference` sees to it).
+    """
+    if bool((mean < 0).any()) or not bool((mean > 0).any()):
+        return "its means cannot be those of features behind a ReLU: negative, or all zero"
+    variances = covariance.diagonal()
+    if not bool((variances > 0).any()) or bool((covariance == variances.diag()).all()):
+        return "its covariance cannot be that of Inception's features: zero, or diagonal"
+    return None
+
+
 def _moments(archive: zipfile.ZipFile, mean: str, covariance: str, width: int) -> Moments:
     first = _floats(archive, mean, (width,))
     second = _floats(archive, covariance, (width, width))

@@ -2,7 +2,7 @@
 
     manifests/ files/ .fences/        artifacts, see `pipelines.bucket_publication`
     .corrupt/KIND.KEY.ATTEMPT.json    manifests that were set aside
-    .runs/ .shown/ .drivers/          as in a folder
+    .runs/ .shown/ .tables/ .drivers/ as in a folder
     .events/DAY/TIME-ID.json          what was built and when
     .locks/                           see `pipelines.bucket_locks`; those of .staging/ say that
                                       somebody builds an attempt

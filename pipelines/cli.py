@@ -53,8 +53,9 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit run NAME [options]     run an experiment; what is in the store is not done again
   igdit plan NAME [options]    say what is cached and what would run; changes nothing
   igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
-  igdit table NAME [options]   one of the paper's tables ({", ".join(TABLES)}), published
-                               numbers beside ours; --run runs the rows that are missing
+  igdit table NAME [options]   one of the paper's tables ({", ".join(TABLES)}: both),
+                               published numbers beside ours, one comparison in MLflow; --run runs
+                               the rows that are missing; without NAME the tables are listed
   igdit report [RUN]           write a run as one HTML page that can be mailed; RUN is a NAME, the
                                first digits of a run's key, or none for the last run
   igdit report study NAME      the same of a study
@@ -62,8 +63,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit evaluate PATH [options]
                                judge images that any program made: a folder of PNG files, an .npz,
                                a folder of .npz shards
-  igdit inspect PATH           say what a checkpoint or a folder of latents is, and what would go
-                               wrong with it
+  igdit inspect PATH           say what a checkpoint, a codec or a folder of latents is, and what
+                               would go wrong with it
   igdit export NAME TARGET     samples of a run as an .npz of the ADM protocol or as PNG files
   igdit store ls|gc [options]  list artifacts; collect what no experiment needs
   igdit ui                     open the results in MLflow
@@ -93,8 +94,8 @@ class PlanOptions(RunOptions):
     """What `igdit plan` takes besides."""
 
     assume_tflops: float | None = None
-    """Peak of a GPU in TFLOP/s, for work that nothing comparable was measured of; None: 312, an
-    A100 in fp16, and nothing for CPUs."""
+    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work that nothing comparable was measured of
+    (half of it in TF32, a sixteenth in float32); None: 312, an A100, and nothing for CPUs."""
     assume_utilisation: float = 0.3
     """Part of that peak that is taken to be reached."""
 

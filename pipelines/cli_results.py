@@ -67,7 +67,8 @@ def inspect_command(arguments: list[str]) -> int:
     from pipelines.inspect_command import inspect
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UsageError("igdit inspect needs one path: a checkpoint, or a folder of latents")
+        raise UsageError("igdit inspect needs one path: a checkpoint, a codec, or a folder of "
+                         "latents")  # fmt: skip
     return inspect(Path(arguments[0]), Console())
 
 
@@ -78,7 +79,7 @@ class TableOptions:
     run: bool = False
     """Run the rows that are not measured yet; without it the table shows what is there."""
     rows: tuple[str, ...] = ()
-    """Only these rows; none: all."""
+    """Run and print these rows only; none: all. The file and the comparison in MLflow have all."""
     from_checkpoint: tuple[str, ...] = ()
     """ROW=FILE: the published checkpoint that stands for the training of a row; may be repeated."""
     sd_latents: str | None = None
@@ -100,9 +101,14 @@ class TableOptions:
 def table_command(arguments: list[str]) -> int:
     """`igdit table`."""
     from pipelines.table_command import show_table
+    from pipelines.table_view import print_tables
 
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"igdit table needs a table: one of {', '.join(TABLES)}")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print_tables(Console())
+        return 0
+    if arguments[0].startswith("-"):
+        raise UsageError(f"igdit table needs a table before its options: one of "
+                         f"{', '.join(TABLES)}")  # fmt: skip
     name, *rest = arguments
     options = tyro.cli(TableOptions, args=rest, prog=f"igdit table {name}")
     return show_table(name, options, Home.default(), Console())

@@ -129,7 +129,7 @@ def _execute(
                 Pipeline(store, experiment, start_runner, listener).run(targets)
                 chosen = collect(store, graph).chosen_scale
                 if chosen is not None:
-                    reported = [point.evaluate for point in graph.report(chosen)]
+                    reported = [point.evaluate for point in graph.chosen_anew(chosen)]
                     Pipeline(store, experiment, session.runner, listener).run(reported)
             finally:
                 listener.let_go()

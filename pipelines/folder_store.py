@@ -6,6 +6,7 @@
     STORE/.corrupt/            artifacts that were set aside when they were rebuilt
     STORE/.runs/               experiments that were run, the roots of garbage collection
     STORE/.shown/              those of them that have a page of their own in MLflow
+    STORE/.tables/             tables that were shown, and runs that were named for their rows
     STORE/.drivers/            locks of those who work on studies
     STORE/events.jsonl         what was built and when
 

@@ -67,6 +67,17 @@ class Graph:
             for each in sorted({1.0, scale})
         )  # fmt: skip
 
+    def chosen_anew(self, scale: float) -> tuple[Point, ...]:
+        """`report` of the scale with the lowest FID; of one scale alone nothing was chosen."""
+        return self.report(scale) if len(self.experiment.scales) > 1 else ()
+
+    @property
+    def most_images_anew(self) -> int:
+        """Images of `chosen_anew` at most, whichever scale it will be."""
+        return max(sum(int(node.config["stop"] - node.config["start"])
+                       for point in self.chosen_anew(scale) for node in point.images)
+                   for scale in self.experiment.scales)  # fmt: skip
+
     @property
     def needed(self) -> tuple[Node, ...]:
         """`targets`, and whatever may come to be reported."""

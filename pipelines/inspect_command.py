@@ -1,8 +1,9 @@
-"""`igdit inspect`: what a checkpoint or a cache of latents is, and what would go wrong with it."""
+"""`igdit inspect`: what a checkpoint, a codec or latents are, and what would go wrong with them."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from experiments import EXPERIMENTS, get_experiment
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ig_core.inspection import CheckpointFacts
-    from ig_core.latent_inspection import CacheFacts
 
 CHECKPOINT_FILES = (".pt", ".pth", ".ckpt", ".safetensors")
 STATE = "state.json"
@@ -28,8 +28,8 @@ def inspect(path: Path, console: Console) -> int:
         ValueError: there is nothing, or nothing that is known.
     """
     if not path.exists():
-        raise ValueError(f"inspect needs a checkpoint or a folder of latents, but {path} does not "
-                         f"exist")  # fmt: skip
+        raise ValueError(f"inspect needs a checkpoint, a codec or a folder of latents, but {path} "
+                         f"does not exist")  # fmt: skip
     if path.is_dir():
         found = _folder(path)
     elif path.suffix in CHECKPOINT_FILES:
@@ -54,37 +54,27 @@ def _list(console: Console, title: str, lines: Iterable[str]) -> None:
 
 
 def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
-    from ig_core.latent_inspection import inspect_latents
-    from pipelines.inspect_shards import inspect_shards, is_in_store
+    from ig_core.latent_inspection import inspect_latents, is_latent_cache
+    from pipelines.inspect_files import inspect_codec_folder, is_codec_folder
+    from pipelines.inspect_shards import cache_lines, inspect_shards, is_in_store
 
     if (path / STATE).is_file():
         return _own_checkpoint(path)
     if is_in_store(path):
         return inspect_shards(path)
+    if is_codec_folder(path) and not is_latent_cache(path):
+        return inspect_codec_folder(path)
     facts = inspect_latents(path)
-    return _cache_lines(facts), [], facts.problems
-
-
-def _cache_lines(facts: CacheFacts) -> dict[str, str]:
-    from pipelines.inspect_shards import label_counts
-
-    return {
-        "latent cache": facts.format,
-        "codec": facts.codec,
-        "content": facts.content,
-        "shape": " x ".join(map(str, facts.shape)),
-        "values": facts.measured,
-        "scale": facts.scale,
-        "statistics": facts.statistics,
-        "flips": facts.flips,
-        "latents": f"{facts.count:,} in {facts.files:,} files",
-        "labels": label_counts(facts.labels),
-    }  # fmt: skip
+    return cache_lines(facts), [], facts.problems
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     from ig_core.inspection import inspect_checkpoint
+    from pipelines.inspect_files import inspect_other_file
 
+    other = inspect_other_file(path)
+    if other is not None:
+        return other
     facts = inspect_checkpoint(path)
     lines = {
         "checkpoint": f"{facts.name}{' with' if facts.has_head else ' without'} auxiliary head",
@@ -114,7 +104,7 @@ def _use(facts: CheckpointFacts, path: Path) -> str | None:
     for name in EXPERIMENTS:
         model = get_experiment(name).model
         if facts.config == model:
-            return f"igdit run {name} --train.from-checkpoint {path}"
+            return f"igdit run {name} --train.from-checkpoint {shlex.quote(str(path))}"
     if facts.preset in MODELS:
         layer = "" if facts.has_head else ", aux_layer=None"
         return f'load_official({str(path)!r}, model_config("{facts.preset}"{layer}))'

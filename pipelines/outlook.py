@@ -9,7 +9,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ig_core.config import Guidance
+from experiments.published import IMAGENET_TRAIN
+from ig_core.config import Guidance, SamplerConfig
 from ig_core.costs import (
     checkpoint_bytes,
     forward_flops,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments import Experiment
+    from ig_core.config import Precision
     from pipelines.artifacts import Store
     from pipelines.dag import Plan
     from pipelines.graph import Node
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
 GIB = 2**30
 PEAK_TFLOPS = 312.0
 """Data sheet of an A100 in fp16 and bf16, dense."""
+PEAK_SHARE = {"fp16": 1.0, "bf16": 1.0, "TF32": 1 / 2, "float32": 1 / 16}
+"""Arithmetic -> peak over that of half precision: 312, 156 and 19.5 TFLOP/s on an A100."""
 FEATURE_BYTES = {"inception-v3-compat": 4 * (2048 + 1008 + 2023), "digits-cnn": 4 * (64 + 10)}
 """Pooled features, logits and spatial features of an image, float32."""
-IMAGENET = 1_281_167
-"""Images of ImageNet's training set, where the data are not named yet."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Assumption:
     """How fast a GPU is taken to be where nothing comparable was measured."""
 
     tflops: float | None = None
-    """Peak, in 10^12 operations a second; None: PEAK_TFLOPS for experiments on GPUs."""
+    """Peak in half precision, in 10^12 operations a second; None: PEAK_TFLOPS for experiments on
+    GPUs. Of a CPU it is the peak whatever the precision."""
     utilisation: float = 0.3
     """Part of the peak that is reached."""
 
@@ -54,12 +57,32 @@ class Assumption:
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"assume_utilisation must be in (0, 1], but got {self.utilisation}")
 
-    def rate(self, experiment: Experiment) -> float | None:
-        """Operations a second of one GPU; None: nothing is assumed of CPUs."""
-        peak = self.tflops
-        if peak is None and experiment.resources.use_gpu:
-            peak = PEAK_TFLOPS
+    def peak(self, experiment: Experiment, precision: Precision) -> float | None:
+        """Peak of a worker in some precision, in 10^12 operations a second.
+
+        Args:
+            experiment: Whose workers.
+            precision: Autocast of the work.
+
+        Returns:
+            None: nothing is assumed of CPUs.
+        """
+        if not experiment.resources.use_gpu:
+            return self.tflops
+        half = PEAK_TFLOPS if self.tflops is None else self.tflops
+        return half * PEAK_SHARE[arithmetic(experiment, precision)]
+
+    def rate(self, experiment: Experiment, precision: Precision) -> float | None:
+        """Operations a second that are taken to be reached; None: nothing is assumed of CPUs."""
+        peak = self.peak(experiment, precision)
         return None if peak is None else peak * 1e12 * self.utilisation
+
+
+def arithmetic(experiment: Experiment, precision: Precision) -> str:
+    """What matrix products are done in: a key of PEAK_SHARE."""
+    resources = experiment.resources
+    rounded = precision == "float32" and resources.use_gpu and resources.tf32
+    return "TF32" if rounded else precision
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,6 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
     Steps that images under several guidances share are counted for each.
     """
     experiment, store = results.experiment, results.store
-    rate = assumption.rate(experiment)
     steps = left_to_train(plan, results)
     found = []
     if steps:
@@ -102,21 +124,21 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
         if per_step is not None:
             each: float | None = per_step * workers / batch
         else:
+            rate = assumption.rate(experiment, experiment.optim.precision)
             each = None if rate is None else training_flops(experiment.model) / rate
         found.append(Work("training", steps * batch, each, per_step is not None))
     missing = [node for node in plan.missing if node.kind == "images"]
     images = sum(map(_count, missing))
     if images:
         per_image = _seconds_per_image(store, experiment)
-        each = per_image
+        each, rate = per_image, assumption.rate(experiment, experiment.sampler.precision)
         if each is None and rate is not None:
             total = sum(_count(node) * sampling_flops(
                 experiment.model, experiment.sampler, Guidance(**node.config["guidance"])
             ) for node in missing)  # fmt: skip
             each = total / images / rate
         found.append(Work("sampling", images, each, per_image is not None))
-        if results.chosen_scale is None:
-            most = 2 * experiment.evaluation.num_samples
+        if results.chosen_scale is None and (most := results.graph.most_images_anew):
             name = "of the scale that is chosen and of scale 1 on other noise, at most"
             found.append(Work(name, most, each, per_image is not None))
     return found
@@ -136,6 +158,7 @@ def _seconds_per_image(store: Store, experiment: Experiment) -> float | None:
         if artifact.manifest["inputs"].get("checkpoint") in models
         and (config := artifact.manifest["config"])["sampler"].get("num_steps") == sampler.num_steps
         and config["sampler"].get("method") == sampler.method
+        and config["sampler"].get("precision", SamplerConfig.precision) == sampler.precision
     ]
     return statistics.median(seconds) if seconds else None
 
@@ -160,7 +183,7 @@ def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
         moments = 2 if data.codec == "sd-vae" or data.source == "images" else 1
         cells = data.channels * data.side**2 * (1 if data.codec == "none" else 4 * moments)
         mirrored = 2 if data.flip and data.codec != "none" else 1
-        found["latents"] = (data.count or IMAGENET) * cells * mirrored
+        found["latents"] = (data.count or IMAGENET_TRAIN) * cells * mirrored
     return {name: size for name, size in found.items() if size}
 
 
@@ -180,19 +203,14 @@ def print_outlook(
         for item in work:
             say(_sentence(item, experiment))
         if any(item.seconds_each is not None and not item.measured for item in work):
-            peak = assumption.tflops or PEAK_TFLOPS
-            say(f"Assumed, not measured: {peak:g} TFLOP/s a GPU (--assume-tflops), "
-                f"{100 * assumption.utilisation:g} % of it reached (--assume-utilisation); three "
-                f"forward passes for a training step. Encoding, decoding and features are not in "
-                f"it.")  # fmt: skip
+            say(_assumed(experiment, assumption))
     sizes = disk_bytes(results, plan)
     if sizes:
         parts = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in sizes.items())
         say(f"Disk, from shapes: {sum(sizes.values()) / GIB:,.2f} GiB ({parts}).")
     if experiment.data.source != "digits" and "latents" in sizes and not experiment.data.count:
-        say(
-            f"Latents are counted as those of ImageNet's {IMAGENET:,} images, until they are named."
-        )
+        say(f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
+            f"named.")  # fmt: skip
     held = [results.store.find(node.kind, node.key) for node in plan.cached]
     there = [artifact for artifact in held if artifact is not None]
     if there:
@@ -200,6 +218,20 @@ def print_outlook(
             f"{sum(a.size for a in there) / GIB:,.2f} GiB.")  # fmt: skip
     for field, what in unnamed_files(experiment).items():
         say(f"Still to be named: {option(field)} PATH: {what}.")
+
+
+def _assumed(experiment: Experiment, assumption: Assumption) -> str:
+    """What the hours of work rest on that nothing comparable was measured of."""
+    parts = (("training", experiment.optim.precision), ("sampling", experiment.sampler.precision))
+    peaks = ", ".join(f"{assumption.peak(experiment, precision):g} for {kind} "
+                      f"({arithmetic(experiment, precision)})"
+                      for kind, precision in parts)  # fmt: skip
+    who = "GPU" if experiment.resources.use_gpu else "worker"
+    return (f"Assumed, not measured: peaks in TFLOP/s a {who} of {peaks} (--assume-tflops: that of "
+            f"half precision, of which TF32 has a half and float32 a sixteenth), "
+            f"{100 * assumption.utilisation:g} % of them reached (--assume-utilisation); three "
+            f"forward passes for a training step. Encoding, decoding and features are not in "
+            f"it.")  # fmt: skip
 
 
 def _sentence(work: Work, experiment: Experiment) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from experiments.resources import Resources
+from experiments.tables import TABLES
 from pipelines.collection import in_use, recorded_runs, shown_runs
 from pipelines.discretion import discreet
 from pipelines.errors import ArtifactError, TrackingError
@@ -14,6 +15,11 @@ from pipelines.plots import write_report
 from pipelines.report_command import run_folder, study_folder
 from pipelines.results import collect
 from pipelines.run_page import write_run_page
+from pipelines.table import fill
+from pipelines.table_command import table_folder
+from pipelines.table_records import shown_tables
+from pipelines.table_tracking import track_table
+from pipelines.table_view import write_table
 from pipelines.tracking import MlflowTracker
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from pipelines.artifacts import Store
     from pipelines.home import Home
     from pipelines.study.shelf import StoredStudy
+    from pipelines.table_records import Named
 
 CONFIRMED = ("confirmed.parquet", "fid_confirmed.png")
 """Report files of a study that only its confirmation makes."""
@@ -56,6 +63,8 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
                 for e in experiments]  # fmt: skip
         work += [(f"study {stored.study.name}, {len(stored.trials)} trials",
                   _show_study(tracker, stored, home)) for stored in studies]  # fmt: skip
+        work += [(f"table {name}", _show_table(tracker, name, named, home))
+                 for name, named in shown_tables(home.store).items() if name in TABLES]  # fmt: skip
         for name, show in work:
             try:
                 show()
@@ -64,7 +73,7 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
                 damaged += 1
                 say(discreet(f"{name}: left as it is, {error}"))
     say(f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - damaged} of {len(work)} "
-        f"experiments and studies as they are in the store.")  # fmt: skip
+        f"experiments, studies and tables as they are in the store.")  # fmt: skip
     return 1 if damaged else 0
 
 
@@ -142,5 +151,16 @@ def _show_study(
             files.append(write_study_page(found, home.store, directory))
         page = StudyTracker(tracker, study, stored.identity, home.store)
         _reached(home, lambda: page.sync(trials, files, finished=True, thorough=True))
+
+    return show
+
+
+def _show_table(
+    tracker: MlflowTracker, name: str, named: Named, home: Home
+) -> Callable[[], object]:  # fmt: skip
+    def show() -> None:
+        lines = fill(TABLES[name](), home.store, named)
+        path = write_table(lines, table_folder(home, name))
+        _reached(home, lambda: track_table(tracker, name, lines, [path]))
 
     return show

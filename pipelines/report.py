@@ -192,8 +192,7 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
         table.add_row(stage, kind, str(cached), str(len(missing)),
                       _what_would_run(graph, store, kind, missing))  # fmt: skip
     console.print(table)
-    if results.chosen_scale is None:
-        count = 2 * graph.experiment.evaluation.num_samples
+    if results.chosen_scale is None and (count := graph.most_images_anew):
         console.print(f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
                       f"noise: up to {count:,} images.")  # fmt: skip
     if not plan.missing:

@@ -69,7 +69,7 @@ class Results:
     """The last checkpoint by guidance scale, ascending."""
     report: tuple[Measurement, ...] = ()
     """Unguided and at the scale with the lowest FID in `final`, on a bank of noise that had no part
-    in the choice; ascending."""
+    in the choice; ascending. Of an experiment with one scale it is not asked for."""
 
     @property
     def experiment(self) -> Experiment:
@@ -81,13 +81,13 @@ class Results:
         """Everything was measured."""
         chosen = self.chosen_scale
         return (chosen is not None and len(self.curve) == len(self.graph.curve)
-                and len(self.report) == len(self.graph.report(chosen)))  # fmt: skip
+                and len(self.report) >= len(self.graph.chosen_anew(chosen)))  # fmt: skip
 
     @property
     def targets(self) -> tuple[Node, ...]:
         """What the experiment makes, the report among it once that is known."""
         chosen = self.chosen_scale
-        report = () if chosen is None else self.graph.report(chosen)
+        report = () if chosen is None else self.graph.chosen_anew(chosen)
         return (*self.graph.targets, *(point.evaluate for point in report))
 
     @property

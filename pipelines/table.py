@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs
+from pipelines.comparability import differences, obstacles
 from pipelines.graph import Graph
 from pipelines.results import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from experiments import Experiment
     from experiments.tables import TableRow
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "balanced_fid")
 """Metrics that papers publish, by their names here."""
-PROTOCOL = "adm-imagenet256"
-"""Protocol of the published numbers."""
-PORT = "Inception-v3 in torch-fidelity's port of the same weights, published with"
 
 
 @dataclass(frozen=True)
@@ -58,33 +55,33 @@ class TableLine:
 
 
 def fill(
-    rows: Iterable[TableRow], store: Store, given: Mapping[str, Experiment]
+    rows: Iterable[TableRow], store: Store, given: Mapping[str, Sequence[Experiment]]
 ) -> list[TableLine]:  # fmt: skip
     """Fill in what the store holds.
 
     Args:
         rows: Rows of the table.
         store: Where results lie.
-        given: Row -> its experiment with files named and pinned. Besides, recorded runs count that
-            agree with the row in all that is not a file, a number of workers or the protocol.
+        given: Row -> experiments that were named for it, files pinned. Besides, recorded runs count
+            that agree with the row in all that is not a file, a number of workers or the protocol.
     """
     runs = list(recorded_runs(store).values()) if store.exists() else []
-    return [_line(row, store, given.get(row.name), runs) for row in rows]
+    return [_line(row, store, given.get(row.name, ()), runs) for row in rows]
 
 
 def _line(
-    row: TableRow, store: Store, given: Experiment | None, runs: Iterable[Experiment]
+    row: TableRow, store: Store, given: Iterable[Experiment], runs: Iterable[Experiment]
 ) -> TableLine:  # fmt: skip
     if row.experiment is None:
         return TableLine(row, None, None)
-    candidates = [*([] if given is None else [given]), *(run for run in runs if fits(row, run))]
+    candidates = [*given, *(run for run in runs if fits(row, run))]
     found = []
     for experiment in candidates:
         measured = _measured(row, collect(store, Graph(experiment)))
         if measured is not None:
-            obstacles = _obstacles(row, experiment, measured)
-            found.append(TableLine(row, experiment, measured, obstacles,
-                                   _differences(row, experiment, measured)))  # fmt: skip
+            found.append(TableLine(row, experiment, measured,
+                                   obstacles(row, experiment, measured, store),
+                                   differences(row, experiment, measured)))  # fmt: skip
     # What can be compared first, then the newest.
     return max(found, default=TableLine(row, None, None),
                key=lambda line: (not line.obstacles, _published_at(line)))  # fmt: skip
@@ -125,47 +122,6 @@ def _training(experiment: Experiment) -> dict[str, Any]:
     return {"loss": experiment.loss, "optim": experiment.optim.canonical(), "steps": train.steps,
             "batch": train.batch_size, "seed": train.seed, "flip": experiment.data.flip,
             "imported": train.imported}  # fmt: skip
-
-
-def _obstacles(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
-    """What moves an FID by more than anybody would call rounding."""
-    mark, theirs = measured.fingerprint, row.protocol
-    found = []
-    if mark.num_samples != theirs.num_samples:
-        found.append(f"{mark.num_samples:,} samples, published with {theirs.num_samples:,}")
-    if mark.labels != theirs.labels:
-        found.append(f"{mark.labels} labels, published with {theirs.labels} ones")
-    extractor = mark.extractor.split()[0]
-    if extractor != "inception-v3-compat":
-        found.append(f"features of {extractor}, published with {theirs.extractor}")
-    if run.evaluation.reference is None:
-        found.append(f"reference: the training images, published with {theirs.reference}")
-    name = protocol_name(run.evaluation)
-    if name != PROTOCOL and not found:
-        found.append(f"protocol {name}, published with {PROTOCOL}")
-    return tuple(found)
-
-
-def _differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
-    mark, theirs = measured.fingerprint, row.protocol
-    found = [
-        f"pixels: {mark.pixels}, published {theirs.pixels}",
-        f"noise: addressed by image (bank {mark.bank}), published with {theirs.noise}",
-    ]
-    if mark.extractor.startswith("inception-v3-compat"):
-        found.append(f"features: {PORT} {theirs.extractor}")
-    if run.evaluation.reference is not None:
-        digest = str(run.evaluation.reference_sha256)[:12]
-        found.append(f"reference: a file with SHA-256 {digest}..., published with "
-                     f"{theirs.reference}")  # fmt: skip
-    if run.train.imported:
-        digest = str(run.train.checkpoint_sha256)[:12]
-        found.append(f"weights: a published checkpoint (SHA-256 {digest}...), not trained here")
-    if row.scale is None:
-        found.append(f"scale {measured.scale:g}: {row.note}")
-    elif row.note:
-        found.append(row.note)
-    return tuple(found)
 
 
 def among_ours(lines: Iterable[TableLine]) -> list[str]:

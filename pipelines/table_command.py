@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from typing import TYPE_CHECKING
-
-from rich import box
-from rich.table import Table
 
 from experiments.tables import TABLES
 from pipelines.collection import in_use
 from pipelines.discretion import behind, where_to_compare
 from pipelines.graph import Graph
 from pipelines.pinned import resolve, unnamed_files
-from pipelines.table import METRICS, among_ours, fill
+from pipelines.table import fill
+from pipelines.table_records import remember_table, shown_tables
+from pipelines.table_view import print_table, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -45,44 +43,70 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
         ValueError: there is no such table or row, or a file is not named that a run needs.
         PipelineError: a run failed; what was measured before stays.
     """
-    rows = _rows(name, options)
-    given = _given(rows, options)
+    chosen = _rows(name, options)
+    files = _checkpoints(chosen, options)
+    given = _given(chosen, files, options)
     store = home.store
     if options.run:
-        _run(rows, given, home, console)
+        _run(chosen, given, home, console)
+    rows = TABLES[name]()
     if store.exists():
         with in_use(store):
-            lines = fill(rows, store, given)
+            named = shown_tables(store).get(name, {})
+            # What is named now takes the place of what was named before.
+            candidates = {row: runs for row, runs in named.items() if row not in files}
+            for row, experiment in given.items():
+                candidates.setdefault(row, []).append(experiment)
+            lines = fill(rows, store, candidates)
+            remember_table(store, name, lines)
     else:
-        lines = fill(rows, store, given)
-    print_table(name, lines, console)
-    folder = home.report / f"table-{name}"
-    path = write_table(lines, folder)
-    console.print(f"All metrics: {path}", highlight=False, soft_wrap=True)
+        lines = fill(rows, store, {})
+    print_table(name, [line for line in lines if line.row in chosen], console)
+    path = write_table(lines, table_folder(home, name))
+    console.print(f"All metrics of all rows: {path}", highlight=False, soft_wrap=True)
     _track(name, lines, path, home, console)
     return 0
 
 
+def table_folder(home: Home, name: str) -> Path:
+    """Where the files of a table lie."""
+    return home.report / f"table-{name}"
+
+
 def _rows(name: str, options: TableOptions) -> list[TableRow]:
+    """The rows that are asked for."""
     if name not in TABLES:
         raise ValueError(f"table must be one of {', '.join(TABLES)}, but got {name!r}")
     rows = list(TABLES[name]())
     names = [row.name for row in rows if row.experiment is not None]
-    named = (*options.rows, *(entry.partition("=")[0] for entry in options.from_checkpoint))
-    for wanted in named:
+    for wanted in options.rows:
         if wanted not in names:
             raise ValueError(f"row must be one of {', '.join(names)}, but got {wanted!r}")
     return [row for row in rows if not options.rows or row.name in options.rows]
 
 
-def _given(rows: Sequence[TableRow], options: TableOptions) -> dict[str, Experiment]:
-    """Row -> its experiment with the files that the options name, pinned as far as they go."""
-    files = {}
+def _checkpoints(rows: Sequence[TableRow], options: TableOptions) -> dict[str, str]:
+    """Row -> the published checkpoint that is named for it."""
+    names = [row.name for row in rows if row.experiment is not None]
+    files: dict[str, str] = {}
     for entry in options.from_checkpoint:
         name, _, path = entry.partition("=")
         if not path:
             raise ValueError(f"from_checkpoint must be ROW=FILE, but got {entry!r}")
+        if name not in names:
+            asked = " (those of --rows)" if options.rows else ""
+            raise ValueError(f"from_checkpoint must name one of the rows {', '.join(names)}{asked},"
+                             f" but got {name!r}")  # fmt: skip
+        if name in files:
+            raise ValueError(f"from_checkpoint must name a row once, but got {name!r} twice")
         files[name] = path
+    return files
+
+
+def _given(
+    rows: Sequence[TableRow], files: dict[str, str], options: TableOptions
+) -> dict[str, Experiment]:  # fmt: skip
+    """Row -> its experiment with the files that the options name, pinned as far as they go."""
     found = {}
     for row in rows:
         if row.experiment is not None:
@@ -112,7 +136,7 @@ def _run(
     """Measure what rows lack, and no more: rows of one experiment together."""
     from pipelines.experiment_run import measure_scales
 
-    todo = [line.row for line in fill(rows, home.store, given)
+    todo = [line.row for line in fill(rows, home.store, {row: [e] for row, e in given.items()})
             if line.row.experiment is not None and line.measured is None]  # fmt: skip
     missing: dict[str, str] = {}
     for row in todo:
@@ -132,88 +156,6 @@ def _run(
         scales = [row.scale for row in group if row.scale is not None]
         every = len(scales) < len(group)
         measure_scales(given[group[0].name], None if every else scales, home, console)
-
-
-def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
-    """Print published numbers and ours, and in what the protocols differ."""
-    table = Table(title=f"Table {name}: published numbers, and ours", title_justify="left",
-                  title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-                  padding=(0, 1, 0, 0))  # fmt: skip
-    for column in ("row", "method"):
-        table.add_column(column)
-    for column in ("epochs", "CFG", "FID published", "FID ours", "95 % interval", "difference",
-                   "IS published", "IS ours"):  # fmt: skip
-        table.add_column(column, justify="right")
-    for line in lines:
-        table.add_row(*_cells(line))
-    console.print(table)
-    for text, rows in _by_text((line, line.obstacles) for line in lines).items():
-        console.print(f"Not compared ({', '.join(rows)}): {text}.", highlight=False,
-                      soft_wrap=True, markup=False)  # fmt: skip
-    for text, rows in _by_text((line, line.differences) for line in lines).items():
-        console.print(f"Differs from the published protocol ({', '.join(rows)}): {text}.",
-                      highlight=False, soft_wrap=True, markup=False)  # fmt: skip
-    for text in among_ours(lines):
-        console.print(f"Ours differ: {text}.", highlight=False, soft_wrap=True, markup=False)
-    console.print("Intervals are of the sampling alone; published numbers come without any.")
-
-
-def _cells(line: TableLine) -> list[str]:
-    published, measured = line.row.published, line.measured
-    cells = [line.row.name, published.method, str(published.epochs or "-"),
-             "yes" if published.cfg else "no", f"{published.fid:.2f}"]  # fmt: skip
-    if measured is None:
-        ours = [line.state, "", ""]
-    else:
-        low, high = measured.metrics["fid_low"], measured.metrics["fid_high"]
-        difference = line.difference
-        ours = [f"{measured.fid:.2f}", f"{low:.2f} .. {high:.2f}",
-                line.state if difference is None else f"{difference:+.2f}"]  # fmt: skip
-    scores = (published.inception_score,
-              measured.metrics.get("inception_score") if measured else None)  # fmt: skip
-    return [*cells, *ours, *("-" if score is None else f"{score:.1f}" for score in scores)]
-
-
-def _by_text(found: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, list[str]]:
-    """Text -> the rows that it is said of."""
-    texts: dict[str, list[str]] = {}
-    for line, said in found:
-        for text in said:
-            texts.setdefault(text, []).append(line.row.name)
-    return texts
-
-
-def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
-    """Write every metric, published and ours, as CSV; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "table.csv"
-    names = [f"{metric}_{whose}" for metric in METRICS for whose in ("published", "ours")]
-    head = ["row", "method", "epochs", "cfg", "ig_scale", *names, "fid_low", "fid_high",
-            "fid_difference", "state", "fingerprint", "not_compared_because",
-            "protocol_differences", "source"]  # fmt: skip
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, head)
-        writer.writeheader()
-        writer.writerows(_record(line) for line in lines)
-    return path
-
-
-def _record(line: TableLine) -> dict[str, object]:
-    published, measured = line.row.published, line.measured
-    ours = measured.metrics if measured else {}
-    record: dict[str, object] = {
-        "row": line.row.name, "method": published.method, "epochs": published.epochs,
-        "cfg": published.cfg, "ig_scale": measured.scale if measured else line.row.scale,
-        "fid_low": ours.get("fid_low"), "fid_high": ours.get("fid_high"),
-        "fid_difference": line.difference, "state": line.state,
-        "fingerprint": measured.fingerprint.id if measured else None,
-        "not_compared_because": "; ".join(line.obstacles),
-        "protocol_differences": "; ".join(line.differences), "source": published.source,
-    }  # fmt: skip
-    for metric in METRICS:
-        record[f"{metric}_published"] = getattr(published, metric)
-        record[f"{metric}_ours"] = ours.get(metric)
-    return record
 
 
 def _track(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -236,7 +237,8 @@ def test_missing_labels_are_noticed(tmp_path):
         inspect_latents(folder)
 
 
-def test_latents_in_the_store(tmp_path, capsys):
+def latents_in_a_store(tmp_path, scale=5.0, classes=4):
+    """A store with SD-VAE latents in two shards, and their graph."""
     from experiments import DataConfig
     from pipelines.folder_store import FolderStore
     from pipelines.graph import Graph
@@ -244,26 +246,145 @@ def test_latents_in_the_store(tmp_path, capsys):
     from tests.latent_sets import make_sd_vae, write_npy
     from tests.pipelines.conftest import run_inline, tiny
 
-    moments = np.random.default_rng(0).random((7, 8, 4, 4), np.float32)
-    path = write_npy(tmp_path / "npy", moments, np.arange(7) % 3)
+    moments = scale * np.random.default_rng(0).normal(size=(7, 8, 4, 4))
+    moments[:, 4:] = 1
+    path = write_npy(tmp_path / "npy", moments.astype(np.float32), np.arange(7) % 3)
     for name in ("weights.pt", "reference.npz"):
         (tmp_path / name).write_bytes(b"are not read here")
     data = DataConfig(source="latents", path=str(path), codec="sd-vae", channels=4, side=4,
-                      resolution=32, num_classes=4, shard_size=4,
+                      resolution=32, num_classes=classes, shard_size=4,
                       codec_path=str(make_sd_vae(tmp_path / "sd")))  # fmt: skip
     experiment = resolve(tiny(
-        data=data, model={"in_channels": 4, "input_size": 4, "num_classes": 4},
+        data=data, model={"in_channels": 4, "input_size": 4, "num_classes": classes},
         evaluation={"extractor": "inception-v3-compat",
                     "extractor_weights": str(tmp_path / "weights.pt"),
                     "reference": str(tmp_path / "reference.npz")},
     ))  # fmt: skip
     store = FolderStore(tmp_path / "store")
-    graph = run_inline(store, experiment, [Graph(experiment).data])
+    return store, run_inline(store, experiment, [Graph(experiment).data])
+
+
+def test_latents_in_the_store(tmp_path, capsys):
+    store, graph = latents_in_a_store(tmp_path)
     assert main(["inspect", str(store.open("data", graph.data.key).path)]) == 1
     output = capsys.readouterr().out
     for words in ("2 shards bound together", "sd-vae", "factor 0.1822", "7", "3: 2 (label",
+                  "moments of sd-vae's posterior", "8 x 4 x 4", "flips         none",
                   "Would go wrong: 1 labels have no latent, for example 3"):  # fmt: skip
         assert words in output
+    assert output.count("Would go wrong") == 1
     shard = graph.data.inputs["part-00000"]
     assert main(["inspect", str(store.open(shard.kind, shard.key).path)]) == 0
-    assert "8 x 4 x 4" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "8 x 4 x 4" in output
+    assert "moments of sd-vae's posterior" in output
+
+
+@pytest.mark.parametrize(("scale", "wrong"), [(1.0, True), (5.0, False), (40.0, True)])
+def test_latents_in_the_store_should_be_as_spread_out_as_noise(scale, wrong, tmp_path, capsys):
+    store, graph = latents_in_a_store(tmp_path, scale, classes=3)
+    assert main(["inspect", str(store.open("data", graph.data.key).path)]) == wrong
+    assert ("their spread times the factor is" in capsys.readouterr().out) == wrong
+
+
+def test_images_that_were_converted_were_not_left_out(tmp_path, capsys):
+    store, graph = latents_in_a_store(tmp_path, classes=3)
+    copy = tmp_path / "elsewhere" / "data"
+    shutil.copytree(store.open("data", graph.data.key).path, copy)
+    about = json.loads((copy / "statistics.json").read_text())
+    faults = ["cannot be decoded: cut short"] * 5 + ["is CMYK, converted to RGB"]
+    about["broken"] = [{"name": f"{i}.jpg", "fault": fault} for i, fault in enumerate(faults)]
+    (copy / "statistics.json").chmod(0o644)
+    (copy / "statistics.json").write_text(json.dumps(about))
+    assert main(["inspect", str(copy)]) == 0
+    output = capsys.readouterr().out
+    for words in ("To know: 5 images were left out.", "To know: 1 images were converted to RGB.",
+                  "To know: 2 of 2 shards do not lie beside it."):  # fmt: skip
+        assert words in output
+
+
+# What is no checkpoint
+
+
+def test_a_path_with_spaces_can_be_pasted(tmp_path, capsys):
+    from experiments import get_experiment
+
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    config = get_experiment("sit_b2_ig").model
+    path = folder / "w.pt"
+    tensors = save_official(DiffusionTransformer(config))
+    torch.save({"ema": {name: value.half() for name, value in tensors.items()}}, path)
+    assert main(["inspect", str(path)]) == 0
+    assert f"--train.from-checkpoint '{path}'" in capsys.readouterr().out
+
+
+def test_a_decoder_is_recognised_and_tried(tmp_path, capsys):
+    from tests.latent_sets import make_sd_vae
+
+    folder = make_sd_vae(tmp_path / "sd vae")
+    for path in (folder, folder / "diffusion_pytorch_model.safetensors"):
+        assert main(["inspect", str(path)]) == 0
+        output = capsys.readouterr().out
+        for words in ("SD-VAE of diffusers", "4 channels, 8 pixels a cell", "0.18215",
+                      f"--data.codec sd-vae --data.codec-path '{folder}'"):  # fmt: skip
+            assert words in output
+    assert f"takes the folder, {folder}" in output
+    assert main(["inspect", str(make_sd_vae(tmp_path / "sdxl", scale=0.13025))]) == 1
+    assert "scaling_factor 0.18215" in capsys.readouterr().out
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["inspect", str(folder)]) == 1
+    assert "cannot be read as sd-vae" in capsys.readouterr().out
+    weights.unlink()
+    assert main(["inspect", str(folder)]) == 1
+    assert "has no diffusion_pytorch_model.safetensors" in capsys.readouterr().out
+    (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    assert main(["inspect", str(folder)]) == 1
+    assert "UNet2DModel of diffusers" in capsys.readouterr().out
+    (folder / "config.json").write_text("[]")
+    assert main(["inspect", str(folder)]) == 2
+    assert "config.json does not describe a model of diffusers" in capsys.readouterr().err
+
+
+def test_a_va_vae_is_recognised_and_tried(tmp_path, capsys):
+    from tests.latent_sets import make_va_vae
+
+    path, network = make_va_vae(tmp_path / "vavae.pt")
+    assert main(["inspect", str(path)]) == 0
+    output = capsys.readouterr().out
+    for words in ("VA-VAE in the names of latent diffusion", "32 channels, 16 pixels a cell",
+                  f"--data.codec va-vae --data.codec-path {path}"):  # fmt: skip
+        assert words in output
+    weights = dict(network.state_dict())
+    del weights["decoder.conv_out.bias"]
+    torch.save({"state_dict": weights}, path)
+    assert main(["inspect", str(path)]) == 1
+    assert "as the va-vae: " in capsys.readouterr().out
+    del weights["encoder.conv_in.weight"]
+    torch.save({**weights, 3: 4}, path)
+    assert main(["inspect", str(path)]) == 1
+    assert "it is not the va-vae: " in capsys.readouterr().out
+
+
+def test_a_shard_and_its_statistics_are_recognised(tmp_path, capsys):
+    folder = lightning(tmp_path / "data")
+    shard = folder / "latents_rank00_shard001.safetensors"
+    assert main(["inspect", str(shard)]) == 0
+    output = capsys.readouterr().out
+    assert "24 in 2 files" in output
+    assert f"shard001.safetensors is one of its shards: --data.path takes the folder, {folder}" in (
+        output
+    )
+    assert main(["inspect", str(folder / "latents_stats.pt")]) == 0
+    assert "mean and spread of 32 channels" in capsys.readouterr().out
+    torch.save({"mean": torch.zeros(32), "std": torch.zeros(32)}, folder / "latents_stats.pt")
+    assert main(["inspect", str(folder / "latents_stats.pt")]) == 1
+    assert "no positive spread" in capsys.readouterr().out
+    for mean in (1, torch.zeros(0), torch.zeros(32, dtype=torch.int64)):
+        torch.save({"mean": mean, "std": torch.ones(32)}, folder / "latents_stats.pt")
+        assert main(["inspect", str(folder / "latents_stats.pt")]) == 2
+        assert "mean must be a tensor of floating-point numbers" in capsys.readouterr().err
+    shard.rename(folder / "mine.safetensors")
+    assert main(["inspect", str(folder / "mine.safetensors")]) == 1
+    assert "under a name like latents_rank*" in capsys.readouterr().out

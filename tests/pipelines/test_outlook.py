@@ -35,9 +35,34 @@ def test_assumed_hours_follow_from_the_arithmetic(tmp_path):
     assert not training.measured
     assert sampling.images == sum(n.config["stop"] - n.config["start"]
                                   for n in plan.missing if n.kind == "images")  # fmt: skip
-    assert report.images == 100_000
+    # Two scales, class-balanced images and those that random labels want besides.
+    assert 100_000 < report.images < 110_000
     slower = works(results, plan, Assumption(500.0, 0.5))
     assert slower[0].hours == pytest.approx(2 * training.hours)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "share"),
+    [("fp16", True, 1), ("bf16", False, 1), ("float32", True, 2), ("float32", False, 16)],
+)
+def test_work_is_taken_to_be_as_fast_as_its_precision_allows(precision, tf32, share, tmp_path):
+    base = get_experiment("sit_b2_ig")
+    experiment = replace(
+        base, sampler=replace(base.sampler, precision=precision),
+        resources=replace(base.resources, tf32=tf32),
+    )  # fmt: skip
+    store = FolderStore(tmp_path)
+    hours = [works(*planned(store, each), Assumption())[1].hours
+             for each in (replace(base, sampler=replace(base.sampler, precision="bf16")),
+                          experiment)]  # fmt: skip
+    assert hours[1] == pytest.approx(share * hours[0])
+
+
+def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path, capsys):
+    results, plan = planned(FolderStore(tmp_path), get_experiment("sit_b2"))
+    assert [work.name for work in works(results, plan, Assumption())] == ["training", "sampling"]
+    assert main(["plan", "sit_b2"]) == 0
+    assert "anew" not in capsys.readouterr().out
 
 
 def test_what_was_measured_is_taken_first_and_said_to_be(finished):
@@ -46,6 +71,9 @@ def test_what_was_measured_is_taken_first_and_said_to_be(finished):
     found = works(results, plan, Assumption(1000.0))
     assert all(work.measured and work.seconds_each > 0 for work in found)
     assert found[0].images == 20 * 16, "the first twenty steps are there"
+    half = tiny(ig_scales=(1.5, 2.5), sampler={"precision": "bf16"})
+    results, plan = planned(finished.home.store, half)
+    assert not works(results, plan, Assumption(1000.0))[0].measured, "measured in float32"
     other = tiny(model={"width": 32})
     results, plan = planned(finished.home.store, other)
     assert not any(work.measured for work in works(results, plan, Assumption(1000.0)))
@@ -73,8 +101,9 @@ def test_disk_is_near_what_is_written(finished, tmp_path):
 def test_the_plan_says_it_all(capsys):
     assert main(["plan", "sit_xl2_ig", "--assume-tflops", "989"]) == 0
     output = capsys.readouterr().out
-    for words in ("677,491,232 parameters", "GPU-hours", "Assumed, not measured: 989 TFLOP/s",
-                  "30 % of it reached", "GiB", "Still to be named: --evaluation.reference",
+    for words in ("677,491,232 parameters", "GPU-hours", "Assumed, not measured",
+                  "989 for training (fp16), 494.5 for sampling (TF32)", "30 % of them reached",
+                  "GiB", "Still to be named: --evaluation.reference",
                   "ImageNet's 1,281,167"):  # fmt: skip
         assert words in output
     assert main(["plan", "sit_xl2_ig", "--assume-utilisation", "2"]) == 2

@@ -58,7 +58,7 @@ def test_an_empty_server_comes_to_show_the_same(home, tracked, capsys):
     assert main(["track", "rebuild"]) == 0
     assert shown(home.root) == tracked[1]
     assert contents(home.mlartifacts) == contents(home.root / "before")
-    assert "shows 2 of 2 experiments and studies" in capsys.readouterr().out
+    assert "shows 2 of 2 experiments, studies and tables" in capsys.readouterr().out
 
 
 def test_doing_it_again_changes_nothing(home):

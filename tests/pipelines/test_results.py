@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from ig_core.config import Guidance
 from ig_core.training import HISTORY_COLUMNS
 from pipelines.artifacts import Artifact, CorruptArtifactError
+from pipelines.experiment_run import run_experiment
 from pipelines.fingerprint import require_one_protocol
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
+from pipelines.home import Home
 from pipelines.results import Measurement, Results, collect, preview
 from tests.pipelines.conftest import damage, tiny
 
@@ -81,6 +86,18 @@ def test_what_was_chosen_is_reported_on_noise_that_had_no_part_in_it(finished):
     assert reported.scale == results.chosen_scale
     if gain is not None:
         assert gain[0] == pytest.approx(1 - reported.fid / results.report[0].fid)
+
+
+def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path):
+    home, output = Home(tmp_path), io.StringIO()
+    experiment = tiny(guidance=Guidance(), ig_scales=(), train={"steps": 10})
+    assert run_experiment(experiment, home, Console(file=output, width=200)) == 0
+    results = collect(home.store, Graph(experiment))
+    assert results.complete
+    assert results.reported() is None
+    banks = {artifact.manifest["config"]["seed"] for artifact in home.store.list("images")}
+    assert banks == {0}
+    assert "bank" not in output.getvalue()
 
 
 def test_nothing_is_chosen_while_a_scale_is_missing(store, finished):

@@ -13,14 +13,18 @@ from experiments.published import Published, PublishedProtocol
 from experiments.tables import TABLES, TableRow
 from pipelines.cli import main
 from pipelines.cli_results import TableOptions
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
 from pipelines.table import among_ours, fill, fits
 from pipelines.table_command import show_table
+from pipelines.table_records import shown_tables
 from pipelines.table_tracking import track_table
+from pipelines.table_view import print_table
 from pipelines.tracking import MlflowTracker
-from tests.pipelines.conftest import tiny
+from tests.pipelines.conftest import tiny, tree
+from tests.pipelines.shown import database, shown_at
 
 PUBLISHED = Published(method="tiny", epochs=1, fid=100.0, inception_score=2.0)
 
@@ -155,11 +159,17 @@ def test_a_row_may_be_given_a_checkpoint(table, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "igdit table needs a table: one of main, sit_b2_ablation"),
-        (["other"], "table must be one of main, sit_b2_ablation, but got 'other'"),
+        (["--run"], "igdit table needs a table before its options: one of main, sit_b2_ablation"),
+        (["other"], "table must be one of main, sit_b2_ablation, paper_table, but got 'other'"),
         (["main", "--rows", "sit"], "row must be one of"),
         (["main", "--from-checkpoint", "sit_xl2_ig-800"], "must be ROW=FILE"),
         (["main", "--from-checkpoint", "sit_xl2_ig-800=/no.pt"], "from_checkpoint must be a file"),
+        (["main", "--from-checkpoint", "sit_b2=/no.pt"],
+         "from_checkpoint must name one of the rows sit_xl2-1400, "),
+        (["main", "--rows", "sit_xl2_ig-80", "--from-checkpoint", "sit_xl2_ig-800=/no.pt"],
+         "must name one of the rows sit_xl2_ig-80 (those of --rows), but got 'sit_xl2_ig-800'"),
+        (["main", "--from-checkpoint", "sit_xl2_ig-800=/a.pt", "sit_xl2_ig-800=/b.pt"],
+         "from_checkpoint must name a row once, but got 'sit_xl2_ig-800' twice"),
         (["main", "--run", "--rows", "sit_xl2_ig-80"],
          "--sd-latents PATH: latents to learn; --sd-vae PATH"),
     ],
@@ -192,3 +202,84 @@ def test_a_row_with_a_scale_costs_that_scale_alone(table, tmp_path):
     assert before.count("not run") == 3  # plain, swept and longer
     shown(home, run=True, rows=("swept",))
     assert len(home.store.list("evaluate")) == 4  # two scales, and both anew on other noise
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_name_the_tables_are_listed(arguments, capsys):
+    assert main(["table", *arguments]) == 0
+    output = capsys.readouterr().out
+    for words in ("main ", "The system comparison", "(33 rows)", "sit_b2_ablation",
+                  "paper_table", "Both of them in one comparison (40 rows)"):  # fmt: skip
+        assert words in output
+
+
+def test_the_papers_table_is_both_tables_in_one():
+    names = [row.name for row in TABLES["paper_table"]()]
+    assert names == [row.name for name in ("main", "sit_b2_ablation") for row in TABLES[name]()]
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 160])
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_a_table_is_readable_at_any_width(name, width, tmp_path):
+    lines, output = fill(TABLES[name](), FolderStore(tmp_path), {}), io.StringIO()
+    print_table(name, lines, Console(file=output, width=width))
+    text = output.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    drawn = text[: text.index("Intervals are of")].splitlines()
+    head = " ".join(drawn[1:5])
+    for line in lines:  # a row is one line, with its whole name and its number
+        (found,) = (each.split() for each in drawn if each.split()[:1] == [line.row.name])
+        assert f"{line.row.published.fid:.2f}" in found
+    assert width < 80 or max(map(len, drawn)) <= width
+    assert ("method" in head) == (width >= 160)
+
+
+def test_the_file_and_the_comparison_have_all_rows_whichever_are_shown(table, tmp_path):
+    home = Home(tmp_path / "home")
+    output = shown(home, rows=("plain",))
+    assert "guided" not in output
+    with (home.report / "table-main" / "table.csv").open() as file:
+        assert [record["row"] for record in csv.DictReader(file)] == [r.name for r in rows()]
+    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
+    experiment = tracker.client.get_experiment_by_name("table-main")
+    runs = tracker.client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name: run.data.params["row"] for run in runs} == {
+        row.name: f"{order:02d}" for order, row in enumerate(rows())
+    }
+
+
+def test_an_empty_server_comes_to_show_the_same_tables(table, tmp_path, monkeypatch):
+    """A checkpoint that was named for a row too; what was not measured has no time of its own."""
+    from tests.pipelines.test_imported import write_published
+
+    home, path = Home(tmp_path / "home"), write_published(tmp_path / "published.pt")
+    shown(home, run=True, rows=("guided",), from_checkpoint=(f"guided={path}",))
+    shown(home, run=True, rows=("plain",))
+
+    def pages(server):
+        found = {n: r for n, r in shown_at(server).items() if r["experiment"] == "table-main"}
+        for run in found.values():
+            if run["tags"]["igdit.table_number"] == "none":
+                del run["end"]
+        return found
+
+    before = pages(home.tracking_uri)
+    assert set(before) == {row.name for row in rows()}
+    assert before["guided"]["tags"]["igdit.table_number"] != "none"
+    monkeypatch.chdir(tmp_path)  # where a server without a place for files puts them
+    monkeypatch.setenv("IGDIT_HOME", str(home.root))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database(tmp_path))
+    assert main(["track", "rebuild"]) == 0
+    assert pages(database(tmp_path)) == before
+    first = shown_at(database(tmp_path)), tree(home.report)
+    assert main(["track", "rebuild"]) == 0
+    assert (shown_at(database(tmp_path)), tree(home.report)) == first
+    # Nor does the table itself forget what was named for it.
+    assert shown(home).count("not run") == 2  # swept and longer
+
+
+def test_a_record_of_a_table_that_cannot_be_read_is_named(tmp_path):
+    store = FolderStore(tmp_path)
+    store.write_record(".tables/broken.json", "[]")
+    with pytest.raises(ValueError, match=r"the record .*\.tables/broken\.json cannot be read"):
+        shown_tables(store)

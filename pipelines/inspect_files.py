@@ -1,0 +1,177 @@
+"""`igdit inspect` of what is no checkpoint of a diffusion transformer, but belongs to one.
+
+Codecs (diffusers' AutoencoderKL, the VA-VAE), one shard of LightningDiT's latents, and the
+statistics that lie beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipelines.inspect_shards import Found
+
+CONFIG = "config.json"
+AUTOENCODER = ("encoder.", "decoder.")
+"""Beginnings of names that an autoencoder has both of."""
+
+
+def is_codec_folder(path: Path) -> bool:
+    """Whether a folder describes a model of diffusers."""
+    return (path / CONFIG).is_file()
+
+
+def inspect_codec_folder(path: Path) -> Found:
+    """Say which model of diffusers a folder holds, and whether it can be the sd-vae.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    try:
+        config: dict[str, Any] = json.loads((path / CONFIG).read_bytes())
+        kind = config["_class_name"]
+        levels = len(config.get("block_out_channels", [None]))
+        scale = config.get("scaling_factor")
+        sizes = (config.get("latent_channels"), 2 ** (levels - 1),
+                 None if scale is None else float(scale))  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path / CONFIG} does not describe a model of diffusers: "
+                         f"{type(error).__name__} {error}") from error  # fmt: skip
+    if kind != "AutoencoderKL":
+        return (
+            {"model": f"{kind} of diffusers"},
+            [],
+            ["it is no codec that is known here: sd-vae is an AutoencoderKL"],
+        )
+    what = "SD-VAE" if sizes[:2] == (4, 8) else "AutoencoderKL"
+    return _codec("sd-vae", f"{what} of diffusers", path, *sizes)
+
+
+def inspect_other_file(path: Path) -> Found | None:
+    """Say what a file is that holds no diffusion transformer; None: it may hold one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from ig_core.official import read_file
+
+    if path.suffix == ".safetensors":
+        names = _names(path)
+        if {"latents", "labels"} <= names:
+            return _one_shard(path)
+        if not _is_autoencoder(names):
+            return None
+    held = read_file(path)
+    if not isinstance(held, Mapping):
+        return None
+    if held.keys() == {"mean", "std"}:
+        return _statistics(held)
+    weights = held.get("state_dict", held)
+    if not isinstance(weights, Mapping):
+        return None
+    named = {name: value for name, value in weights.items() if isinstance(name, str)}
+    return _autoencoder(path, named) if _is_autoencoder(set(named)) else None
+
+
+def _names(path: Path) -> set[str]:
+    """Names of the tensors in a safetensors file; none if it is damaged, which others will say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.offset_keys())
+    except (OSError, SafetensorError):
+        return set()
+
+
+def _is_autoencoder(names: set[str]) -> bool:
+    return all(any(name.startswith(part) for name in names) for part in AUTOENCODER)
+
+
+def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
+    """Latent diffusion's autoencoder in one file, or that of diffusers out of its folder."""
+    from ig_core.ldm_names import diffusers_settings
+
+    if any(name.startswith("encoder.down_blocks.") for name in weights):
+        if is_codec_folder(path.parent):
+            lines, notes, problems = inspect_codec_folder(path.parent)
+            return lines, [*notes, f"--data.codec-path takes the folder, {path.parent}"], problems
+        return (
+            {"codec": "weights of diffusers' AutoencoderKL"},
+            [],
+            [f"the sd-vae is read from a folder with {CONFIG}, and none lies beside this file"],
+        )
+    try:
+        settings = diffusers_settings(weights)
+    except (ValueError, AttributeError, IndexError) as error:
+        return {"codec": "an autoencoder"}, [], [f"it is not the va-vae: {error}"]
+    factor = 2 ** (len(settings["block_out_channels"]) - 1)
+    channels = settings["latent_channels"]
+    what = {(32, 16): "VA-VAE", (4, 8): "SD-VAE"}.get((channels, factor), "autoencoder")
+    return _codec("va-vae", f"{what} in the names of latent diffusion", path, channels, factor)
+
+
+def _codec(
+    name: str, what: str, path: Path, channels: int | None, factor: int, scale: float | None = None
+) -> Found:
+    """Lines on a codec; that it can be used is tried out."""
+    from ig_core.codecs import load_codec
+
+    lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
+    if scale is not None:
+        lines["scale"] = f"{scale:g}"
+    try:
+        load_codec(name, path)
+    except ValueError as error:
+        return lines, [], [f"as the {name}: {error}"]
+    lines["use it"] = f"--data.codec {name} --data.codec-path {shlex.quote(str(path))}"
+    notes = ["it is a codec, which decodes samples, not a model to be sampled"]
+    if name == "sd-vae":
+        notes.append("that the latents were made by this very encoder cannot be read from it: of "
+                     "SD-VAE's releases (ema, mse) the encoders are the same, the decoders are "
+                     "not")  # fmt: skip
+    return lines, notes, []
+
+
+def _one_shard(path: Path) -> Found:
+    """A shard is no use alone: what is said is said of its folder."""
+    from ig_core.latent_inspection import SHARDS, inspect_latents
+    from pipelines.inspect_shards import cache_lines
+
+    if not path.match(SHARDS):
+        return (
+            {"latent cache": "one shard as LightningDiT's"},
+            [],
+            [f"it is found in a folder only under a name like {SHARDS}"],
+        )
+    facts = inspect_latents(path.parent)
+    note = f"{path.name} is one of its shards: --data.path takes the folder, {path.parent}"
+    return cache_lines(facts), [note], facts.problems
+
+
+def _statistics(held: Mapping[str, Any]) -> Found:
+    from torch import Tensor
+
+    mean, std = held["mean"], held["std"]
+    for name, value in (("mean", mean), ("std", std)):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            raise ValueError(f"{name} must be a tensor of floating-point numbers, but is "
+                             f"{value!r:.80}")  # fmt: skip
+    lines = {
+        "statistics": f"mean and spread of {mean.numel()} channels, as latents_stats.pt beside "
+                      f"LightningDiT's latents",
+        "mean": f"{float(mean.min()):.4g} .. {float(mean.max()):.4g}",
+        "spread": f"{float(std.min()):.4g} .. {float(std.max()):.4g}",
+    }  # fmt: skip
+    problems = []
+    if mean.numel() != std.numel():
+        problems.append(f"the spread is of {std.numel()} channels")
+    if not bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        problems.append("it holds values that are not finite, or no positive spread")
+    note = "it belongs into the folder of the shards that it was measured on: --data.path"
+    return lines, [note], problems

@@ -1,0 +1,57 @@
+"""What the store remembers of tables: which were shown, and which runs were named for their rows.
+
+A run with a checkpoint that a row does not know by its digest is the row's only because somebody
+said so (`--from-checkpoint ROW=FILE`). That is kept, so that a table can be made again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pipelines.collection import recorded_runs
+from pipelines.graph import Graph
+from pipelines.keys import content_key
+from pipelines.table import fits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from experiments import Experiment
+    from pipelines.artifacts import Store
+    from pipelines.table import TableLine
+
+    Named = dict[str, list[Experiment]]
+    """Row -> runs that were named for it."""
+
+FOLDER = ".tables/"
+
+
+def remember_table(store: Store, table: str, lines: Iterable[TableLine]) -> None:
+    """Record that a table was shown, and the runs in it that were named for a row."""
+    pairs: list[tuple[str | None, str | None]] = [(None, None)]
+    pairs += [(line.row.name, Graph(line.experiment).run_key) for line in lines
+              if line.experiment is not None and not fits(line.row, line.experiment)]  # fmt: skip
+    for row, run in pairs:
+        record = {"table": table, "row": row, "run": run}
+        store.write_record(f"{FOLDER}{content_key(record)}.json", json.dumps(record))
+
+
+def shown_tables(store: Store) -> dict[str, Named]:
+    """Tables that were shown, with the runs that were named for their rows and are still recorded.
+
+    Raises:
+        ValueError: a record cannot be read.
+    """
+    runs, found = recorded_runs(store), dict[str, "Named"]()
+    for name, text in store.records(FOLDER).items():
+        try:
+            record = json.loads(text)
+            table, row, run = (record[key] for key in ("table", "row", "run"))
+            named = found.setdefault(table, {})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the record {store.uri}/{FOLDER}{name} cannot be read: "
+                             f"{error}") from error  # fmt: skip
+        if run in runs:
+            named.setdefault(row, []).append(runs[run])
+    return found

@@ -1,0 +1,137 @@
+"""A table on the screen, as wide as that is, and whole as CSV."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from experiments.tables import TABLES
+from pipelines.table import METRICS, among_ours
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from pipelines.table import TableLine
+
+COLUMNS = ("row", "method", "epochs", "CFG", "FID\npublished", "FID\nours", "95 %\ninterval",
+           "difference", "IS\npublished", "IS\nours")  # fmt: skip
+LEAST_NEEDED = ("IS\nours", "IS\npublished", "method", "CFG", "epochs", "95 %\ninterval")
+"""Columns that a narrow screen does without, in this order; the CSV file has them all."""
+
+WIDEST = 1000
+"""No table is as wide."""
+
+
+def print_tables(console: Console) -> None:
+    """Print which tables there are."""
+    width = max(map(len, TABLES))
+    for name, make in TABLES.items():
+        what = str(make.__doc__).partition("\n")[0].rstrip(".")
+        console.print(f"{name:<{width}}  {what} ({len(make())} rows)", highlight=False,
+                      soft_wrap=True)  # fmt: skip
+    console.print("igdit table NAME shows one, and makes it one comparison in MLflow; --help says "
+                  "how to run its rows.", highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
+    """Print published numbers and ours, and in what the protocols differ."""
+    cells = [dict(zip(COLUMNS, _cells(line), strict=True)) for line in lines]
+    columns = list(COLUMNS)
+    for column in LEAST_NEEDED:
+        if _width(_table(name, columns, cells), console) > console.width:
+            columns.remove(column)
+    table = _table(name, columns, cells)
+    # What does not fit all the same sticks out: broken or cut, a row could not be read.
+    table.width = _width(table, console)
+    console.print(table, crop=False)
+    for text, rows in _by_text((line, line.obstacles) for line in lines).items():
+        console.print(f"Not compared ({', '.join(rows)}): {text}.", highlight=False,
+                      soft_wrap=True, markup=False)  # fmt: skip
+    for text, rows in _by_text((line, line.differences) for line in lines).items():
+        console.print(f"Differs from the published protocol ({', '.join(rows)}): {text}.",
+                      highlight=False, soft_wrap=True, markup=False)  # fmt: skip
+    for text in among_ours(lines):
+        console.print(f"Ours differ: {text}.", highlight=False, soft_wrap=True, markup=False)
+    console.print("Intervals are of the sampling alone; published numbers come without any.",
+                  soft_wrap=True)  # fmt: skip
+
+
+def _width(table: Table, console: Console) -> int:
+    """Cells that a table wants, whatever the screen has."""
+    return console.measure(table, options=console.options.update(width=WIDEST)).maximum
+
+
+def _table(name: str, columns: Sequence[str], cells: Iterable[dict[str, str]]) -> Table:
+    table = Table(title=f"Table {name}: published numbers, and ours", title_justify="left",
+                  title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+                  padding=(0, 1, 0, 0))  # fmt: skip
+    for column in columns:
+        words = column in ("row", "method")
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*(row[column] for column in columns))
+    return table
+
+
+def _cells(line: TableLine) -> list[str]:
+    published, measured = line.row.published, line.measured
+    cells = [line.row.name, published.method, str(published.epochs or "-"),
+             "yes" if published.cfg else "no", f"{published.fid:.2f}"]  # fmt: skip
+    if measured is None:
+        ours = [line.state, "", ""]
+    else:
+        low, high = measured.metrics["fid_low"], measured.metrics["fid_high"]
+        difference = line.difference
+        ours = [f"{measured.fid:.2f}", f"{low:.2f} .. {high:.2f}",
+                line.state if difference is None else f"{difference:+.2f}"]  # fmt: skip
+    scores = (published.inception_score,
+              measured.metrics.get("inception_score") if measured else None)  # fmt: skip
+    return [*cells, *ours, *("-" if score is None else f"{score:.1f}" for score in scores)]
+
+
+def _by_text(found: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, list[str]]:
+    """Text -> the rows that it is said of."""
+    texts: dict[str, list[str]] = {}
+    for line, said in found:
+        for text in said:
+            texts.setdefault(text, []).append(line.row.name)
+    return texts
+
+
+def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
+    """Write every metric, published and ours, as CSV; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "table.csv"
+    names = [f"{metric}_{whose}" for metric in METRICS for whose in ("published", "ours")]
+    head = ["row", "method", "epochs", "cfg", "ig_scale", *names, "fid_low", "fid_high",
+            "fid_difference", "state", "fingerprint", "not_compared_because",
+            "protocol_differences", "source"]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, head)
+        writer.writeheader()
+        writer.writerows(_record(line) for line in lines)
+    return path
+
+
+def _record(line: TableLine) -> dict[str, object]:
+    published, measured = line.row.published, line.measured
+    ours = measured.metrics if measured else {}
+    record: dict[str, object] = {
+        "row": line.row.name, "method": published.method, "epochs": published.epochs,
+        "cfg": published.cfg, "ig_scale": measured.scale if measured else line.row.scale,
+        "fid_low": ours.get("fid_low"), "fid_high": ours.get("fid_high"),
+        "fid_difference": line.difference, "state": line.state,
+        "fingerprint": measured.fingerprint.id if measured else None,
+        "not_compared_because": "; ".join(line.obstacles),
+        "protocol_differences": "; ".join(line.differences), "source": published.source,
+    }  # fmt: skip
+    for metric in METRICS:
+        record[f"{metric}_published"] = getattr(published, metric)
+        record[f"{metric}_ours"] = ours.get(metric)
+    return record
