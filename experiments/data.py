@@ -34,6 +34,9 @@ class DataConfig:
     """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
     codec_sha256: str | None = None
     """SHA-256 of these; a run fills it in, and an experiment that has it takes no others."""
+    encoder_sha256: str | None = None
+    """SHA-256 of the part of these that encodes; a run fills it in. What is made of images depends
+    on nothing else of the codec."""
     channels: int = 1
     """Channels of what the model learns."""
     side: int = 8

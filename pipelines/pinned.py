@@ -31,14 +31,26 @@ def codec_digest(name: str, path: Path) -> str:
     """SHA-256 of a codec: of its file, or of the two files in its folder that are read.
 
     Raises:
-        ValueError: it is not there, or not of that name as far as it says.
+        ValueError: it is not there.
     """
-    from ig_core.codecs import SD_CONFIG, SD_WEIGHTS, check_codec
+    from ig_core.codec_files import codec_parts
 
-    check_codec(name, path)
+    parts = codec_parts(name, path)
     if name == "va-vae":
-        return file_digest(path)
-    return content_digest({part: file_digest(path / part) for part in (SD_CONFIG, SD_WEIGHTS)})
+        return _known_digest(path)
+    return content_digest({part.name: _known_digest(part) for part in parts})
+
+
+@functools.lru_cache(maxsize=16)
+def _encoder_digest(name: str, path: Path, digest: str) -> str:  # noqa: ARG001
+    """SHA-256 of a codec's encoder, read once a process; the digest says what lies there.
+
+    Raises:
+        ValueError: the codec does not fit its architecture.
+    """
+    from ig_core.codec_files import open_codec
+
+    return open_codec(name, path).encoder_digest
 
 
 def unnamed_files(experiment: Experiment) -> dict[str, str]:
@@ -112,9 +124,10 @@ def pin_data(data: DataConfig) -> DataConfig:
         pinned |= _pin_source(data, Path(data.path).absolute())
     if data.codec != "none" and data.codec_path is not None:
         codec = Path(data.codec_path).absolute()
-        pinned["codec_sha256"] = codec_digest(data.codec, codec)
-        pinned["codec_path"] = str(codec)
-    for name in ("content", "count", "codec_sha256"):
+        digest = codec_digest(data.codec, codec)
+        pinned |= {"codec_path": str(codec), "codec_sha256": digest,
+                   "encoder_sha256": _encoder_digest(data.codec, codec, digest)}  # fmt: skip
+    for name in ("content", "count", "codec_sha256", "encoder_sha256"):
         known = getattr(data, name)
         if known is not None and name in pinned and known != pinned[name]:
             raise ValueError(f"data.{name} must be {known!r} as when the experiment was run, but "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ig_core.codecs import SD_SCALE, Codec, load_codec
+from ig_core.codec_files import SD_SCALE
+from ig_core.codecs import Codec, load_codec
 from ig_core.images import ImageDataset, ImageSet, read_images, write_images
 from ig_core.latents import ChannelSums, LatentDataset, Normalisation
 from pipelines.pinned import codec_digest
@@ -74,8 +75,8 @@ def bind_latents(context: Context, directory: Path) -> None:
             sum(counts) for counts in zip(*(s["per_class"] for s in filled.values()), strict=True)
         ],
         "codec": data.codec,
-        # What encoded latents that were found ready is not known.
-        "codec_sha256": data.codec_sha256 if data.source == "images" else None,
+        # Of the encoder alone. What encoded latents that were found ready is not known.
+        "codec_sha256": data.encoder_sha256 if data.source == "images" else None,
         "mean": sums.mean.tolist(),
         "std": sums.std.tolist(),
         "shift": list(normalisation.shift),
@@ -145,10 +146,11 @@ def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisatio
         given = json.loads((context.input("listing") / NORMALISATION).read_text())
         return _of_channels(torch.tensor(given["mean"]), torch.tensor(given["std"]))
     statistics, normalisation = _read_statistics(context.input("data"))
-    known = statistics["codec"], statistics["codec_sha256"]
-    if known[0] != decoder["codec"] or known[1] not in (None, decoder["sha256"]):
-        raise ValueError(f"the decoder must be {known[0]} {known[1]}, which made the latents, but "
-                         f"is {decoder['codec']} {decoder['sha256']}")  # fmt: skip
+    known, encoder = statistics["codec_sha256"], context.experiment.data.encoder_sha256
+    if statistics["codec"] != decoder["codec"] or known not in (None, encoder):
+        raise ValueError(f"the decoder must belong to the encoder {statistics['codec']} {known}, "
+                         f"which made the latents, but that of {decoder['codec']} "
+                         f"{decoder['sha256']} is {encoder}")  # fmt: skip
     return normalisation
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from experiments import DataConfig, Experiment
 from ig_core.latents import Shard
@@ -288,8 +289,65 @@ def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
         return {**statistics, "codec_sha256": "0" * 64}, normalisation
 
     monkeypatch.setattr(stage, "_read_statistics", edited)
-    with pytest.raises(ValueError, match="the decoder must be sd-vae 000"):
+    with pytest.raises(ValueError, match="must belong to the encoder sd-vae 000"):
         run_inline(store, experiment, graph.final[0].images)
+
+
+def redecoded(folder, target):
+    """The same autoencoder with another decoder, as ft-mse is to ft-ema."""
+    shutil.copytree(folder, target)
+    path = target / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_out.bias"] += 1
+    save_file(weights, path)
+    return target
+
+
+def test_another_decoder_of_the_same_encoder_encodes_and_trains_nothing(tmp_path, latent, sd_vae):
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    experiment = resolve(latent(path, sd_vae))
+    store = FolderStore(tmp_path / "store")
+    one = run_inline(store, experiment, Graph(experiment).final[0].images)
+    two = resolve(latent(path, redecoded(sd_vae, tmp_path / "mse")))
+    built = len(list(store.events()))
+    graph = run_inline(store, two, Graph(two).final[0].images)
+    kinds = {e["kind"] for e in list(store.events())[built:] if e["event"] == "execute"}
+    assert kinds == {"images"}
+    assert graph.checkpoints == one.checkpoints
+    assert graph.run_key != one.run_key
+    assert not torch.equal(read_first(store, graph), read_first(store, one))
+    other = Graph(resolve(latent(path, make_sd_vae(tmp_path / "other", seed=1))))
+    assert other.data != graph.data
+
+
+def test_what_was_run_before_encoders_were_told_apart_keeps_its_keys(tmp_path, latent, sd_vae):
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    experiment = resolve(latent(path, sd_vae))
+    before = dataclasses.replace(experiment.data, encoder_sha256=None)
+    graph = Graph(dataclasses.replace(experiment, data=before))
+    assert graph.data.config["codec_sha256"] == experiment.data.codec_sha256
+    assert graph.data != Graph(experiment).data
+    assert graph.run_key == Graph(experiment).run_key
+
+
+@pytest.mark.parametrize("broken", ["garbage", "truncated", "no decoder"])
+def test_a_codec_that_cannot_decode_is_refused_before_any_work(tmp_path, latent, sd_vae, broken):
+    if broken == "garbage":
+        (tmp_path / "vavae.pt").write_bytes(b"this is no autoencoder")
+        path = write_safetensors(tmp_path / "s", *(torch.randn(4, 32, 2, 2) for _ in "ab"),
+                                 torch.arange(4) % 3)  # fmt: skip
+        experiment = latent(path, tmp_path / "vavae.pt", source="latents", **VA)
+    else:
+        shutil.copytree(sd_vae, tmp_path / "vae")
+        weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+        if broken == "truncated":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        else:
+            save_file({k: v for k, v in load_file(weights).items() if "decoder." not in k}, weights)
+        path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+        experiment = latent(path, tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"cannot be read|missing decoder\."):
+        resolve(experiment)
 
 
 def test_ready_latents_can_be_decoded_by_another_decoder_without_training(tmp_path, latent, sd_vae):
