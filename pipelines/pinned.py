@@ -12,7 +12,7 @@ from pipelines.keys import content_digest, file_digest
 
 if TYPE_CHECKING:
     from experiments import DataConfig, Experiment
-    from ig_core.config import TrainConfig
+    from ig_core.config import ModelConfig, TrainConfig
     from ig_core.sources import Listing
 
 PINNED = {"extractor_weights": "weights_sha256", "reference": "reference_sha256"}
@@ -92,7 +92,7 @@ def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
     if unnamed:
         named = "; ".join(f"{option(field)} PATH: {what}" for field, what in unnamed.items())
         raise ValueError(f"{experiment.name} needs files that are not named yet: {named}")
-    experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment.train))
+    experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment))
     evaluation = experiment.evaluation
     for field_, digest_field in PINNED.items():
         given = getattr(evaluation, field_)
@@ -136,16 +136,34 @@ def pin_data(data: DataConfig) -> DataConfig:
 
 
 def _pin_source(data: DataConfig, path: Path) -> dict[str, Any]:
+    """Fields of a source, by all that the data say of it."""
+    content, count = _source(dataclasses.replace(
+        data, path=str(path), content=None, count=None, codec_path=None, codec_sha256=None,
+        encoder_sha256=None,
+    ))  # fmt: skip
+    return {"path": str(path), "content": content, "count": count}
+
+
+# Listing ImageNet takes minutes, and a table's rows name the same source many times. One that
+# changes later is found by the stage that lists it.
+@functools.lru_cache(maxsize=16)
+def _source(data: DataConfig) -> tuple[str, int]:
+    """Identity and rows of the source that data name, once a process, checked."""
     from ig_core.sources import identify, list_source
 
-    listing = list_source(path, data.num_classes)
+    listing = list_source(Path(str(data.path)), data.num_classes)
     if listing.has_latents != (data.source == "latents"):
         raise ValueError(f"data.source must be {'latents' if listing.has_latents else 'images'} "
-                         f"for {path}, which holds {listing.format}, but is "
+                         f"for {data.path}, which holds {listing.format}, but is "
                          f"{data.source!r}")  # fmt: skip
     if listing.has_latents:
         _check_latents(data, listing)
-    return {"path": str(path), "content": identify(listing), "count": len(listing)}
+    return identify(listing), len(listing)
+
+
+def forget_sources() -> None:
+    """List sources anew, for a process in which they change."""
+    _source.cache_clear()
 
 
 def _check_latents(data: DataConfig, listing: Listing) -> None:
@@ -166,8 +184,9 @@ def _check_latents(data: DataConfig, listing: Listing) -> None:
         read_normalisation(listing.root, data.channels)
 
 
-def _pin_checkpoint(train: TrainConfig) -> TrainConfig:
-    """The published checkpoint that stands for a training, pinned."""
+def _pin_checkpoint(experiment: Experiment) -> TrainConfig:
+    """The published checkpoint that stands for a training, pinned; it must fit the model."""
+    train = experiment.train
     if train.from_checkpoint is None:
         return train
     path = Path(train.from_checkpoint).absolute()
@@ -177,7 +196,32 @@ def _pin_checkpoint(train: TrainConfig) -> TrainConfig:
     if train.checkpoint_sha256 not in (None, digest):
         raise ValueError(f"train.from_checkpoint must be the file with SHA-256 "
                          f"{train.checkpoint_sha256}, but {path} has {digest}")  # fmt: skip
+    _check_checkpoint(path, experiment.model, digest)
     return dataclasses.replace(train, from_checkpoint=str(path), checkpoint_sha256=digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_checkpoint(path: Path, model: ModelConfig, digest: str) -> None:  # noqa: ARG001
+    """Raise ValueError unless names and shapes fit; once a process for what the digest says."""
+    from ig_core.official import check_official
+
+    check_official(path, model)
+
+
+def check_weights(experiment: Experiment) -> None:
+    """Judge the weights that an experiment names as far as they lie on this machine.
+
+    Raises:
+        ValueError: a published checkpoint or a codec does not fit.
+    """
+    from ig_core.codec_files import open_codec
+    from ig_core.official import check_official
+
+    train, data = experiment.train, experiment.data
+    if train.from_checkpoint is not None and Path(train.from_checkpoint).is_file():
+        check_official(Path(train.from_checkpoint), experiment.model)
+    if data.codec_path is not None and Path(data.codec_path).exists():
+        open_codec(data.codec, Path(data.codec_path))
 
 
 def _known_digest(path: Path) -> str:

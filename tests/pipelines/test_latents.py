@@ -16,7 +16,7 @@ from ig_core.latents import Shard
 from pipelines.dag import make_plan
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
-from pipelines.pinned import resolve
+from pipelines.pinned import forget_sources, resolve
 from pipelines.stages.latents import LATENTS, STATISTICS, open_dataset
 from tests.latent_sets import (
     CLASSES,
@@ -407,10 +407,28 @@ def test_data_are_known_by_their_content_wherever_they_lie(tmp_path, latent, sd_
                 for n in ("a", "b"))  # fmt: skip
     assert Graph(one).run_key == Graph(two).run_key
     (tmp_path / "b" / CLASSES[0] / "000.png").write_bytes(pictures(1, seed=5)[0][1])
+    forget_sources()
     changed = resolve(latent(tmp_path / "b", sd_vae))
     assert Graph(changed).data != Graph(one).data
     with pytest.raises(ValueError, match=r"data\.content must be"):
         resolve(two)
+
+
+def test_a_source_is_listed_once_for_many_experiments(tmp_path, latent, sd_vae, monkeypatch):
+    from ig_core import sources
+
+    calls = []
+    for name in ("list_source", "identify"):
+        real = getattr(sources, name)
+        monkeypatch.setattr(sources, name, lambda *a, real=real: calls.append(real) or real(*a))
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    one = resolve(latent(path, sd_vae))
+    for experiment in (one, latent(path, sd_vae), latent(path, None)):
+        assert resolve(experiment, partly=True).data.content == one.data.content
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match=r"must be in 0\.\.1"):
+        resolve(latent(path, sd_vae, num_classes=2))
+    assert len(calls) == 3
 
 
 def test_data_that_change_under_a_run_are_refused(tmp_path, latent, sd_vae):
