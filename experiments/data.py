@@ -54,6 +54,8 @@ class DataConfig:
     max_broken: int = 100
     """Images that may be unreadable, of more than 8 bits, or CMYK; they are named. With more than
     these the run ends."""
+    check_statistics: bool = True
+    """Refuse latents whose values are not what their codec gives, or their statistics say."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "side", "num_classes", "resolution", "shard_size"):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import INCEPTION
 from pipelines.keys import content_digest, file_digest
+from pipelines.sources import pin_source
 
 if TYPE_CHECKING:
     from experiments import DataConfig, Experiment
     from ig_core.config import ModelConfig, TrainConfig
-    from ig_core.sources import Listing
 
 PINNED = {"extractor_weights": "weights_sha256", "reference": "reference_sha256"}
 """Files of an evaluation -> the field that holds what identifies them."""
@@ -60,7 +60,8 @@ def unnamed_files(experiment: Experiment) -> dict[str, str]:
     # A published checkpoint on SD-VAE's latents needs none of them: their factor is known.
     known = experiment.train.imported and data.source == "latents" and data.codec == "sd-vae"
     if data.source != "digits" and data.path is None and not known:
-        wanted["data.path"] = f"{data.source} to learn"
+        what = "statistics of the latents (latents_stats.pt), or a folder with both"
+        wanted["data.path"] = what if experiment.train.imported else f"{data.source} to learn"
     if data.codec != "none" and data.codec_path is None:
         wanted["data.codec_path"] = f"weights of {data.codec}, which decodes samples"
     if evaluation.extractor == INCEPTION and evaluation.extractor_weights is None:
@@ -107,21 +108,23 @@ def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
                              f"{digest}")  # fmt: skip
         changes: Any = {field_: str(path), digest_field: digest}
         evaluation = dataclasses.replace(evaluation, **changes)
-    return dataclasses.replace(experiment, evaluation=evaluation, data=pin_data(experiment.data))
+    return dataclasses.replace(experiment, evaluation=evaluation, data=_pin_data(experiment))
 
 
-def pin_data(data: DataConfig) -> DataConfig:
+def _pin_data(experiment: Experiment) -> DataConfig:
     """Data pinned by their content, as far as they are named, after a look at what is small.
 
     Raises:
         ValueError: they are not there, are of another kind or size than the experiment says, lack
             their normalisation, or are not those that it was run with; or so with the codec.
     """
+    data = experiment.data
     if data.source == "digits":
         return data
     pinned: dict[str, Any] = {}
     if data.path is not None:
-        pinned |= _pin_source(data, Path(data.path).absolute())
+        pinned |= pin_source(data, Path(data.path).absolute(),
+                             imported=experiment.train.imported)  # fmt: skip
     if data.codec != "none" and data.codec_path is not None:
         codec = Path(data.codec_path).absolute()
         digest = codec_digest(data.codec, codec)
@@ -133,55 +136,6 @@ def pin_data(data: DataConfig) -> DataConfig:
             raise ValueError(f"data.{name} must be {known!r} as when the experiment was run, but "
                              f"is {pinned[name]!r}")  # fmt: skip
     return dataclasses.replace(data, **pinned)
-
-
-def _pin_source(data: DataConfig, path: Path) -> dict[str, Any]:
-    """Fields of a source, by all that the data say of it."""
-    content, count = _source(dataclasses.replace(
-        data, path=str(path), content=None, count=None, codec_path=None, codec_sha256=None,
-        encoder_sha256=None,
-    ))  # fmt: skip
-    return {"path": str(path), "content": content, "count": count}
-
-
-# Listing ImageNet takes minutes, and a table's rows name the same source many times. One that
-# changes later is found by the stage that lists it.
-@functools.lru_cache(maxsize=16)
-def _source(data: DataConfig) -> tuple[str, int]:
-    """Identity and rows of the source that data name, once a process, checked."""
-    from ig_core.sources import identify, list_source
-
-    listing = list_source(Path(str(data.path)), data.num_classes)
-    if listing.has_latents != (data.source == "latents"):
-        raise ValueError(f"data.source must be {'latents' if listing.has_latents else 'images'} "
-                         f"for {data.path}, which holds {listing.format}, but is "
-                         f"{data.source!r}")  # fmt: skip
-    if listing.has_latents:
-        _check_latents(data, listing)
-    return identify(listing), len(listing)
-
-
-def forget_sources() -> None:
-    """List sources anew, for a process in which they change."""
-    _source.cache_clear()
-
-
-def _check_latents(data: DataConfig, listing: Listing) -> None:
-    """Raise ValueError unless the first latent is what the experiment says, with all it needs."""
-    from ig_core.source_rows import latent_depth, latent_rows, read_normalisation
-
-    if listing.format == "npy" and data.codec != "sd-vae":
-        raise ValueError(f"data.codec must be sd-vae for the .npy files of {listing.root}, but is "
-                         f"{data.codec!r}")  # fmt: skip
-    first = latent_rows(listing, 0, 1)
-    expected = (latent_depth(listing.format, data.channels), data.side, data.side)
-    if first.latent.shape[1:] != expected:
-        raise ValueError(f"latents of {data.codec} must be {expected} (data.channels, data.side), "
-                         f"but those of {listing.root} are {first.latent.shape[1:]}")  # fmt: skip
-    if data.flip and first.mirror is None:
-        raise ValueError(f"data.flip must be off: {listing.root} holds no mirrored latents")
-    if data.codec == "va-vae":
-        read_normalisation(listing.root, data.channels)
 
 
 def _pin_checkpoint(experiment: Experiment) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -194,7 +195,7 @@ def pickle_a_file(folder):
         (break_std, "log-variance or a sample"),
         (lose_a_file, "1 files listed in dataset.json, not there"),
         (add_a_file, "1 files without a label"),
-        (pickle_a_file, "cannot be read: Object arrays"),
+        (pickle_a_file, "1 files of those looked at cannot be read"),
     ],
 )
 def test_what_is_wrong_with_repas_latents(change, words, tmp_path):
@@ -205,14 +206,14 @@ def test_what_is_wrong_with_repas_latents(change, words, tmp_path):
 
 def test_latents_that_are_scaled_already_are_noticed(tmp_path):
     problems = inspect_latents(repa(tmp_path / "data", scale=1.0)).problems
-    assert any("scaled already" in problem for problem in problems)
+    assert any("multiplied by 0.18215 already" in problem for problem in problems)
 
 
 def test_what_is_wrong_with_lightningdits_latents(tmp_path):
     folder = lightning(tmp_path / "plain", flip=False)
     assert any("hold no flips" in p for p in inspect_latents(folder).problems)
     (folder / "latents_stats.pt").unlink()
-    assert any("latents_stats.pt is missing" in p for p in inspect_latents(folder).problems)
+    assert any("latents_stats.pt, which is missing" in p for p in inspect_latents(folder).problems)
     other = inspect_latents(lightning(tmp_path / "other", offset=9.0))
     assert any("they are of other latents" in problem for problem in other.problems)
     damaged = lightning(tmp_path / "damaged")
@@ -223,6 +224,55 @@ def test_what_is_wrong_with_lightningdits_latents(tmp_path):
     (damaged / "latents_rank00_shard000.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="no shard of"):
         inspect_latents(damaged)
+
+
+def test_many_damaged_files_are_one_line(tmp_path):
+    folder = repa(tmp_path / "data", count=30)
+    for path in sorted((folder / "vae-sd").rglob("*.npy"))[:20]:
+        path.write_bytes(b"damaged")
+    (problem,) = inspect_latents(folder).problems
+    assert "20 files of those looked at cannot be read: 00000/img-mean-std-00000000.npy" in problem
+    for path in (folder / "vae-sd").rglob("*.npy"):
+        path.write_bytes(b"")
+    (problem,) = inspect_latents(folder).problems
+    assert "30 files" in problem
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(4, 1, dtype=torch.int64)},
+         r"labels must be \(4,\), one for each latent, but are \(4, 1\)"),
+        ({"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(3, dtype=torch.int64)},
+         r"labels must be \(4,\), one for each latent, but are \(3,\)"),
+        ({"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(4)}, "must be whole numbers"),
+        ({"latents": torch.zeros(()), "labels": torch.zeros((), dtype=torch.int64)},
+         r"latents must be \(N, C, H, W\), but are \(\)"),
+        ({"weight": torch.zeros(3)}, "it lacks labels, latents"),
+    ],
+)  # fmt: skip
+def test_shards_of_other_shapes_are_one_message(tensors, words, tmp_path, capsys):
+    save_file(tensors, tmp_path / "latents_rank00_shard000.safetensors")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert re.search(words, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_shards_of_the_sd_vae_by_any_name_are_what_a_run_takes_them_for(tmp_path, capsys):
+    """Factor 0.18215, no statistics; a run's normalisation is in `test_latents`."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    latents = torch.randn(12, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": 5.5 * latents, "labels": torch.arange(12) % 4}, folder / "a.safetensors")
+    assert main(["inspect", str(folder)]) == 0
+    output = capsys.readouterr().out
+    for words in ("SD-VAE f8", "to be multiplied by 0.18215", "none needed", "12 in 1 files"):
+        assert words in output
+    torch.save({"mean": torch.zeros(4), "std": torch.ones(4)}, folder / "latents_stats.pt")
+    assert main(["inspect", str(folder)]) == 0
+    assert "is there, but not used" in capsys.readouterr().out
+    save_file({"latents": latents, "labels": torch.arange(12) % 4}, folder / "a.safetensors")
+    assert main(["inspect", str(folder)]) == 1
+    assert "multiplied by 0.18215 already" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_missing_labels_are_noticed(tmp_path):
@@ -241,11 +291,10 @@ def test_latents_in_the_store(tmp_path, capsys):
     from pipelines.folder_store import FolderStore
     from pipelines.graph import Graph
     from pipelines.pinned import resolve
-    from tests.latent_sets import make_sd_vae, write_npy
+    from tests.latent_sets import make_sd_vae, sd_moments, write_npy
     from tests.pipelines.conftest import run_inline, tiny
 
-    moments = np.random.default_rng(0).random((7, 8, 4, 4), np.float32)
-    path = write_npy(tmp_path / "npy", moments, np.arange(7) % 3)
+    path = write_npy(tmp_path / "npy", sd_moments(7), np.arange(7) % 3)
     for name in ("weights.pt", "reference.npz"):
         (tmp_path / name).write_bytes(b"are not read here")
     data = DataConfig(source="latents", path=str(path), codec="sd-vae", channels=4, side=4,

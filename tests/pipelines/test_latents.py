@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments import DataConfig, Experiment
+from ig_core.latent_inspection import inspect_latents
 from ig_core.latents import Shard
 from pipelines.dag import make_plan
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
-from pipelines.pinned import forget_sources, resolve
+from pipelines.pinned import resolve
+from pipelines.sources import forget_sources
 from pipelines.stages.latents import LATENTS, STATISTICS, open_dataset
 from tests.latent_sets import (
     CLASSES,
@@ -24,6 +27,7 @@ from tests.latent_sets import (
     make_sd_vae,
     make_va_vae,
     pictures,
+    sd_moments,
     write_npy,
     write_safetensors,
 )
@@ -130,7 +134,8 @@ def test_latents_that_are_there_become_the_same_shards(tmp_path, latent, sd_vae)
     store = FolderStore(tmp_path / "store")
     encoded = rows_of(store, run_inline(store, images, [Graph(images).data]))
     path = write_npy(tmp_path / "npy", encoded["latent"], encoded["label"])
-    ready = resolve(latent(path, sd_vae, source="latents"))
+    # Random weights give latents of another spread than SD-VAE's.
+    ready = resolve(latent(path, sd_vae, source="latents", check_statistics=False))
     graph = run_inline(store, ready, [Graph(ready).data])
     assert same(rows_of(store, graph), encoded)
     assert statistics_of(store, graph)["factor"] == [0.18215] * 4
@@ -158,6 +163,19 @@ def test_latents_of_lightningdit_are_normalised_by_their_own_statistics(tmp_path
     for row in range(9):
         assert any(torch.allclose(x[row], z[row], atol=1e-5) for z in (plain, mirrored))
     assert read_first(store, graph).shape == (12, 3, 32, 32)
+
+
+def test_samples_of_the_sd_vae_are_scaled_whatever_lies_beside_them(tmp_path, latent, sd_vae):
+    latents = 5.5 * torch.randn(9, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), torch.arange(9) % 3)
+    experiment = resolve(latent(path, sd_vae, source="latents"))
+    store = FolderStore(tmp_path / "store")
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    dataset, positions = open_dataset(store, graph), torch.arange(9)
+    x = dataset.draw(dataset.rows(torch.arange(9), positions, 0)[0], positions, 0)
+    torch.testing.assert_close(x, latents * 0.18215)
+    assert inspect_latents(path).scale == "unscaled: to be multiplied by 0.18215"
+    assert not inspect_latents(path).problems
 
 
 def test_normalisation_of_the_va_vae_is_measured_where_images_are_encoded(tmp_path, latent, va_vae):
@@ -254,9 +272,80 @@ def test_latents_that_differ_from_the_first_are_refused(tmp_path, latent, va_vae
     path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels, size=3)
     last = path / "latents_rank00_shard001.safetensors"
     save_file({"latents": torch.randn(3, 32, 2, 2), "labels": labels[:3]}, last)
-    experiment = resolve(latent(path, va_vae, source="latents", flip=True, **VA))
-    with pytest.raises(ValueError, match="mirrored ones too"):
+    experiment = latent(path, va_vae, source="latents", flip=True, **VA)
+    with pytest.raises(ValueError, match=r"no mirrored latents from .*shard001\.safetensors\[0\]"):
+        resolve(experiment)
+
+
+def sd_wrong(moments, how):
+    if how == "log-variance":
+        moments[:, 4:] = 2 * np.log(moments[:, 4:] / 9)
+    elif how == "scaled":
+        moments[:, :4] *= 0.18215
+    else:
+        moments[:, :4] /= 0.18215
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("log-variance", r"log-variance or a sample, where a standard deviation is expected"),
+        (
+            "scaled",
+            r"spread of the latents is 1\.\d+, where .*5\.5 .*multiplied by 0\.18215 already",
+        ),
+        ("divided", r"spread of the latents is 3\d\.\d, .*2 to 15"),
+    ],
+)
+def test_moments_that_are_none_of_the_sd_vae_are_refused(tmp_path, latent, sd_vae, how, words):
+    path = write_npy(tmp_path / "npy", sd_wrong(sd_moments(9), how), np.arange(9) % 3)
+    with pytest.raises(ValueError, match=words + r".*--data\.no-check-statistics"):
+        resolve(latent(path, sd_vae, source="latents"))
+    assert any(re.search(words, problem) for problem in inspect_latents(path).problems)
+    taken = resolve(latent(path, sd_vae, source="latents", check_statistics=False))
+    good = write_npy(tmp_path / "good", sd_moments(9), np.arange(9) % 3)
+    known = resolve(latent(good, sd_vae, source="latents"))
+    aside = dataclasses.replace(known, data=dataclasses.replace(known.data, check_statistics=False))
+    assert Graph(aside).run_key == Graph(known).run_key
+    assert Graph(aside).targets == Graph(known).targets
+    run_inline(FolderStore(tmp_path / "store"), taken, [Graph(taken).data])
+
+
+@pytest.mark.parametrize("how", ["scaled", "log-variance"])
+def test_what_few_latents_do_not_show_is_found_in_all_of_them(tmp_path, latent, sd_vae, how):
+    """Faults in rows between those that are looked at before a run."""
+    moments = sd_moments(700)
+    others = sorted(set(range(700)) - {round(699 * n / 63) for n in range(64)})
+    if how == "scaled":
+        moments[others, :4] *= 0.18215
+    else:
+        moments[others[0], 4] = -1
+    path = write_npy(tmp_path / "npy", moments, np.arange(700) % 3)
+    experiment = resolve(latent(path, sd_vae, source="latents", shard_size=700))
+    words = {"scaled": r"spread of the latents is 1\.\d+", "log-variance": "goes down to -1: it is"}
+    with pytest.raises(ValueError, match=words[how]):
         run_inline(FolderStore(tmp_path / "store"), experiment, [Graph(experiment).data])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        (50.0, 0.01, r"means of the latents are up to 5\d\d\d spreads .*they are of other latents"),
+        (1.0, 3.0, r"spreads of the latents are 0\.27\d* to .*or these are normalised already"),
+    ],
+)
+def test_statistics_of_other_latents_are_refused(tmp_path, latent, va_vae, mean, std, words):
+    generator = torch.Generator().manual_seed(0)
+    latents, labels = torch.randn(40, 32, 2, 2, generator=generator), torch.arange(40) % 3
+    path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels, size=20)
+    shape = (1, 32, 1, 1)
+    torch.save({"mean": torch.full(shape, mean), "std": torch.full(shape, std)},
+               path / "latents_stats.pt")  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        resolve(latent(path, va_vae, source="latents", **VA))
+    assert any(re.search(words, problem) for problem in inspect_latents(path).problems)
+    resolve(latent(path, va_vae, source="latents", check_statistics=False, **VA))
 
 
 def test_a_decoder_that_changed_is_refused(tmp_path, latent, sd_vae):
@@ -351,8 +440,7 @@ def test_a_codec_that_cannot_decode_is_refused_before_any_work(tmp_path, latent,
 
 
 def test_ready_latents_can_be_decoded_by_another_decoder_without_training(tmp_path, latent, sd_vae):
-    generator = np.random.default_rng(0)
-    path = write_npy(tmp_path / "npy", generator.random((7, 8, 4, 4), np.float32), np.arange(7) % 3)
+    path = write_npy(tmp_path / "npy", sd_moments(7), np.arange(7) % 3)
     one = Graph(resolve(latent(path, sd_vae, source="latents")))
     other = make_sd_vae(tmp_path / "other", seed=1)
     two = Graph(resolve(latent(path, other, source="latents")))
