@@ -85,7 +85,7 @@ def build_latents(context: Context, directory: Path) -> None:
     """Encode (or convert) the rows start..stop of the source."""
     data, config = context.experiment.data, context.node.config
     listing = _listing(context.input("listing"), detect(Path(data.path or "")).root)
-    writer, sums = ShardWriter(), None
+    writer, sums = ShardWriter(directory), None
     broken: list[dict[str, str]] = []
     labels: list[int] = []
     if listing.has_latents:
