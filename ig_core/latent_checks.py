@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ig_core.codec_files import SD_SCALE
+from ig_core.source_formats import STATISTICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,6 @@ OFFSET = 1.0
 """Most that a channel's mean may be from the given one, in given standard deviations."""
 RATIO = (0.5, 2.0)
 """Of a channel's standard deviation to the given one."""
-STATISTICS = "latents_stats.pt"
 
 
 def value_problems(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from ig_core.latent_checks import STATISTICS, value_problems
+from ig_core.latent_checks import value_problems
 from ig_core.latent_facts import (
     LOOKED_AT,
     NAMES,
@@ -19,6 +19,7 @@ from ig_core.latent_facts import (
     measure,
 )
 from ig_core.latents import ChannelSums
+from ig_core.source_formats import STATISTICS
 from ig_core.source_rows import read_normalisation
 
 if TYPE_CHECKING:

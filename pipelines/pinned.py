@@ -60,8 +60,9 @@ def unnamed_files(experiment: Experiment) -> dict[str, str]:
     # A published checkpoint on SD-VAE's latents needs none of them: their factor is known.
     known = experiment.train.imported and data.source == "latents" and data.codec == "sd-vae"
     if data.source != "digits" and data.path is None and not known:
-        what = "statistics of the latents (latents_stats.pt), or a folder with both"
-        wanted["data.path"] = what if experiment.train.imported else f"{data.source} to learn"
+        wanted["data.path"] = f"{data.source} to learn"
+        if experiment.train.imported and data.source == "latents":
+            wanted["data.path"] = "latents_stats.pt of the latents that were learnt"
     if data.codec != "none" and data.codec_path is None:
         wanted["data.codec_path"] = f"weights of {data.codec}, which decodes samples"
     if evaluation.extractor == INCEPTION and evaluation.extractor_weights is None:
@@ -122,14 +123,14 @@ def _pin_data(experiment: Experiment) -> DataConfig:
     if data.source == "digits":
         return data
     pinned: dict[str, Any] = {}
-    if data.path is not None:
-        pinned |= pin_source(data, Path(data.path).absolute(),
-                             imported=experiment.train.imported)  # fmt: skip
     if data.codec != "none" and data.codec_path is not None:
         codec = Path(data.codec_path).absolute()
         digest = codec_digest(data.codec, codec)
         pinned |= {"codec_path": str(codec), "codec_sha256": digest,
                    "encoder_sha256": _encoder_digest(data.codec, codec, digest)}  # fmt: skip
+    if data.path is not None:
+        pinned |= pin_source(data, Path(data.path).absolute(),
+                             imported=experiment.train.imported)  # fmt: skip
     for name in ("content", "count", "codec_sha256", "encoder_sha256"):
         known = getattr(data, name)
         if known is not None and name in pinned and known != pinned[name]:

@@ -127,6 +127,8 @@ def test_statistics_alone_are_enough_for_a_published_lightningdit(alone, files, 
     training = replace(training, data=replace(training.data, path=str(where)))
     with pytest.raises(ValueError, match=r"must be latents to learn, .*--train\.from-checkpoint"):
         resolve(training)
+    unnamed = replace(experiment, data=replace(experiment.data, path=None))
+    assert unnamed_files(unnamed)["data.path"].startswith("latents_stats.pt")
     torch.save({"mean": torch.zeros(4), "std": torch.ones(4)}, given)
     with pytest.raises(ValueError, match="of 32 channels"):
         resolve(experiment)
