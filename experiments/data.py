@@ -38,6 +38,9 @@ class DataConfig:
     """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
     codec_sha256: str | None = None
     """SHA-256 of these; a run fills it in, and an experiment that has it takes no others."""
+    encoder_sha256: str | None = None
+    """SHA-256 of the part of these that encodes; a run fills it in. What is made of images depends
+    on nothing else of the codec."""
     channels: int = 1
     """Channels of what the model learns."""
     side: int = 8
@@ -55,6 +58,8 @@ class DataConfig:
     max_broken: int = 100
     """Images that may be unreadable, of more than 8 bits, or CMYK; they are named. With more than
     these the run ends."""
+    check_statistics: bool = True
+    """Refuse latents whose values are not what their codec gives, or their statistics say."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "side", "num_classes", "resolution", "shard_size"):

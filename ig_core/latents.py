@@ -10,10 +10,12 @@ into the batch. Rows hold the moments of the encoder's posterior, mean then stan
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,40 +41,57 @@ and no more than them."""
 
 
 class ShardWriter:
-    """Writes a shard of a known number of rows a piece at a time."""
+    """Writes a shard a piece at a time; rows wait in files without a name, not in memory."""
 
-    def __init__(self) -> None:
-        self._pieces: list[tuple[NDArray[np.int64], NDArray[np.int64], Any, Any]] = []
+    def __init__(self, folder: Path | None = None) -> None:
+        """Start an empty shard; rows wait in `folder`, or where temporary files usually are."""
+        self._folder = folder
+        self._index: list[NDArray[np.int64]] = []
+        self._label: list[NDArray[np.int64]] = []
+        self._columns: dict[str, IO[bytes]] = {}
+        self._form: tuple[tuple[int, ...], str] | None = None
 
     def add(self, index: Any, label: Any, latent: Any, mirror: Any = None) -> None:  # noqa: ANN401
-        """Append rows: index and label (B,), latent and mirror (B, D, H, W) uint8 or float32."""
-        self._pieces.append((np.asarray(index, np.int64), np.asarray(label, np.int64),
-                             latent, mirror))  # fmt: skip
+        """Append rows: index and label (B,), latent and mirror (B, D, H, W) uint8 or float32.
+
+        Raises:
+            ValueError: rows differ from the first in shape, type, or in having mirrored ones.
+        """
+        rows = {"latent": latent} if mirror is None else {"latent": latent, "mirror": mirror}
+        if self._form is None:
+            self._form = latent.shape[1:], str(latent.dtype)
+            for name in rows:  # open until the shard is written
+                self._columns[name] = TemporaryFile(dir=self._folder)  # noqa: SIM115
+        forms = {(values.shape[1:], str(values.dtype)) for values in rows.values()}
+        if forms != {self._form} or rows.keys() != self._columns.keys():
+            raise ValueError(f"rows of a shard must be alike: {self._form} and {forms}")
+        self._index.append(np.asarray(index, np.int64))
+        self._label.append(np.asarray(label, np.int64))
+        for name, values in rows.items():
+            self._columns[name].write(np.ascontiguousarray(values).data)
 
     def write(self, path: Path) -> None:
         """Write the file; ValueError if there is nothing to write."""
-        if not self._pieces:
+        if self._form is None:
             raise ValueError("a shard must hold at least one row")
-        index, label, latent, mirror = zip(*self._pieces, strict=True)
+        shape, dtype = self._form
         columns = {
-            "index": pa.array(np.concatenate(index)),
-            "label": pa.array(np.concatenate(label)),
-            "latent": _binary(np.concatenate(latent)),
+            "index": pa.array(np.concatenate(self._index)),
+            "label": pa.array(np.concatenate(self._label)),
         }
-        if mirror[0] is not None:
-            columns["mirror"] = _binary(np.concatenate(mirror))
-        about = {"shape": json.dumps(latent[0].shape[1:]), "dtype": str(latent[0].dtype)}
+        width = math.prod(shape) * np.dtype(dtype).itemsize
+        for name, file in self._columns.items():
+            file.flush()
+            held = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            columns[name] = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(width), len(columns["index"]), [None, held]
+            )
         batch = pa.record_batch(columns)
-        batch = batch.replace_schema_metadata(about)
+        batch = batch.replace_schema_metadata({"shape": json.dumps(shape), "dtype": dtype})
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-
-
-def _binary(rows: NDArray[Any]) -> pa.Array:
-    rows = np.ascontiguousarray(rows)
-    width = rows[0].nbytes
-    buffers = [None, pa.py_buffer(rows)]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), buffers)
+        for file in self._columns.values():
+            file.close()
 
 
 class Shard:

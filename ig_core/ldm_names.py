@@ -13,6 +13,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 NORM_GROUPS = 32
@@ -25,15 +27,15 @@ def diffusers_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: weights of such an autoencoder are missing.
     """
-    levels = 1 + max((int(name.split(".")[2]) for name in weights
-                      if name.startswith("encoder.down.")), default=-1)  # fmt: skip
+    levels = _levels(weights)
     needed = ["encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight",
               "post_quant_conv.weight"]  # fmt: skip
     needed += [f"encoder.down.{level}.block.0.conv2.weight" for level in range(levels)]
-    missing = [name for name in needed if name not in weights]
+    missing = [name for name in needed if name not in weights or weights[name].dim() != 4]
     if missing or not levels:
-        raise ValueError(f"weights of an ldm autoencoder must hold {missing[0] if missing else ''}"
-                         f", but hold {len(weights)} others")  # fmt: skip
+        name = missing[0] if missing else "encoder.down.0.block.0.conv2.weight"
+        raise ValueError(f"weights of an ldm autoencoder must hold {name} with four dimensions, "
+                         f"but none of {len(weights)} tensors is that")  # fmt: skip
     attended = [f"encoder.down.{level}.attn.0.q.weight" in weights for level in range(levels)]
     blocks = [
         name for name in weights if re.match(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)
@@ -52,15 +54,17 @@ def diffusers_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 def diffusers_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under diffusers' names; 1x1 convolutions of attention become linear."""
-    levels = 1 + max(
-        int(name.split(".")[2]) for name in weights if name.startswith("encoder.down.")
-    )
+    levels = _levels(weights)
     found = {}
     for name, value in weights.items():
         new = diffusers_name(name, levels)
         linear = ".attentions." in new and value.dim() == 4
         found[new] = value[:, :, 0, 0] if linear else value
     return found
+
+
+def _levels(names: Iterable[str]) -> int:
+    return len({m[1] for name in names if (m := re.match(r"encoder\.down\.(\d+)\.", name))})
 
 
 _PARTS = (

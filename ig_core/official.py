@@ -21,9 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ig_core.layers import TIME_FEATURES
+from ig_core.misfits import listed, shape_misfits
 from ig_core.transformer import DiffusionTransformer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ig_core.config import ModelConfig
 
 HEADS = {"final_layer.": "final_head.", "final_layer_xr.": "aux_head."}
@@ -34,8 +37,6 @@ _LEFT_OUT = ("projectors.",)
 """REPA's projection to another network's features: used in training alone."""
 _ROPE = {"feat_rope.freqs_cos": "rope_cos", "feat_rope.freqs_sin": "rope_sin"}
 """Tables that LightningDiT stores and that we compute; they must agree."""
-_SHOWN = 20
-"""Misfits that a message lists."""
 _HEAD_LINEAR = ("final_head.linear.weight", "final_head.linear.bias")
 _TIME_WEIGHT = "t_embedder.mlp.0.weight"
 
@@ -66,11 +67,8 @@ def load_official(
     """
     name = str(source) if isinstance(source, str | Path) else "the state dict"
     held = read_file(Path(source)) if isinstance(source, str | Path) else source
-    tensors = {key: value for key, value in _state_dict(held, name).items()
-               if not key.startswith(_LEFT_OUT)}  # fmt: skip
     model = DiffusionTransformer.uninitialised(config)
-    tensors, doubled = first_half(tensors, config)
-    _check(tensors, model, name)
+    tensors, doubled = _fitting(_state_dict(held, name, is_weight), model, name)
     if time_reversed is None:
         time_reversed = doubled or config.backbone == "lightningdit"
     converted = {key: value.detach().float() for key, value in tensors.items() if key not in _ROPE}
@@ -78,6 +76,16 @@ def load_official(
         converted = _reverse_time(converted, config)
     model.load_state_dict(converted)
     return model.eval()
+
+
+def check_official(path: Path, config: ModelConfig) -> None:
+    """Compare the names and shapes in a file with an architecture; its values are not read.
+
+    Raises:
+        ValueError: `load_official` would refuse it, whatever its values are.
+    """
+    tensors = _state_dict(read_file(path), str(path), lambda value: isinstance(value, Tensor))
+    _fitting(tensors, DiffusionTransformer.uninitialised(config), str(path))
 
 
 def save_official(model: DiffusionTransformer) -> dict[str, Tensor]:
@@ -131,13 +139,17 @@ def weights_in(held: Any) -> tuple[str | None, Any]:  # noqa: ANN401
     return None, held
 
 
-def _state_dict(held: Any, name: str) -> dict[str, Tensor]:  # noqa: ANN401
-    """The weights among what a file holds, under our names."""
+def _state_dict(
+    held: Any,  # noqa: ANN401
+    name: str,
+    fine: Callable[[object], bool],
+) -> dict[str, Tensor]:
+    """The weights among what a file holds, under our names; each must be `fine`."""
     _, held = weights_in(held)
     if not isinstance(held, Mapping):
         raise ValueError(f"{name} must hold tensors by name, but got {type(held).__name__}")
     strange = [str(key) for key, value in held.items()
-               if not isinstance(key, str) or not is_weight(value)]  # fmt: skip
+               if not isinstance(key, str) or not fine(value)]  # fmt: skip
     if strange or not held:
         raise ValueError(f"{name} must hold tensors of finite numbers by name, but these are none: "
                          f"{', '.join(strange[:5]) or 'it is empty'}")  # fmt: skip
@@ -196,13 +208,8 @@ def misfits(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[
     # Not every exporter stores them; where they are, they must be ours.
     wanted |= {key: tuple(value.shape) for key, value in tables.items() if key in tensors}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
-    absent = sorted(wanted.keys() - found.keys())
-    problems = [f"missing {_published_name(key)}" for key in absent]
-    problems += [f"unexpected {_published_name(k)}" for k in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{_published_name(key)} has shape {found[key]} instead of {wanted[key]}"
-        for key in sorted(wanted.keys() & found.keys()) if found[key] != wanted[key]
-    ]  # fmt: skip
+    problems = shape_misfits(*({_published_name(key): shape for key, shape in shapes.items()}
+                               for shapes in (found, wanted)))  # fmt: skip
     return problems + [
         f"{key} holds other angles than a 2-d rotary embedding of base 10000"
         for key, table in tables.items()
@@ -211,16 +218,27 @@ def misfits(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[
     ]
 
 
-def _check(tensors: Mapping[str, Tensor], model: DiffusionTransformer, name: str) -> None:
-    """Compare names and shapes; one message says all that does not fit."""
-    problems = misfits(tensors, model)
+def _fitting(
+    tensors: dict[str, Tensor], model: DiffusionTransformer, name: str
+) -> tuple[dict[str, Tensor], bool]:
+    """What is read of a file's tensors, and whether its final layer is twice as wide.
+
+    Names and shapes are compared with the model's; one message says all that does not fit.
+    """
+    used = {key: value for key, value in tensors.items() if not key.startswith(_LEFT_OUT)}
+    used, doubled = first_half(used, model.config)
+    problems = misfits(used, model)
     if problems:
+        has_head = any(key.startswith("aux_head.") for key in used)
         hint = ""
-        if model.aux_head is not None and not any(key.startswith("aux_head.") for key in tensors):
-            hint = " (a checkpoint without auxiliary head needs aux_layer=None)"
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ValueError(f"{name} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}"
-                         f"{hint}")  # fmt: skip
+        if model.aux_head is not None and not has_head:
+            hint = (" (it has no auxiliary head: --model.aux-layer None, or an experiment without "
+                    "_ig, such as sit_b2)")  # fmt: skip
+        elif model.aux_head is None and has_head:
+            hint = (" (it has an auxiliary head: --model.aux-layer LAYER, or an experiment with "
+                    "_ig, such as sit_b2_ig)")  # fmt: skip
+        raise ValueError(f"{name} does not fit the model: {listed(problems)}{hint}")
+    return used, doubled
 
 
 def _reverse_time(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

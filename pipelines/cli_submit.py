@@ -17,6 +17,7 @@ from experiments import EXPERIMENTS, STUDIES
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
+from pipelines.pinned import check_weights
 from pipelines.submission import (
     Submission,
     check_addresses,
@@ -88,7 +89,7 @@ def submit_command(
     if kind == "study":
         command = parse_study(rest)
         name, label, storage = command.study.name, "", command.options.storage
-        config: object = command.study.experiment
+        config: Experiment = command.study.experiment
         what: object = command.study.fixed()
     else:
         experiment = parse_run(rest)
@@ -96,6 +97,7 @@ def submit_command(
         name, label, storage = experiment.name, what[:8], None
         rest, config = _uploaded(rest, root), experiment
     check_files_of(config, shared=options.shared)
+    check_weights(config)
     check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
     submission = Submission(
         kind, name, label, identity_of(what, environment, storage), tuple(rest), options.python,

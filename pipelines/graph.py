@@ -213,13 +213,16 @@ class Graph:
         data, config = self.experiment.data, key_part(self.experiment.data)
         if data.source == "digits":
             return Node("data", config)
-        if data.source == "latents":  # they are what they are, whatever decodes their samples
-            config.pop("codec_sha256", None)
         listing = Node("listing", {"content": data.content})
         made_by = ("source", "codec", "codec_sha256", "channels", "side", "resolution", "flip")
         same = {name: getattr(data, name) for name in made_by}
-        if data.source == "latents":
-            del same["codec_sha256"]
+        # Latents are what they are, whatever decodes their samples. (An experiment that was run
+        # before encoders were told from decoders knows the whole codec alone.)
+        if data.source == "latents" or data.encoder_sha256 is not None:
+            for part in (config, same):
+                part.pop("codec_sha256", None)
+        if data.source == "images" and data.encoder_sha256 is not None:
+            config["encoder_sha256"] = same["encoder_sha256"] = data.encoder_sha256
         parts = [Node("latents", {**same, **shard}, {"listing": listing})
                  for shard in _shards(data.count or 0, data.shard_size)]  # fmt: skip
         return Node("data", config, {"listing": listing, **_numbered(parts)})

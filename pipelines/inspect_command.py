@@ -54,7 +54,7 @@ def _list(console: Console, title: str, lines: Iterable[str]) -> None:
 
 
 def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
-    from ig_core.latent_inspection import inspect_latents, is_latent_cache
+    from ig_core.latent_inspection import inspect_latents
     from pipelines.inspect_files import inspect_codec_folder, is_codec_folder
     from pipelines.inspect_shards import cache_lines, inspect_shards, is_in_store
 
@@ -62,7 +62,7 @@ def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
         return _own_checkpoint(path)
     if is_in_store(path):
         return inspect_shards(path)
-    if is_codec_folder(path) and not is_latent_cache(path):
+    if is_codec_folder(path):
         return inspect_codec_folder(path)
     facts = inspect_latents(path)
     return cache_lines(facts), [], facts.problems

@@ -120,13 +120,13 @@ def _codec(
     name: str, what: str, path: Path, channels: int | None, factor: int, scale: float | None = None
 ) -> Found:
     """Lines on a codec; that it can be used is tried out."""
-    from ig_core.codecs import load_codec
+    from ig_core.codec_files import open_codec
 
     lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
     if scale is not None:
         lines["scale"] = f"{scale:g}"
     try:
-        load_codec(name, path)
+        open_codec(name, path)
     except ValueError as error:
         return lines, [], [f"as the {name}: {error}"]
     lines["use it"] = f"--data.codec {name} --data.codec-path {shlex.quote(str(path))}"
@@ -140,15 +140,9 @@ def _codec(
 
 def _one_shard(path: Path) -> Found:
     """A shard is no use alone: what is said is said of its folder."""
-    from ig_core.latent_inspection import SHARDS, inspect_latents
+    from ig_core.latent_inspection import inspect_latents
     from pipelines.inspect_shards import cache_lines
 
-    if not path.match(SHARDS):
-        return (
-            {"latent cache": "one shard as LightningDiT's"},
-            [],
-            [f"it is found in a folder only under a name like {SHARDS}"],
-        )
     facts = inspect_latents(path.parent)
     note = f"{path.name} is one of its shards: --data.path takes the folder, {path.parent}"
     return cache_lines(facts), [note], facts.problems

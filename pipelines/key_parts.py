@@ -26,7 +26,17 @@ ADDED = {
 """Fields that came after keys had been in use. At their default they stay out of a key, so that a
 new option makes nothing unreachable that was computed before there was a choice."""
 
-NEVER = {"DataConfig": {"path", "classes", "count", "codec_path", "max_broken"}}
+NEVER = {
+    "DataConfig": {
+        "path",
+        "classes",
+        "count",
+        "codec_path",
+        "encoder_sha256",
+        "max_broken",
+        "check_statistics",
+    }
+}
 """Fields that never enter a key: where something lies, and what follows from its content."""
 
 

@@ -83,6 +83,13 @@ IMAGE_FORMATS = {"folder": write_folder, "parquet": write_parquet, "tar": write_
                  "zip": lambda root, images: write_zip(root / "set.zip", images)}  # fmt: skip
 
 
+def sd_moments(count, side=4, spread=5.5, seed=0):
+    """Moments (N, 8, side, side) float32 with the spread of SD-VAE's means."""
+    generator = np.random.default_rng(seed)
+    means = spread * generator.normal(size=(count, 4, side, side))
+    return np.concatenate([means, generator.random(means.shape)], axis=1).astype(np.float32)
+
+
 def write_npy(root, moments, labels):
     """As SiT and REPA prepare them: moments (N, 2C, H, W), labels (N,)."""
     names = [f"{number // 3:05d}/img-mean-std-{number:08d}.npy" for number in range(len(labels))]

@@ -36,7 +36,7 @@ ONLY_IN = {
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},
     "PIL": {"pipelines/stages/sample.py", "ig_core/image_files.py", "ig_core/crop.py"},
-    "diffusers": {"ig_core/codecs.py"},
+    "diffusers": {"ig_core/autoencoder.py"},
     "torch_fidelity": {"ig_core/fidelity.py"},
     "torchvision": {"ig_core/torchvision_shim.py"},
     "torchdiffeq": {"ig_core/sampling.py"},

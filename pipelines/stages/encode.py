@@ -18,10 +18,13 @@ import torch
 
 from ig_core.crop import Pixels, read_pixels
 from ig_core.images import ImageSet, write_images
+from ig_core.latent_checks import lone_statistics
 from ig_core.latents import ChannelSums, ShardWriter
 from ig_core.source_formats import detect
-from ig_core.source_rows import image_files, latent_depth, latent_rows, read_normalisation
+from ig_core.source_rows import image_files, latent_rows, read_normalisation
 from ig_core.sources import Listing, identify, list_source, read_listing
+from pipelines.keys import file_digest
+from pipelines.sources import check_rows
 from pipelines.stages.data import IMAGES
 from pipelines.stages.latents import (
     BATCH,
@@ -54,16 +57,21 @@ PREVIEW = 16
 
 
 def build_listing(context: Context, directory: Path) -> None:
-    """List the rows of the source, which must be what was pinned."""
+    """List the rows of the source, which must be what was pinned; keep its normalisation."""
     data = context.experiment.data
     path = Path(data.path or "")
-    labels = None if data.classes is None else Path(data.classes)
-    listing = list_source(path, data.num_classes, labels)
-    if identify(listing) != context.node.config["content"]:
+    statistics = lone_statistics(path) if data.codec == "va-vae" else None
+    if statistics is not None:  # of latents that a published checkpoint learnt elsewhere
+        root, content = statistics.parent, file_digest(statistics)
+    else:
+        labels = None if data.classes is None else Path(data.classes)
+        listing = list_source(path, data.num_classes, labels)
+        root, content = listing.root, identify(listing)
+        listing.write(directory / LISTING)
+    if content != context.node.config["content"]:
         raise ValueError(f"data.path {path} changed since the run began")
-    listing.write(directory / LISTING)
-    if listing.has_latents and data.codec == "va-vae":
-        mean, std = read_normalisation(listing.root, data.channels)
+    if data.source == "latents" and data.codec == "va-vae":
+        mean, std = read_normalisation(root, data.channels)
         about = {"mean": mean.tolist(), "std": std.tolist()}
         (directory / NORMALISATION).write_text(json.dumps(about) + "\n")
 
@@ -78,7 +86,7 @@ def build_latents(context: Context, directory: Path) -> None:
     """Encode (or convert) the rows start..stop of the source."""
     data, config = context.experiment.data, context.node.config
     listing = _listing(context.input("listing"), detect(Path(data.path or "")).root)
-    writer, sums = ShardWriter(), None
+    writer, sums = ShardWriter(directory), None
     broken: list[dict[str, str]] = []
     labels: list[int] = []
     if listing.has_latents:
@@ -102,13 +110,10 @@ def build_latents(context: Context, directory: Path) -> None:
 def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:
     for first in range(start, stop, READ_AHEAD):
         last = min(first + READ_AHEAD, stop)
-        latent, mirror, label = latent_rows(listing, first, last)
-        expected = (latent_depth(listing.format, data.channels), data.side, data.side)
-        if latent.shape[1:] != expected or (data.flip and mirror is None):
-            raise ValueError(f"rows {first} to {last} of {listing.root} must be {expected}, "
-                             f"mirrored ones too with data.flip={data.flip}, but are "
-                             f"{latent.shape[1:]}")  # fmt: skip
-        yield list(range(first, last)), label.tolist(), latent, mirror if data.flip else None
+        rows = latent_rows(listing, first, last)
+        check_rows(data, listing, rows, first)
+        mirror = rows.mirror if data.flip else None
+        yield list(range(first, last)), rows.label.tolist(), rows.latent, mirror
 
 
 def _encoded(

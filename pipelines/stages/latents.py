@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ig_core.codecs import SD_SCALE, Codec, load_codec
+from ig_core.codec_files import SD_SCALE
+from ig_core.codecs import Codec, load_codec
 from ig_core.images import ImageDataset, ImageSet, read_images, write_images
 from ig_core.latents import ChannelSums, LatentDataset, Normalisation
 from pipelines.pinned import codec_digest
+from pipelines.sources import check_values
 from pipelines.stages.data import IMAGES
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from experiments import DataConfig
     from pipelines.artifacts import Store
     from pipelines.graph import Graph
     from pipelines.stages.build import Context
@@ -66,7 +69,10 @@ def bind_latents(context: Context, directory: Path) -> None:
         ChannelSums(shard["numbers"], *(torch.tensor(shard[name], dtype=torch.float64)
                                         for name in ("total", "square")))
         for shard in filled.values()))  # fmt: skip
-    normalisation = _normalisation(context, sums)
+    given = _given(context) if (data.source, data.codec) == ("latents", "va-vae") else None
+    if data.source == "latents":
+        check_values(data, sums, given)
+    normalisation = _normalisation(data, sums, given)
     statistics = {
         "source": data.source,
         "count": sum(shard["count"] for shard in filled.values()),
@@ -74,8 +80,8 @@ def bind_latents(context: Context, directory: Path) -> None:
             sum(counts) for counts in zip(*(s["per_class"] for s in filled.values()), strict=True)
         ],
         "codec": data.codec,
-        # What encoded latents that were found ready is not known.
-        "codec_sha256": data.codec_sha256 if data.source == "images" else None,
+        # Of the encoder alone. What encoded latents that were found ready is not known.
+        "encoder_sha256": data.encoder_sha256 if data.source == "images" else None,
         "mean": sums.mean.tolist(),
         "std": sums.std.tolist(),
         "shift": list(normalisation.shift),
@@ -92,18 +98,22 @@ def bind_latents(context: Context, directory: Path) -> None:
                                                   images.image[chosen]))  # fmt: skip
 
 
-def _normalisation(context: Context, sums: ChannelSums) -> Normalisation:
+def _given(context: Context) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) that lie beside latents of the va-vae."""
+    given = json.loads((context.input("listing") / NORMALISATION).read_text())
+    mean, std = (torch.tensor(given[name]) for name in ("mean", "std"))
+    return mean, std
+
+
+def _normalisation(
+    data: DataConfig, sums: ChannelSums, given: tuple[Tensor, Tensor] | None
+) -> Normalisation:
     """sd-vae: the factor of its authors. va-vae: that of the latents' makers, else measured."""
-    data = context.experiment.data
     if data.codec == "none":
         return Normalisation.uniform(data.channels, 1.0)
     if data.codec == "sd-vae":
         return Normalisation.uniform(data.channels, SD_SCALE)
-    mean, std = sums.mean, sums.std
-    if data.source == "latents":
-        given = json.loads((context.input("listing") / NORMALISATION).read_text())
-        mean, std = torch.tensor(given["mean"]), torch.tensor(given["std"])
-    return _of_channels(mean, std)
+    return _of_channels(*(given or (sums.mean, sums.std)))
 
 
 def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
@@ -142,13 +152,13 @@ def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisatio
     if "data" not in context.node.inputs:
         if decoder["codec"] == "sd-vae":
             return Normalisation.uniform(context.experiment.data.channels, SD_SCALE)
-        given = json.loads((context.input("listing") / NORMALISATION).read_text())
-        return _of_channels(torch.tensor(given["mean"]), torch.tensor(given["std"]))
+        return _of_channels(*_given(context))
     statistics, normalisation = _read_statistics(context.input("data"))
-    known = statistics["codec"], statistics["codec_sha256"]
-    if known[0] != decoder["codec"] or known[1] not in (None, decoder["sha256"]):
-        raise ValueError(f"the decoder must be {known[0]} {known[1]}, which made the latents, but "
-                         f"is {decoder['codec']} {decoder['sha256']}")  # fmt: skip
+    known, encoder = statistics.get("encoder_sha256"), context.experiment.data.encoder_sha256
+    if statistics["codec"] != decoder["codec"] or known not in (None, encoder):
+        raise ValueError(f"the decoder must belong to the encoder {statistics['codec']} {known}, "
+                         f"which made the latents, but that of {decoder['codec']} "
+                         f"{decoder['sha256']} is {encoder}")  # fmt: skip
     return normalisation
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -82,6 +84,27 @@ def test_a_shard_that_is_cut_short_is_none(tmp_path):
 def test_an_empty_shard_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         ShardWriter().write(tmp_path / "x.arrow")
+
+
+def test_rows_wait_on_disk_and_leave_nothing_there(tmp_path):
+    tracemalloc.start()
+    writer, piece = ShardWriter(tmp_path), np.ones((16, 8, 16, 16), np.float32)
+    for start in range(0, 1024, 16):
+        writer.add(range(start, start + 16), [0] * 16, piece, piece[..., ::-1])
+    writer.write(tmp_path / "x.arrow")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * piece.nbytes
+    assert [path.name for path in tmp_path.iterdir()] == ["x.arrow"]
+    assert len(Shard(tmp_path / "x.arrow")) == 1024
+
+
+def test_rows_of_one_shard_are_alike():
+    writer, rows = ShardWriter(), np.zeros((2, 4, 3, 3), np.float32)
+    writer.add([0, 1], [0, 0], rows)
+    for latent, mirror in ((rows[:, :2], None), (rows.astype(np.uint8), None), (rows, rows)):
+        with pytest.raises(ValueError, match="must be alike"):
+            writer.add([2, 3], [0, 0], latent, mirror)
 
 
 # The data set

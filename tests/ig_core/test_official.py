@@ -93,7 +93,7 @@ def test_ema_is_taken_before_model_and_the_arguments_are_let_through(tmp_path):
 def test_a_checkpoint_without_auxiliary_head(config):
     plain = {k: v for k, v in published(config).items() if not k.startswith("final_layer_xr.")}
     assert load_official(plain, replace(config, aux_layer=None)).aux_head is None
-    with pytest.raises(ValueError, match=r"missing final_layer_xr\..*needs aux_layer=None"):
+    with pytest.raises(ValueError, match=r"missing final_layer_xr\..*--model\.aux-layer None"):
         load_official(plain, config)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from experiments import experiment_to_json
 from ig_core.checkpoints import load_checkpoint, load_ema, save_official
 from ig_core.config import Guidance
 from ig_core.transformer import DiffusionTransformer
@@ -48,7 +52,10 @@ def write_reference(path: Path, width: int = 64) -> Path:
 
 
 def imported(folder: Path, **train):
-    path = write_published(folder / "published.pt")
+    return imported_from(write_published(folder / "published.pt"), folder, **train)
+
+
+def imported_from(path: Path, folder: Path, **train):
     reference = write_reference(folder / "reference.npz")
     return tiny(train={"from_checkpoint": str(path), **train},
                 evaluation={"reference": str(reference)})  # fmt: skip
@@ -109,8 +116,7 @@ def test_the_file_counts_by_its_content_and_the_architecture_by_its_fields(tmp_p
     write_published(moved, seed=1)
     other = resolve(tiny(train={"from_checkpoint": str(moved)}))
     assert Graph(other).checkpoints != Graph(one).checkpoints
-    plain = resolve(tiny(train={"from_checkpoint": str(moved)}, model={"aux_layer": None},
-                         guidance=Guidance(), ig_scales=()))  # fmt: skip
+    plain = resolve(tiny(train={"from_checkpoint": str(moved)}, model={"num_heads": 4}))
     assert Graph(plain).checkpoints != Graph(other).checkpoints
 
 
@@ -133,19 +139,56 @@ def test_a_file_that_is_not_the_pinned_one_or_does_not_fit_is_refused(tmp_path):
         resolve(pinned)
     with pytest.raises(ValueError, match="from_checkpoint must be a file, but got"):
         resolve(tiny(train={"from_checkpoint": str(tmp_path / "absent.pt")}))
-    wide = resolve(tiny(train={"from_checkpoint": pinned.train.from_checkpoint},
-                        model={"width": 32}))  # fmt: skip
-    home = Home(tmp_path / "home")
-    with pytest.raises(ValueError, match="does not fit the model"):
-        run_inline(home.store, wide)
-    assert not home.store.list("checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("written", "changes", "words"),
+    [
+        ({}, {"width": 32}, r"does not fit the model: .*instead of"),
+        ({}, {"aux_layer": None}, r"unexpected final_layer_xr\..*--model\.aux-layer LAYER"),
+        ({"aux_layer": None}, {}, r"missing final_layer_xr\..*--model\.aux-layer None"),
+        ({"input_size": 16}, {}, r"pos_embed has shape \(1, 64, 16\) instead of \(1, 16, 16\)"),
+        ({}, {"backbone": "lightningdit", "rope": True, "swiglu": True}, r"missing .*w12"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_plan_and_run(
+    written, changes, words, tmp_path, capsys
+):
+    def model(fields):
+        parts = {"model": fields}
+        if fields.get("aux_layer", 1) is None:
+            parts |= {"guidance": Guidance(), "ig_scales": ()}
+        return parts
+
+    path = write_published(
+        tmp_path / "w.pt", SimpleNamespace(model=replace(tiny().model, **written))
+    )
+    reference = write_reference(tmp_path / "reference.npz")
+    experiment = tiny(**model(changes), train={"from_checkpoint": str(path)},
+                      evaluation={"reference": str(reference)})  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        resolve(experiment)
+    (tmp_path / "experiment.json").write_text(experiment_to_json(experiment))
+    for command in ("plan", "run"):
+        assert main([command, str(tmp_path / "experiment.json")]) == 2
+        assert re.search(words, capsys.readouterr().err.replace("\n", " "))
+    assert not Home(tmp_path / "home").store.exists()
+
+
+def test_values_are_not_read_before_a_run(tmp_path):
+    """NaN is found by the stage, which reads all of the file."""
+    path = write_published(tmp_path / "published.pt")
+    held = torch.load(path, weights_only=False)
+    held["ema"]["final_layer.linear.bias"] *= torch.nan
+    torch.save(held, path)
+    experiment = resolve(imported_from(path, tmp_path))
+    with pytest.raises(ValueError, match="finite numbers by name"):
+        run_inline(Home(tmp_path / "home").store, experiment)
 
 
 def test_the_plan_says_that_a_file_is_read(tmp_path, capsys):
     write_published(tmp_path / "published.pt")
     experiment = tmp_path / "experiment.json"
-    from experiments import experiment_to_json
-
     experiment.write_text(experiment_to_json(imported(tmp_path)))
     assert main(["plan", str(experiment)]) == 0
     assert "reading" in capsys.readouterr().out

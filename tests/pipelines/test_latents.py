@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from experiments import DataConfig, Experiment
+from ig_core.latent_inspection import inspect_latents
 from ig_core.latents import Shard
 from pipelines.dag import make_plan
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.pinned import resolve
+from pipelines.sources import forget_sources
 from pipelines.stages.latents import LATENTS, STATISTICS, open_dataset
 from tests.latent_sets import (
     CLASSES,
@@ -23,6 +27,7 @@ from tests.latent_sets import (
     make_sd_vae,
     make_va_vae,
     pictures,
+    sd_moments,
     write_npy,
     write_safetensors,
 )
@@ -129,7 +134,8 @@ def test_latents_that_are_there_become_the_same_shards(tmp_path, latent, sd_vae)
     store = FolderStore(tmp_path / "store")
     encoded = rows_of(store, run_inline(store, images, [Graph(images).data]))
     path = write_npy(tmp_path / "npy", encoded["latent"], encoded["label"])
-    ready = resolve(latent(path, sd_vae, source="latents"))
+    # Random weights give latents of another spread than SD-VAE's.
+    ready = resolve(latent(path, sd_vae, source="latents", check_statistics=False))
     graph = run_inline(store, ready, [Graph(ready).data])
     assert same(rows_of(store, graph), encoded)
     assert statistics_of(store, graph)["factor"] == [0.18215] * 4
@@ -157,6 +163,19 @@ def test_latents_of_lightningdit_are_normalised_by_their_own_statistics(tmp_path
     for row in range(9):
         assert any(torch.allclose(x[row], z[row], atol=1e-5) for z in (plain, mirrored))
     assert read_first(store, graph).shape == (12, 3, 32, 32)
+
+
+def test_samples_of_the_sd_vae_are_scaled_whatever_lies_beside_them(tmp_path, latent, sd_vae):
+    latents = 5.5 * torch.randn(9, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), torch.arange(9) % 3)
+    experiment = resolve(latent(path, sd_vae, source="latents"))
+    store = FolderStore(tmp_path / "store")
+    graph = run_inline(store, experiment, [Graph(experiment).data])
+    dataset, positions = open_dataset(store, graph), torch.arange(9)
+    x = dataset.draw(dataset.rows(torch.arange(9), positions, 0)[0], positions, 0)
+    torch.testing.assert_close(x, latents * 0.18215)
+    assert inspect_latents(path).scale == "unscaled: to be multiplied by 0.18215"
+    assert not inspect_latents(path).problems
 
 
 def test_normalisation_of_the_va_vae_is_measured_where_images_are_encoded(tmp_path, latent, va_vae):
@@ -257,6 +276,77 @@ def test_latents_that_differ_from_the_first_are_refused(tmp_path, latent, va_vae
         resolve(latent(path, va_vae, source="latents", flip=True, **VA))
 
 
+def sd_wrong(moments, how):
+    if how == "log-variance":
+        moments[:, 4:] = 2 * np.log(moments[:, 4:] / 9)
+    elif how == "scaled":
+        moments[:, :4] *= 0.18215
+    else:
+        moments[:, :4] /= 0.18215
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("log-variance", r"log-variance or a sample, where a standard deviation is expected"),
+        (
+            "scaled",
+            r"spread of the latents is 1\.\d+, where .*5\.5 .*multiplied by 0\.18215 already",
+        ),
+        ("divided", r"spread of the latents is 3\d\.\d, .*2 to 15"),
+    ],
+)
+def test_moments_that_are_none_of_the_sd_vae_are_refused(tmp_path, latent, sd_vae, how, words):
+    path = write_npy(tmp_path / "npy", sd_wrong(sd_moments(9), how), np.arange(9) % 3)
+    with pytest.raises(ValueError, match=words + r".*--data\.no-check-statistics"):
+        resolve(latent(path, sd_vae, source="latents"))
+    assert any(re.search(words, problem) for problem in inspect_latents(path).problems)
+    taken = resolve(latent(path, sd_vae, source="latents", check_statistics=False))
+    good = write_npy(tmp_path / "good", sd_moments(9), np.arange(9) % 3)
+    known = resolve(latent(good, sd_vae, source="latents"))
+    aside = dataclasses.replace(known, data=dataclasses.replace(known.data, check_statistics=False))
+    assert Graph(aside).run_key == Graph(known).run_key
+    assert Graph(aside).targets == Graph(known).targets
+    run_inline(FolderStore(tmp_path / "store"), taken, [Graph(taken).data])
+
+
+@pytest.mark.parametrize("how", ["scaled", "log-variance"])
+def test_what_few_latents_do_not_show_is_found_in_all_of_them(tmp_path, latent, sd_vae, how):
+    """Faults in rows between those that are looked at before a run."""
+    moments = sd_moments(700)
+    others = sorted(set(range(700)) - {round(699 * n / 63) for n in range(64)})
+    if how == "scaled":
+        moments[others, :4] *= 0.18215
+    else:
+        moments[others[0], 4] = -1
+    path = write_npy(tmp_path / "npy", moments, np.arange(700) % 3)
+    experiment = resolve(latent(path, sd_vae, source="latents", shard_size=700))
+    words = {"scaled": r"spread of the latents is 1\.\d+", "log-variance": "goes down to -1: it is"}
+    with pytest.raises(ValueError, match=words[how]):
+        run_inline(FolderStore(tmp_path / "store"), experiment, [Graph(experiment).data])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        (50.0, 0.01, r"means of the latents are up to 5\d\d\d spreads .*they are of other latents"),
+        (1.0, 3.0, r"spreads of the latents are 0\.27\d* to .*or these are normalised already"),
+    ],
+)
+def test_statistics_of_other_latents_are_refused(tmp_path, latent, va_vae, mean, std, words):
+    generator = torch.Generator().manual_seed(0)
+    latents, labels = torch.randn(40, 32, 2, 2, generator=generator), torch.arange(40) % 3
+    path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels, size=20)
+    shape = (1, 32, 1, 1)
+    torch.save({"mean": torch.full(shape, mean), "std": torch.full(shape, std)},
+               path / "latents_stats.pt")  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        resolve(latent(path, va_vae, source="latents", **VA))
+    assert any(re.search(words, problem) for problem in inspect_latents(path).problems)
+    resolve(latent(path, va_vae, source="latents", check_statistics=False, **VA))
+
+
 def test_a_decoder_that_changed_is_refused(tmp_path, latent, sd_vae):
     path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
     experiment = resolve(latent(path, sd_vae))
@@ -287,13 +377,69 @@ def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
         return {**statistics, "codec_sha256": "0" * 64}, normalisation
 
     monkeypatch.setattr(stage, "_read_statistics", edited)
-    with pytest.raises(ValueError, match="the decoder must be sd-vae 000"):
+    with pytest.raises(ValueError, match="must belong to the encoder sd-vae 000"):
         run_inline(store, experiment, graph.final[0].images)
 
 
+def redecoded(folder, target):
+    """The same autoencoder with another decoder, as ft-mse is to ft-ema."""
+    shutil.copytree(folder, target)
+    path = target / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_out.bias"] += 1
+    save_file(weights, path)
+    return target
+
+
+def test_another_decoder_of_the_same_encoder_encodes_and_trains_nothing(tmp_path, latent, sd_vae):
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    experiment = resolve(latent(path, sd_vae))
+    store = FolderStore(tmp_path / "store")
+    one = run_inline(store, experiment, Graph(experiment).final[0].images)
+    two = resolve(latent(path, redecoded(sd_vae, tmp_path / "mse")))
+    built = len(list(store.events()))
+    graph = run_inline(store, two, Graph(two).final[0].images)
+    kinds = {e["kind"] for e in list(store.events())[built:] if e["event"] == "execute"}
+    assert kinds == {"images"}
+    assert graph.checkpoints == one.checkpoints
+    assert graph.run_key != one.run_key
+    assert not torch.equal(read_first(store, graph), read_first(store, one))
+    other = Graph(resolve(latent(path, make_sd_vae(tmp_path / "other", seed=1))))
+    assert other.data != graph.data
+
+
+def test_what_was_run_before_encoders_were_told_apart_keeps_its_keys(tmp_path, latent, sd_vae):
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    experiment = resolve(latent(path, sd_vae))
+    before = dataclasses.replace(experiment.data, encoder_sha256=None)
+    graph = Graph(dataclasses.replace(experiment, data=before))
+    assert graph.data.config["codec_sha256"] == experiment.data.codec_sha256
+    assert graph.data != Graph(experiment).data
+    assert graph.run_key == Graph(experiment).run_key
+
+
+@pytest.mark.parametrize("broken", ["garbage", "truncated", "no decoder"])
+def test_a_codec_that_cannot_decode_is_refused_before_any_work(tmp_path, latent, sd_vae, broken):
+    if broken == "garbage":
+        (tmp_path / "vavae.pt").write_bytes(b"this is no autoencoder")
+        path = write_safetensors(tmp_path / "s", *(torch.randn(4, 32, 2, 2) for _ in "ab"),
+                                 torch.arange(4) % 3)  # fmt: skip
+        experiment = latent(path, tmp_path / "vavae.pt", source="latents", **VA)
+    else:
+        shutil.copytree(sd_vae, tmp_path / "vae")
+        weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+        if broken == "truncated":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        else:
+            save_file({k: v for k, v in load_file(weights).items() if "decoder." not in k}, weights)
+        path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+        experiment = latent(path, tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"cannot be read|missing decoder\."):
+        resolve(experiment)
+
+
 def test_ready_latents_can_be_decoded_by_another_decoder_without_training(tmp_path, latent, sd_vae):
-    generator = np.random.default_rng(0)
-    path = write_npy(tmp_path / "npy", generator.random((7, 8, 4, 4), np.float32), np.arange(7) % 3)
+    path = write_npy(tmp_path / "npy", sd_moments(7), np.arange(7) % 3)
     one = Graph(resolve(latent(path, sd_vae, source="latents")))
     other = make_sd_vae(tmp_path / "other", seed=1)
     two = Graph(resolve(latent(path, other, source="latents")))
@@ -319,10 +465,10 @@ def test_latents_without_their_normalisation_are_refused(tmp_path, latent, va_va
         (VA, r"data\.codec must be sd-vae"),
     ],
 )
-def test_latents_that_are_not_what_the_experiment_says(tmp_path, latent, sd_vae, changes, message):
+def test_latents_that_are_not_what_the_experiment_says(tmp_path, latent, changes, message):
     path = write_npy(tmp_path / "npy", np.ones((7, 8, 4, 4), np.float32), np.arange(7) % 3)
     with pytest.raises(ValueError, match=message):
-        resolve(latent(path, sd_vae, **{"source": "latents", **changes}))
+        resolve(latent(path, None, **{"source": "latents", **changes}), partly=True)
 
 
 def test_what_is_missing_is_said_before_any_work(tmp_path, latent, sd_vae):
@@ -348,6 +494,7 @@ def test_data_are_known_by_their_content_wherever_they_lie(tmp_path, latent, sd_
                 for n in ("a", "b"))  # fmt: skip
     assert Graph(one).run_key == Graph(two).run_key
     (tmp_path / "b" / CLASSES[0] / "000.png").write_bytes(pictures(1, seed=5)[0][1])
+    forget_sources()
     changed = resolve(latent(tmp_path / "b", sd_vae))
     assert Graph(changed).data != Graph(one).data
     with pytest.raises(ValueError, match=r"data\.content must be"):
@@ -386,6 +533,23 @@ def test_images_of_other_suffixes_and_dangling_links_are_reported(tmp_path, late
     found = statistics_of(store, run_inline(store, experiment, [Graph(experiment).data]))
     assert found["count"] == 7
     assert [each["name"] for each in found["broken"]] == ["n01/a.heic", "n02/b.png"]
+
+
+def test_a_source_is_listed_once_for_many_experiments(tmp_path, latent, sd_vae, monkeypatch):
+    from ig_core import sources
+
+    calls = []
+    for name in ("list_source", "identify"):
+        real = getattr(sources, name)
+        monkeypatch.setattr(sources, name, lambda *a, real=real: calls.append(real) or real(*a))
+    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
+    one = resolve(latent(path, sd_vae))
+    for experiment in (one, latent(path, sd_vae), latent(path, None)):
+        assert resolve(experiment, partly=True).data.content == one.data.content
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match=r"must hold 2 class folders"):
+        resolve(latent(path, sd_vae, num_classes=2))
+    assert len(calls) == 3
 
 
 def test_data_that_change_under_a_run_are_refused(tmp_path, latent, sd_vae):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from experiments import (
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph, closure
 from pipelines.pinned import resolve, unnamed_files
-from tests.latent_sets import make_sd_vae, make_va_vae, write_npy, write_safetensors
+from tests.latent_sets import make_sd_vae, make_va_vae, sd_moments, write_npy, write_safetensors
 from tests.pipelines.conftest import run_inline
 from tests.pipelines.test_imported import write_published
 
@@ -31,7 +32,7 @@ def files(tmp_path_factory):
     """Data and codec by the name of the codec, and the files of an evaluation."""
     root = tmp_path_factory.mktemp("paper")
     generator = np.random.default_rng(0)
-    moments = generator.random((7, 8, 4, 4), np.float32)
+    moments = sd_moments(7)
     latents = torch.from_numpy(generator.normal(size=(7, 32, 2, 2)).astype(np.float32))
     labels = np.arange(7) % 3
     (root / "weights.pt").write_bytes(b"are not read here")
@@ -104,6 +105,33 @@ def test_a_published_checkpoint_is_sampled_without_training_data(name, files, tm
     kinds = {node.kind for node in closure(graph.targets)}
     assert not kinds & {"latents", "data"}
     assert images_of(store, graph).float().std() > 1
+
+
+@pytest.mark.parametrize("alone", ["file", "folder"])
+def test_statistics_alone_are_enough_for_a_published_lightningdit(alone, files, tmp_path):
+    name = "lightningdit_xl1_ig"
+    path = write_published(tmp_path / "published.pt", reduced(name, files))
+    with_latents = reduced(name, files, from_checkpoint=str(path))
+    folder = tmp_path / "statistics"
+    folder.mkdir()
+    given = shutil.copy(files["va-vae"][0] / "latents_stats.pt", folder)
+    where = given if alone == "file" else folder
+    experiment = replace(with_latents, data=replace(with_latents.data, path=str(where)))
+    found = []
+    for each in (experiment, with_latents):
+        resolved, store = resolve(each), FolderStore(tmp_path / f"store-{len(found)}")
+        graph = run_inline(store, resolved, Graph(resolved).final[-1].images[:1])
+        found.append(images_of(store, graph))
+    assert torch.equal(*found)
+    training = reduced(name, files)
+    training = replace(training, data=replace(training.data, path=str(where)))
+    with pytest.raises(ValueError, match=r"must be latents to learn, .*--train\.from-checkpoint"):
+        resolve(training)
+    unnamed = replace(experiment, data=replace(experiment.data, path=None))
+    assert unnamed_files(unnamed)["data.path"].startswith("latents_stats.pt")
+    torch.save({"mean": torch.zeros(4), "std": torch.ones(4)}, given)
+    with pytest.raises(ValueError, match="of 32 channels"):
+        resolve(experiment)
 
 
 def test_where_the_latents_lie_does_not_count_for_a_published_checkpoint(files, tmp_path):

@@ -202,6 +202,17 @@ def test_a_cluster_that_wants_a_token_says_how_to_give_it(server, capsys):
         assert word in err
 
 
+def test_weights_that_lie_here_too_and_do_not_fit_are_refused_here(server, tmp_path, capsys):
+    from tests.pipelines.conftest import tiny
+    from tests.pipelines.test_imported import write_published
+
+    path = write_published(tmp_path / "w.pt", tiny(model={"width": 32}))
+    words = ("run", "digits", "--train.from-checkpoint", str(path), "--shared")
+    assert igdit(*words, "--address", server.address) == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    assert server.sent == []
+
+
 def test_a_token_file_that_is_not_there_is_refused(server, monkeypatch, capsys):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/none/such")
     assert igdit(*STUDY, "--address", server.address) == 2

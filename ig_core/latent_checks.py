@@ -1,0 +1,96 @@
+"""Whether the values of latents are what their codec gives, and what their statistics say.
+
+One judgement for `igdit inspect`, for the look before a run, and for the sums over everything. The
+bounds are wide: they tell latents that were scaled or normalised twice, and statistics of other
+latents, not one data set from another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ig_core.codec_files import SD_SCALE
+from ig_core.source_formats import STATISTICS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ig_core.latents import ChannelSums
+
+SD_SPREAD = (2.0, 15.0)
+"""Spread of SD-VAE's latents before scaling: about 5.5 of ImageNet, 1 if they are scaled already,
+30 if they were divided instead."""
+OFFSET = 1.0
+"""Most that a channel's mean may be from the given one, in given standard deviations."""
+RATIO = (0.5, 2.0)
+"""Of a channel's standard deviation to the given one."""
+
+
+def value_problems(
+    codec: str, sums: ChannelSums, given: tuple[Tensor, Tensor] | None = None
+) -> list[str]:
+    """What is wrong with latents by their sums; each says the number and what was expected.
+
+    Args:
+        codec: sd-vae: the spread is judged. Any other: `given` is, if there is one.
+        sums: Of latents as they are stored, or of what is drawn from stored moments.
+        given: Mean and standard deviation of each channel, (C,) float64, that are to be taken out.
+    """
+    if codec == "sd-vae":
+        return _spread_problems(sums)
+    return [] if given is None else _statistics_problems(sums, *given)
+
+
+def moment_problems(std: Tensor) -> list[str]:
+    """What is wrong with standard deviations of posteriors, (N, C, H, W)."""
+    least = float(std.min())
+    if least >= 0:
+        return []
+    return [f"the second half of the channels goes down to {least:.3g}: it is a log-variance or a "
+            f"sample, where a standard deviation is expected"]  # fmt: skip
+
+
+def overall(sums: ChannelSums) -> tuple[float, float]:
+    """Mean and spread over all channels together."""
+    mean = sums.mean.mean()
+    square = (sums.std.square() + sums.mean.square()).mean()
+    return float(mean), float((square - mean.square()).clamp(min=0).sqrt())
+
+
+def _spread_problems(sums: ChannelSums) -> list[str]:
+    spread, (low, high) = overall(sums)[1], SD_SPREAD
+    if low <= spread <= high:
+        return []
+    guess = f"they seem to be multiplied by {SD_SCALE} already" if spread < low else \
+            "they seem to be other values"  # fmt: skip
+    return [f"the spread of the latents is {spread:.3g}, where SD-VAE's is about "
+            f"{1 / SD_SCALE:.1f} before scaling ({low:g} to {high:g}): {guess}"]  # fmt: skip
+
+
+def _statistics_problems(sums: ChannelSums, mean: Tensor, std: Tensor) -> list[str]:
+    offset, ratio = ((sums.mean - mean).abs() / std).max(), sums.std / std
+    problems = []
+    if offset > OFFSET:
+        problems.append(f"the means of the latents are up to {float(offset):.4g} spreads from "
+                        f"those in {STATISTICS} (at most {OFFSET:g} is expected)")  # fmt: skip
+    low, high = RATIO
+    if ratio.min() < low or ratio.max() > high:
+        problems.append(f"the spreads of the latents are {float(ratio.min()):.3g} to "
+                        f"{float(ratio.max()):.3g} of those in {STATISTICS} ({low:g} to {high:g} "
+                        f"is expected)")  # fmt: skip
+    if not problems:
+        return []
+    normal = sums.mean.abs().max() < low and low < sums.std.min() and sums.std.max() < high
+    guess = "they are of other latents"
+    if normal:
+        guess += ", or these are normalised already"
+    return [f"{' and '.join(problems)}: {guess}"]
+
+
+def lone_statistics(path: Path) -> Path | None:
+    """The statistics at a path where no latents lie: the file itself, or alone in its folder."""
+    file = path if path.name == STATISTICS else path / STATISTICS
+    lone = file.is_file() and (file == path or not any(path.glob("*.safetensors")))
+    return file if lone else None
