@@ -135,7 +135,7 @@ def _data(path: Path) -> Found:
         rows, notes = _rows_of_data(path, about["shards"])
         lines = {
             "latent cache": f"igdit's own, {len(about['shards']):,} shards bound together",
-            "codec": f"{about['codec']} {about.get("encoder_sha256") or '(of whatever made them)'}",
+            "codec": f"{about['codec']} {about.get('encoder_sha256') or '(of whatever made them)'}",
             "source": str(about["source"]),
             "statistics": f"mean {_range(about['mean'])}, spread {_range(about['std'])} over "
                           f"channels",
