@@ -374,7 +374,7 @@ def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
 
     def edited(folder):
         statistics, normalisation = read(folder)
-        return {**statistics, "codec_sha256": "0" * 64}, normalisation
+        return {**statistics, "encoder_sha256": "0" * 64}, normalisation
 
     monkeypatch.setattr(stage, "_read_statistics", edited)
     with pytest.raises(ValueError, match="must belong to the encoder sd-vae 000"):
