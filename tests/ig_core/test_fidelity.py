@@ -16,6 +16,7 @@ from ig_core.fidelity import (
 )
 from ig_core.metrics import FeatureStats, frechet_distance
 from ig_core.torchvision_shim import declare_missing_operators
+from tests.inception import untrained_inception
 
 
 def digits(count, seed):
@@ -253,19 +254,8 @@ def test_declaring_operators_twice_is_harmless():
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
-    """Random weights of the reference network's architecture, as a torch checkpoint."""
-    declare_missing_operators()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Untrained(FeatureExtractorInceptionV3):
-        def load_state_dict(self, *_, **__):
-            return None
-
     path = tmp_path_factory.mktemp("inception") / "inception.pth"
-    torch.save({}, path)
-    torch.manual_seed(0)
-    net = Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    torch.save(net.state_dict(), path)
+    untrained_inception(path)
     return path
 
 

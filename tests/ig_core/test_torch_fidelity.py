@@ -15,6 +15,7 @@ from ig_core.fidelity import (
 from ig_core.metrics import FeatureStats, frechet_distance
 from ig_core.reference import SPATIAL_WIDTH
 from ig_core.torchvision_shim import declare_missing_operators
+from tests.inception import untrained_inception
 
 SUBSETS, SUBSET, SPLITS = 20, 10, 3
 
@@ -135,18 +136,8 @@ def scenes(count, seed, contrast):
 @pytest.fixture(scope="module")
 def inception_files(tmp_path_factory):
     """Random weights of the reference network, as its own checkpoint and as safetensors."""
-    declare_missing_operators()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Untrained(FeatureExtractorInceptionV3):
-        def load_state_dict(self, *_, **__):
-            return None
-
     folder = tmp_path_factory.mktemp("inception")
-    torch.save({}, folder / "inception.pth")
-    torch.manual_seed(0)
-    net = Untrained("inception-v3-compat", ["2048"],
-                    feature_extractor_weights_path=str(folder / "inception.pth"))  # fmt: skip
+    net = untrained_inception(folder / "inception.pth")
     generator = torch.Generator().manual_seed(1)
     for name, value in net.state_dict().items():
         if name.endswith("conv.weight"):

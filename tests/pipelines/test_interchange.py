@@ -14,13 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import Resources
-from ig_core.fidelity import FEATURE_LAYERS, INCEPTION
+from ig_core.fidelity import INCEPTION
 from ig_core.image_files import read_image_batches, read_labels
 from ig_core.images import read_images
 from pipelines.cli import main
 from pipelines.cli_results import EvaluateOptions
 from pipelines.evaluate_command import evaluate_images
 from pipelines.home import Home
+from tests.inception import untrained_inception
 from tests.pipelines.conftest import tiny
 
 INLINE = Resources(runner="inline", num_workers=1, sample_batch=16)
@@ -136,25 +137,8 @@ def test_the_reference_of_moments_alone_gives_what_they_give(tmp_path, real, eva
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
-    """Random weights of the right architecture."""
-    from ig_core.torchvision_shim import declare_missing_operators
-
-    declare_missing_operators()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    from torch_fidelity.utils import create_feature_extractor
-
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
-        patch.setattr(torch, "load", lambda *_, **__: {})
-        empty = path.with_name("empty.pth")
-        empty.touch()
-        torch.manual_seed(0)
-        network = create_feature_extractor(
-            INCEPTION, list(FEATURE_LAYERS[INCEPTION]), cuda=False, verbose=False,
-            feature_extractor_weights_path=str(empty),
-        )  # fmt: skip
-    torch.save(network.state_dict(), path)
+    untrained_inception(path)
     return path
 
 
