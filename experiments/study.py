@@ -184,11 +184,17 @@ class Study:
         del values["experiment"]["resources"], values["experiment"]["name"]
         # The same space and the same weights, however they are named.
         values["space"]["aux_layer"] = dict(zip(("low", "high"), self.layers, strict=True))
-        evaluation = values["experiment"]["evaluation"]
-        for file, digest in (("extractor_weights", "weights_sha256"),
-                             ("reference", "reference_sha256")):  # fmt: skip
-            if evaluation[digest] is not None:
-                evaluation[file] = f"sha256:{evaluation[digest]}"
+        data = values["experiment"]["data"]
+        for name in ("classes", "check_statistics"):  # what follows from them is in the content
+            del data[name]
+        for part, file, digest in (
+            (values["experiment"]["evaluation"], "extractor_weights", "weights_sha256"),
+            (values["experiment"]["evaluation"], "reference", "reference_sha256"),
+            (data, "path", "content"),
+            (data, "codec_path", "codec_sha256"),
+        ):
+            if part[digest] is not None:
+                part[file] = f"sha256:{part[digest]}"
         plain: dict[str, object] = json.loads(json.dumps(values))
         return plain
 

@@ -66,7 +66,7 @@ def inspect_safetensors(path: Path, shards: Sequence[Path]) -> CacheFacts:
         problems.append(f"{len(read) - flipped} of {len(read)} shards hold no flips, with which "
                         f"LightningDiT is trained")  # fmt: skip
     sums, more = _sums([s.values for s in read if s.values is not None and s.shape[1:] == shape])
-    statistics, wrong = _statistics(path, codec, shape[0], sums)
+    statistics, wrong = _statistics(path, codec, shape, sums)
     labels = Counter(label for shard in read for label in shard.labels)
     return CacheFacts(
         format="LightningDiT: safetensors shards",
@@ -124,7 +124,7 @@ def _sums(values: Sequence[torch.Tensor]) -> tuple[ChannelSums | None, list[str]
 
 
 def _statistics(
-    path: Path, codec: str | None, channels: int, sums: ChannelSums | None
+    path: Path, codec: str | None, shape: tuple[int, ...], sums: ChannelSums | None
 ) -> tuple[str, list[str]]:
     """What the file of statistics says, and whether the latents fit it, or else their codec."""
     if codec == "sd-vae":
@@ -132,8 +132,11 @@ def _statistics(
         said = f"{STATISTICS} is there, but not used" if there else "none needed"
         return said, [] if sums is None else value_problems(codec, sums)
     try:
-        mean, std = read_normalisation(path, channels)
+        mean, std = read_normalisation(path, shape[0])
     except ValueError as error:
         return ("unusable" if (path / STATISTICS).is_file() else "none"), [str(error)]
     text = f"mean {float(mean.mean()):.3f}, spread {float(std.mean()):.3f} over channels"
-    return text, [] if sums is None else value_problems("va-vae", sums, (mean, std))
+    if sums is None:
+        return text, []
+    rows = sums.count // (shape[1] * shape[2])
+    return text, value_problems("va-vae", sums, (mean, std), rows=rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.protocols import ADM_REFERENCE_IMAGES, INCEPTION_2015_SHA256, protocol_name
 from experiments.published import IMAGENET_TRAIN
 from pipelines.graph import INCEPTION, Graph
+from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
     from experiments import Experiment
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 PROTOCOL = "adm-imagenet256"
 """Protocol of the published numbers."""
 PORT = "Inception-v3 in torch-fidelity's port of the same weights, published with"
-LEFT_OUT = 100
-"""Broken images that a training set may lack and still be ImageNet's."""
+TOLERANCE = 100
+"""Images that a training set may lack (broken ones) or hold twice (encoders that share it may take
+as many each), and still be ImageNet's."""
 
 
 def obstacles(
@@ -68,7 +70,7 @@ def _training_set(run: Experiment, store: Store) -> list[str]:
     if store.find(node.kind, node.key):  # without those that were left out as broken
         folder = store.open(node.kind, node.key).path
         count = int(json.loads((folder / "statistics.json").read_text())["count"])
-    if count is None or IMAGENET_TRAIN - LEFT_OUT <= count <= IMAGENET_TRAIN:
+    if count is None or abs(count - IMAGENET_TRAIN) <= TOLERANCE:
         return []
     return [f"trained on {count:,} images, published with ImageNet's {IMAGENET_TRAIN:,}"]
 
@@ -116,7 +118,7 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
         digest = str(run.train.checkpoint_sha256)[:12]
         found.append(f"weights: a published checkpoint (SHA-256 {digest}...), not trained here")
         if run.train.checkpoint_sha256 not in row.checkpoints:
-            found += _averaging(Path(str(run.train.from_checkpoint)))
+            found += _averaging(Path(str(run.train.from_checkpoint)), run.train.checkpoint_sha256)
     if row.scale is None:
         found.append(f"scale {measured.scale:g}: {row.note}")
     elif row.note:
@@ -124,13 +126,18 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
     return tuple(found)
 
 
-def _averaging(path: Path) -> list[str]:
+def _averaging(path: Path, digest: str | None) -> list[str]:
     """What is to be said of a checkpoint unless its averaged weights are what is sampled."""
     from ig_core.official import read_file, weights_in
 
     unknown = ["weights: whether they are a moving average is not known"]
     if path.suffix == ".safetensors" or not path.is_file():  # the former hold tensors alone
         return unknown
-    part, _ = weights_in(read_file(path))
+    try:
+        if file_digest(path) != digest:  # another one lies there by now
+            return unknown
+        part, _ = weights_in(read_file(path))
+    except (OSError, ValueError):
+        return unknown
     said = {"ema": [], "model": ["weights: raw weights, no moving average"]}
     return said.get(part or "", unknown)

@@ -103,6 +103,9 @@ class Graph:
         )  # fmt: skip
         values = key_part(same)
         del values["resources"], values["name"]
+        data = experiment.data
+        if data.source == "images" and data.encoder_sha256 is not None:
+            values["data"]["encoder_sha256"] = data.encoder_sha256
         for file in ("extractor_weights", "reference"):  # known by their content
             del values["evaluation"][file]
         if experiment.train.imported:  # of a training that is not done here nothing counts

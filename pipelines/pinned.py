@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,11 @@ def _pin_data(experiment: Experiment) -> DataConfig:
     if data.codec != "none" and data.codec_path is not None:
         codec = Path(data.codec_path).expanduser().absolute()
         digest = codec_digest(data.codec, codec)
-        pinned |= {"codec_path": str(codec), "codec_sha256": digest,
-                   "encoder_sha256": _encoder_digest(data.codec, codec, digest)}  # fmt: skip
+        pinned |= {"codec_path": str(codec), "codec_sha256": digest}
+        encoder = _encoder_digest(data.codec, codec, digest)
+        # One that was run before encoders were told from decoders goes on under its keys.
+        if data.source == "images" and (data.encoder_sha256 or not data.codec_sha256):
+            pinned["encoder_sha256"] = encoder
     if data.path is not None:
         pinned |= pin_source(data, Path(data.path).expanduser().absolute(),
                              imported=experiment.train.imported)  # fmt: skip
@@ -173,10 +177,15 @@ def check_weights(experiment: Experiment) -> None:
     from ig_core.official import check_official
 
     train, data = experiment.train, experiment.data
-    if train.from_checkpoint is not None and Path(train.from_checkpoint).is_file():
-        check_official(Path(train.from_checkpoint), experiment.model)
-    if data.codec_path is not None and Path(data.codec_path).exists():
-        open_codec(data.codec, Path(data.codec_path))
+    if train.from_checkpoint is not None:
+        checkpoint = Path(train.from_checkpoint).expanduser()
+        if checkpoint.is_file():
+            check_official(checkpoint, experiment.model)
+    # What judges a codec need not be installed where a job is only sent from.
+    if data.codec_path is not None and find_spec("diffusers") is not None:
+        codec = Path(data.codec_path).expanduser()
+        if codec.exists():
+            open_codec(data.codec, codec)
 
 
 def _known_digest(path: Path) -> str:

@@ -5,6 +5,7 @@ Import it after `runners.prepare_ray_environment`: Ray reads its settings when i
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -67,22 +68,30 @@ class RayRunner:
             ValueError: it is not there in time.
             StoppedError: it is not waited for any more.
         """
-        minutes, asked = self.resources.wait_minutes, False
+        minutes = self.resources.wait_minutes
+        lacks = self._lacks()
+        if lacks and minutes == 0:
+            hint = "; --resources.wait-minutes waits for nodes that are to come"
+            raise ValueError(f"resources ask for {lacks}"
+                             f"{hint * bool(os.environ.get('RAY_ADDRESS'))}")  # fmt: skip
+        if not lacks:
+            return
+        logger.warning("waits up to %g minutes for nodes: a training needs %s", minutes, lacks)
+        sampling = {"CPU": 1, "GPU": self._bundle()["GPU"]}
+        bundles = [self._bundle()] * self.resources.num_workers + [sampling]
         until = time.monotonic() + 60 * minutes
-        while lacks := self._lacks():
-            if time.monotonic() >= until:
-                hint = "; --resources.wait-minutes waits for nodes that are to come"
-                raise ValueError(f"resources ask for {lacks}"
-                                 f"{hint * bool(os.environ.get('RAY_ADDRESS'))}")  # fmt: skip
-            if not asked:
-                logger.warning(
-                    "waits up to %g minutes for nodes: a training needs %s", minutes, lacks
-                )
-                request_resources(bundles=[self._bundle()] * self.resources.num_workers)
-                asked = True
-            if given_up.wait(1.0):
-                raise StoppedError("the cluster's nodes were not waited for any more")
-        if asked:  # what the work itself asks for keeps the nodes from now on
+        try:
+            for second in itertools.count():
+                if second % 10 == 0:  # a cluster has one request: another driver's took its place
+                    request_resources(bundles=bundles)
+                if given_up.wait(1.0):
+                    raise StoppedError("the cluster's nodes were not waited for any more")
+                lacks = self._lacks()
+                if not lacks:
+                    return
+                if time.monotonic() >= until:
+                    raise ValueError(f"resources ask for {lacks} after {minutes:g} minutes")
+        finally:  # it stays until it is withdrawn; the work itself keeps the nodes from now on
             request_resources(bundles=[])
 
     def _lacks(self) -> str:

@@ -59,7 +59,7 @@ class Departure:
 
     def __init__(self) -> None:
         self._asked, self._changed = threading.Event(), threading.Condition()
-        self._over, self._publishing = True, False
+        self._over, self._published_at_once = True, 0
         self._next_look = 0.0
 
     def begin(self) -> None:
@@ -75,17 +75,24 @@ class Departure:
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """A state is published: minutes where it is large, and nobody may end them."""
-        self._set_publishing(True)
+        """A state is published: minutes where it is large, and nobody may end them.
+
+        One may be written by a thread while the next is awaited.
+        """
+        self._count(1)
         try:
             yield
         finally:
-            self._set_publishing(False)
+            self._count(-1)
 
-    def _set_publishing(self, value: bool) -> None:
+    def _count(self, more: int) -> None:
         with self._changed:
-            self._publishing = value
+            self._published_at_once += more
             self._changed.notify_all()
+
+    @property
+    def _publishing(self) -> bool:
+        return self._published_at_once > 0
 
     def notice(self) -> bool:
         """Whether to leave; asks the cluster once a second at most."""

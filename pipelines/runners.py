@@ -137,6 +137,7 @@ class RunnerSession:
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
         self._ready, self._closed = threading.Event(), threading.Event()
+        self._given_up = threading.Event()
         self._error: BaseException | None = None
 
     def runner(self) -> Runner:
@@ -150,7 +151,7 @@ class RunnerSession:
         self._ready.wait()
         if self._error is not None:
             raise self._error
-        return make_runner(self._resources, self._scratch, given_up=self._closed)
+        return make_runner(self._resources, self._scratch, given_up=self._given_up)
 
     def experiments(self) -> int:
         """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
@@ -159,8 +160,13 @@ class RunnerSession:
             self._experiments = self.runner().room() if on_cluster else room_here(self._resources)
         return self._experiments
 
+    def give_up(self) -> None:
+        """Let nobody wait any more for nodes that are to come."""
+        self._given_up.set()
+
     def close(self) -> None:
         """End what was started; no pipeline may be running."""
+        self.give_up()
         self._closed.set()
         if self._keeper is not None:
             self._keeper.join()
@@ -168,7 +174,7 @@ class RunnerSession:
     def _keep(self) -> None:
         try:
             session = make_runner(self._resources, self._scratch, self._experiments or 1,
-                                  self._closed)  # fmt: skip
+                                  self._given_up)  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
             self._error = error
             return

@@ -94,7 +94,7 @@ def _check_latents(data: DataConfig, listing: Listing) -> None:
         rows = latent_rows(listing, place, place + 1)
         check_rows(data, listing, rows, place)
         sums.append(ChannelSums.of(_tensor(rows), data.channels))
-    check_values(data, functools.reduce(ChannelSums.__add__, sums), given)
+    check_values(data, functools.reduce(ChannelSums.__add__, sums), given, rows=len(places))
 
 
 def check_rows(data: DataConfig, listing: Listing, rows: LatentRows, first: int) -> None:
@@ -115,12 +115,12 @@ def check_rows(data: DataConfig, listing: Listing, rows: LatentRows, first: int)
         _refuse(data, moment_problems(_tensor(rows)[:, data.channels :]))
 
 
-def check_values(data: DataConfig, sums: Any, given: Any) -> None:  # noqa: ANN401
+def check_values(data: DataConfig, sums: Any, given: Any, *, rows: int) -> None:  # noqa: ANN401
     """Raise ValueError unless sums over latents are what their codec and statistics say."""
     from ig_core.latent_checks import value_problems
 
     if data.check_statistics:
-        _refuse(data, value_problems(data.codec, sums, given))
+        _refuse(data, value_problems(data.codec, sums, given, rows=rows))
 
 
 def _refuse(data: DataConfig, problems: Sequence[str]) -> None:

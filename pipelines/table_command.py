@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from experiments import Experiment
     from experiments.tables import TableRow
+    from pipelines.artifacts import Store
     from pipelines.cli_results import TableOptions
     from pipelines.home import Home
     from pipelines.table import TableLine
@@ -48,16 +49,11 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
     given = _given(chosen, files, options)
     store = home.store
     if options.run:
-        _run(chosen, given, home, console)
+        _run(chosen, given, _candidates(given, files, store), home, console)
     rows = TABLES[name]()
     if store.exists():
         with in_use(store):
-            named = shown_tables(store).get(name, {})
-            # What is named now takes the place of what was named before.
-            candidates = {row: runs for row, runs in named.items() if row not in files}
-            for row, experiment in given.items():
-                candidates.setdefault(row, []).append(experiment)
-            lines = fill(rows, store, candidates)
+            lines = fill(rows, store, _candidates(given, files, store))
             remember_table(store, name, lines)
     else:
         lines = fill(rows, store, {})
@@ -66,6 +62,20 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
     console.print(f"All metrics of all rows: {path}", highlight=False, soft_wrap=True)
     _track(name, lines, path, home, console)
     return 0
+
+
+def _candidates(
+    given: dict[str, Experiment], files: dict[str, str], store: Store
+) -> dict[str, list[Experiment]]:
+    """Row -> runs that were named for it in any table; a file that is named now replaces them."""
+    found: dict[str, list[Experiment]] = {}
+    for named in shown_tables(store).values() if store.exists() else ():
+        for row, runs in named.items():
+            if row not in files:
+                found.setdefault(row, []).extend(runs)
+    for row, experiment in given.items():
+        found.setdefault(row, []).append(experiment)
+    return found
 
 
 def table_folder(home: Home, name: str) -> Path:
@@ -131,12 +141,16 @@ def _named(
 
 
 def _run(
-    rows: Sequence[TableRow], given: dict[str, Experiment], home: Home, console: Console
+    rows: Sequence[TableRow],
+    given: dict[str, Experiment],
+    candidates: dict[str, list[Experiment]],
+    home: Home,
+    console: Console,
 ) -> None:
     """Measure what rows lack, and no more: rows of one experiment together."""
     from pipelines.experiment_run import measure_scales
 
-    todo = [line.row for line in fill(rows, home.store, {row: [e] for row, e in given.items()})
+    todo = [line.row for line in fill(rows, home.store, candidates)
             if line.row.experiment is not None and line.measured is None]  # fmt: skip
     missing: dict[str, str] = {}
     for row in todo:

@@ -71,7 +71,8 @@ def bind_latents(context: Context, directory: Path) -> None:
         for shard in filled.values()))  # fmt: skip
     given = _given(context) if (data.source, data.codec) == ("latents", "va-vae") else None
     if data.source == "latents":
-        check_values(data, sums, given)
+        rows = sum(shard["count"] for shard in filled.values())
+        check_values(data, sums, given, rows=rows)
     normalisation = _normalisation(data, sums, given)
     statistics = {
         "source": data.source,

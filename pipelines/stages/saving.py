@@ -100,7 +100,7 @@ class Publisher:
     """Time after which a state is published though nobody wants it; None: never."""
     team: Team
     publishing: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Holds on every worker until a state is published, or being written in the background."""
+    """Holds a worker while it takes part in publishing, and the first one while it writes."""
     _resumable: set[int] = field(default_factory=set)
     """Steps that this training published to be resumed from."""
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
@@ -127,10 +127,13 @@ class Publisher:
 
     def due(self) -> bool:
         """Whether this worker wishes that the state be published for safety."""
-        if self.team.rank != 0 or self.minutes is None:
+        if self.team.rank != 0:
             return False
-        waited = time.monotonic() - self._saved
-        return waited >= 60 * self.minutes and (self._writing is None or self._writing.done())
+        if self._writing is not None and self._writing.done():
+            self.finish()  # what went wrong is raised now, not when the next one is due
+        if self.minutes is None or self._writing is not None:
+            return False
+        return time.monotonic() - self._saved >= 60 * self.minutes
 
     def publish(self, state: TrainState) -> None:
         """Publish the state, a checkpoint if it is wanted, in the background. All workers call it.
@@ -139,6 +142,7 @@ class Publisher:
         """
         with self.publishing():
             self.finish()  # memory has no room for the copies of two states
+            self.team.agree(good=True)  # who waits for the first worker holds on as well
             if self.team.rank == 0 or is_sharded(state.model):
                 packed = pack_checkpoint(state, keep=self.team.rank == 0)
             if self.team.rank == 0:
@@ -180,10 +184,11 @@ class Publisher:
         return node, {**describe(node), **work, **mark}
 
     def _write(self, packed: PackedCheckpoint, node: Node, description: dict[str, Any]) -> None:
-        with self.store.publish(node.kind, node.key, description) as directory:
-            write_experiment(self.graph.experiment, directory)
-            packed.write(directory)
-        self._delete_older(node.step)
+        with self.publishing():
+            with self.store.publish(node.kind, node.key, description) as directory:
+                write_experiment(self.graph.experiment, directory)
+                packed.write(directory)
+            self._delete_older(node.step)
         if TRAINING in description:
             self._resumable.add(node.step)
 

@@ -141,6 +141,7 @@ class _Runs:
                 self._stopped = True
                 for pipeline in self._pipelines:
                     pipeline.stop()
+            self._session.give_up()
             pool.shutdown(cancel_futures=True)
             self._session.close()
 

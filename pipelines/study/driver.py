@@ -143,6 +143,7 @@ class StudyDriver:
         """Let every slot end soon; trials that are running are taken up by the next driver."""
         self._stop.set()
         self.book.stopped.set()
+        self._session.give_up()
         with self._lock:
             for pipeline in self._pipelines:
                 pipeline.stop()
@@ -274,6 +275,8 @@ class StudyDriver:
         """What goes wrong when runners are started ends the study, not a trial."""
         try:
             yield
+        except StoppedError:
+            raise
         except Exception as error:
             raise StudyError(f"nothing can run here: {error}") from error
 

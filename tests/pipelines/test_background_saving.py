@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -92,6 +93,46 @@ def test_a_training_that_breaks_still_publishes_what_it_was_writing(tmp_path, he
     with pytest.raises(ConnectionError):
         trained(store, LONG, notice=at_meeting(30, break_down))
     assert published_steps(store, graph) == [20]
+
+
+def test_a_write_that_failed_ends_the_training_at_the_next_meeting(tmp_path, monkeypatch):
+    def fail(packed, directory):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PackedCheckpoint, "write", fail)
+    seen = []
+    experiment = tiny(train={"steps": 500, "checkpoint_every": 5}, resources={"save_minutes": None})
+    job_steps = (5, 500)
+    graph = run_inline(FolderStore(tmp_path), experiment, [Graph(experiment).data])
+    job = TrainJob(str(tmp_path), experiment_to_json(experiment), job_steps)
+    with pytest.raises(ArtifactError, match="No space left"):
+        train_worker(job, 0, 1, lambda progress: seen.append(progress.step))
+    assert seen[-1] < 500
+    assert published_steps(FolderStore(tmp_path), graph) == []
+
+
+def test_who_is_told_to_leave_waits_for_what_is_being_written(tmp_path, held):
+    """However long it takes, and however long the step in between."""
+    holds, publishing = [], threading.Condition()
+
+    @contextmanager
+    def hold():
+        with publishing:
+            holds.append(1)
+        yield
+        with publishing:
+            holds.pop()
+
+    during = []
+
+    def look() -> None:
+        during.append(len(holds))
+        held.set()
+
+    store = FolderStore(tmp_path)
+    trained(store, LONG, notice=at_meeting(30, look), publishing=hold)
+    assert during == [1]
+    assert holds == []
 
 
 def test_a_state_that_cannot_be_written_ends_the_training_and_the_rest_resumes(

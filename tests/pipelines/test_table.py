@@ -154,6 +154,9 @@ def test_a_row_may_be_given_a_checkpoint(table, tmp_path):
                    from_checkpoint=(f"guided={path}",))  # fmt: skip
     assert "a published checkpoint (SHA-256" in output
     assert "not run" not in output
+    again = shown(Home(tmp_path / "home"), run=True, rows=("guided",))
+    assert "artifacts to build" not in again, "what the row shows is not trained"
+    assert "a published checkpoint (SHA-256" in again
 
 
 @pytest.mark.parametrize(

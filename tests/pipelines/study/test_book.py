@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 
-from experiments import LayerRange, PruningConfig, Range, SearchSpace
+from experiments import DataConfig, LayerRange, PruningConfig, Range, SearchSpace
 from pipelines.errors import StudyError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import VERSIONS
@@ -373,6 +373,34 @@ def test_the_same_space_and_weights_may_be_named_otherwise(open_book, study, tmp
     book = open_book(judged_by(tmp_path / "there.pth"))
     known = book._optuna.user_attrs["igdit.spec"]
     assert type(study()).from_fixed("moved", known).fixed() == known
+
+
+def test_data_are_the_same_wherever_they_and_their_labels_lie(open_book, study, tmp_path):
+    def learnt_from(folder, **changes):
+        data = DataConfig(
+            source="images", path=str(folder), content="cd" * 32, count=7, codec="sd-vae",
+            codec_path=str(folder / "vae"), codec_sha256="ef" * 32, channels=4, side=8,
+            num_classes=10, resolution=64, **changes,
+        )  # fmt: skip
+        base = study().experiment
+        evaluation = replace(base.evaluation, extractor="inception-v3-compat",
+                             extractor_weights="w.pth", weights_sha256="ab" * 32,
+                             reference="r.npz", reference_sha256="ab" * 32)  # fmt: skip
+        model = replace(base.model, in_channels=4, input_size=8)
+        return study(name="moved", experiment=replace(base, data=data, model=model,
+                                                      evaluation=evaluation))  # fmt: skip
+
+    book = open_book(learnt_from(tmp_path / "here"))
+    before = dict(book._optuna.user_attrs["igdit.spec"])
+    open_book(learnt_from(tmp_path / "there", classes="labels.json", check_statistics=False))
+    # As it was written when data had no such fields, and a place of their own.
+    data = {**before["experiment"]["data"], "path": "/old", "codec_path": "/old/vae"}
+    del data["encoder_sha256"]
+    old = {**before, "experiment": {**before["experiment"], "data": data}}
+    book._optuna.set_user_attr("igdit.spec", old)
+    open_book(learnt_from(tmp_path / "here"))
+    with pytest.raises(ValueError, match=r"encoder_sha256 was None and is now '00"):
+        open_book(learnt_from(tmp_path / "here", encoder_sha256="00" * 32))
 
 
 def test_trials_beyond_what_is_wanted_wait_until_more_are(open_book, study):
