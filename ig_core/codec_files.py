@@ -140,8 +140,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no configuration of an AutoencoderKL: {error}") from error
 
 
+def is_diffusers(names: Iterable[str]) -> bool:
+    """Whether weights are an AutoencoderKL's under diffusers' names."""
+    return any(name.startswith("encoder.down_blocks.") for name in names)
+
+
 def _refuse_diffusers(names: Iterable[str], path: Path) -> None:
-    if any(name.startswith("encoder.down_blocks.") for name in names):
+    if is_diffusers(names):
         raise ValueError(f"{path} must be the va-vae under latent diffusion's names, but these are "
                          f"weights of diffusers' AutoencoderKL: --data.codec sd-vae takes their "
                          f"folder")  # fmt: skip

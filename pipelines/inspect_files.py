@@ -11,19 +11,22 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ig_core.codec_files import SD_CONFIG, SHAPES, is_diffusers, open_codec
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.inspect_shards import Found
 
-CONFIG = "config.json"
 AUTOENCODER = ("encoder.", "decoder.")
 """Beginnings of names that an autoencoder has both of."""
+KNOWN = {shape: name.upper() for name, shape in SHAPES.items()}
+"""Channels and pixels a cell -> the codec that has them."""
 
 
 def is_codec_folder(path: Path) -> bool:
     """Whether a folder describes a model of diffusers."""
-    return (path / CONFIG).is_file()
+    return (path / SD_CONFIG).is_file()
 
 
 def inspect_codec_folder(path: Path) -> Found:
@@ -33,14 +36,14 @@ def inspect_codec_folder(path: Path) -> Found:
         ValueError: its configuration cannot be read.
     """
     try:
-        config: dict[str, Any] = json.loads((path / CONFIG).read_bytes())
+        config: dict[str, Any] = json.loads((path / SD_CONFIG).read_bytes())
         kind = config["_class_name"]
         levels = len(config.get("block_out_channels", [None]))
         scale = config.get("scaling_factor")
         sizes = (config.get("latent_channels"), 2 ** (levels - 1),
                  None if scale is None else float(scale))  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path / CONFIG} does not describe a model of diffusers: "
+        raise ValueError(f"{path / SD_CONFIG} does not describe a model of diffusers: "
                          f"{type(error).__name__} {error}") from error  # fmt: skip
     if kind != "AutoencoderKL":
         return (
@@ -48,7 +51,7 @@ def inspect_codec_folder(path: Path) -> Found:
             [],
             ["it is no codec that is known here: sd-vae is an AutoencoderKL"],
         )
-    what = "SD-VAE" if sizes[:2] == (4, 8) else "AutoencoderKL"
+    what = "SD-VAE" if sizes[:2] == SHAPES["sd-vae"] else "AutoencoderKL"
     return _codec("sd-vae", f"{what} of diffusers", path, *sizes)
 
 
@@ -97,14 +100,14 @@ def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
     """Latent diffusion's autoencoder in one file, or that of diffusers out of its folder."""
     from ig_core.ldm_names import diffusers_settings
 
-    if any(name.startswith("encoder.down_blocks.") for name in weights):
+    if is_diffusers(weights):
         if is_codec_folder(path.parent):
             lines, notes, problems = inspect_codec_folder(path.parent)
             return lines, [*notes, f"--data.codec-path takes the folder, {path.parent}"], problems
         return (
             {"codec": "weights of diffusers' AutoencoderKL"},
             [],
-            [f"the sd-vae is read from a folder with {CONFIG}, and none lies beside this file"],
+            [f"the sd-vae is read from a folder with {SD_CONFIG}, and none lies beside this file"],
         )
     try:
         settings = diffusers_settings(weights)
@@ -112,7 +115,7 @@ def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
         return {"codec": "an autoencoder"}, [], [f"it is not the va-vae: {error}"]
     factor = 2 ** (len(settings["block_out_channels"]) - 1)
     channels = settings["latent_channels"]
-    what = {(32, 16): "VA-VAE", (4, 8): "SD-VAE"}.get((channels, factor), "autoencoder")
+    what = KNOWN.get((channels, factor), "autoencoder")
     return _codec("va-vae", f"{what} in the names of latent diffusion", path, channels, factor)
 
 
@@ -120,8 +123,6 @@ def _codec(
     name: str, what: str, path: Path, channels: int | None, factor: int, scale: float | None = None
 ) -> Found:
     """Lines on a codec; that it can be used is tried out."""
-    from ig_core.codec_files import open_codec
-
     lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
     if scale is not None:
         lines["scale"] = f"{scale:g}"
