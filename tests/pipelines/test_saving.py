@@ -63,6 +63,13 @@ def state_of(store: FolderStore, graph: Graph, step: int):
     return load_checkpoint(store.open("checkpoint", graph.checkpoint(step).key).path)
 
 
+def assert_as_if_undisturbed(store: FolderStore, graph: Graph, folder) -> None:
+    """The end is that of the same training, begun in another store and never interrupted."""
+    whole = FolderStore(folder)
+    trained(whole, graph.experiment)
+    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+
+
 def steps_of(found: list[dict]) -> list[int]:
     return [int(event["key"][-8:]) for event in found]
 
@@ -140,9 +147,7 @@ def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_onc
     assert (first["work_from_step"], last["work_from_step"]) == (0, 30)
     assert first["work_seconds"] > left["work_seconds"]
 
-    whole = FolderStore(tmp_path / "whole")
-    trained(whole, experiment)
-    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+    assert_as_if_undisturbed(store, graph, tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("every_step")
@@ -239,9 +244,7 @@ def test_of_damaged_states_the_next_older_good_one_is_continued(tmp_path):
     assert starts(store) == [0, 6, 11, 6]
     aside = [name.rpartition("-")[0] for name in store.set_aside()]
     assert aside == [f"resume-{graph.resume(step).key}" for step in (11, 13)]
-    whole = FolderStore(tmp_path / "whole")
-    trained(whole, experiment)
-    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+    assert_as_if_undisturbed(store, graph, tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("every_step")
@@ -271,9 +274,7 @@ def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path):
     _, again = trained(store, experiment)
     assert again == TrainOutcome(60)
     assert starts(store) == [0, outcome.step]
-    whole = FolderStore(tmp_path / "whole")
-    trained(whole, experiment)
-    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+    assert_as_if_undisturbed(store, graph, tmp_path / "whole")
 
 
 def one_of_two(rank: int, world_size: int, folder, text: str) -> None:
