@@ -100,7 +100,7 @@ def write(size: Size, folder: Path, files: int) -> tuple[list[Path], list[Path],
 
 def memory() -> dict[str, float]:
     """MiB of this process: its own, and of mapped files."""
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     found = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
     return {name: int(found[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 

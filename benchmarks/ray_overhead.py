@@ -53,11 +53,11 @@ class Turns:
         now = time.perf_counter(), time.process_time()
         if self._since is not None:
             took = [(b - a) / (steps - self._count) for a, b in zip(self._since, now, strict=True)]
-            with self.log.open("a") as log:
+            with self.log.open("a", encoding="utf-8") as log:
                 log.write(f"{took[0]} {took[1]}\n")
             # Whoever opens a pipe waits for the other side.
-            self._other.write_text("go")
-        self._mine.read_text()
+            self._other.write_text("go", encoding="utf-8")
+        self._mine.read_text(encoding="utf-8")
         self._count, self._since = steps, (time.perf_counter(), time.process_time())
 
 
@@ -115,7 +115,7 @@ def start_group(config: dict[str, Any]) -> Callable[[], object]:
 
 def read(folder: Path, name: str) -> list[tuple[float, ...]]:
     """Wall and CPU seconds a step of each turn but the first ones."""
-    lines = (folder / f"{name}.times").read_text().splitlines()[WARM_UP:]
+    lines = (folder / f"{name}.times").read_text(encoding="utf-8").splitlines()[WARM_UP:]
     return [tuple(map(float, line.split())) for line in lines]
 
 
@@ -137,7 +137,7 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     group.start()
     plain.start()
     # Both have done a turn's steps, and wait to be told to go on.
-    (folder / "bare").write_text("go")
+    (folder / "bare").write_text("go", encoding="utf-8")
     group.join()
     plain.kill()
     runner.close()

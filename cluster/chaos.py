@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.local import LocalCluster
-from cluster.processes import title
+from cluster.processes import end_of, title
 from cluster.verdict import findings, published, runs_in_mlflow
 from pipelines.stores import make_store
 from pipelines.study.shelf import stored_study
@@ -105,7 +105,7 @@ class Chaos:
             RuntimeError: it failed.
         """
         if self.job is None or self.job.wait(seconds) != 0:
-            raise RuntimeError(f"the job failed:\n{self.log.read_text()[-6000:]}")
+            raise RuntimeError(f"the job failed:\n{end_of(self.log, 6000)}")
         self.say("finished")
 
     def kill_worker(self) -> None:
@@ -168,10 +168,11 @@ class Chaos:
             if found := find():
                 return found
             if self.job is not None and self.job.poll() is not None:
-                raise RuntimeError(f"the job ended before {what} was seen:\n"
-                                   f"{self.log.read_text()[-6000:]}")  # fmt: skip
+                raise RuntimeError(
+                    f"the job ended before {what} was seen:\n{end_of(self.log, 6000)}"
+                )
             time.sleep(0.5)
-        raise RuntimeError(f"{what} was not seen in {seconds:g} s:\n{self.log.read_text()[-6000:]}")
+        raise RuntimeError(f"{what} was not seen in {seconds:g} s:\n{end_of(self.log, 6000)}")
 
 
 def undisturbed(folder: Path, trials: int) -> list[Trial]:
@@ -191,7 +192,7 @@ def undisturbed(folder: Path, trials: int) -> list[Trial]:
 @contextmanager
 def as_a_node(cluster: LocalCluster) -> Iterator[None]:
     """The environment of a node, with its secrets, and a cache of one's own."""
-    lines = cluster.secrets.read_text().splitlines()
+    lines = cluster.secrets.read_text(encoding="utf-8").splitlines()
     found = {**cluster.node_environment, **dict(line.split("=", 1) for line in lines),
              "IGDIT_CACHE": str(cluster.folder / "cache-of-chaos")}  # fmt: skip
     before = dict(os.environ)

@@ -110,7 +110,7 @@ class LocalCluster:
 
     def alive(self) -> set[str]:
         """Addresses of the nodes that Ray takes to be alive."""
-        return alive_nodes(self.address, self.token.read_text())
+        return alive_nodes(self.address, self.token.read_text(encoding="utf-8"))
 
     @property
     def address(self) -> str:
@@ -205,7 +205,7 @@ class LocalCluster:
             made = {"AWS_ACCESS_KEY_ID": "igdit", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
                     "PGPASSWORD": secrets.token_hex(16)}  # fmt: skip
             _write_private(self.secrets, "".join(f"{k}={v}\n" for k, v in made.items()))
-        lines = self.secrets.read_text().splitlines()
+        lines = self.secrets.read_text(encoding="utf-8").splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def _service(self, name: str, kind: type[Any]) -> Any:  # noqa: ANN401
@@ -230,11 +230,11 @@ class LocalCluster:
                          for name, s in self.services.items()},
         }  # fmt: skip
         aside = self._state.with_suffix(".new")
-        aside.write_text(json.dumps(state, indent=1))
+        aside.write_text(json.dumps(state, indent=1), encoding="utf-8")
         aside.replace(self._state)
 
     def _load(self) -> None:
-        state = json.loads(self._state.read_text())
+        state = json.loads(self._state.read_text(encoding="utf-8"))
         self.port, self.dashboard_port = state["port"], state["dashboard_port"]
         self.nodes = [Node(n, c, p and Process(*p)) for n, c, p in state["nodes"]]
         known = self._known_secrets() if state["services"] else {}
@@ -253,7 +253,9 @@ class LocalCluster:
 
 def _write_private(path: Path, text: str) -> None:
     """A file that only its owner reads, from its first byte on."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as file:
         file.write(text)
 
 

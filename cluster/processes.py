@@ -65,7 +65,7 @@ def descendants(root: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
         parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
@@ -80,7 +80,9 @@ def descendants(root: int) -> list[int]:
 def title(pid: int) -> str:
     """What `ps` shows of a process; empty if it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
     except OSError:
         return ""
 
@@ -95,7 +97,12 @@ def _kill(processes: Sequence[Process]) -> None:
 def _born(pid: int) -> str:
     """Start time of a process that runs; empty if there is none (a zombie is none)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
@@ -137,8 +144,12 @@ def wait_for(
     if _until(lambda: not process.alive or condition(), seconds) and process.alive:
         return
     process.kill()
-    tail = log.read_text(errors="replace")[-1500:]
-    raise RuntimeError(f"what was started is not ready; the end of {log}:\n{tail}")
+    raise RuntimeError(f"what was started is not ready; the end of {log}:\n{end_of(log, 1500)}")
+
+
+def end_of(log: Path, characters: int) -> str:
+    """The last so many characters of a program's log, whatever else stands in it."""
+    return log.read_text(encoding="utf-8", errors="replace")[-characters:]
 
 
 def free_port(host: str = "127.0.0.1") -> int:

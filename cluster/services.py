@@ -170,7 +170,7 @@ class Postgres(Service):
         self.data.mkdir(mode=0o700)
         password = self.folder / "postgres.password"
         password.touch(mode=0o600)
-        password.write_text(self.password)
+        password.write_text(self.password, encoding="utf-8")
         if self._user():
             # The folders above belong to root, with nothing in them that others may list or read.
             for above in (self.folder, *self.folder.parents):
@@ -197,7 +197,8 @@ class Postgres(Service):
         return found[0]
 
     def _run(self, *words: str) -> None:
-        run = subprocess.run(words, capture_output=True, text=True, check=False,
+        run = subprocess.run(words, capture_output=True, check=False,
+                             encoding="utf-8", errors="replace",
                              env={**os.environ, "PGPASSWORD": self.password})  # fmt: skip
         if run.returncode:
             raise RuntimeError(f"{Path(words[-1]).name}: {' '.join(words[:3])} failed: "

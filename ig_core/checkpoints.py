@@ -51,7 +51,9 @@ class PackedCheckpoint(NamedTuple):
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.tensors.items():
             save_file(content, directory / f"{name}.safetensors")
-        (directory / "state.json").write_text(json.dumps(self.header, indent=2) + "\n")
+        (directory / "state.json").write_text(
+            json.dumps(self.header, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def save_checkpoint(state: TrainState, directory: str | Path) -> None:
@@ -227,7 +229,7 @@ def load_history(directory: str | Path) -> Tensor:
 def _read_header(directory: Path) -> dict[str, Any]:
     path = directory / "state.json"
     try:
-        header: dict[str, Any] = json.loads(path.read_text())
+        header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint header: {error}") from error
     found = header.get("format") if isinstance(header, dict) else header

@@ -139,7 +139,7 @@ class Shard:
 def mapped_bytes() -> int:
     """Bytes of files that are mapped into this process at the moment; 0 where it cannot be told."""
     try:
-        return int(STATM.read_text().split()[2]) * mmap.PAGESIZE
+        return int(STATM.read_text(encoding="utf-8").split()[2]) * mmap.PAGESIZE
     except (OSError, IndexError, ValueError):
         return 0
 

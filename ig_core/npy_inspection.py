@@ -61,7 +61,7 @@ def inspect_npy(folder: Path) -> CacheFacts:
 def _listing(path: Path) -> tuple[dict[str, int], list[str]]:
     """File -> label, and what is wrong with the list."""
     try:
-        entries = json.loads(path.read_text())["labels"]
+        entries = json.loads(path.read_text(encoding="utf-8"))["labels"]
         listed = {str(name): int(label) for name, label in entries}
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} must hold {{\"labels\": [[file, label], ...]}}, but reading it "

@@ -183,7 +183,7 @@ class BucketStore(Store):
         if "/" in name or name.startswith("."):
             return None
         with suppress(OSError):
-            return (self.cache.folder / ".staging" / name / file).read_text()
+            return (self.cache.folder / ".staging" / name / file).read_text(encoding="utf-8")
         return None
 
     # Records and locks

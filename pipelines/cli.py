@@ -38,6 +38,7 @@ from pipelines.cli_submit import submit_command
 from pipelines.dag import make_plan
 from pipelines.discretion import DiscreetFormatter, discreet, print_discreetly
 from pipelines.errors import PipelineError, UsageError
+from pipelines.files import never_fail_to_print
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    never_fail_to_print(sys.stdout)
     _speak_discreetly()
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command,
@@ -180,7 +182,7 @@ def _named(name: str) -> Experiment:
     path = Path(name)
     if not path.is_file():
         raise UsageError(f"experiment file {name} does not exist")
-    return experiment_from_json(path.read_text())
+    return experiment_from_json(path.read_text(encoding="utf-8"))
 
 
 def run_command(arguments: list[str]) -> int:

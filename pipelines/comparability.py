@@ -69,7 +69,7 @@ def _training_set(run: Experiment, store: Store) -> list[str]:
     node, count = Graph(run).data, run.data.count
     if store.find(node.kind, node.key):  # without those that were left out as broken
         folder = store.open(node.kind, node.key).path
-        count = int(json.loads((folder / "statistics.json").read_text())["count"])
+        count = int(json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["count"])
     if count is None or abs(count - IMAGENET_TRAIN) <= TOLERANCE:
         return []
     return [f"trained on {count:,} images, published with ImageNet's {IMAGENET_TRAIN:,}"]

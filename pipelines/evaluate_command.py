@@ -94,7 +94,7 @@ def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Pa
     """Copy the numbers out of the store, which is a cache for these: no run leads to them."""
     target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(target, metrics.read_text())
+    replace_text(target, metrics.read_text(encoding="utf-8"))
     return target
 
 

@@ -1,7 +1,9 @@
-"""Files that survive a crash of the machine."""
+"""Files that survive a crash of the machine, and texts that can always be written."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import uuid
 from typing import TYPE_CHECKING
@@ -10,6 +12,27 @@ from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import TextIO
+
+LENIENT = "igdit.lenient"
+"""Error handler of encoders. A byte of a file's name that Python could not decode (PEP 383) is
+written as that byte; what the encoding lacks becomes a question mark."""
+
+
+def _encode_leniently(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    codes = map(ord, error.object[error.start : error.end])
+    return bytes(c - 0xDC00 if 0xDC80 <= c <= 0xDCFF else ord("?") for c in codes), error.end
+
+
+codecs.register_error(LENIENT, _encode_leniently)
+
+
+def never_fail_to_print(stream: TextIO) -> None:
+    """Let a stream take any text, whatever the locale: no work is lost to a character."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=LENIENT)
 
 
 def read_if_there(path: Path) -> bytes | None:
@@ -34,7 +57,7 @@ def read_tail(path: Path, size: int) -> bytes:
 
 def write_durably(path: Path, text: str) -> None:
     """Write a text file and force it to the disk."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8", errors=LENIENT) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -65,7 +88,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file in one step: a reader sees the old content or the new."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", errors=LENIENT)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

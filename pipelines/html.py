@@ -118,7 +118,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def page(title: str, *body: Child) -> Html:
     """A whole document."""
-    style = files("pipelines").joinpath("page.css").read_text()
+    style = files("pipelines").joinpath("page.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

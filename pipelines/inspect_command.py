@@ -118,7 +118,7 @@ def _own_checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
 
     model = load_ema(path)  # every tensor is compared with the architecture
     config: ModelConfig = model.config
-    header: dict[str, Any] = json.loads((path / STATE).read_text())
+    header: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
     source, files = header.get("imported"), {file.stem for file in path.glob("*.safetensors")}
     whole = {"model", "ema", "optimizer", "history"} <= files
     lines = {

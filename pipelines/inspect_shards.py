@@ -130,7 +130,7 @@ def _scaling(about: dict[str, Any]) -> list[str]:
 def _data(path: Path) -> Found:
     file = path / STATISTICS
     try:
-        about: dict[str, Any] = json.loads(file.read_text())
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         counts = Counter(dict(enumerate(about["per_class"])))
         rows, notes = _rows_of_data(path, about["shards"])
         lines = {

@@ -90,7 +90,7 @@ class ProgressDisplay:
             self.say(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
         elif point is not None:
             path = self.store.open(node.kind, node.key).path / METRICS
-            metrics = json.loads(path.read_text())
+            metrics = json.loads(path.read_text(encoding="utf-8"))
             self.say(
                 f"{node.stage:<9} step {point.step:>6}  ig scale {point.guidance.ig_scale:<4g} "
                 f"FID {metrics['fid']:8.2f}  [{metrics['fid_low']:.2f} .. "
@@ -107,7 +107,7 @@ class ProgressDisplay:
         if node.kind != "data" or "listing" not in node.inputs:
             return
         path = self.store.open(node.kind, node.key).path / STATISTICS
-        broken = json.loads(path.read_text())["broken"]
+        broken = json.loads(path.read_text(encoding="utf-8"))["broken"]
         for each in broken[:MOST_BROKEN]:
             self.say(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
         if broken:

@@ -78,7 +78,7 @@ def _scale_table(results: Results) -> Table:
 
 def print_metrics(path: Path, protocol: str, console: Console) -> None:
     """Print one evaluation, from its file."""
-    metrics = json.loads(path.read_text())
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     table = _table(f"{metrics['num_samples']:,} images, protocol {protocol} "
                    f"({metrics['fingerprint']['id']})", ("metric",),
                    ("value", "95 % interval"))  # fmt: skip

@@ -190,7 +190,7 @@ def _read(store: Store, points: Iterable[Point]) -> tuple[Measurement, ...]:
     for point in points:
         if store.find(point.evaluate.kind, point.evaluate.key):
             artifact = store.open(point.evaluate.kind, point.evaluate.key)
-            metrics = json.loads((artifact.path / METRICS).read_text())
+            metrics = json.loads((artifact.path / METRICS).read_text(encoding="utf-8"))
             found.append(Measurement(point, artifact, metrics))
     return tuple(found)
 

@@ -269,8 +269,8 @@ def commit_of(root: Path) -> str:
     """The git commit of a folder, with + if files differ from it; empty: git does not say."""
 
     def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True,
-                             check=True, timeout=30)  # fmt: skip
+        run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True,
+                             encoding="utf-8", errors="replace", timeout=30)  # fmt: skip
         return run.stdout.strip()
 
     try:

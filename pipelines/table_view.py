@@ -112,7 +112,7 @@ def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
     head = ["row", "method", "epochs", "cfg", "ig_scale", *names, "fid_low", "fid_high",
             "fid_difference", "state", "fingerprint", "not_compared_because",
             "protocol_differences", "source"]  # fmt: skip
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, head)
         writer.writeheader()
         writer.writerows(_record(line) for line in lines)

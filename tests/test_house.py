@@ -77,6 +77,68 @@ def test_module_keeps_to_its_layer(path):
     assert not imported(tree, top_level_only=True) & ONLY_INSIDE_FUNCTIONS
 
 
+def unnamed_encodings(source: str) -> list[int]:
+    """Lines of calls that read or write text in whatever encoding the machine's locale has.
+
+    Ruff's rule for it (PLW1514) knows a `Path` only where it is made.
+    """
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and reads_text(node) and "encoding" not in keywords(node)
+    ]
+
+
+def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def reads_text(call: ast.Call) -> bool:
+    """Whether a call has to do with text, as far as one sees it."""
+    method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if method else getattr(call.func, "id", "")
+    if name in ("read_text", "write_text", "FileHandler"):
+        return True
+    if name not in ("open", "fdopen"):
+        return "text" in keywords(call) or "universal_newlines" in keywords(call)
+    # Of a Path it is open(mode); others are open(file, mode) or open(kind, key).
+    place = 0 if method and name == "open" else 1
+    modes = [*call.args[place : place + 1], *filter(None, [keywords(call).get("mode")])]
+    if not modes:
+        return not method or not (call.args or call.keywords)
+    mode = modes[0].value if isinstance(modes[0], ast.Constant) else "b"
+    return isinstance(mode, str) and set(mode) <= set("rwaxt+")
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text(text, newline='')", True),
+        ("path.open('w')", True),
+        ("path.open()", True),
+        ("open(path)", True),
+        ("open(path, mode='a')", True),
+        ("os.fdopen(file, 'w')", True),
+        ("subprocess.run(words, text=True)", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("path.open('rb')", False),
+        ("open(path, 'ab')", False),
+        ("store.open(kind, key)", False),
+        ("archive.open(zipfile.ZipInfo('x'), 'w')", False),
+    ],
+)
+def test_unnamed_encodings_are_found(source, found):
+    assert bool(unnamed_encodings(source)) == found
+
+
+def test_text_files_are_utf_8_on_every_machine():
+    """What one machine wrote, another one reads, whatever their locales say."""
+    paths = [path for name in (*PACKAGES, "benchmarks") for path in (ROOT / name).rglob("*.py")]
+    found = {str(p): unnamed_encodings(p.read_text(encoding="utf-8")) for p in paths}
+    assert not {path: lines for path, lines in found.items() if lines}
+
+
 def test_experiments_take_only_configurations_from_ig_core():
     for path in (ROOT / "experiments").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -97,7 +97,7 @@ def package_versions() -> dict[str, str]:
 
 def write_experiment(experiment: Experiment, directory: Path) -> None:
     """Store the resolved experiment with an artifact: `igdit run FILE` runs it again."""
-    (directory / EXPERIMENT_FILE).write_text(experiment_to_json(experiment))
+    (directory / EXPERIMENT_FILE).write_text(experiment_to_json(experiment), encoding="utf-8")
 
 
 def build(job: Job) -> None:

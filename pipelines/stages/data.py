@@ -58,7 +58,9 @@ def build_data(context: Context, directory: Path) -> None:
         "pixel_mean": pixels.mean().item(),
         "pixel_std": pixels.std().item(),
     }
-    (directory / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
+    (directory / "statistics.json").write_text(
+        json.dumps(statistics, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def build_extractor(context: Context, directory: Path) -> None:
@@ -74,7 +76,7 @@ def build_extractor(context: Context, directory: Path) -> None:
     save_file(net.state_dict(), directory / WEIGHTS)
     accuracy = (net(images.image)[1].argmax(dim=1) == images.label).float().mean().item()
     report = {"name": DIGITS_CNN, "accuracy_on_its_training_data": accuracy}
-    (directory / "report.json").write_text(json.dumps(report) + "\n")
+    (directory / "report.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 
 def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:

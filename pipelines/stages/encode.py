@@ -73,7 +73,7 @@ def build_listing(context: Context, directory: Path) -> None:
     if data.source == "latents" and data.codec == "va-vae":
         mean, std = read_normalisation(root, data.channels)
         about = {"mean": mean.tolist(), "std": std.tolist()}
-        (directory / NORMALISATION).write_text(json.dumps(about) + "\n")
+        (directory / NORMALISATION).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)
@@ -104,7 +104,7 @@ def build_latents(context: Context, directory: Path) -> None:
         per_class = torch.tensor(labels).bincount(minlength=data.num_classes)
         about |= {"numbers": sums.count, "total": sums.total.tolist(),
                   "square": sums.square.tolist(), "per_class": per_class.tolist()}  # fmt: skip
-    (directory / SHARD).write_text(json.dumps(about) + "\n")
+    (directory / SHARD).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:

@@ -66,7 +66,7 @@ def build_evaluation(context: Context, directory: Path) -> None:
         made_here = "seed" in context.node.inputs["sample"].inputs["part-00000"].config
         metrics |= _measure(balanced, reference, rounds if made_here else config)
     metrics["fingerprint"] = as_json(mark)
-    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
 def as_json(mark: Fingerprint) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def bind_latents(context: Context, directory: Path) -> None:
     """Bind shards to training data, with what has to be known of them all."""
     data, nodes = context.experiment.data, context.node.inputs
     folders = {name: context.input(name) for name in nodes if name.startswith("part-")}
-    shards = {name: json.loads((path / SHARD).read_text()) for name, path in folders.items()}
+    shards = {
+        name: json.loads((path / SHARD).read_text(encoding="utf-8"))
+        for name, path in folders.items()
+    }
     broken = [each for shard in shards.values() for each in shard["broken"]]
     check_broken(broken, data.max_broken)
     filled = {name: shard for name, shard in shards.items() if shard["count"]}
@@ -90,7 +93,7 @@ def bind_latents(context: Context, directory: Path) -> None:
         "broken": broken,
         "shards": [f"{nodes[name].kind}/{nodes[name].key}" for name in filled],
     }
-    (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
+    (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
     previews = [folder / IMAGES for folder in folders.values() if (folder / IMAGES).exists()]
     if previews:
         images = read_images(previews)
@@ -101,7 +104,7 @@ def bind_latents(context: Context, directory: Path) -> None:
 
 def _given(context: Context) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) that lie beside latents of the va-vae."""
-    given = json.loads((context.input("listing") / NORMALISATION).read_text())
+    given = json.loads((context.input("listing") / NORMALISATION).read_text(encoding="utf-8"))
     mean, std = (torch.tensor(given[name]) for name in ("mean", "std"))
     return mean, std
 
@@ -125,7 +128,7 @@ def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
 
 
 def _read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
-    statistics = json.loads((folder / STATISTICS).read_text())
+    statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
     if "shift" not in statistics or "factor" not in statistics:
         raise ValueError(f"{folder / STATISTICS} lacks the normalisation of its latents")
     shift, factor = (tuple(statistics[name]) for name in ("shift", "factor"))

@@ -114,4 +114,4 @@ def build_sample(context: Context, directory: Path) -> None:
     Image.fromarray(pixels.numpy()).save(directory / PREVIEW)
     listing = {"shards": [f"{n.kind}/{n.key}" for n in context.node.inputs.values()],
                **context.node.config}  # fmt: skip
-    (directory / "sample.json").write_text(json.dumps(listing, indent=1) + "\n")
+    (directory / "sample.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

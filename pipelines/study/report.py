@@ -131,7 +131,9 @@ def _costs(
 def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
     kind, _, key = str(trial.facts.get("evaluate", "")).partition("/")
     try:
-        return fid_jackknife_of(json.loads((store.open(kind, key).path / METRICS).read_text()))
+        return fid_jackknife_of(
+            json.loads((store.open(kind, key).path / METRICS).read_text(encoding="utf-8"))
+        )
     except (ArtifactError, ValueError):  # collected or damaged since: no comparison with it
         return None
 
