@@ -43,6 +43,18 @@ def keep_secret(values: Iterable[str]) -> None:
     _kept.update(values)
 
 
+def credentials_in(text: str) -> set[str]:
+    """Passwords and tokens in the addresses of a text, as they stand there and decoded."""
+    # Parameters first, as in `discreet`.
+    addresses = " ".join(ADDRESS.findall(text))
+    found = {match[3] for match in PARAMETER.finditer(addresses) if _is_secret(match)}
+    without = PARAMETER.sub("", addresses)
+    found |= {match[2] for match in USER_AND_PASSWORD.finditer(without)}
+    bare = BARE_USER.finditer(USER_AND_PASSWORD.sub("", without))
+    found |= {match[0].partition("://")[2].removesuffix("@") for match in bare}
+    return found | {unquote(each) for each in found}
+
+
 def secrets() -> list[str]:
     """What must be shown nowhere, longest first: one may be a part of another."""
     found = _kept | {os.environ.get(name, "") for name in SECRETS}

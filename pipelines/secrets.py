@@ -12,17 +12,28 @@ import re
 import stat
 from pathlib import Path
 
-from pipelines.discretion import keep_secret
+from pipelines.discretion import credentials_in, keep_secret
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FILE = "IGDIT_SECRETS"
 """Variable that names the file."""
+SECRET_VARIABLE = re.compile(
+    r"PASS(?!FILE)|PWD|(^|_)PW$|SECRET|TOKENS?(_|$)|CREDENTIAL|SIGNATURE|BEARER|COOKIE"
+    r"|AUTH(ORIZATION)?$|(^|_)SAS(_|$)|CONNECTION_?STRING|KEY$",
+    re.IGNORECASE,
+)
+"""Names of variables whose values are passwords, tokens or keys."""
+NO_SECRET_VARIABLE = re.compile(
+    r"_(PATH|FILE|DIR|ID|MODE)$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE
+)
+"""Names among these whose values are files, identities or settings."""
 
 
 def load_secrets() -> None:
     """Put what stands in the file of `IGDIT_SECRETS` into the environment, if there is one.
 
-    What is set already stays. Doing it again changes nothing.
+    What is set already stays. Doing it again changes nothing. Passwords, tokens and keys in it are
+    redacted from all that is said, also those in addresses; users, buckets and hosts are not.
 
     Raises:
         ValueError: the file is not there, others may read it, or a line is not NAME=VALUE.
@@ -31,9 +42,14 @@ def load_secrets() -> None:
     if not given:
         return
     found = parse_secrets(_read(Path(given)), given)
-    keep_secret(found.values())
     for name, value in found.items():
+        keep_secret([value] if is_secret(name) else credentials_in(value))
         os.environ.setdefault(name, value)
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of a variable of that name is a password, a token or a key."""
+    return bool(SECRET_VARIABLE.search(name)) and not NO_SECRET_VARIABLE.search(name)
 
 
 def _read(path: Path) -> str:

@@ -63,15 +63,50 @@ def test_a_line_that_is_none_is_named_and_not_repeated(line):
     assert "pa55word" not in str(caught.value)
 
 
-def test_what_is_set_stays_and_values_are_hidden(file, monkeypatch):
-    monkeypatch.delenv("IGDIT_TEST_A", raising=False)
-    monkeypatch.setenv("IGDIT_TEST_B", "mine")
-    file("IGDIT_TEST_A=hush-hush\nIGDIT_TEST_B=theirs\n")
+def test_what_is_set_stays_and_secret_values_are_hidden(file, monkeypatch):
+    monkeypatch.delenv("IGDIT_TEST_PASSWORD", raising=False)
+    monkeypatch.setenv("IGDIT_TEST_TOKEN", "mine")
+    file("IGDIT_TEST_PASSWORD=hush-hush\nIGDIT_TEST_TOKEN=theirs\n")
     load_secrets()
     load_secrets()
-    assert os.environ["IGDIT_TEST_A"] == "hush-hush"
-    assert os.environ["IGDIT_TEST_B"] == "mine"
+    assert os.environ["IGDIT_TEST_PASSWORD"] == "hush-hush"
+    assert os.environ["IGDIT_TEST_TOKEN"] == "mine"
     assert discreet("refused: hush-hush, theirs") == "refused: ***, ***"
+
+
+def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
+    names = ("AWS_ACCESS_KEY_ID", "PGUSER", "MLFLOW_TRACKING_USERNAME", "IGDIT_STORE", "PGPASSFILE",
+             "AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_MODE",
+             "RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_DEFAULT_REGION")  # fmt: skip
+    file("".join(f"{name}=igdit\n" for name in names))
+    load_secrets()
+    said = "s3://igdit/store: run `igdit track rebuild`"
+    assert discreet(said) == said
+    assert not has_password("s3://igdit/store/igdit-igdit")
+
+
+@pytest.mark.parametrize("name", [
+    "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
+    "HF_TOKEN", "API_KEY", "apikey", "DB_PASSWD", "DB_PASSPHRASE", "DB_PWD", "DB_PW",
+    "CLIENT_SECRET", "HTTP_AUTHORIZATION",
+])  # fmt: skip
+def test_passwords_tokens_and_keys_in_the_file_are_hidden(name, file):
+    file(f"{name}=hush-hush\n")
+    load_secrets()
+    assert discreet("denied for hush-hush") == "denied for ***"
+
+
+@pytest.mark.parametrize("address", [
+    "postgresql+psycopg://igdit:hush%40hush@db/igdit", "http://hush%40hush@host/igdit",
+    "postgresql+psycopg://igdit@db/igdit?sslmode=require&sslpassword=hush%40hush",
+    "http://host/igdit?token=hush%40hush&x=igdit",
+])  # fmt: skip
+def test_credentials_in_addresses_in_the_file_are_hidden_alone(address, file):
+    file(f"IGDIT_TEST_ADDRESS={address}\n")
+    load_secrets()
+    said = "igdit at db, host: hush@hush or hush%40hush was refused"
+    assert discreet(said) == "igdit at db, host: *** or *** was refused"
 
 
 def test_no_file_is_no_matter(monkeypatch):
