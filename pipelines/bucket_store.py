@@ -202,8 +202,8 @@ class BucketStore(Store):
     def lock_names(self, prefix: str) -> Sequence[str]:
         return list(self.leases.live_below(prefix))
 
-    def write_record(self, name: str, text: str) -> None:
-        self.bucket.create(name, text.encode())
+    def write_record(self, name: str, text: str) -> bool:
+        return self.bucket.create(name, text.encode())
 
     def records(self, folder: str) -> dict[str, str]:
         folder = folder.rstrip("/")

@@ -7,6 +7,7 @@ shared lock and collection an exclusive one, so that nothing is deleted under a 
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from pipelines.artifacts import Artifact, Store
     from pipelines.graph import Node
 
+logger = logging.getLogger(__name__)
 
 IN_USE = ".in-use.lock"
 RUNS, SHOWN = ".runs/", ".shown/"
+_warned: set[tuple[str, str]] = set()
+"""Addresses of records, and why they were passed over: each is said once."""
 
 
 @contextmanager
@@ -58,39 +62,76 @@ def remember(store: Store, experiment: Experiment, run_key: str, *, shown: bool 
     if shown:
         names.append(f"{SHOWN}{run_key}.{experiment.name}.json")
     for name in names:
-        store.write_record(name, experiment_to_json(experiment))
+        if store.write_record(name, experiment_to_json(experiment)):
+            continue
+        folder, _, rest = name.rpartition("/")
+        if rest in _read_records(store, f"{folder}/", only=rest)[1]:
+            # It says nothing any more; what it recorded has this key, and so is this experiment.
+            store.remove_record(name)
+            store.write_record(name, experiment_to_json(experiment))
 
 
 def recorded_runs(store: Store) -> dict[str, Experiment]:
-    """Experiments that were run, by run key.
+    """Experiments that were run, by run key; records that cannot be read are warned of."""
+    return {_stem(name): experiment for name, experiment in _readable(store, RUNS).items()}
 
-    Raises:
-        ValueError: a record cannot be read (so that nothing is taken for garbage by mistake).
-    """
-    return _records(store, RUNS)
+
+def unreadable_runs(store: Store) -> dict[str, str]:
+    """Run keys of records that cannot be read, with the reasons: nobody knows what they need."""
+    return {_stem(name): reason for name, reason in _read_records(store, RUNS)[1].items()}
 
 
 def shown_runs(store: Store) -> list[tuple[str, Experiment]]:
     """Run key and experiment of what has a page of its own, under each of its names.
 
-    Raises:
-        ValueError: a record cannot be read.
+    Records that cannot be read are warned of.
     """
-    records = _records(store, SHOWN)
-    return [(name.partition(".")[0], experiment) for name, experiment in records.items()]
+    return [(name.partition(".")[0], experiment)
+            for name, experiment in _readable(store, SHOWN).items()]  # fmt: skip
 
 
-def _records(store: Store, folder: str) -> dict[str, Experiment]:
-    runs = {}
+def warn_of_record(store: Store, name: str, reason: object, remedy: str) -> None:
+    """Log, once a process, that a record cannot be read and is passed over.
+
+    Args:
+        store: Where it lies.
+        name: Its name in the store.
+        reason: Why it cannot be read.
+        remedy: What removes it.
+    """
+    text = f"the record {store.uri}/{name} cannot be read and is passed over: {reason}. {remedy}"
+    if (store.uri, text) not in _warned:
+        _warned.add((store.uri, text))
+        logger.warning("%s", text)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".json")
+
+
+def _readable(store: Store, folder: str) -> dict[str, Experiment]:
+    found, unreadable = _read_records(store, folder)
+    for name, reason in unreadable.items():
+        key = name.partition(".")[0]
+        remedy = (f"Run that experiment again to write it anew, or remove it: igdit store gc "
+                  f"--forget {key} --delete")  # fmt: skip
+        warn_of_record(store, folder + name, reason, remedy)
+    return found
+
+
+def _read_records(
+    store: Store, folder: str, only: str | None = None
+) -> tuple[dict[str, Experiment], dict[str, str]]:
+    """Experiments of a folder by name, and of what is no experiment the reason."""
+    found, unreadable = {}, {}
     for name, text in store.records(folder).items():
-        if not name.endswith(".json"):
+        if not name.endswith(".json") or only not in (None, name):
             continue
         try:
-            runs[name.removesuffix(".json")] = experiment_from_json(text)
+            found[name] = experiment_from_json(text)
         except ValueError as error:
-            raise ValueError(f"the record {store.uri}/{folder}{name} cannot be read: "
-                             f"{error}") from error  # fmt: skip
-    return runs
+            unreadable[name] = str(error)
+    return found, unreadable
 
 
 @dataclass(frozen=True)
@@ -100,31 +141,51 @@ class Garbage:
     artifacts: tuple[Artifact, ...]
     set_aside: tuple[str, ...]
     """Damaged artifacts that were rebuilt."""
+    unreadable: tuple[str, ...] = ()
+    """Keys of records that cannot be read and are not forgotten: while there is one, no artifact is
+    garbage, since it may be needed."""
 
 
 def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
     """Artifacts that no recorded run leads to, except through the forgotten ones.
 
     Raises:
-        ValueError: a run to forget is not recorded, or a record cannot be read.
+        ValueError: a run to forget is not recorded.
     """
-    runs = recorded_runs(store)
-    kept = dict(runs)
-    for prefix in forget:
-        matching = [key for key in runs if key.startswith(prefix)]
-        if len(matching) != 1:
-            raise ValueError(f"--forget must name one recorded run ({', '.join(runs)}), but got "
-                             f"{prefix!r}")  # fmt: skip
-        kept.pop(matching[0], None)
+    runs, unreadable = recorded_runs(store), unreadable_runs(store)
+    forgotten = _forgotten(store, forget)
+    aside = tuple(store.set_aside())
+    unknown = tuple(key for key in unreadable if key not in forgotten)
+    if unknown:
+        return Garbage((), aside, unknown)
     there = store.list()
     names = [(artifact.kind, artifact.key) for artifact in there]
     needed: set[tuple[str, str]] = set()
-    for experiment in kept.values():
-        graph = Graph(experiment)
-        nodes = (*closure(graph.needed), *_resumed_from(names, graph))
-        needed.update((node.kind, node.key) for node in nodes)
+    for key, experiment in runs.items():
+        if key not in forgotten:
+            graph = Graph(experiment)
+            nodes = (*closure(graph.needed), *_resumed_from(names, graph))
+            needed.update((node.kind, node.key) for node in nodes)
     unneeded = tuple(a for a, name in zip(there, names, strict=True) if name not in needed)
-    return Garbage(unneeded, tuple(store.set_aside()))
+    return Garbage(unneeded, aside)
+
+
+def _forgotten(store: Store, prefixes: tuple[str, ...]) -> set[str]:
+    """Keys of the records that are named by their first digits, whether they can be read or not.
+
+    Raises:
+        ValueError: some digits are those of none, or of several.
+    """
+    names = [name for folder in (RUNS, SHOWN) for name in store.records(folder)]
+    keys = dict.fromkeys(name.partition(".")[0] for name in names)
+    forgotten = set()
+    for prefix in prefixes:
+        matching = [key for key in keys if key.startswith(prefix)]
+        if len(matching) != 1:
+            raise ValueError(f"--forget must name one recorded run ({', '.join(keys)}), but got "
+                             f"{prefix!r}")  # fmt: skip
+        forgotten.add(matching[0])
+    return forgotten
 
 
 def _resumed_from(names: Collection[tuple[str, str]], graph: Graph) -> list[Node]:
@@ -141,18 +202,18 @@ def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
 
     Raises:
         ArtifactError: a run is using the store.
-        ValueError: a run to forget is not recorded, or a record cannot be read.
+        ValueError: a run to forget is not recorded.
     """
     lock = store.lock(IN_USE)
     if not lock.acquire():
         raise ArtifactError(f"a run is using the store {store.uri}; nothing was deleted")
     try:
         garbage = find_garbage(store, forget)
-        for prefix in forget:
-            for folder in (RUNS, SHOWN):
-                for name in store.records(folder):
-                    if name.startswith(prefix):
-                        store.remove_record(folder + name)
+        forgotten = _forgotten(store, forget)
+        for folder in (RUNS, SHOWN):
+            for name in store.records(folder):
+                if name.partition(".")[0] in forgotten:
+                    store.remove_record(folder + name)
         for artifact in garbage.artifacts:
             store.delete(artifact)
         for name in garbage.set_aside:

@@ -139,21 +139,25 @@ class FolderStore(Store):
         return [path.name[len(begin):] for path in sorted(start.parent.glob(f"{begin}*"))
                 if path.is_file()]  # fmt: skip
 
-    def write_record(self, name: str, text: str) -> None:
+    def write_record(self, name: str, text: str) -> bool:
         path = self._inside(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.parent / f".{uuid.uuid4().hex[:8]}.tmp"
         try:
-            if not path.exists():
-                write_durably(aside, text)
-                aside.replace(path)
+            there = read_if_there(path)
+            if there:  # an empty file is what a full disk, or a copy that was cut short, leaves
+                return there == text.encode()
+            write_durably(aside, text)
+            aside.replace(path)
+            return True
         finally:
             aside.unlink(missing_ok=True)
 
     def records(self, folder: str) -> dict[str, str]:
         paths = [path for path in sorted(self._inside(folder).glob("[!.]*")) if path.is_file()]
         found = {path.name: read_if_there(path) for path in paths}
-        return {name: text.decode(errors="replace") for name, text in found.items() if text}
+        return {name: text.decode(errors="replace") for name, text in found.items()
+                if text is not None}  # fmt: skip
 
     def record_times(self, folder: str) -> dict[str, float]:
         paths = self._inside(folder).glob("[!.]*")

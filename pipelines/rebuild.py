@@ -50,7 +50,7 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
 
     Raises:
         TrackingError: the server cannot be reached or refuses.
-        ValueError: the storage cannot be used, or a record cannot be read.
+        ValueError: the storage cannot be used.
     """
     damaged = 0
     with in_use(home.store):

@@ -27,8 +27,8 @@ class SharedRecords(ABC):
         """Locks below a prefix that have left a trace, held or not, by the rest of their names."""
 
     @abstractmethod
-    def write_record(self, name: str, text: str) -> None:
-        """Write a small text whole, unless it is there."""
+    def write_record(self, name: str, text: str) -> bool:
+        """Write a small text whole, unless one is there; whether it is this one now."""
 
     @abstractmethod
     def records(self, folder: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.protocols import protocol_name
-from pipelines.collection import recorded_runs, store_summary
+from pipelines.collection import recorded_runs, store_summary, unreadable_runs
 from pipelines.discretion import discreet
 from pipelines.graph import STAGES, Graph, Node, closure
 from pipelines.projection import checkpoint_name
@@ -227,6 +227,8 @@ def print_store(store: Store, console: Console) -> None:
     for key, experiment in recorded_runs(store).items():
         scales = " ".join(f"{scale:g}" for scale in experiment.scales)
         runs.add_row(key[:8], experiment.name, _length(experiment), scales)
+    for key in unreadable_runs(store):
+        runs.add_row(key[:8], "(its record cannot be read)", "", "")
     console.print(runs)
     table = _table(f"Artifacts in {discreet(store.uri)}", ("kind",), ("artifacts", "MiB"))
     for kind, count, size in store_summary(store):
@@ -250,5 +252,11 @@ def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     verb = "Deleted" if deleted else "Would delete"
     console.print(f"{verb} {len(garbage.artifacts)} artifacts ({total:.1f} MiB) and "
                   f"{len(garbage.set_aside)} set aside.", highlight=False)  # fmt: skip
+    if garbage.unreadable:
+        keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)
+        console.print(
+            f"All artifacts are kept: what a run whose record cannot be read needs is not known. "
+            f"Run it again, or forget it: {keys}", highlight=False,
+        )  # fmt: skip
     if not deleted and (garbage.artifacts or garbage.set_aside):
         console.print("Nothing was deleted; add --delete to do it.")

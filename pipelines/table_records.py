@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pipelines.collection import recorded_runs
+from pipelines.collection import recorded_runs, warn_of_record
 from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.table import fits
@@ -40,8 +40,7 @@ def remember_table(store: Store, table: str, lines: Iterable[TableLine]) -> None
 def shown_tables(store: Store) -> dict[str, Named]:
     """Tables that were shown, with the runs that were named for their rows and are still recorded.
 
-    Raises:
-        ValueError: a record cannot be read.
+    Records that cannot be read are warned of.
     """
     runs, found = recorded_runs(store), dict[str, "Named"]()
     for name, text in store.records(FOLDER).items():
@@ -49,9 +48,9 @@ def shown_tables(store: Store) -> dict[str, Named]:
             record = json.loads(text)
             table, row, run = (record[key] for key in ("table", "row", "run"))
             named = found.setdefault(table, {})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"the record {store.uri}/{FOLDER}{name} cannot be read: "
-                             f"{error}") from error  # fmt: skip
-        if run in runs:
-            named.setdefault(row, []).append(runs[run])
+            if run in runs:
+                named.setdefault(row, []).append(runs[run])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            remedy = "Delete it and show the table again, with what was named for its rows"
+            warn_of_record(store, FOLDER + name, f"{error!r}", remedy)
     return found

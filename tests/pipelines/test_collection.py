@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from experiments import experiment_to_json
 from pipelines.cli import main
 from pipelines.collection import (
     collect_garbage,
@@ -9,6 +10,7 @@ from pipelines.collection import (
     in_use,
     recorded_runs,
     remember,
+    shown_runs,
     store_summary,
 )
 from pipelines.errors import ArtifactError
@@ -115,10 +117,79 @@ def test_forgetting_must_name_one_run(two_runs, prefix, finished):
     assert Graph(other).run_key in str(e.value)
 
 
-def test_a_record_that_cannot_be_read_refuses(store):
-    (store.root / ".runs" / "0000.json").write_text("{")
-    with pytest.raises(ValueError, match=r"0000\.json cannot be read.*not JSON"):
-        find_garbage(store)
+UNREADABLE = {
+    "of a field that is no more": experiment_to_json(tiny()).replace('"steps"', '"stepz"'),
+    "cut short": experiment_to_json(tiny())[:100],
+    "empty": "",
+}
+
+
+@pytest.fixture(params=UNREADABLE)
+def unreadable(request, two_runs):
+    """The store of two runs, with the record of a third that nobody can read."""
+    store, _ = two_runs
+    text = UNREADABLE[request.param]
+    for name in (".runs/0000abc.json", ".shown/0000abc.old.json"):
+        (store.root / name).parent.mkdir(exist_ok=True)
+        (store.root / name).write_text(text)
+    return store
+
+
+def test_a_record_that_cannot_be_read_is_named_and_passed_over(unreadable, two_runs, caplog):
+    _, other = two_runs
+    runs = recorded_runs(unreadable)
+    assert set(runs) == {Graph(tiny()).run_key, Graph(other).run_key}
+    assert [experiment.name for _, experiment in shown_runs(unreadable)] == ["tiny"]
+    recorded_runs(unreadable)
+    for name, warning in zip((".runs/0000abc.json", ".shown/0000abc.old.json"), caplog.messages,
+                             strict=True):  # fmt: skip
+        assert f"{unreadable.uri}/{name} cannot be read and is passed over" in warning
+        assert "--forget 0000abc" in warning
+
+
+def test_what_a_record_that_cannot_be_read_may_need_is_kept_until_it_is_forgotten(
+    unreadable, two_runs
+):
+    _, other = two_runs
+    run_inline(unreadable, tiny(ig_scales=(3.5,)))  # recorded nowhere
+    before = {(artifact.kind, artifact.key) for artifact in unreadable.list()}
+    forget = (Graph(other).run_key,)
+    garbage = collect_garbage(unreadable, forget)
+    assert (names(garbage), garbage.unreadable) == (set(), ("0000abc",))
+    assert {(artifact.kind, artifact.key) for artifact in unreadable.list()} == before
+    assert Graph(other).run_key not in recorded_runs(unreadable), "forgotten all the same"
+    garbage = collect_garbage(unreadable, ("0000",))
+    assert names(garbage) == before - built_of(unreadable, tiny())
+    assert garbage.unreadable == ()
+    assert not list(unreadable.root.glob(".*/0000abc*"))
+
+
+def built_of(store, experiment) -> set[tuple[str, str]]:
+    return {(node.kind, node.key) for node in closure(Graph(experiment).needed)} & {
+        (artifact.kind, artifact.key) for artifact in store.list()
+    }
+
+
+def test_running_it_again_writes_a_record_anew_that_cannot_be_read(store, finished, caplog):
+    key = finished.graph.run_key
+    for record_ in store.root.glob(f".*/{key}*.json"):
+        record_.write_text("{")
+    assert recorded_runs(store) == {}
+    remember(store, finished.experiment, key, shown=True)
+    assert recorded_runs(store) == {key: finished.experiment}
+    assert shown_runs(store) == [(key, finished.experiment)]
+
+
+COMMANDS = (["store", "ls"], ["store", "gc"], ["report", "tiny"])
+"""And `table` and `track rebuild`, which read records by the same two functions."""
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_command_ends_at_a_record_that_cannot_be_read(words, store, caplog, capsys):
+    (store.root / ".runs" / "0000abc.json").write_text("{")
+    assert main(words) == 0
+    assert "0000abc.json cannot be read and is passed over" in caplog.text
+    assert ("0000abc" in capsys.readouterr().out) == (words[0] == "store")
 
 
 def publish(store: FolderStore, *nodes) -> None:

@@ -281,8 +281,12 @@ def test_an_empty_server_comes_to_show_the_same_tables(table, tmp_path, monkeypa
     assert shown(home).count("not run") == 2  # swept and longer
 
 
-def test_a_record_of_a_table_that_cannot_be_read_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["[]", "{", '{"table": "main"}', '{"table":[],"row":1,"run":2}',
+                                  '{"table": "main", "row": "x", "run": []}'])  # fmt: skip
+def test_a_record_of_a_table_that_cannot_be_read_is_named_and_passed_over(tmp_path, text, caplog):
     store = FolderStore(tmp_path)
-    store.write_record(".tables/broken.json", "[]")
-    with pytest.raises(ValueError, match=r"the record .*\.tables/broken\.json cannot be read"):
-        shown_tables(store)
+    store.write_record(".tables/a.json", text)
+    store.write_record(".tables/b.json", '{"table": "other", "row": null, "run": null}')
+    assert shown_tables(store)["other"] == {}
+    (warning,) = caplog.messages
+    assert f"the record {store.uri}/.tables/a.json cannot be read and is passed over" in warning
