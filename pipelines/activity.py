@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.schema import read_dataclass
 from pipelines.discretion import discreet
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, StoppedError
 from pipelines.files import replace_text
-from pipelines.locks import FileLock, holder
+from pipelines.locks import FileLock, holder, wait_for_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 EVERY_SECONDS = 1.0
 KEPT_SECONDS = 24 * 3600.0
 """How long what a killed process left behind is kept, unless the same work is begun again."""
+LOCK_SECONDS = 10.0
+"""How long it is tried to get a lock that nobody else wants."""
 LAST = "last.json"
 LONGEST = 1_000_000
 """Bytes of a file that can be one of these."""
@@ -128,14 +130,18 @@ class Activity:
         self._doing = Doing(kind=kind, name=name, key=key, host=platform.node(), pid=os.getpid(),
                             started=now, updated=now)  # fmt: skip
         self._works: dict[int, Work] = {}
-        self._changed, self._lock = False, threading.Lock()
+        self._changed, self._lock, self._shown = False, threading.Lock(), False
         self._alive = FileLock(self._folder / f"{self._id}.lock")
         self._stop = threading.Event()
         self._writer = threading.Thread(target=self._loop, name="activity", daemon=True)
 
     def __enter__(self) -> Activity:
-        with suppress(OSError):
-            self._alive.acquire()
+        # Others may look at the lock in that very moment. Without it, it would look dead: then it
+        # publishes nothing.
+        late = time.monotonic() + LOCK_SECONDS
+        with suppress(OSError, StoppedError):
+            wait_for_lock(self._alive, 0.01, lambda: time.monotonic() > late)
+            self._shown = True
             self._clear()
         self._write()
         self._writer.start()
@@ -150,7 +156,7 @@ class Activity:
         self._stop.set()
         self._writer.join(10 * EVERY_SECONDS)
         self.update(phase="ended", outcome=self.ended if error is None else _outcome(error))
-        with suppress(OSError):
+        with suppress(OSError):  # whether or not it was shown while it lived
             replace_text(self._folder / LAST, self._text())
             self._path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -186,8 +192,10 @@ class Activity:
             return json.dumps(dataclasses.asdict(self._doing))
 
     def _write(self) -> None:
-        with suppress(OSError):
-            replace_text(self._path, self._text())
+        text = self._text()
+        if self._shown:
+            with suppress(OSError):
+                replace_text(self._path, text)
 
     def _loop(self) -> None:
         while not self._stop.wait(EVERY_SECONDS):

@@ -33,11 +33,13 @@ class Lock(Protocol):
         """Give it back; `remove` also takes away what says that it ever was there."""
 
 
-@contextmanager
-def waited_for(
+def wait_for_lock(
     lock: Lock, seconds: float = 0.05, stopped: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
-    """Hold a lock for the block, however long somebody else has it first.
+) -> None:
+    """Take a lock, however long somebody else has it first.
+
+    Also for a lock that nobody else wants: whoever looks whether its owner lives (`holder`), or
+    clears up after the dead, has it for a moment.
 
     Args:
         lock: Which.
@@ -51,6 +53,14 @@ def waited_for(
         if stopped():
             raise StoppedError("the work was stopped while it waited for others")
         time.sleep(seconds)
+
+
+@contextmanager
+def waited_for(
+    lock: Lock, seconds: float = 0.05, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Hold a lock for the block; see `wait_for_lock`."""
+    wait_for_lock(lock, seconds, stopped)
     try:
         yield
     finally:
@@ -67,20 +77,22 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock if it is free; False if somebody holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # For every user whom the umask lets: to lock over NFS means to write.
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             # The file may have been removed between opening and locking: then it locks nothing.
-            on_disk = self.path.stat()
-            mine = os.fstat(file)
-            if (on_disk.st_dev, on_disk.st_ino) == (mine.st_dev, mine.st_ino):
+            if os.path.samestat(self.path.stat(), os.fstat(file)):
                 self._file = file
-                self._sign()
-                return True
         except (BlockingIOError, FileNotFoundError):
             pass
-        os.close(file)
-        return False
+        finally:
+            if self._file != file:
+                os.close(file)
+        if self._file != file:
+            return False
+        self._sign()
+        return True
 
     def _sign(self) -> None:
         """Leave a note of who holds the lock; a full disk takes the note, not the lock."""

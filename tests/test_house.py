@@ -139,6 +139,16 @@ def test_text_files_are_utf_8_on_every_machine():
     assert not {path: lines for path, lines in found.items() if lines}
 
 
+def test_nobody_takes_a_lock_without_looking_whether_it_was_free():
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                called = node.value.func
+                assert not isinstance(called, ast.Attribute) or called.attr != "acquire", (
+                    f"{path}:{node.lineno}"
+                )
+
+
 def test_experiments_take_only_configurations_from_ig_core():
     for path in (ROOT / "experiments").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

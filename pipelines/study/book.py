@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from pipelines.keys import content_key
-from pipelines.locks import Lock, waited_for
+from pipelines.locks import Lock, wait_for_lock, waited_for
 from pipelines.study.identity import DRIVERS, GOAL, IDENTITY, check_same, name_store
 from pipelines.study.propose import at_rest, companions, distributions, propose, reserved, room_for
 from pipelines.study.storage import importances, open_storage, outlast
@@ -77,7 +77,8 @@ class StudyBook:
 
     def _open(self, url: str) -> None:
         with self._locked("storage"):  # a new database is set up by one process
-            self._alive.acquire()
+            # Another driver that clears up after the dead may have it for a moment.
+            wait_for_lock(self._alive, self.store.poll_seconds / 2, self.stopped.is_set)
             for left in self.store.lock_names(DRIVER_LOCK):
                 self._lives(left.removesuffix(".lock"))  # removes what the dead left
             self._storage = open_storage(url)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
@@ -190,6 +191,27 @@ def test_a_folder_that_cannot_be_made_is_not_noticed(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with Activity(Home(tmp_path / "file"), "run", "tiny") as activity:
         activity.update(news="fine")
+
+
+def test_a_look_at_its_beginning_does_not_make_it_look_dead(home, monkeypatch):
+    """Whoever looks whether it lives holds its lock for a moment."""
+    real, looks = module.FileLock.acquire, [False, False]
+    monkeypatch.setattr(module.FileLock, "acquire", lambda l: looks.pop() if looks else real(l))
+    with Activity(home, "run", "tiny"):
+        (lock,) = home.activity.glob("*.lock")
+        assert holder(lock).pid == os.getpid()
+
+
+def test_what_would_look_dead_is_not_shown(home, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Activity(home, "run", "tiny") as activity:
+        activity.update(news="fine")
+        time.sleep(0.1)
+        assert said(home) == []
+    assert read_doing(home.activity / LAST).news == "fine"
 
 
 # What the dead leave behind

@@ -3,11 +3,14 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from pipelines.locks import FileLock, Holder, holder
+from pipelines.errors import StoppedError
+from pipelines.locks import FileLock, Holder, holder, wait_for_lock
 
 HOLD = """
 import sys
@@ -134,14 +137,67 @@ def test_a_file_replaced_while_it_is_being_locked_does_not_count(path, monkeypat
 
 
 def test_a_failed_try_leaves_no_open_file(path):
-    from pathlib import Path
-
     holder = FileLock(path)
     assert holder.acquire()
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert [FileLock(path).acquire() for _ in range(5)] == [False] * 5
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     holder.release()
+
+
+def test_a_try_that_fails_otherwise_leaves_no_open_file(path, monkeypatch):
+    """A file system without locks, say."""
+
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock = FileLock(path)
+    for _ in range(5):
+        with pytest.raises(OSError, match="No locks available"):
+            lock.acquire()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    lock.release(remove=True)
+    assert path.exists()
+
+
+def test_a_second_try_of_the_holder_is_refused_and_keeps_the_lock(path):
+    lock = FileLock(path)
+    assert (lock.acquire(), lock.acquire()) == (True, False)
+    assert not FileLock(path).acquire()
+    lock.release()
+    assert FileLock(path).acquire()
+
+
+def test_the_file_goes_while_the_lock_still_holds(path, monkeypatch):
+    """Else it could take away the file of whoever locked it in between: two would hold it."""
+    lock, next_one, close = FileLock(path), FileLock(path), os.close
+    assert lock.acquire()
+
+    def close_and_let_the_next_one_in(file):
+        close(file)
+        monkeypatch.setattr(os, "close", close)
+        assert next_one.acquire()
+
+    monkeypatch.setattr(os, "close", close_and_let_the_next_one_in)
+    lock.release(remove=True)
+    assert not FileLock(path).acquire()
+
+
+def test_an_owner_waits_for_whoever_only_looks(path):
+    looker = FileLock(path)
+    assert looker.acquire()
+    threading.Timer(0.05, looker.release, kwargs={"remove": True}).start()
+    owner = FileLock(path)
+    wait_for_lock(owner, 0.01)
+    assert not FileLock(path).acquire()
+    assert holder(path).pid == os.getpid()
+
+
+def test_waiting_for_a_lock_can_be_stopped(path):
+    with FileLock(path), pytest.raises(StoppedError):
+        wait_for_lock(FileLock(path), 0.01, lambda: True)
 
 
 def test_as_a_context_it_holds_within_and_says_what_is_locked(path):

@@ -14,6 +14,7 @@ from pipelines.errors import StudyError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import VERSIONS
 from pipelines.keys import content_key
+from pipelines.locks import FileLock
 from pipelines.study.book import StudyBook
 from pipelines.study.plan import CurvePoint
 from pipelines.study.propose import startup
@@ -443,6 +444,20 @@ def test_locks_of_dead_drivers_are_swept_away(open_book, study, tmp_path):
     names = {path.name for path in left.parent.glob("driver-*.lock")}
     assert left.name not in names
     assert f"driver-{alive.driver}.lock" in names
+
+
+def test_a_look_at_its_beginning_does_not_cost_a_driver_its_trials(open_book, study, monkeypatch):
+    """Whoever clears up after the dead has its lock for a moment."""
+    real, looks = FileLock.acquire, [False]
+
+    def acquire(lock):
+        return looks.pop() if looks and "driver-" in lock.path.name else real(lock)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    first = open_book(study())
+    assert not looks
+    mine, yours = first.next_unit(8), open_book(study()).next_unit(8)
+    assert not {t.number for t in mine} & {t.number for t in yours}
 
 
 def test_a_study_is_called_the_same_for_ever_and_older_ones_as_before(open_book, study):
