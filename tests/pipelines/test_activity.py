@@ -196,7 +196,9 @@ def test_a_folder_that_cannot_be_made_is_not_noticed(tmp_path):
 def test_a_look_at_its_beginning_does_not_make_it_look_dead(home, monkeypatch):
     """Whoever looks whether it lives holds its lock for a moment."""
     real, looks = module.FileLock.acquire, [False, False]
-    monkeypatch.setattr(module.FileLock, "acquire", lambda l: looks.pop() if looks else real(l))
+    monkeypatch.setattr(
+        module.FileLock, "acquire", lambda lock: looks.pop() if looks else real(lock)
+    )
     with Activity(home, "run", "tiny"):
         (lock,) = home.activity.glob("*.lock")
         assert holder(lock).pid == os.getpid()
