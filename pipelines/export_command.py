@@ -68,8 +68,8 @@ def export_samples(
 def _point(store: Store, graph: Graph, ig_scale: float | None, *, report: bool) -> Point:
     scale, points = ig_scale, graph.final
     if scale is None:
-        own = graph.experiment.guidance.ig_scale
-        scale = (collect(store, graph).chosen_scale or own) if report else own
+        chosen = collect(store, graph).chosen_scale if report else None
+        scale = graph.experiment.guidance.ig_scale if chosen is None else chosen
     if report:
         every = {*graph.experiment.scales, scale}
         points = tuple(dict.fromkeys(point for one in every for point in graph.report(one)))

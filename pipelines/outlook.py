@@ -183,7 +183,7 @@ def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
         moments = 2 if data.codec == "sd-vae" or data.source == "images" else 1
         cells = data.channels * data.side**2 * (1 if data.codec == "none" else 4 * moments)
         mirrored = 2 if data.flip and data.codec != "none" else 1
-        found["latents"] = (data.count or IMAGENET_TRAIN) * cells * mirrored
+        found["latents"] = (IMAGENET_TRAIN if data.count is None else data.count) * cells * mirrored
     return {name: size for name, size in found.items() if size}
 
 
@@ -208,7 +208,7 @@ def print_outlook(
     if sizes:
         parts = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in sizes.items())
         say(f"Disk, from shapes: {sum(sizes.values()) / GIB:,.2f} GiB ({parts}).")
-    if experiment.data.source != "digits" and "latents" in sizes and not experiment.data.count:
+    if experiment.data.source != "digits" and "latents" in sizes and experiment.data.count is None:
         say(f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
             f"named.")  # fmt: skip
     held = [results.store.find(node.kind, node.key) for node in plan.cached]

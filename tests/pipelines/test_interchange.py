@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from experiments import Resources
 from ig_core.fidelity import INCEPTION
 from ig_core.image_files import read_image_batches, read_labels
 from ig_core.images import read_images
+from pipelines import export_command
 from pipelines.cli import main
 from pipelines.cli_results import EvaluateOptions
 from pipelines.evaluate_command import evaluate_images
+from pipelines.graph import Graph
 from pipelines.home import Home
 from tests.inception import untrained_inception
 from tests.pipelines.conftest import tiny
@@ -290,6 +293,16 @@ def test_an_export_overwrites_nothing_and_names_what_there_is(
     assert "one that was sampled (1, 1.5), but got 9" in capsys.readouterr().err
     assert main(["export", "tiny"]) == 2
     assert not (tmp_path / "b.npz").exists()
+
+
+def test_a_chosen_scale_of_zero_is_exported_as_such(monkeypatch):
+    experiment = tiny(ig_scales=(0.0,))
+    monkeypatch.setattr(export_command, "collect", lambda *_: SimpleNamespace(chosen_scale=0.0))
+    store = SimpleNamespace(find=lambda *_: True)
+    graph = Graph(experiment)
+    point = export_command._point(store, graph, None, report=True)
+    assert point == graph.report(0.0)[0]
+    assert export_command._point(store, graph, None, report=False).guidance.ig_scale == 1.5
 
 
 def test_random_labels_are_exported_and_measured_from_the_same_pool(tmp_path, monkeypatch):

@@ -116,3 +116,13 @@ def test_a_finished_experiment_takes_nothing(finished):
     print_outlook(results, plan, Assumption(), Console(file=output, width=200))
     assert works(results, plan, Assumption()) == []
     assert output.getvalue().startswith("There already:")
+
+
+def test_no_latents_are_not_taken_for_those_of_imagenet(tmp_path):
+    """Of statistics alone, which stand beside published weights, the count is known: none."""
+    experiment = get_experiment("sit_b2")
+    results, _ = planned(FolderStore(tmp_path), experiment)
+    graph = Graph(replace(experiment, data=replace(experiment.data, content="x", count=0)))
+    results = replace(results, graph=graph)
+    plan = make_plan(results.store, results.targets)
+    assert "latents" not in disk_bytes(results, plan)
