@@ -17,7 +17,8 @@ from experiments import EXPERIMENTS, STUDIES
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
-from pipelines.pinned import check_weights
+from pipelines.keys import content_key
+from pipelines.pinned import files_elsewhere, resolve
 from pipelines.submission import (
     Submission,
     check_addresses,
@@ -30,7 +31,7 @@ from pipelines.submission import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from experiments import Experiment
     from pipelines.cli import StudyCommand
@@ -90,14 +91,19 @@ def submit_command(
         command = parse_study(rest)
         name, label, storage = command.study.name, "", command.options.storage
         config: Experiment = command.study.experiment
-        what: object = command.study.fixed()
     else:
-        experiment = parse_run(rest)
-        what = Graph(experiment).run_key
-        name, label, storage = experiment.name, what[:8], None
-        rest, config = _uploaded(rest, root), experiment
+        config = parse_run(rest)
+        name, storage = config.name, None
+        rest = _uploaded(rest, root)
     check_files_of(config, shared=options.shared)
-    check_weights(config)
+    elsewhere = files_elsewhere(config)
+    config = resolve(config, partly=True, skip=elsewhere)
+    if kind == "study":
+        what: object = dataclasses.replace(command.study, experiment=config).fixed()
+        what = [what, elsewhere] if elsewhere else what
+    else:
+        what = _key_of_run(config, elsewhere)
+        label = what[:8]
     check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
     submission = Submission(
         kind, name, label, identity_of(what, environment, storage), tuple(rest), options.python,
@@ -108,6 +114,15 @@ def submit_command(
         submission = _agreed(submission, command.options.ask_above, console)
     return submit(submission, address, console, detach=options.detach, again=options.again,
                   dry_run=options.dry_run)  # fmt: skip
+
+
+def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
+    """Key of the run that a job will do: its own where every file that it names lies here.
+
+    What this machine cannot read counts by its path.
+    """
+    key = Graph(experiment).run_key
+    return content_key([key, dict(elsewhere)]) if elsewhere else key
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

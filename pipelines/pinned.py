@@ -13,6 +13,8 @@ from pipelines.keys import content_digest, file_digest
 from pipelines.sources import pin_source
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from experiments import DataConfig, Experiment
     from ig_core.config import ModelConfig, TrainConfig
 
@@ -80,12 +82,41 @@ def option(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
+def files_elsewhere(experiment: Experiment) -> dict[str, str]:
+    """List the files that an experiment names and this machine cannot read: field -> path.
+
+    Nodes of a cluster may see what the machine does not that a job is sent from.
+    """
+    data, evaluation = experiment.data, experiment.evaluation
+    named = {"train.from_checkpoint": experiment.train.from_checkpoint,
+             "evaluation.extractor_weights": evaluation.extractor_weights,
+             "evaluation.reference": evaluation.reference,
+             "data.path": data.path, "data.classes": data.classes,
+             "data.codec_path": data.codec_path}  # fmt: skip
+    given = {field: path for field, path in named.items() if path is not None}
+    missing = {field for field, path in given.items() if not _lies_here(field, path)}
+    if "data.classes" in missing and "data.path" in given:
+        missing.add("data.path")  # is identified together with its labels
+    if find_spec("diffusers") is None:
+        missing |= {"data.codec_path"} & set(given)  # no codec can be opened
+    return {field: path for field, path in given.items() if field in missing}
+
+
+def _lies_here(field: str, path: str) -> bool:
+    found = Path(path).expanduser()
+    is_pattern = field == "data.path" and any(sign in found.name for sign in "*?[{")
+    return found.exists() or (is_pattern and found.parent.is_dir())
+
+
+def resolve(
+    experiment: Experiment, *, partly: bool = False, skip: Collection[str] = ()
+) -> Experiment:
     """The experiment with the files that it refers to pinned by their content.
 
     Args:
         experiment: What is to be run or planned.
         partly: Let files be that are not named yet: enough for a plan.
+        skip: Fields of files that are left as they are (`files_elsewhere`).
 
     Raises:
         ValueError: a file is not named (one message for all of them), is not there, or is not the
@@ -95,11 +126,12 @@ def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
     if unnamed:
         named = "; ".join(f"{option(field)} PATH: {what}" for field, what in unnamed.items())
         raise ValueError(f"{experiment.name} needs files that are not named yet: {named}")
-    experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment))
+    if "train.from_checkpoint" not in skip:
+        experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment))
     evaluation = experiment.evaluation
     for field_, digest_field in PINNED.items():
         given = getattr(evaluation, field_)
-        if given is None:
+        if given is None or f"evaluation.{field_}" in skip:
             continue
         path, known = Path(given).expanduser().absolute(), getattr(evaluation, digest_field)
         if not path.is_file() and (field_ != "reference" or not path.is_dir()):
@@ -110,10 +142,11 @@ def resolve(experiment: Experiment, *, partly: bool = False) -> Experiment:
                              f"{digest}")  # fmt: skip
         changes: Any = {field_: str(path), digest_field: digest}
         evaluation = dataclasses.replace(evaluation, **changes)
-    return dataclasses.replace(experiment, evaluation=evaluation, data=_pin_data(experiment))
+    return dataclasses.replace(experiment, evaluation=evaluation,
+                               data=_pin_data(experiment, skip))  # fmt: skip
 
 
-def _pin_data(experiment: Experiment) -> DataConfig:
+def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
     """Data pinned by their content, as far as they are named, after a look at what is small.
 
     Raises:
@@ -124,7 +157,7 @@ def _pin_data(experiment: Experiment) -> DataConfig:
     if data.source == "digits":
         return data
     pinned: dict[str, Any] = {}
-    if data.codec != "none" and data.codec_path is not None:
+    if data.codec != "none" and data.codec_path is not None and "data.codec_path" not in skip:
         codec = Path(data.codec_path).expanduser().absolute()
         digest = codec_digest(data.codec, codec)
         pinned |= {"codec_path": str(codec), "codec_sha256": digest}
@@ -132,7 +165,7 @@ def _pin_data(experiment: Experiment) -> DataConfig:
         # One that was run before encoders were told from decoders goes on under its keys.
         if data.source == "images" and (data.encoder_sha256 or not data.codec_sha256):
             pinned["encoder_sha256"] = encoder
-    if data.path is not None:
+    if data.path is not None and "data.path" not in skip:
         pinned |= pin_source(data, Path(data.path).expanduser().absolute(),
                              imported=experiment.train.imported)  # fmt: skip
     for name in ("content", "count", "codec_sha256", "encoder_sha256"):
@@ -165,27 +198,6 @@ def _check_checkpoint(path: Path, model: ModelConfig, digest: str) -> None:  # n
     from ig_core.official import check_official
 
     check_official(path, model)
-
-
-def check_weights(experiment: Experiment) -> None:
-    """Judge the weights that an experiment names as far as they lie on this machine.
-
-    Raises:
-        ValueError: a published checkpoint or a codec does not fit.
-    """
-    from ig_core.codec_files import open_codec
-    from ig_core.official import check_official
-
-    train, data = experiment.train, experiment.data
-    if train.from_checkpoint is not None:
-        checkpoint = Path(train.from_checkpoint).expanduser()
-        if checkpoint.is_file():
-            check_official(checkpoint, experiment.model)
-    # What judges a codec need not be installed where a job is only sent from.
-    if data.codec_path is not None and find_spec("diffusers") is not None:
-        codec = Path(data.codec_path).expanduser()
-        if codec.exists():
-            open_codec(data.codec, codec)
 
 
 def _known_digest(path: Path) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import http.server
+import shutil
 import signal
 import threading
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -20,6 +24,7 @@ from pipelines.cli import main
 from pipelines.cli_submit import FLAGS, VALUES, split_words
 from pipelines.errors import JobServerError
 from pipelines.graph import Graph
+from pipelines.pinned import resolve
 from pipelines.ray_jobs import JobServer, files_to_upload
 from pipelines.submission import EXCLUDES, Submission
 from tests.pipelines.conftest import tiny
@@ -254,6 +259,60 @@ def test_a_run_is_told_apart_by_what_it_is(server, project):
     first, second = (job["submission_id"] for job in server.sent)
     assert second == f"igdit-run-digits-{key}-1"
     assert first != second
+
+
+def move_reference(path: Path, target: Path) -> None:
+    """Write reference statistics with another mean."""
+    with np.load(path) as found:
+        np.savez(target, mu=found["mu"] + 1, sigma=found["sigma"])
+
+
+@pytest.mark.parametrize("lies_here", [True, False])
+def test_runs_of_other_files_are_other_jobs(lies_here, server, tmp_path):
+    """By content where this machine reads the files, else by their paths."""
+    from tests.pipelines.test_imported import write_published, write_reference
+
+    folder = tmp_path if lies_here else Path("/none/such")
+    files = {name: str(folder / name) for name in ("a.pt", "b.pt", "a.npz", "b.npz")}
+    if lies_here:
+        for seed, name in enumerate(("a.pt", "b.pt")):
+            write_published(tmp_path / name, get_experiment("digits"), seed)
+        write_reference(tmp_path / "a.npz")
+        move_reference(tmp_path / "a.npz", tmp_path / "b.npz")
+    for checkpoint, reference in (("a.pt", "a.npz"), ("b.pt", "a.npz"), ("a.pt", "b.npz"),
+                                  ("a.pt", "a.npz")):  # fmt: skip
+        words = ("--train.from-checkpoint", files[checkpoint], "--evaluation.reference",
+                 files[reference], "--shared", "--detach", "--address", server.address)  # fmt: skip
+        assert igdit("run", "digits", *words) == 0
+    sent = [job["submission_id"] for job in server.sent]
+    assert len(set(sent)) == len(sent) == 3, "the fourth is the first one, which runs"
+    if lies_here:
+        digits = get_experiment("digits")
+        named = dataclasses.replace(
+            digits, train=dataclasses.replace(digits.train, from_checkpoint=files["a.pt"]),
+            evaluation=dataclasses.replace(digits.evaluation, reference=files["a.npz"]),
+        )  # fmt: skip
+        assert sent[0] == f"igdit-run-digits-{Graph(resolve(named)).run_key[:8]}-1"
+
+
+def test_the_same_file_under_another_path_is_the_same_job(server, tmp_path):
+    from tests.pipelines.test_imported import write_reference
+
+    write_reference(tmp_path / "a.npz")
+    shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
+    for kind, option in (("run", "--evaluation.reference"),
+                         ("study", "--experiment.evaluation.reference")):  # fmt: skip
+        yes = ["--yes"] * (kind == "study")
+        for name in ("a.npz", "b.npz"):
+            words = (kind, "digits", option, str(tmp_path / name), "--shared", "--detach", *yes)
+            assert igdit(*words, "--address", server.address) == 0
+        move_reference(tmp_path / "b.npz", tmp_path / "a.npz")
+        assert igdit(kind, "digits", option, str(tmp_path / "a.npz"), "--shared", "--detach", *yes,
+                     "--address", server.address) == 0  # fmt: skip
+        shutil.copy(tmp_path / "b.npz", tmp_path / "a.npz")
+    assert [job["submission_id"][:9] for job in server.sent] == ["igdit-run"] * 2 + [
+        "igdit-stu"
+    ] * 2
 
 
 def test_an_experiments_file_is_named_as_the_job_sees_it(server, project, monkeypatch):
