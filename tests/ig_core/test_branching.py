@@ -49,6 +49,9 @@ def one_by_one(model, y, guidances, x, config, weak_model=None):
 
 
 SCALES = [Guidance(ig_scale=s) for s in (1.0, 0.0, 1.4, 1.8)]
+SCALES_UNDER_CFG = [
+    Guidance(ig_scale=ig, cfg_scale=cfg) for ig, cfg in ((1.4, 3.0), (2.5, 3.0), (2.5, 1.5))
+]
 MIXED = [
     Guidance(),
     Guidance(ig_scale=1.5, ig_interval=(0.3, 1.0)),
@@ -62,8 +65,11 @@ MIXED = [
 
 @pytest.mark.parametrize("method", ["euler", "heun", "sde", "dopri5"])
 @pytest.mark.parametrize("state_dtype", ["float32", "float64"])
-@pytest.mark.parametrize("guidances", [SCALES, MIXED, MIXED[:1], MIXED[3:] + MIXED],
-                         ids=["scales", "mixed", "one", "repeated"])  # fmt: skip
+@pytest.mark.parametrize(
+    "guidances",
+    [SCALES, SCALES_UNDER_CFG, MIXED, MIXED[:1], MIXED[3:] + MIXED],
+    ids=["scales", "scales under CFG", "mixed", "one", "repeated"],
+)
 def test_the_samples_are_those_of_separate_calls(
     random_model, start, guidances, method, state_dtype
 ):

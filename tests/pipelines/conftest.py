@@ -151,11 +151,15 @@ def _own_surroundings(monkeypatch, tmp_path):
     for name in OUTSIDE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("IGDIT_HOME", str(tmp_path / "home"))
-    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)
+    # Where SIGINT is ignored when Python starts (a background job of a script), it stays so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 class Child:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -15,7 +16,7 @@ from pipelines.errors import WorkerLostError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.results import collect
-from tests.pipelines.conftest import damage, events, tiny, tree
+from tests.pipelines.conftest import ROOT, damage, events, tiny, tree
 
 
 @pytest.fixture(autouse=True)
@@ -288,6 +289,41 @@ def test_sigterm_ends_a_run_as_an_interrupt_does(file, monkeypatch, capsys):
     )
     assert igdit("run", file) == 130
     assert "the same command continues" in one_line(said(capsys)[1])
+
+
+def test_sigterm_ends_a_run_that_was_started_with_sigint_ignored(tmp_path):
+    """As jobs in the background of a script are: Ctrl-C is not meant for them."""
+    long = tiny(train={"steps": 800, "checkpoint_every": 20})
+    path = tmp_path / "long.json"
+    path.write_text(experiment_to_json(long))
+    store = FolderStore(tmp_path / "home" / "store")
+    command = [sys.executable, "-m", "pipelines", "run", path]
+    job = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def wait_for_checkpoints(count):
+        end = time.monotonic() + 120
+        while len(store.list("checkpoint")) < count and job.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    try:
+        wait_for_checkpoints(1)
+        job.send_signal(signal.SIGINT)
+        wait_for_checkpoints(len(store.list("checkpoint")) + 2)
+        assert job.poll() is None
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 130
+        assert "the same command continues" in one_line(job.stderr.read())
+    finally:
+        job.kill()
+        job.stderr.close()
+        job.wait()
 
 
 # The other commands, and the program itself
