@@ -10,22 +10,25 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
 from ig_core.autoencoder import DECODING, expected_shapes, settings_of
 from ig_core.ldm_names import diffusers_settings, diffusers_weights
 from ig_core.misfits import listed, shape_misfits
 from ig_core.official import read_file
+from ig_core.weight_names import find_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from torch import Tensor
 
 SD_SCALE = 0.18215
 """Factor that gives latents of the sd-vae unit variance, roughly (Rombach et al. 2022)."""
 SD_CONFIG, SD_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SHAPES = {"sd-vae": (4, 8), "va-vae": (32, 16)}
 """Codec -> channels of its latents, pixels along one side of a cell."""
+ANCHORS = ("encoder.conv_in.weight", "decoder.conv_out.weight")
+"""Names that tell an autoencoder, diffusers' or latent diffusion's."""
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention in files that older versions of diffusers wrote, the published among them."""
@@ -86,7 +89,7 @@ def open_codec(name: str, path: Path) -> CodecFile:
             lack a tensor, hold one more, or one of another shape; the message names them.
     """
     parts = codec_parts(name, path)
-    tensors = _tensors(parts[-1])
+    tensors = autoencoder_weights(parts[-1])
     if name == "sd-vae":
         _refuse_ldm(tensors, parts[-1])
         settings = _read_settings(parts[0])
@@ -115,14 +118,14 @@ def open_codec(name: str, path: Path) -> CodecFile:
     return CodecFile(settings, weights)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by their names; what lies beside them is left out."""
-    found: Any = read_file(path)
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold weights by name, but holds {type(found).__name__}")
-    return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+def autoencoder_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of an autoencoder in a file by their names; what lies beside them is left out.
+
+    Raises:
+        ValueError: see `ig_core.weight_names.find_weights`.
+    """
+    held: Any = read_file(path)
+    return find_weights(held, ANCHORS, str(path), "codec's autoencoder", strict=False).tensors
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

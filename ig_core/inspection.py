@@ -11,20 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ig_core.config import MODELS, ModelConfig
-from ig_core.official import first_half, is_weight, misfits, our_name, read_file, weights_in
+from ig_core.official import first_half, is_weight, misfits, read_file, weights_in
 from ig_core.transformer import DiffusionTransformer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from ig_core.weight_names import Weights
+
 TRAINING_ONLY = "projectors."
 """REPA's projection to another network's features."""
 SHAPE = ("backbone", "depth", "width", "patch_size", "in_channels")
 """What tells a preset by the shapes of a checkpoint."""
-LAST_LAYER = "final_head.linear.weight"
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,18 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
         ValueError: it cannot be read, or holds no weights of a diffusion transformer.
     """
     held = read_file(path)
-    part, weights = weights_in(held)
-    tensors, strange = _by_our_names(weights)
-    if "x_embedder.proj.weight" not in tensors or "final_head.linear.weight" not in tensors:
-        raise ValueError(f"{path} holds no weights of a SiT or LightningDiT: x_embedder or "
-                         f"final_layer is not among its {len(tensors)} tensors")  # fmt: skip
-    problems: list[str] = list(strange)
+    found = weights_in(held, str(path))
+    tensors, place = found.tensors, found.place
+    problems: list[str] = []
     notes: list[str] = []
     config, preset = _architecture(tensors, notes, problems)
-    doubled = tensors[LAST_LAYER].shape[0] == 2 * _head_width(tensors)
-    fitting = None
+    doubled, fitting = False, None
     if config is not None:
         used = {k: v for k, v in tensors.items() if not k.startswith(TRAINING_ONLY)}
-        halved, _ = first_half(used, config)
+        halved, doubled = first_half(used, config)
         problems += misfits(halved, DiffusionTransformer.uninitialised(config))
         fitting = config
-    notes += _remarks(tensors, part, held, doubled=doubled)
+    notes += _remarks(found, held, doubled=doubled)
     bad = [key for key, value in tensors.items() if not is_weight(value)]
     problems += [f"{key} holds NaN, infinity or no floating-point numbers" for key in bad[:5]]
     family = "LightningDiT" if _is_lightningdit(tensors) else "SiT"
@@ -87,37 +84,26 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
         preset=preset,
         parameters=sum(value.numel() for key, value in tensors.items()
                        if key != "pos_embed" and not key.startswith(("feat_rope.", TRAINING_ONLY))),
-        weights={"ema": "averaged (ema)", "model": "as trained (model)"}.get(
-            part or "", "a bare state dict: whether averaged is not said"),
+        weights=_said_of(found),
         has_head=any(key.startswith("aux_head.") for key in tensors),
         time_reversed=doubled or family == "LightningDiT",
-        holds=tuple(sorted(map(str, held))) if part is not None else (),
-        length=_length(held, part),
+        holds=tuple(sorted(map(str, held))) if place else (),
+        length=_length(held) if place else {},
         notes=tuple(notes),
         problems=tuple(problems),
     )  # fmt: skip
 
 
-def _by_our_names(weights: Any) -> tuple[dict[str, Tensor], list[str]]:  # noqa: ANN401
-    """The tensors under our names, and what is wrong with the rest."""
-    if not isinstance(weights, Mapping):
-        raise ValueError(
-            f"a checkpoint must hold tensors by name, but got {type(weights).__name__}"
-        )
-    tensors = {our_name(key.removeprefix("module.")): value for key, value in weights.items()
-               if isinstance(key, str) and isinstance(value, Tensor)}  # fmt: skip
-    others = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
-    return tensors, [f"{key} is no tensor" for key in others[:5]]
+def _said_of(weights: Weights) -> str:
+    """Which weights they are."""
+    if weights.averaged is not None:
+        return f"{'averaged' if weights.averaged else 'as trained'} ({weights.place})"
+    where = weights.place or "a bare state dict"
+    return f"{where}: whether averaged is not said"
 
 
 def _is_lightningdit(tensors: Mapping[str, Tensor]) -> bool:
     return any(key.startswith("feat_rope.") or ".mlp.w12." in key for key in tensors)
-
-
-def _head_width(tensors: Mapping[str, Tensor]) -> int:
-    """Outputs of a velocity head: channels of a patch."""
-    _, channels, side, _ = tensors["x_embedder.proj.weight"].shape
-    return channels * side * side
 
 
 def _architecture(
@@ -191,14 +177,12 @@ def _blocks(config: ModelConfig) -> str:
     return ", ".join(f"{name}={getattr(config, name)}" for name in names)
 
 
-def _remarks(
-    tensors: Mapping[str, Tensor], part: str | None, held: Any, *, doubled: bool  # noqa: ANN401
-) -> list[str]:  # fmt: skip
+def _remarks(found: Weights, held: Any, *, doubled: bool) -> list[str]:  # noqa: ANN401
     """What a person should know besides."""
-    notes = []
-    if part == "model":
+    notes, tensors = [], found.tensors
+    if found.averaged is False:
         notes.append("there are no averaged weights: samples of these are usually worse")
-    if part == "ema" and "model" not in held:
+    if found.averaged and not found.beside:
         notes.append("there are no weights as trained, only their average")
     if doubled:
         notes.append("its final layer is twice as wide, as the original SiT's, which learnt a "
@@ -214,8 +198,6 @@ def _remarks(
     return notes
 
 
-def _length(held: Any, part: str | None) -> dict[str, int]:  # noqa: ANN401
-    names = ("epoch", "steps", "step", "train_steps")
-    if part is None:
-        return {}
+def _length(held: Mapping[str, Any]) -> dict[str, int]:
+    names = ("epoch", "steps", "step", "train_steps", "global_step")
     return {name: int(held[name]) for name in names if isinstance(held.get(name), int)}

@@ -12,10 +12,10 @@ import argparse
 import math
 import pickle
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,16 +23,48 @@ from torch import Tensor
 from ig_core.layers import TIME_FEATURES
 from ig_core.misfits import listed, shape_misfits
 from ig_core.transformer import DiffusionTransformer
+from ig_core.weight_names import Weights, find_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from ig_core.config import ModelConfig
 
+ANCHORS = ("x_embedder.proj.weight", "final_layer.linear.weight")
+"""Published names that tell a network of the family."""
 HEADS = {"final_layer.": "final_head.", "final_layer_xr.": "aux_head."}
 """Published prefix -> ours."""
-ALLOWED_CLASSES: list[Any] = [argparse.Namespace]
-"""The only class a published pickle may hold besides tensors and plain containers (`args`)."""
+
+
+class _NumpyType:
+    """The pickled type of a NumPy number; stands for `numpy.dtype`, which can do more."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name, self.order = str(name), "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = str(state[1])
+
+
+def _numpy_number(kind: _NumpyType, data: object) -> int | float | bool:
+    """A pickled NumPy number as a plain one; stands for `numpy.core.multiarray.scalar`."""
+    found = np.dtype(kind.name)
+    if kind.order == ">":
+        found = found.newbyteorder(">")
+    if found.kind not in "biuf" or not isinstance(data, bytes) or len(data) != found.itemsize:
+        raise ValueError(f"a NumPy value must be one number, but is {found}")
+    number: int | float | bool = np.frombuffer(data, found)[0].item()
+    return number
+
+
+ALLOWED_CLASSES: list[Any] = [
+    argparse.Namespace,
+    (_NumpyType, "numpy.dtype"),
+    (_numpy_number, "numpy.core.multiarray.scalar"),
+    (_numpy_number, "numpy._core.multiarray.scalar"),
+]
+"""All that a published pickle may hold besides tensors and plain containers: `args`, and numbers of
+NumPy (a loss, a FID), which become plain ones."""
 _LEFT_OUT = ("projectors.",)
 """REPA's projection to another network's features: used in training alone."""
 _ROPE = {"feat_rope.freqs_cos": "rope_cos", "feat_rope.freqs_sin": "rope_sin"}
@@ -51,8 +83,9 @@ def load_official(
     and shapes of the original SiT, but is no velocity model.
 
     Args:
-        source: File (`.pt`, `.pth`, `.safetensors`) or what it holds: a state dict, or a dict with
-            one under `ema` (taken first) or `model`. A `module.` prefix is dropped.
+        source: File (`.pt`, `.pth`, `.safetensors`) or what it holds: a state dict, or nested dicts
+            with one under `ema` (taken first), `model`, `state_dict`, ...; what wrappers add to
+            names (`module.`, `_orig_mod.`) is dropped (`ig_core.weight_names`).
         config: Architecture; `aux_layer=None` for a checkpoint without auxiliary head.
         time_reversed: Whether t = 1 is data in the file. None: it is for LightningDiT, and for a
             SiT whose final layer is twice as wide (the original SiT's, which also learnt a
@@ -62,13 +95,19 @@ def load_official(
         The model in evaluation mode; the position table is the file's.
 
     Raises:
-        ValueError: the file cannot be read, holds a class that is not in `ALLOWED_CLASSES`, or its
-            tensors do not fit the architecture; the message names every one that does not.
+        ValueError: the file cannot be read, holds a class that is not in `ALLOWED_CLASSES`, holds
+            averaged weights under names that are not these, or its tensors do not fit the
+            architecture; the message names every one that does not.
     """
     name = str(source) if isinstance(source, str | Path) else "the state dict"
     held = read_file(Path(source)) if isinstance(source, str | Path) else source
     model = DiffusionTransformer.uninitialised(config)
-    tensors, doubled = _fitting(_state_dict(held, name, is_weight), model, name)
+    tensors = weights_in(held, name).tensors
+    strange = [key for key, value in tensors.items() if not is_weight(value)]
+    if strange:
+        raise ValueError(f"{name} must hold tensors of finite numbers by name, but these are none: "
+                         f"{', '.join(map(_published_name, strange[:5]))}")  # fmt: skip
+    tensors, doubled = _fitting(tensors, model, name)
     if time_reversed is None:
         time_reversed = doubled or config.backbone == "lightningdit"
     converted = {key: value.detach().float() for key, value in tensors.items() if key not in _ROPE}
@@ -84,7 +123,7 @@ def check_official(path: Path, config: ModelConfig) -> None:
     Raises:
         ValueError: `load_official` would refuse it, whatever its values are.
     """
-    tensors = _state_dict(read_file(path), str(path), lambda value: isinstance(value, Tensor))
+    tensors = weights_in(read_file(path), str(path)).tensors
     _fitting(tensors, DiffusionTransformer.uninitialised(config), str(path))
 
 
@@ -117,7 +156,8 @@ def read_file(path: Path) -> Any:  # noqa: ANN401
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors "
-            f"and plain values ({_first_line(error)})"
+            f"and plain values ({_first_line(error)}); where it was written, save the weights "
+            f"alone: torch.save({{'ema': checkpoint['ema']}}, FILE)"
         ) from error
     except Exception as error:  # a damaged pickle raises anything
         raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
@@ -131,37 +171,22 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {refused.strip()[:200]}"
 
 
-def weights_in(held: Any) -> tuple[str | None, Any]:  # noqa: ANN401
-    """The weights among what a file holds, and their place: ema (first) or model; None: all."""
-    for key in ("ema", "model"):
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping) and held[key]:
-            return key, held[key]
-    return None, held
+def weights_in(held: Any, name: str) -> Weights:  # noqa: ANN401
+    """The weights of a SiT or LightningDiT among what a file holds, under our names.
 
+    Args:
+        held: What the file holds.
+        name: What it is called in messages.
 
-def _state_dict(
-    held: Any,  # noqa: ANN401
-    name: str,
-    fine: Callable[[object], bool],
-) -> dict[str, Tensor]:
-    """The weights among what a file holds, under our names; each must be `fine`."""
-    _, held = weights_in(held)
-    if not isinstance(held, Mapping):
-        raise ValueError(f"{name} must hold tensors by name, but got {type(held).__name__}")
-    strange = [str(key) for key, value in held.items()
-               if not isinstance(key, str) or not fine(value)]  # fmt: skip
-    if strange or not held:
-        raise ValueError(f"{name} must hold tensors of finite numbers by name, but these are none: "
-                         f"{', '.join(strange[:5]) or 'it is empty'}")  # fmt: skip
-    tensors: dict[str, Tensor] = {}
-    for key, value in held.items():
-        plain = key.removeprefix("module.")
-        ours = our_name(plain)
-        if ours in tensors or plain.startswith(tuple(HEADS.values())):
-            raise ValueError(f"{name} must hold each tensor once, under its published name, but "
-                             f"got {key} too")  # fmt: skip
-        tensors[ours] = value
-    return tensors
+    Raises:
+        ValueError: see `ig_core.weight_names.find_weights`.
+    """
+    found = find_weights(held, ANCHORS, name, "SiT or LightningDiT")
+    taken = [key for key in found.tensors if key.startswith(tuple(HEADS.values()))]
+    if taken:
+        raise ValueError(f"{name} must hold each tensor once, under its published name, but got "
+                         f"{taken[0]} too")  # fmt: skip
+    return found._replace(tensors={our_name(key): each for key, each in found.tensors.items()})
 
 
 def is_weight(value: object) -> bool:

@@ -136,8 +136,9 @@ def _averaging(path: Path, digest: str | None) -> list[str]:
     try:
         if file_digest(path) != digest:  # another one lies there by now
             return unknown
-        part, _ = weights_in(read_file(path))
+        averaged = weights_in(read_file(path), str(path)).averaged
     except (OSError, ValueError):
         return unknown
-    said = {"ema": [], "model": ["weights: raw weights, no moving average"]}
-    return said.get(part or "", unknown)
+    if averaged is None:
+        return unknown
+    return [] if averaged else ["weights: raw weights, no moving average"]

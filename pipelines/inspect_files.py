@@ -11,15 +11,21 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ig_core.codec_files import SD_CONFIG, SHAPES, is_diffusers, open_codec
+from ig_core.codec_files import (
+    ANCHORS,
+    SD_CONFIG,
+    SHAPES,
+    autoencoder_weights,
+    is_diffusers,
+    open_codec,
+)
+from ig_core.weight_names import has_network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.inspect_shards import Found
 
-AUTOENCODER = ("encoder.", "decoder.")
-"""Beginnings of names that an autoencoder has both of."""
 KNOWN = {shape: name.upper() for name, shape in SHAPES.items()}
 """Channels and pixels a cell -> the codec that has them."""
 
@@ -67,18 +73,14 @@ def inspect_other_file(path: Path) -> Found | None:
         names = _names(path)
         if {"latents", "labels"} <= names:
             return _one_shard(path)
-        if not _is_autoencoder(names):
+        if not has_network(dict.fromkeys(names), ANCHORS):
             return None
     held = read_file(path)
     if not isinstance(held, Mapping):
         return None
     if held.keys() == {"mean", "std"}:
         return _statistics(held)
-    weights = held.get("state_dict", held)
-    if not isinstance(weights, Mapping):
-        return None
-    named = {name: value for name, value in weights.items() if isinstance(name, str)}
-    return _autoencoder(path, named) if _is_autoencoder(set(named)) else None
+    return _autoencoder(path, autoencoder_weights(path)) if has_network(held, ANCHORS) else None
 
 
 def _names(path: Path) -> set[str]:
@@ -90,10 +92,6 @@ def _names(path: Path) -> set[str]:
             return set(file.offset_keys())
     except (OSError, SafetensorError):
         return set()
-
-
-def _is_autoencoder(names: set[str]) -> bool:
-    return all(any(name.startswith(part) for name in names) for part in AUTOENCODER)
 
 
 def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:

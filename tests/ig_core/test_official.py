@@ -119,7 +119,7 @@ def test_a_truncated_file_is_named(tmp_path):
 
 
 def test_what_is_no_tensor_is_named():
-    with pytest.raises(ValueError, match="these are none: epoch"):
+    with pytest.raises(ValueError, match="the names found, epoch"):
         load_official({"epoch": 3}, SIT)
     with pytest.raises(ValueError, match="must hold tensors by name, but got list"):
         load_official([1, 2], SIT)
@@ -200,7 +200,7 @@ STRANGE = {
     "twice": (changed(**{f"module.{BIAS}": torch.zeros(16)}), "each tensor once"),
     "our names": (changed(**{"final_head.linear.bias": torch.zeros(16)}), "each tensor once"),
     "nothing": ({}, "it is empty"),
-    "empty parts": ({"ema": {}, "model": {}}, "these are none: ema, model"),
+    "empty parts": ({"ema": {}, "model": {}}, "the names found, ema, model"),
     "a doubled auxiliary head": (
         changed(**{"final_layer_xr.linear.bias": torch.zeros(32)}), "final_layer_xr.linear.bias has"
     ),
