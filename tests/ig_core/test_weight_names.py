@@ -72,7 +72,8 @@ ALONE = {
                     "state_dict.net: whether averaged is not said"),
     "DeepSpeed's": ({"module": AVERAGE, "global_steps": 7},
                     "a bare state dict: whether averaged is not said"),
-    "the published one": ({"model": AVERAGE}, "as trained (model)"),
+    "the published one": ({"model": AVERAGE, "opt": {"state": {0: {"ema": torch.ones(2)}}}},
+                          "as trained (model)"),
     "ema-pytorch's": ({"online_model": AVERAGE}, "as trained (online_model)"),
 }  # fmt: skip
 
