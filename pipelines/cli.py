@@ -24,6 +24,7 @@ from experiments import (
     get_study,
 )
 from experiments.tables import TABLES
+from pipelines.cli_help import HELP, asks_for_help, help_of, program_version
 from pipelines.cli_results import (
     evaluate_command,
     export_command,
@@ -74,7 +75,8 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
                                the same on a Ray cluster, followed from here (also: submit run NAME)
 
 NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier run.
-`igdit run NAME --help` lists every setting with its value. Results lie in ./runs or $IGDIT_HOME.
+`igdit COMMAND --help` says what a command takes, `igdit run NAME --help` lists every setting with
+its value, `igdit --version` says the version. Results lie in ./runs or $IGDIT_HOME.
 """
 
 
@@ -122,8 +124,13 @@ def main(arguments: list[str] | None = None) -> int:
         "track": track_command,
         "submit": lambda rest: submit_command(rest, parse_study, parse_run),
     }
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments[:1] == ["help"]:  # `igdit help run` is `igdit run --help`
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or asks_for_help(arguments):
         print(USAGE)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(program_version())
         return 0
     name, *rest = arguments
     try:
@@ -132,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UsageError(f"command must be one of {', '.join(commands)}, but got "
                              f"{name!r}{hint}")  # fmt: skip
-        if name != "submit":  # whose secrets are those of the nodes
+        if name != "submit" and not set(HELP) & set(rest):  # its secrets are those of the nodes
             load_secrets()
         return commands[name](rest)
     except (ValueError, OSError, PipelineError) as error:
@@ -164,6 +171,9 @@ def _interrupt(*_: object) -> None:
 def _options(
     arguments: list[str], command: str, kind: type[Options]
 ) -> Options:  # fmt: skip
+    if asks_for_help(arguments):
+        print(help_of(command))
+        raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
                          f"or a file ending in .json")  # fmt: skip
@@ -228,6 +238,9 @@ def study_command(arguments: list[str]) -> int:
 
 def parse_study(arguments: list[str]) -> StudyCommand:
     """What the words after `igdit study` mean."""
+    if asks_for_help(arguments):
+        print(help_of("study"))
+        raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
     name, *overrides = arguments
@@ -255,15 +268,17 @@ def report_command(arguments: list[str]) -> int:
     """`igdit report`."""
     from pipelines.report_command import find_run, report_run, report_study
 
+    if asks_for_help(arguments):
+        print(help_of("report"))
+        return 0
     home, (word, *rest) = Home.default(), arguments or [""]
     if word == "study":
+        if asks_for_help(rest):
+            rest = ["NAME", *rest]
         if not rest or rest[0].startswith("-"):
             raise UsageError("igdit report study needs the name of a study")
         options = tyro.cli(StudyReportOptions, args=rest[1:], prog=f"igdit report study {rest[0]}")
         print(report_study(home, rest[0], options.storage))
-        return 0
-    if word in ("-h", "--help"):
-        print(USAGE)
         return 0
     if rest or word.endswith(".json"):
         experiment = resolve(_options(arguments, "report", RunOptions).experiment)

@@ -13,6 +13,7 @@ from rich.console import Console
 from experiments import EXPERIMENTS, Resources, get_experiment
 from experiments.sit import GPUS
 from experiments.tables import TABLES
+from pipelines.cli_help import HELP, asks_for_help, help_of
 from pipelines.errors import UsageError
 from pipelines.home import Home
 from pipelines.pinned import resolve
@@ -53,6 +54,8 @@ def evaluate_command(arguments: list[str]) -> int:
     """`igdit evaluate`."""
     from pipelines.evaluate_command import evaluate_images
 
+    if asks_for_help(arguments):
+        arguments = ["PATH", *arguments]
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("igdit evaluate needs images: a folder of PNG files or an .npz file")
     path, *rest = arguments
@@ -66,6 +69,9 @@ def inspect_command(arguments: list[str]) -> int:
     """`igdit inspect`."""
     from pipelines.inspect_command import inspect
 
+    if set(HELP) & set(arguments):
+        print(help_of("inspect"))
+        return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UsageError("igdit inspect needs one path: a checkpoint, a codec, or a folder of "
                          "latents")  # fmt: skip
@@ -103,7 +109,9 @@ def table_command(arguments: list[str]) -> int:
     from pipelines.table_command import show_table
     from pipelines.table_view import print_tables
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or asks_for_help(arguments):
+        if arguments:
+            print(help_of("table"))
         print_tables(Console())
         return 0
     if arguments[0].startswith("-"):
@@ -129,6 +137,8 @@ def export_command(arguments: list[str]) -> int:
     from pipelines.export_command import export_samples
     from pipelines.report_command import find_run
 
+    if asks_for_help(arguments[:1]) or asks_for_help(arguments[1:2]):
+        arguments = ["RUN", "TARGET", "--help"]
     if len(arguments) < 2 or any(word.startswith("-") for word in arguments[:2]):
         raise UsageError("igdit export needs a run (a name, or the first digits of its key) and a "
                          "target (NAME.npz, or a folder for PNG files)")  # fmt: skip
@@ -172,6 +182,11 @@ def status_command(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class NoOptions:
+    """What `igdit store ls` takes: nothing."""
+
+
+@dataclass(frozen=True)
 class CollectOptions:
     """What `igdit store gc` takes."""
 
@@ -186,10 +201,14 @@ def store_command(arguments: list[str]) -> int:
     from pipelines.collection import collect_garbage, find_garbage
     from pipelines.report import print_garbage, print_store
 
+    if asks_for_help(arguments):
+        print(help_of("store"))
+        return 0
     if not arguments or arguments[0] not in ("ls", "gc"):
         raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
     store, console = Home.default().store, Console()
     if arguments[0] == "ls":
+        tyro.cli(NoOptions, args=arguments[1:], prog="igdit store ls")
         print_store(store, console)
         return 0
     options = tyro.cli(CollectOptions, args=arguments[1:], prog="igdit store gc")
@@ -226,6 +245,9 @@ def track_command(arguments: list[str]) -> int:
     """`igdit track rebuild`."""
     from pipelines.rebuild import rebuild
 
+    if asks_for_help(arguments):
+        print(help_of("track"))
+        return 0
     if not arguments or arguments[0] != "rebuild":
         raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
     options = tyro.cli(TrackOptions, args=arguments[1:], prog="igdit track rebuild")

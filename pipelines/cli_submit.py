@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from experiments import EXPERIMENTS, STUDIES
+from pipelines.cli_help import HELP, asks_for_help
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
@@ -75,13 +76,16 @@ def submit_command(
     from pipelines.submit import submit
 
     ours, words = split_words(arguments)
+    program = "igdit submit run|study NAME"
     if not words or words[0] not in ("study", "run"):
-        if words and words[0] in ("-h", "--help"):
+        if asks_for_help(words):
             ours = [*ours, words[0]]
-        options = tyro.cli(SubmitOptions, args=ours, prog="igdit submit")
+        options = tyro.cli(SubmitOptions, args=ours, prog=program)
         raise UsageError(_what_is_needed(words))
-    options = tyro.cli(SubmitOptions, args=ours, prog="igdit submit")
+    options = tyro.cli(SubmitOptions, args=ours, prog=program)
     kind, rest = words[0], words[1:]
+    if set(HELP) & set(rest):
+        (parse_study if kind == "study" else parse_run)(rest)
     root = (options.working_dir or find_root(Path.cwd())).absolute()
     if not root.is_dir():
         raise UsageError(f"--working-dir must be a folder, but got {str(root)!r}")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -82,6 +83,8 @@ WRONG = [
     (["store", "rm"], ["ls or gc", "rm"]),
     (["store", "gc", "--forget", "abc"], ["--forget", "'abc'"]),
     (["store", "gc", "--dleete"], ["--dleete"]),
+    (["store", "ls", "--all"], ["--all"]),
+    (["help", "rum"], ["'rum'", "did you mean 'run'?"]),
     (["track"], ["track needs rebuild", "nothing"]),
     (["track", "rebuilt"], ["track needs rebuild", "rebuilt"]),
     (["track", "rebuild", "--strage", "x"], ["--strage"]),
@@ -144,10 +147,33 @@ def test_help_of_run_lists_every_setting_with_its_value(capsys, monkeypatch):
         assert f"(default: {value})" in after[:400], option
 
 
-@pytest.mark.parametrize("words", [["store", "gc", "--help"], ["ui", "--help"]])
-def test_other_commands_have_help(words, capsys):
-    assert igdit(*words) == 0
-    assert " ".join(["usage: igdit", *words[:-1]]) in said(capsys)[0]
+@pytest.mark.parametrize("command", [
+    "run", "plan", "study", "table", "report", "report study", "status", "evaluate", "export",
+    "export RUN", "inspect", "inspect PATH", "store", "store ls", "store gc", "ui", "track",
+    "track rebuild", "submit", "submit run", "submit study", "table main",
+])  # fmt: skip
+def test_every_command_has_help_of_its_own(command, home, capsys, monkeypatch):
+    monkeypatch.setenv("IGDIT_SECRETS", "/none/such")  # help is there whatever else is wrong
+    for word in ("--help", "-h")[: 2 if " " not in command else 1]:
+        assert igdit(*command.split(), word) == 0
+        out, err = said(capsys)
+        expected = command.removeprefix("submit ") if command != "submit" else command
+        assert out.startswith(f"usage: igdit {expected}")
+        assert err == ""
+    assert not home.exists()
+
+
+def test_help_of_a_command_is_there_in_either_order(capsys):
+    assert igdit("help", "plan") == igdit("plan", "--help") == 0
+    once = said(capsys)[0]
+    assert once[: len(once) // 2] == once[len(once) // 2 :]
+    assert all(name in once for name in EXPERIMENTS)
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version_is_that_of_the_package(word, capsys):
+    assert igdit(word) == 0
+    assert said(capsys)[0] == f"igdit {version('igdit')}\n"
 
 
 # Running
