@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines.html import Html, figure, markup, tag
+from pipelines.number_format import number as value_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -205,7 +206,7 @@ def _draw(line: Series, x: Axis, y: Axis) -> Html:
     if len(points) > 1:
         parts.append(tag("path", d=f"M{_path(points)}", class_=f"curve {line.look}"))
     parts += [
-        tag("g", tag("title", s.text or f"{line.label}: {s.y:g}"),
+        tag("g", tag("title", s.text or f"{line.label}: {value_text(s.y)}"),
             tag("circle", cx=px, cy=py, r=3.4, class_=f"f{color}"))
         for s, (px, py) in zip(line.samples, points, strict=True)
     ]  # fmt: skip
@@ -268,4 +269,4 @@ def _interval_row(row: Row, y: float, at: Callable[[float], float]) -> Html:
               for dot in row.dots]  # fmt: skip
     parts.append(tag("line", x1=at(row.value), x2=at(row.value), y1=y - 7, y2=y + 7,
                      class_=f"bar c{color}", stroke_width=3))  # fmt: skip
-    return tag("g", tag("title", f"{row.label}: {row.value:.2f}"), *parts)
+    return tag("g", tag("title", f"{row.label}: {value_text(row.value)}"), *parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipelines.number_format import number
+
 
 def clock(seconds: float) -> str:
     """M:SS or H:MM:SS."""
@@ -13,7 +15,7 @@ def clock(seconds: float) -> str:
 def in_words(seconds: float) -> str:
     """Like `3.2 s`, `4 min 05 s` or `2 h 07 min`."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{number(seconds, 2, 1)} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -18,6 +18,7 @@ from ig_core.costs import (
     sampling_flops,
     training_flops,
 )
+from pipelines.number_format import number
 from pipelines.pinned import option, unnamed_files
 from pipelines.stages.starting import starting_step
 from pipelines.study.forecast import comparable_checkpoints, seconds_per_step
@@ -241,5 +242,5 @@ def _sentence(work: Work, experiment: Experiment) -> str:
         return (f"{start}; nothing comparable was measured here, and of CPUs nothing is assumed "
                 f"(--assume-tflops).")  # fmt: skip
     how = "measured here" if work.measured else "assumed"
-    return (f"{start}, {1 / work.seconds_each:,.2f} images a second and {who} ({how}): "
-            f"{work.hours:,.2f} {who}-hours.")  # fmt: skip
+    rate, hours = number(1 / work.seconds_each, separator=","), number(work.hours, separator=",")
+    return f"{start}, {rate} images a second and {who} ({how}): {hours} {who}-hours."

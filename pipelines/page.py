@@ -13,9 +13,9 @@ from pipelines import reproduce
 from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
 from pipelines.html import Child, Html, data_uri, figure, image, markup, paragraph, table, tag
+from pipelines.number_format import change, data_size, metric
 from pipelines.plots import has_real_images, real_images, sampled_images
 from pipelines.png import encode_png
-from pipelines.report import change
 from pipelines.results import stage_costs
 
 if TYPE_CHECKING:
@@ -64,16 +64,6 @@ def when(artifacts: Sequence[Artifact]) -> str:
     return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def interval(metrics: dict[str, Any], name: str = "fid", digits: int = 2) -> str:
-    """A metric with its interval, where it has one."""
-    text = f"{metrics[name]:.{digits}f}"
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    if low is not None and high is not None:
-        return f"{text} ({low:.{digits}f} .. {high:.{digits}f})"
-    spread = metrics.get(f"{name}_std")
-    return text if spread is None else f"{text} \N{PLUS-MINUS SIGN} {spread:.{digits}f}"
-
-
 def metrics_table(measurements: Sequence[Measurement], first: Sequence[str],
                   cells: Sequence[Sequence[Child]], caption: str) -> Html:  # fmt: skip
     """Every metric of some measurements, with its interval where it has one.
@@ -106,7 +96,7 @@ def _metric(metrics: dict[str, Any], name: str) -> str:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return interval(metrics, name, 2 if abs(value) >= 1 else 4)
+    return metric(metrics, name)
 
 
 def reported_sentence(reported: Reported) -> str:
@@ -115,8 +105,8 @@ def reported_sentence(reported: Reported) -> str:
     against = "" if gain is None else f", {change(gain)} against scale 1 there"
     infinite = ""
     if "fid_infinity" in m.metrics:
-        infinite = f"; of infinitely many samples FID is {interval(m.metrics, 'fid_infinity')}"
-    return (f"On a bank of noise that had no part in the choice its FID is {interval(m.metrics)}"
+        infinite = f"; of infinitely many samples FID is {metric(m.metrics, 'fid_infinity')}"
+    return (f"On a bank of noise that had no part in the choice its FID is {metric(m.metrics)}"
             f"{against}{infinite}.")  # fmt: skip
 
 
@@ -140,7 +130,7 @@ def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) ->
     if has_real_images(results):
         panels.append(_grid("Real", "what is learnt", functools.partial(real_images, results)))
     panels += [
-        _grid(title, f"FID {interval(m.metrics)}, step {m.point.step:,}",
+        _grid(title, f"FID {metric(m.metrics)}, step {m.point.step:,}",
               functools.partial(sampled_images, results, m))
         for title, m in chosen
     ]  # fmt: skip
@@ -170,11 +160,11 @@ def costs(store: Store, nodes: Iterable[Node]) -> Html:
     """Work by stage."""
     frame = stage_costs(store, nodes)
     rows = [[str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]),
-             f"{row['bytes'] / 2**20:,.1f}"] for stage, row in frame.iterrows()]  # fmt: skip
+             data_size(row["bytes"])] for stage, row in frame.iterrows()]  # fmt: skip
     total = ["total", f"{frame['artifacts'].sum():,.0f}", in_words(frame["seconds"].sum()),
-             f"{frame['bytes'].sum() / 2**20:,.1f}"]  # fmt: skip
+             data_size(frame["bytes"].sum())]  # fmt: skip
     return markup(
-        table(["stage", "artifacts", "work", "MiB"], [*rows, total], marked=[len(rows)],
+        table(["stage", "artifacts", "work", "size"], [*rows, total], marked=[len(rows)],
               caption="Work by stage, whenever and by whomever it was done"),
         paragraph("Artifacts that other runs share with this one are counted here too. A training "
                   "counts the time of its group of workers once.", class_="note"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.number_format import number
 from pipelines.projection import checkpoint_name
 from pipelines.stages.build import EXPERIMENT_FILE, write_experiment
 from pipelines.study.trials import by_training
@@ -82,7 +83,7 @@ def _draw_scales(results: Results, path: Path) -> None:
                       xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
     best = results.best()
     if best is not None:
-        text = f"lowest here: {best[0].fid:.2f} at {best[0].scale:g}"
+        text = f"lowest here: {number(best[0].fid)} at {best[0].scale:g}"
         axes.annotate(text, (best[0].scale, best[0].fid), ha="center", xytext=(0, -18),
                       textcoords="offset points")  # fmt: skip
         axes.margins(y=0.15)
@@ -103,9 +104,9 @@ def _draw_samples(results: Results, path: Path) -> None:
     base = next((m for m in results.final if m.scale == 1), None)
     panels = [("real", real_images(results))] if has_real_images(results) else []
     if base is not None:
-        panels.append((f"unguided: FID {base.fid:.1f}", sampled_images(results, base)))
+        panels.append((f"unguided: FID {number(base.fid)}", sampled_images(results, base)))
     if best is not None and best[0] is not base:
-        title = f"internal guidance {best[0].scale:g}: FID {best[0].fid:.1f}"
+        title = f"internal guidance {best[0].scale:g}: FID {number(best[0].fid)}"
         panels.append((title, sampled_images(results, best[0])))
     if not panels:
         return

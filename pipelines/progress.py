@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from pipelines.durations import clock
+from pipelines.number_format import metric_interval, number
 from pipelines.results import METRICS
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ class ProgressDisplay:
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""
         left = (progress.steps - progress.step) / max(progress.steps_per_second, 1e-9)
-        note = (f"loss {progress.loss:.4f}  {progress.steps_per_second:.1f} steps/s  "
-                f"{clock(left)} left")  # fmt: skip
+        rate = number(progress.steps_per_second, 2, 1)
+        note = f"loss {number(progress.loss, 4)}  {rate} steps/s  {clock(left)} left"
         self._show("train", progress.step, progress.steps, note)
 
     def finished(self, node: Node, done: int, total: int) -> None:
@@ -93,8 +94,8 @@ class ProgressDisplay:
             metrics = json.loads(path.read_text(encoding="utf-8"))
             self.say(
                 f"{node.stage:<9} step {point.step:>6}  ig scale {point.guidance.ig_scale:<4g} "
-                f"FID {metrics['fid']:8.2f}  [{metrics['fid_low']:.2f} .. "
-                f"{metrics['fid_high']:.2f}]  {metrics['num_samples']:,} samples"
+                f"FID {number(metrics['fid']):>8}  [{metric_interval(metrics)}]  "
+                f"{metrics['num_samples']:,} samples"
             )
             self.evaluated()
         self._show("artifacts", done, total, f"last: {node.kind}")

@@ -11,7 +11,9 @@ from rich.table import Table
 from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary, unreadable_runs
 from pipelines.discretion import discreet
+from pipelines.durations import in_words
 from pipelines.graph import STAGES, Graph, Node, closure
+from pipelines.number_format import change, data_size, metric, metric_interval, number
 from pipelines.projection import checkpoint_name
 from pipelines.stages.starting import starting_step
 
@@ -24,12 +26,20 @@ if TYPE_CHECKING:
     from pipelines.artifacts import Store
     from pipelines.collection import Garbage
     from pipelines.dag import Plan
-    from pipelines.results import Measurement, Results
+    from pipelines.results import Results
 
 
-SHOWN_METRICS = {"fid": 3, "fid_infinity": 3, "balanced_fid": 3, "sfid": 3, "kid": 5,
-                 "inception_score": 3, "precision": 4, "recall": 4}  # fmt: skip
-"""Metric -> digits after the point."""
+SHOWN_METRICS = (
+    "fid",
+    "fid_infinity",
+    "balanced_fid",
+    "sfid",
+    "kid",
+    "inception_score",
+    "precision",
+    "recall",
+)
+"""Metrics of an evaluation, in this order."""
 
 
 def print_report(results: Results, console: Console) -> None:
@@ -65,12 +75,10 @@ def _scale_table(results: Results) -> Table:
         metrics = m.metrics
         table.add_row(
             f"{m.scale:g}",
-            f"{m.fid:.2f}",
-            f"{metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f}",
+            number(m.fid),
+            metric_interval(metrics),
             "" if gain is None else change(gain),
-            _number(metrics, "precision", 3),
-            _number(metrics, "recall", 3),
-            _number(metrics, "inception_score", 2),
+            *(_number(metrics, name) for name in ("precision", "recall", "inception_score")),
             style="bold" if best and m is best[0] else None,
         )
     return table
@@ -82,13 +90,12 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
     table = _table(f"{metrics['num_samples']:,} images, protocol {protocol} "
                    f"({metrics['fingerprint']['id']})", ("metric",),
                    ("value", "95 % interval"))  # fmt: skip
-    for name, digits in SHOWN_METRICS.items():
+    for name in SHOWN_METRICS:
         if name in metrics:
-            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
             spread = metrics.get(f"{name}_std")
-            interval = "" if low is None else f"{low:.{digits}f} .. {high:.{digits}f}"
-            splits = "" if spread is None else f" (std over splits {spread:.{digits}f})"
-            table.add_row(name.replace("_", " "), f"{metrics[name]:.{digits}f}", interval + splits)
+            splits = "" if spread is None else f" (std over splits {number(spread)})"
+            table.add_row(name.replace("_", " "), number(metrics[name]),
+                          metric_interval(metrics, name) + splits)  # fmt: skip
     console.print(table)
     console.print(f"All of it: {path}", highlight=False, soft_wrap=True)
 
@@ -97,19 +104,12 @@ def _infinity(metrics: dict[str, Any]) -> str:
     """FID without the bias of its number of samples, where there are enough of them."""
     if "fid_infinity" not in metrics:
         return ""
-    low, high = metrics["fid_infinity_low"], metrics["fid_infinity_high"]
-    return f"; of infinitely many samples: {metrics['fid_infinity']:.2f} ({low:.2f} .. {high:.2f})"
+    return f"; of infinitely many samples: {metric(metrics, 'fid_infinity')}"
 
 
-def _number(metrics: dict[str, Any], name: str, digits: int) -> str:
+def _number(metrics: dict[str, Any], name: str) -> str:
     """A metric, or a dash where the reference or the number of samples does not give it."""
-    return f"{metrics[name]:.{digits}f}" if name in metrics else "-"
-
-
-def change(gain: tuple[float, float, float]) -> str:
-    """FID against scale 1, with the paired interval, as a percentage."""
-    value, low, high = (100 * number for number in gain)
-    return f"{-value:+.0f} % ({-high:+.0f} .. {-low:+.0f})"
+    return number(metrics[name]) if name in metrics else "-"
 
 
 def _verdict(results: Results) -> str:
@@ -131,9 +131,9 @@ def _verdict(results: Results) -> str:
         m, gain = reported
         against = "" if gain is None else f", {change(gain)} against scale 1"
         lines.append(
-            f"[bold]Reported: scale {m.scale:g}, FID {m.fid:.2f} ({m.metrics['fid_low']:.2f} .. "
-            f"{m.metrics['fid_high']:.2f}){against}[/bold], on noise that had no part in the "
-            f"choice (bank {results.experiment.evaluation.report_bank}){_infinity(m.metrics)}."
+            f"[bold]Reported: scale {m.scale:g}, FID {metric(m.metrics)}{against}[/bold], on noise "
+            f"that had no part in the choice (bank "
+            f"{results.experiment.evaluation.report_bank}){_infinity(m.metrics)}."
         )
     lines.append("Intervals are of the sampling alone, for FID at this number of samples.")
     lines.append(f"Protocol: {_protocol(results)}\n")
@@ -158,21 +158,16 @@ def _curve_table(results: Results) -> Table:
     )
     for step in sorted({m.point.step for m in results.curve}):
         found = {m.scale: m for m in results.curve if m.point.step == step}
-        cells = [_interval(found[scale]) if scale in found else "-" for scale in scales]
+        cells = [metric(found[scale].metrics) if scale in found else "-" for scale in scales]
         table.add_row(str(step), *cells)
     return table
 
 
-def _interval(m: Measurement) -> str:
-    return f"{m.fid:.1f} ({m.metrics['fid_low']:.1f} .. {m.metrics['fid_high']:.1f})"
-
-
 def _cost_table(results: Results) -> Table:
-    table = _table("Cost: seconds of work, whenever it was done", ("stage",),
-                   ("artifacts", "seconds", "MiB"))  # fmt: skip
+    table = _table("Cost: work, whenever it was done", ("stage",), ("artifacts", "work", "size"))
     for stage, row in results.costs().iterrows():
-        table.add_row(str(stage), str(int(row["artifacts"])), f"{row['seconds']:.1f}",
-                      f"{row['bytes'] / 2**20:.1f}")  # fmt: skip
+        table.add_row(str(stage), f"{int(row['artifacts']):,}", in_words(row["seconds"]),
+                      data_size(row["bytes"]))  # fmt: skip
     return table
 
 
@@ -230,9 +225,9 @@ def print_store(store: Store, console: Console) -> None:
     for key in unreadable_runs(store):
         runs.add_row(key[:8], "(its record cannot be read)", "", "")
     console.print(runs)
-    table = _table(f"Artifacts in {discreet(store.uri)}", ("kind",), ("artifacts", "MiB"))
+    table = _table(f"Artifacts in {discreet(store.uri)}", ("kind",), ("artifacts", "size"))
     for kind, count, size in store_summary(store):
-        table.add_row(kind, str(count), f"{size / 2**20:.1f}")
+        table.add_row(kind, f"{count:,}", data_size(size))
     console.print(table)
 
 
@@ -244,13 +239,13 @@ def _length(experiment: Experiment) -> str:
 def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     """Print what collection removed or would remove."""
     for artifact in garbage.artifacts:
-        console.print(f"{artifact.kind}/{artifact.key}  {artifact.size / 2**20:.1f} MiB",
+        console.print(f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}",
                       highlight=False)  # fmt: skip
     for name in garbage.set_aside:
         console.print(f"set aside: {name}", highlight=False)
-    total = sum(artifact.size for artifact in garbage.artifacts) / 2**20
+    total = data_size(sum(artifact.size for artifact in garbage.artifacts))
     verb = "Deleted" if deleted else "Would delete"
-    console.print(f"{verb} {len(garbage.artifacts)} artifacts ({total:.1f} MiB) and "
+    console.print(f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
                   f"{len(garbage.set_aside)} set aside.", highlight=False)  # fmt: skip
     if garbage.unreadable:
         keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)

@@ -10,8 +10,8 @@ from pipelines.files import replace_text
 from pipelines.graph import closure
 from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
+from pipelines.number_format import change, metric, percents
 from pipelines.projection import checkpoint_name
-from pipelines.report import change
 from pipelines.reproduce import run_words
 
 if TYPE_CHECKING:
@@ -70,20 +70,22 @@ def headline(results: Results) -> str:
         return "Nothing is measured at the last checkpoint yet."
     scale = f"internal guidance of scale {own.scale:g}"
     if own is base or own.scale == 1:
-        return (f"Without guidance FID is {page.interval(own.metrics)} after "
+        return (f"Without guidance FID is {metric(own.metrics)} after "
                 f"{own.point.step:,} steps.")  # fmt: skip
     gain = results.improvements()[results.final.index(own)]
     if base is None or gain is None:
-        return (f"With {scale} FID is {page.interval(own.metrics)} after {own.point.step:,} "
+        return (f"With {scale} FID is {metric(own.metrics)} after {own.point.step:,} "
                 f"steps; the unguided samples are not measured yet.")  # fmt: skip
-    both = f"from {page.interval(base.metrics)} to {page.interval(own.metrics)}"
-    value, low, high = (100 * part for part in gain)
+    both = f"from {metric(base.metrics)} to {metric(own.metrics)}"
+    value, low, high = gain
     if low > 0:
-        return (f"{scale[0].upper()}{scale[1:]} lowers FID {both}: {value:.0f} % less "
-                f"({low:.0f} .. {high:.0f}) on the same noise.")  # fmt: skip
+        less = percents(value, low, high, sign="")
+        return (f"{scale[0].upper()}{scale[1:]} lowers FID {both}: {less[0]} % less "
+                f"({less[1]} .. {less[2]}) on the same noise.")  # fmt: skip
     if high < 0:
-        return (f"{scale[0].upper()}{scale[1:]} raises FID {both}: {-value:.0f} % more "
-                f"({-high:.0f} .. {-low:.0f}) on the same noise.")  # fmt: skip
+        more = percents(-value, -high, -low, sign="")
+        return (f"{scale[0].upper()}{scale[1:]} raises FID {both}: {more[0]} % more "
+                f"({more[1]} .. {more[2]}) on the same noise.")  # fmt: skip
     return (f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
             f"a change of {change(gain)} on the same noise.")  # fmt: skip
 
@@ -115,7 +117,7 @@ def _incomplete(results: Results) -> Html | None:
 def _point(m: Measurement, x: float, what: str) -> Sample:
     metrics = m.metrics
     return Sample(x, m.fid, metrics["fid_low"], metrics["fid_high"],
-                  f"{what}: FID {page.interval(metrics)}")  # fmt: skip
+                  f"{what}: FID {metric(metrics)}")  # fmt: skip
 
 
 def curve_series(results: Results) -> list[Series]:
@@ -188,7 +190,7 @@ def scale_tables(results: Results) -> Html | None:
         return None
     marked, checkpoint = marks(results), checkpoint_name(results.experiment.train)
     rows = [
-        [f"{m.scale:g}", page.interval(m.metrics), "" if gain is None else change(gain),
+        [f"{m.scale:g}", metric(m.metrics), "" if gain is None else change(gain),
          marked[m.scale]]
         for m, gain in zip(results.final, results.improvements(), strict=True)
     ]  # fmt: skip

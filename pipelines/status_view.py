@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.durations import clock
+from pipelines.number_format import number
 from pipelines.status import read_status
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ def training_text(training: Training, now: float) -> str:
     place = f", {workers} on {training.host}" if training.host else ""
     quiet = now - training.heard
     silent = f" (said {_ago(training.heard, now)})" if quiet > 30 else ""
-    return (f"step {training.step} of {training.steps}, loss {training.loss:.4f}, {rate:.1f} "
-            f"steps/s{left}{place}{silent}")  # fmt: skip
+    return (f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
+            f"{number(rate, 2, 1)} steps/s{left}{place}{silent}")  # fmt: skip
 
 
 def _pace(done: int, left: int, seconds: float) -> str:

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.tables import TABLES
+from pipelines.number_format import metric_interval, number
 from pipelines.table import METRICS, among_ours
 
 if TYPE_CHECKING:
@@ -82,17 +83,16 @@ def _table(name: str, columns: Sequence[str], cells: Iterable[dict[str, str]]) -
 def _cells(line: TableLine) -> list[str]:
     published, measured = line.row.published, line.measured
     cells = [line.row.name, published.method, str(published.epochs or "-"),
-             "yes" if published.cfg else "no", f"{published.fid:.2f}"]  # fmt: skip
+             "yes" if published.cfg else "no", number(published.fid)]  # fmt: skip
     if measured is None:
         ours = [line.state, "", ""]
     else:
-        low, high = measured.metrics["fid_low"], measured.metrics["fid_high"]
         difference = line.difference
-        ours = [f"{measured.fid:.2f}", f"{low:.2f} .. {high:.2f}",
-                line.state if difference is None else f"{difference:+.2f}"]  # fmt: skip
+        ours = [number(measured.fid), metric_interval(measured.metrics),
+                line.state if difference is None else number(difference, sign="+")]  # fmt: skip
     scores = (published.inception_score,
               measured.metrics.get("inception_score") if measured else None)  # fmt: skip
-    return [*cells, *ours, *("-" if score is None else f"{score:.1f}" for score in scores)]
+    return [*cells, *ours, *("-" if score is None else number(score, least=1) for score in scores)]
 
 
 def _by_text(found: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, list[str]]:

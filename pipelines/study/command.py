@@ -12,6 +12,7 @@ from pipelines.collection import in_use
 from pipelines.dag import Deaf, Pipeline
 from pipelines.discretion import behind, discreet, where_to_compare
 from pipelines.errors import PipelineError
+from pipelines.number_format import number
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
 from pipelines.results import read_reported
@@ -221,7 +222,12 @@ def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
         return True
     if not console.is_terminal:
         raise ValueError(
-            f"the study is to take {cost.hours:.1f} worker-hours, more than "
+            f"the study is to take {number(cost.hours, separator=',')} worker-hours, more than "
             f"--ask-above {options.ask_above:g}: add --yes to start it"
         )
-    return console.input(f"Spend {cost.hours:.1f} worker-hours? [y/N] ").strip().lower() == "y"
+    return (
+        console.input(f"Spend {number(cost.hours, separator=',')} worker-hours? [y/N] ")
+        .strip()
+        .lower()
+        == "y"
+    )

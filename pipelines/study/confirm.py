@@ -28,6 +28,7 @@ from pipelines.errors import (
     WorkerLostError,
 )
 from pipelines.graph import Graph
+from pipelines.number_format import change, metric, number
 from pipelines.results import collect
 from pipelines.runners import RunnerSession
 
@@ -165,7 +166,7 @@ class _Runs:
             listener.let_go()
         headline = collect(store, graph).headline()
         if headline is not None:
-            self._say(f"confirm   FID {headline.fid:8.2f}  {label}")
+            self._say(f"confirm   FID {number(headline.fid):>8}  {label}")
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -198,9 +199,6 @@ def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
     table.add_column("FID", no_wrap=True)
     table.add_column("against the first", no_wrap=True)
     for label, row in summary.iterrows():
-        gain = f"{-row['gain']:+.0%} ({-row['gain_high']:+.0%} .. {-row['gain_low']:+.0%})"
-        table.add_row(
-            str(label), f"{row['fid']:.2f} ({row['fid_low']:.2f} .. {row['fid_high']:.2f})",
-            "" if label == BASELINE else gain,
-        )  # fmt: skip
+        gain = change((row["gain"], row["gain_low"], row["gain_high"]))
+        table.add_row(str(label), metric(dict(row)), "" if label == BASELINE else gain)
     console.print(table)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines import page
 from pipelines.charts import Row, interval_chart
 from pipelines.html import Html, badge, markup, paragraph, table, tag
-from pipelines.report import change
+from pipelines.number_format import change, metric
 from pipelines.study.confirm import BASELINE, summarise
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
     for label, row in summary.iterrows():
         base = label == BASELINE
         gain = (row["gain"], row["gain_low"], row["gain_high"])
-        rows.append([str(label), f"{row['seeds']:.0f}", page.interval(dict(row)),
+        rows.append([str(label), f"{row['seeds']:.0f}", metric(dict(row)),
                      "" if base else change(gain),
                      None if base else badge(*_confirmed_mark(gain))])  # fmt: skip
         dots = tuple(confirmed[confirmed["candidate"] == label]["fid"])

@@ -21,6 +21,7 @@ from pipelines.errors import (
     WorkerLostError,
 )
 from pipelines.graph import Graph
+from pipelines.number_format import metric_interval, number
 from pipelines.runners import Runner, RunnerSession, describe_runner
 from pipelines.study.watch import Watch
 
@@ -282,7 +283,6 @@ class StudyDriver:
 
     def _heard(self, unit: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""
-        metrics = done.metrics
-        self._say(f"FID {done.fid:8.2f} [{metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f}]  "
+        self._say(f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
                   f"{unit[0].point.training_name}, scale {done.scale:g}, "
                   f"step {done.point.step}")  # fmt: skip

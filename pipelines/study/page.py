@@ -17,6 +17,7 @@ from pipelines.files import replace_text
 from pipelines.graph import Graph, closure
 from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
+from pipelines.number_format import metric, number, percent
 from pipelines.reproduce import study_words
 from pipelines.results import collect
 from pipelines.study.confirm import candidate
@@ -135,7 +136,7 @@ def _complete(found: Findings) -> list[Trial]:
 
 
 def _fid(trial: Trial) -> str:
-    return page.interval({"fid": trial.fid, **trial.facts})
+    return metric({"fid": trial.fid, **trial.facts})
 
 
 def _sample(trial: Trial) -> Sample:
@@ -173,7 +174,7 @@ def curve_chart(found: Findings) -> Html | None:
         curve = max((t.curve for t in members), key=len)
         points = tuple(
             Sample(step, p.fid, p.fid - p.half_width, p.fid + p.half_width,
-                   f"layer {layer}, weight {weight:g}, step {step}: FID {p.fid:.2f}")
+                   f"layer {layer}, weight {weight:g}, step {step}: FID {number(p.fid)}")
             for step, p in sorted(curve.items())
         )  # fmt: skip
         same = sum(line.color == layer for line in lines)
@@ -218,7 +219,7 @@ def importances(found: Findings) -> Html | None:
         return None
     names = {"aux_layer": "auxiliary layer", "aux_weight": "auxiliary weight",
              "ig_scale": "internal guidance scale"}  # fmt: skip
-    rows = [[names.get(name, name), f"{100 * share:.0f} %",
+    rows = [[names.get(name, name), percent(share),
              tag("span", class_="meter", style=f"width:{10 * share:.2f}rem")]
             for name, share in found.importances.items()]  # fmt: skip
     rows = [[name, bar, share] for name, share, bar in rows]
@@ -262,10 +263,10 @@ def _seconds(value: float) -> str:
 def _costs(found: Findings, store: Store, nodes: Sequence[Node]) -> Html:
     saved = ""
     if found.naive_seconds:
-        share = 100 * (1 - found.spent_seconds / found.naive_seconds)
+        share = percent(1 - found.spent_seconds / found.naive_seconds)
         saved = (f"Work on the trials: {in_words(found.spent_seconds)}. One training for each "
                  f"point would have cost {in_words(found.naive_seconds)}, so that sharing "
-                 f"trainings saved {share:.0f} %.")  # fmt: skip
+                 f"trainings saved {share}.")  # fmt: skip
     return markup(paragraph(saved) if saved else None, page.costs(store, nodes))
 
 

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rich.table import Table
 
+from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
-from pipelines.report import change
+from pipelines.number_format import (
+    change,
+    data_size,
+    metric,
+    metric_interval,
+    number,
+    percent,
+)
 from pipelines.results import METRICS, fid_jackknife_of, read_reported, work_seconds
 from pipelines.study.trials import by_training
 
@@ -158,8 +166,8 @@ def print_findings(found: Findings, console: Console) -> None:
         note = "best" if trial is found.best else "equal" if trial in found.equals else ""
         table.add_row(
             str(trial.number), str(trial.point.aux_layer), f"{trial.point.aux_weight:g}",
-            f"{trial.point.ig_scale:g}", f"{trial.fid:.2f}",
-            f"{trial.facts['fid_low']:.2f} .. {trial.facts['fid_high']:.2f}", note,
+            f"{trial.point.ig_scale:g}", number(trial.fid or 0.0),
+            metric_interval({"fid": trial.fid, **trial.facts}), note,
         )  # fmt: skip
     console.print(table)
     if found.best is not None:
@@ -169,17 +177,16 @@ def print_findings(found: Findings, console: Console) -> None:
     if found.reported is not None:
         metrics, gain = found.reported.measurement.metrics, found.reported.gain
         console.print(
-            f"[bold]The best point on noise that had no part in the choice: FID "
-            f"{metrics['fid']:.2f} ({metrics['fid_low']:.2f} .. {metrics['fid_high']:.2f})"
+            f"[bold]The best point on noise that had no part in the choice: FID {metric(metrics)}"
             + ("" if gain is None else f", {change(gain)} against scale 1") + "[/bold]"
         )  # fmt: skip
     if found.importances:
-        texts = (f"{name} {value:.0%}" for name, value in found.importances.items())
+        texts = (f"{name} {percent(value)}" for name, value in found.importances.items())
         console.print(f"Importance for FID: {', '.join(texts)}")
     if found.naive_seconds:
-        console.print(f"Work: {found.spent_seconds:,.0f} s; one training for each point would "
-                      f"have cost {found.naive_seconds:,.0f} s "
-                      f"(ratio {found.spent_seconds / found.naive_seconds:.2f})")  # fmt: skip
+        console.print(f"Work: {in_words(found.spent_seconds)}; one training for each point would "
+                      f"have cost {in_words(found.naive_seconds)} "
+                      f"(ratio {number(found.spent_seconds / found.naive_seconds)})")  # fmt: skip
 
 
 def counted(count: int, noun: str) -> str:
@@ -191,9 +198,9 @@ def print_forecast(cost: Forecast, console: Console) -> None:
     """Print what is left to do."""
     hours = "unknown (nothing comparable was run here yet)"
     if cost.hours is not None:
-        hours = (f"{cost.hours:.2f} (training {cost.train_hours:.2f}, "
-                 f"samples {cost.sample_hours:.2f})")  # fmt: skip
-    disk = "unknown" if cost.gigabytes is None else f"{cost.gigabytes:.2f} GiB"
+        parts = (cost.hours, cost.train_hours or 0.0, cost.sample_hours or 0.0)
+        hours = "{} (training {}, samples {})".format(*(number(p, separator=",") for p in parts))
+    disk = "unknown" if cost.gigabytes is None else data_size(cost.gigabytes * 2**30)
     work = (f"{counted(cost.trials, 'trial')}, {counted(cost.trainings, 'training')}, "
             f"{cost.images:,} images")  # fmt: skip
     console.print(f"Forecast: {work}; worker-hours {hours}; disk {disk}", highlight=False,

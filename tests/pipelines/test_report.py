@@ -8,8 +8,10 @@ from rich.console import Console
 
 from pipelines.collection import find_garbage
 from pipelines.dag import make_plan
+from pipelines.durations import in_words
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
+from pipelines.number_format import number
 from pipelines.report import print_garbage, print_plan, print_report, print_store
 from pipelines.results import collect
 from tests.pipelines.conftest import run_inline, tiny
@@ -51,8 +53,8 @@ def test_the_table_by_scale_shows_every_number(results):
             f"{m.scale:g}",
             f"{m.fid:.2f}",
             f"{m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f}",
-            f"{m.metrics['precision']:.3f}",
-            f"{m.metrics['recall']:.3f}",
+            number(m.metrics["precision"]),
+            number(m.metrics["recall"]),
             f"{m.metrics['inception_score']:.2f}",
         ]
         line = next(line for line in text.splitlines() if expected[2] in line)
@@ -65,7 +67,7 @@ def test_the_curve_shows_both_scales_at_every_step(results):
     assert "unguided" in curve
     assert "ig scale 1.5" in curve
     for m in results.curve:
-        cell = f"{m.fid:.1f} ({m.metrics['fid_low']:.1f} .. {m.metrics['fid_high']:.1f})"
+        cell = f"{m.fid:.2f} ({m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f})"
         assert any(cell in line for line in curve.splitlines() if line.split()[:1] == [
             str(m.point.step)
         ])  # fmt: skip
@@ -86,7 +88,7 @@ def test_costs_are_listed_by_stage(results):
         (cells,) = rows(text[text.index("Cost:") :], stage)
         assert cells[1:3] == [
             str(costs.loc[stage, "artifacts"]),
-            f"{costs.loc[stage, 'seconds']:.1f}",
+            in_words(costs.loc[stage, "seconds"]),
         ]
 
 
