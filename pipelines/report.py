@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
 from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary, unreadable_runs
 from pipelines.discretion import discreet
@@ -15,6 +12,7 @@ from pipelines.durations import in_words
 from pipelines.graph import STAGES, Graph, Node, closure
 from pipelines.number_format import change, data_size, metric, metric_interval, number
 from pipelines.projection import checkpoint_name
+from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.stages.starting import starting_step
 
 if TYPE_CHECKING:
@@ -45,58 +43,49 @@ SHOWN_METRICS = (
 def print_report(results: Results, console: Console) -> None:
     """Print the FID by scale, the FID curve and the cost of each stage."""
     if results.final:
-        console.print(_scale_table(results))
+        print_screen_table(_scale_table(results), console)
         console.print(_verdict(results))
     if results.curve:
-        console.print(_curve_table(results))
-    console.print(_cost_table(results))
+        print_screen_table(_curve_table(results), console)
+    print_screen_table(_cost_table(results), console)
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-                  pad_edge=False, padding=(0, 1, 0, 0), min_width=len(title))  # fmt: skip
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _scale_table(results: Results) -> Table:
-    experiment = results.experiment
-    table = _table(
-        f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
-        f"{experiment.evaluation.num_samples:,} samples a scale",
-        (),
-        ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS"),
-    )
-    best = results.best()
-    for m, gain in zip(results.final, results.improvements(), strict=True):
-        metrics = m.metrics
-        table.add_row(
+def _scale_table(results: Results) -> ScreenTable:
+    experiment, best = results.experiment, results.best()
+    names = ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS")
+    rows = [
+        (
             f"{m.scale:g}",
             number(m.fid),
-            metric_interval(metrics),
+            metric_interval(m.metrics),
             "" if gain is None else change(gain),
-            *(_number(metrics, name) for name in ("precision", "recall", "inception_score")),
-            style="bold" if best and m is best[0] else None,
+            *(_number(m.metrics, name) for name in ("precision", "recall", "inception_score")),
         )
-    return table
+        for m, gain in zip(results.final, results.improvements(), strict=True)
+    ]
+    return ScreenTable(
+        f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
+        f"{experiment.evaluation.num_samples:,} samples a scale",
+        numbers(*names),
+        rows,
+        marked=[i for i, m in enumerate(results.final) if best and m is best[0]],
+    )
 
 
 def print_metrics(path: Path, protocol: str, console: Console) -> None:
     """Print one evaluation, from its file."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    table = _table(f"{metrics['num_samples']:,} images, protocol {protocol} "
-                   f"({metrics['fingerprint']['id']})", ("metric",),
-                   ("value", "95 % interval"))  # fmt: skip
+    rows = []
     for name in SHOWN_METRICS:
         if name in metrics:
             spread = metrics.get(f"{name}_std")
             splits = "" if spread is None else f" (std over splits {number(spread)})"
-            table.add_row(name.replace("_", " "), number(metrics[name]),
-                          metric_interval(metrics, name) + splits)  # fmt: skip
-    console.print(table)
+            rows.append((name.replace("_", " "), number(metrics[name]),
+                         metric_interval(metrics, name) + splits))  # fmt: skip
+    title = (f"{metrics['num_samples']:,} images, protocol {protocol} "
+             f"({metrics['fingerprint']['id']})")  # fmt: skip
+    columns = [*words("metric"), *numbers("value", "95 % interval")]
+    print_screen_table(ScreenTable(title, columns, rows), console)
     console.print(f"All of it: {path}", highlight=False, soft_wrap=True)
 
 
@@ -149,34 +138,30 @@ def _protocol(results: Results) -> str:
             f"only numbers with the same fingerprint compare.")  # fmt: skip
 
 
-def _curve_table(results: Results) -> Table:
+def _curve_table(results: Results) -> ScreenTable:
     scales = sorted({m.scale for m in results.curve})
-    table = _table(
-        f"FID over training: {results.experiment.evaluation.curve_samples:,} samples a point",
-        (),
-        ("step", *("unguided" if scale == 1 else f"ig scale {scale:g}" for scale in scales)),
-    )
+    names = ("step", *("unguided" if scale == 1 else f"ig scale {scale:g}" for scale in scales))
+    rows = []
     for step in sorted({m.point.step for m in results.curve}):
         found = {m.scale: m for m in results.curve if m.point.step == step}
         cells = [metric(found[scale].metrics) if scale in found else "-" for scale in scales]
-        table.add_row(str(step), *cells)
-    return table
+        rows.append((str(step), *cells))
+    samples = results.experiment.evaluation.curve_samples
+    return ScreenTable(f"FID over training: {samples:,} samples a point", numbers(*names),
+                       rows)  # fmt: skip
 
 
-def _cost_table(results: Results) -> Table:
-    table = _table("Cost: work, whenever it was done", ("stage",), ("artifacts", "work", "size"))
-    for stage, row in results.costs().iterrows():
-        table.add_row(str(stage), f"{int(row['artifacts']):,}", in_words(row["seconds"]),
-                      data_size(row["bytes"]))  # fmt: skip
-    return table
+def _cost_table(results: Results) -> ScreenTable:
+    rows = [(str(stage), f"{int(row['artifacts']):,}", in_words(row["seconds"]),
+             data_size(row["bytes"])) for stage, row in results.costs().iterrows()]  # fmt: skip
+    columns = [*words("stage"), *numbers("artifacts", "work", "size")]
+    return ScreenTable("Cost: work, whenever it was done", columns, rows)
 
 
 def print_plan(results: Results, plan: Plan, console: Console) -> None:
     """Print what is cached and what would run, by stage."""
     graph, store = results.graph, results.store
-    table = _table(f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}",
-                   ("stage", "kind"), ("cached", "to build"))  # fmt: skip
-    table.add_column("what would run")
+    rows = []
     nodes = list(closure(results.targets))
     for kind, stage in STAGES.items():
         own = [node for node in nodes if node.kind == kind]
@@ -184,9 +169,11 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
             continue  # states to resume from are nobody's aim
         missing = [node for node in own if node in plan.missing]
         cached = sum(store.find(node.kind, node.key) is not None for node in own)
-        table.add_row(stage, kind, str(cached), str(len(missing)),
-                      _what_would_run(graph, store, kind, missing))  # fmt: skip
-    console.print(table)
+        rows.append((stage, kind, f"{cached:,}", f"{len(missing):,}",
+                     _what_would_run(graph, store, kind, missing)))  # fmt: skip
+    title = f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}"
+    columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
+    print_screen_table(ScreenTable(title, columns, rows, keys=2), console)
     if results.chosen_scale is None and (count := graph.most_images_anew):
         console.print(f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
                       f"noise: up to {count:,} images.")  # fmt: skip
@@ -218,17 +205,17 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
 
 def print_store(store: Store, console: Console) -> None:
     """Print the recorded runs and what the store holds of each kind."""
-    runs = _table("Recorded runs", ("run", "experiment", "steps", "ig scales"), ())
-    for key, experiment in recorded_runs(store).items():
-        scales = " ".join(f"{scale:g}" for scale in experiment.scales)
-        runs.add_row(key[:8], experiment.name, _length(experiment), scales)
-    for key in unreadable_runs(store):
-        runs.add_row(key[:8], "(its record cannot be read)", "", "")
-    console.print(runs)
-    table = _table(f"Artifacts in {discreet(store.uri)}", ("kind",), ("artifacts", "size"))
-    for kind, count, size in store_summary(store):
-        table.add_row(kind, f"{count:,}", data_size(size))
-    console.print(table)
+    runs = [
+        (key[:8], experiment.name, _length(experiment),
+         " ".join(f"{scale:g}" for scale in experiment.scales))
+        for key, experiment in recorded_runs(store).items()
+    ]  # fmt: skip
+    runs += [(key[:8], "(its record cannot be read)", "", "") for key in unreadable_runs(store)]
+    columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
+    print_screen_table(ScreenTable("Recorded runs", columns, runs), console)
+    kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
+    columns = [*words("kind"), *numbers("artifacts", "size")]
+    print_screen_table(ScreenTable(f"Artifacts in {discreet(store.uri)}", columns, kinds), console)
 
 
 def _length(experiment: Experiment) -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from pipelines.durations import clock
 from pipelines.number_format import number
+from pipelines.screen_table import ScreenTable, numbers, words
 from pipelines.status import read_status
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ def view(status: Status) -> RenderableType:
 
 def _line(text: str, style: str = "") -> Text:
     """A line in which nothing is taken for markup, or for a command to the terminal."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return Text(shown, style=style, overflow="fold")
+    return Text(_printable(text), style=style, overflow="fold")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _head(status: Status) -> Iterator[Text]:
@@ -140,23 +143,20 @@ def _pace(done: int, left: int, seconds: float) -> str:
     return f", about {clock(left * seconds / done)} left at this pace"
 
 
-def _tasks(status: Status) -> Table:
+def _tasks(status: Status) -> ScreenTable:
     names = {(d.host, d.pid): d.title for d in status.working}
     training = {w.trajectory: w.name for d in status.working for w in d.works}
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("in flight", "what", "leased by", "worker"):
-        table.add_column(name, overflow="fold")
-    table.add_column("for", justify="right", no_wrap=True)
+    rows = []
     for task in status.tasks[:SHOWN]:
         lease = "" if task.lease is None else names.get(
             (task.lease.host, task.lease.pid), _where(task.lease))  # fmt: skip
-        table.add_row(
-            _line(f"{task.kind}/{task.key[:8]}"), _line(task.what or training.get(task.key, "")),
-            _line(lease), _line(_worker(task)), _line(clock(max(status.now - task.since, 0))),
-        )  # fmt: skip
+        cells = (f"{task.kind}/{task.key[:8]}", task.what or training.get(task.key, ""), lease,
+                 _worker(task), clock(max(status.now - task.since, 0)))  # fmt: skip
+        rows.append([_printable(cell) for cell in cells])
     if len(status.tasks) > SHOWN:
-        table.add_row(_line(f"and {len(status.tasks) - SHOWN} more"))
-    return table
+        rows.append([f"and {len(status.tasks) - SHOWN} more", "", "", "", ""])
+    columns = [*words("in flight", "what", "leased by", "worker"), *numbers("for")]
+    return ScreenTable("", columns, rows)
 
 
 def _worker(task: Task) -> str:

@@ -1,15 +1,13 @@
-"""A table on the screen, as wide as that is, and whole as CSV."""
+"""A table of published numbers and ours: on the screen, and as CSV."""
 
 from __future__ import annotations
 
 import csv
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
-
 from experiments.tables import TABLES
 from pipelines.number_format import metric_interval, number
+from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.table import METRICS, among_ours
 
 if TYPE_CHECKING:
@@ -20,13 +18,11 @@ if TYPE_CHECKING:
 
     from pipelines.table import TableLine
 
-COLUMNS = ("row", "method", "epochs", "CFG", "FID\npublished", "FID\nours", "95 %\ninterval",
-           "difference", "IS\npublished", "IS\nours")  # fmt: skip
-LEAST_NEEDED = ("IS\nours", "IS\npublished", "method", "CFG", "epochs", "95 %\ninterval")
-"""Columns that a narrow screen does without, in this order; the CSV file has them all."""
-
-WIDEST = 1000
-"""No table is as wide."""
+COLUMNS = (
+    *words("row", "method"),
+    *numbers("epochs", "CFG", "FID published", "FID ours", "95 % interval", "difference"),
+    *numbers("IS published", "IS ours"),
+)
 
 
 def print_tables(console: Console) -> None:
@@ -42,15 +38,8 @@ def print_tables(console: Console) -> None:
 
 def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
     """Print published numbers and ours, and in what the protocols differ."""
-    cells = [dict(zip(COLUMNS, _cells(line), strict=True)) for line in lines]
-    columns = list(COLUMNS)
-    for column in LEAST_NEEDED:
-        if _width(_table(name, columns, cells), console) > console.width:
-            columns.remove(column)
-    table = _table(name, columns, cells)
-    # What does not fit all the same sticks out: broken or cut, a row could not be read.
-    table.width = _width(table, console)
-    console.print(table, crop=False)
+    title = f"Table {name}: published numbers, and ours"
+    print_screen_table(ScreenTable(title, COLUMNS, map(_cells, lines)), console)
     for text, rows in _by_text((line, line.obstacles) for line in lines).items():
         console.print(f"Not compared ({', '.join(rows)}): {text}.", highlight=False,
                       soft_wrap=True, markup=False)  # fmt: skip
@@ -61,23 +50,6 @@ def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None
         console.print(f"Ours differ: {text}.", highlight=False, soft_wrap=True, markup=False)
     console.print("Intervals are of the sampling alone; published numbers come without any.",
                   soft_wrap=True)  # fmt: skip
-
-
-def _width(table: Table, console: Console) -> int:
-    """Cells that a table wants, whatever the screen has."""
-    return console.measure(table, options=console.options.update(width=WIDEST)).maximum
-
-
-def _table(name: str, columns: Sequence[str], cells: Iterable[dict[str, str]]) -> Table:
-    table = Table(title=f"Table {name}: published numbers, and ours", title_justify="left",
-                  title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-                  padding=(0, 1, 0, 0))  # fmt: skip
-    for column in columns:
-        words = column in ("row", "method")
-        table.add_column(column, justify="left" if words else "right", no_wrap=True)
-    for row in cells:
-        table.add_row(*(row[column] for column in columns))
-    return table
 
 
 def _cells(line: TableLine) -> list[str]:

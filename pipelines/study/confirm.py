@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich.table import Table
 
 from ig_core.config import Guidance
 from pipelines.activity import Activity
@@ -31,6 +30,7 @@ from pipelines.graph import Graph
 from pipelines.number_format import change, metric, number
 from pipelines.results import collect
 from pipelines.runners import RunnerSession
+from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -192,13 +192,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
     """Print what held on other seeds."""
     seeds = int(summary["seeds"].max())
-    table = Table(title=f"Confirmed on {seeds} other training seeds and another bank of noise "
-                        f"(mean, 95 % interval over seeds)", title_justify="left",
-                  title_style="bold", box=None, pad_edge=False)  # fmt: skip
-    table.add_column("", overflow="fold")
-    table.add_column("FID", no_wrap=True)
-    table.add_column("against the first", no_wrap=True)
+    title = (f"Confirmed on {seeds} other training seeds and another bank of noise "
+             f"(mean, 95 % interval over seeds)")  # fmt: skip
+    rows = []
     for label, row in summary.iterrows():
         gain = change((row["gain"], row["gain_low"], row["gain_high"]))
-        table.add_row(str(label), metric(dict(row)), "" if label == BASELINE else gain)
-    console.print(table)
+        rows.append((str(label), metric(dict(row)), "" if label == BASELINE else gain))
+    columns = [*words("candidate"), *numbers("FID", "against the first")]
+    print_screen_table(ScreenTable(title, columns, rows), console)

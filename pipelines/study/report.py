@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich.table import Table
 
 from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
@@ -21,6 +20,7 @@ from pipelines.number_format import (
     percent,
 )
 from pipelines.results import METRICS, fid_jackknife_of, read_reported, work_seconds
+from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
@@ -158,18 +158,17 @@ def print_findings(found: Findings, console: Console) -> None:
     states = found.table["state"].value_counts().to_dict() if len(found.table) else {}
     counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
     title = f"Study {found.study.name}: {counts or 'no trials'}; lowest FID first"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("trial", "layer", "weight", "scale", "FID", "95 % interval", ""):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     complete = sorted((t for t in found.trials if t.fid is not None), key=lambda t: t.fid or 0)
     for trial in complete[:SHOWN]:
         note = "best" if trial is found.best else "equal" if trial in found.equals else ""
-        table.add_row(
+        rows.append((
             str(trial.number), str(trial.point.aux_layer), f"{trial.point.aux_weight:g}",
             f"{trial.point.ig_scale:g}", number(trial.fid or 0.0),
             metric_interval({"fid": trial.fid, **trial.facts}), note,
-        )  # fmt: skip
-    console.print(table)
+        ))  # fmt: skip
+    columns = [*numbers("trial", "layer", "weight", "scale", "FID", "95 % interval"), *words("")]
+    print_screen_table(ScreenTable(title, columns, rows), console)
     if found.best is not None:
         console.print(f"{counted(len(found.equals), 'point')} cannot be told from the best one "
                       f"(same noise, paired 95 % interval); it was chosen on these very "

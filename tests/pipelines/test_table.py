@@ -229,12 +229,13 @@ def test_a_table_is_readable_at_any_width(name, width, tmp_path):
     text = output.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     drawn = text[: text.index("Intervals are of")].splitlines()
-    head = " ".join(drawn[1:5])
-    for line in lines:  # a row is one line, with its whole name and its number
-        (found,) = (each.split() for each in drawn if each.split()[:1] == [line.row.name])
-        assert f"{line.row.published.fid:.2f}" in found
-    assert width < 80 or max(map(len, drawn)) <= width
-    assert ("method" in head) == (width >= 160)
+    assert {"method", "epochs", "CFG", "published"} <= set(" ".join(drawn).split())
+    for line in lines:  # all numbers of a row stand beside its whole name
+        row = [word for each in drawn if each.split()[:1] == [line.row.name]
+               for word in each.split()[1:]]  # fmt: skip
+        score = line.row.published.inception_score
+        assert {f"{line.row.published.fid:.2f}", "-" if score is None else f"{score:.1f}"} <= {*row}
+    assert max(map(len, drawn)) <= width
 
 
 def test_the_file_and_the_comparison_have_all_rows_whichever_are_shown(table, tmp_path):
