@@ -26,6 +26,7 @@ from pipelines.discretion import discreet
 from pipelines.errors import PipelineError, StoppedError
 from pipelines.files import replace_text
 from pipelines.locks import FileLock, holder, wait_for_lock
+from pipelines.rights import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -264,7 +265,8 @@ class Followed:
 
 def _outcome(error: BaseException) -> str:
     if isinstance(error, PipelineError | ValueError | OSError):
-        return f"failed: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
+        text = explain(error) if isinstance(error, OSError) else str(error)
+        return f"failed: {text.splitlines()[0][:300] if text else type(error).__name__}"
     return "stopped" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"
 
 

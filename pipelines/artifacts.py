@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
-from pipelines.files import describe_files
+from pipelines.files import describe_files, follow_umask
 from pipelines.keys import check_file_name, check_name, file_digest
 from pipelines.records import SharedRecords
+from pipelines.rights import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,6 +185,7 @@ class Store(SharedRecords):
             try:
                 staging.mkdir()
                 yield staging
+                follow_umask(staging)
                 manifest = {
                     **description,
                     "format": FORMAT,
@@ -196,8 +198,9 @@ class Store(SharedRecords):
                 if self._commit(staging, kind, key, manifest):
                     self.log("published", kind, key, seconds=manifest["seconds"])
             except (OSError, SafetensorError) as error:
+                reason = explain(error) if isinstance(error, OSError) else str(error)
                 raise ArtifactError(f"artifact {kind}/{key} could not be made in {self.uri}: "
-                                    f"{error}") from error  # fmt: skip
+                                    f"{reason}") from error  # fmt: skip
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
@@ -280,7 +283,7 @@ def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:
     path = artifact.path / name
     try:
         state = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CorruptArtifactError(artifact.kind, artifact.key, path,
                                    "the file is missing") from None  # fmt: skip
     entry = artifact.manifest["files"][name]

@@ -43,6 +43,7 @@ from pipelines.files import never_fail_to_print
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
+from pipelines.rights import explain
 from pipelines.secrets import load_secrets
 from pipelines.study.options import StudyOptions
 
@@ -145,7 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, PipelineError) as error:
         if os.environ.get("IGDIT_DEBUG"):
             raise
-        print(f"igdit: {discreet(error)}", file=sys.stderr)
+        said = explain(error) if isinstance(error, OSError) else error
+        print(f"igdit: {discreet(said)}", file=sys.stderr)
         if not isinstance(error, UsageError | PipelineError):
             print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

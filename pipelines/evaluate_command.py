@@ -42,6 +42,7 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     if not path.exists():
         raise ValueError(f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
                          f"but {path} does not exist")  # fmt: skip
+    home.prepare()
     count = count_images(path)
     experiment = resolve(_experiment(options, count))
     evaluation = experiment.evaluation

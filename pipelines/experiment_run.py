@@ -44,6 +44,7 @@ def run_experiment(
     """
     # Asked first: mlflow adds its own folder to the PATH.
     command, started = _command(), time.monotonic()
+    home.prepare()
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
@@ -86,6 +87,7 @@ def measure_scales(
         ArtifactError: an artifact that is needed is damaged.
         TrainingFailedError: a loss was not finite.
     """
+    home.prepare()
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
     wanted = experiment.scales if scales is None else tuple(scales)

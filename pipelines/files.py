@@ -75,6 +75,17 @@ def describe_files(directory: Path) -> dict[str, dict[str, object]]:
     return files
 
 
+def follow_umask(directory: Path) -> None:
+    """Give the files below a directory the rights that files made in it usually have.
+
+    Some libraries make theirs for their user alone, whatever the umask (safetensors does).
+    """
+    usual = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o666 != usual:
+            path.chmod(usual)
+
+
 def sync_directory(path: Path) -> None:
     """Force the names in a directory to the disk."""
     file = os.open(path, os.O_RDONLY)

@@ -28,14 +28,17 @@ from typing import TYPE_CHECKING, Any
 from pipelines.artifacts import MANIFEST, Artifact, Store
 from pipelines.errors import ArtifactError, CorruptArtifactError
 from pipelines.files import read_if_there, read_tail, sync_directory, write_durably
-from pipelines.keys import check_name
+from pipelines.keys import check_name, is_name
 from pipelines.locks import FileLock, Holder, holder
+from pipelines.rights import explain, require_writable
 from pipelines.staging import staging, sweep_staging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+OWN_NAMES = (".staging", ".leases", ".corrupt", ".runs", ".shown", ".tables", ".drivers",
+             ".in-use.lock", "events.jsonl")  # fmt: skip
 LINE_BYTES = 1024
 """About the longest line of the event log."""
 
@@ -50,11 +53,8 @@ class FolderStore(Store):
         super().__init__(str(self.root))
 
     def prepare(self) -> None:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"the store must be a folder that can be written, but {self.root} "
-                             f"is not: {error}") from error  # fmt: skip
+        kinds = (path.name for path in self.root.glob("[!.]*") if path.is_dir())
+        require_writable(self.root, (*OWN_NAMES, *filter(is_name, kinds)), "store")
 
     def exists(self) -> bool:
         return self.root.exists()
@@ -105,7 +105,7 @@ class FolderStore(Store):
         self.root.mkdir(parents=True, exist_ok=True)
         record = {"time": round(time.time(), 3), "event": event, "kind": kind, "key": key}
         line = json.dumps({**record, **details}) + "\n"
-        file = os.open(self.root / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(self.root / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(file, line.encode())
         finally:
@@ -203,5 +203,5 @@ class FolderStore(Store):
                 (self.root / artifact.kind / artifact.key).rename(trash)
             except OSError as error:
                 raise ArtifactError(f"artifact {artifact.kind}/{artifact.key} could not be "
-                                    f"deleted: {error}") from error  # fmt: skip
+                                    f"deleted: {explain(error)}") from error  # fmt: skip
             self.log("deleted", artifact.kind, artifact.key)

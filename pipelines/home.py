@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.rights import require_writable
 from pipelines.stores import make_store
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ class Home:
     def default(cls) -> Home:
         """`IGDIT_HOME`, or `runs` in the current directory."""
         return cls(Path(os.environ.get("IGDIT_HOME", "runs")).absolute())
+
+    def prepare(self) -> None:
+        """See that results can be written here, before any work.
+
+        Raises:
+            ValueError: they cannot; the message names the folder or file and what mends it.
+        """
+        databases = {self.tracking_uri: "mlflow.db", self.study_storage: "study.db"}
+        own = [name for url, name in databases.items() if url == f"sqlite:///{self.root / name}"]
+        folders = (self.activity, self.report, self.scratch, self.mlartifacts)
+        require_writable(self.root, (*(each.name for each in folders), *own), "home")
 
     @cached_property
     def store(self) -> Store:

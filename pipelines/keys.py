@@ -41,11 +41,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is a legal kind or key."""
+    legal = text.replace("-", "").isalnum() and text.isascii() and len(text) <= 200
+    return legal and not text.startswith("-")
+
+
 def check_name(*parts: str) -> None:
     """Raise ValueError unless each is a legal kind or key, which cannot lead elsewhere."""
     for part in parts:
-        legal = part.replace("-", "").isalnum() and part.isascii() and len(part) <= 200
-        if not legal or part.startswith("-"):
+        if not is_name(part):
             raise ValueError(f"kind and key must be letters, digits and '-', but got {part!r}")
 
 

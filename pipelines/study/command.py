@@ -16,6 +16,7 @@ from pipelines.number_format import number
 from pipelines.pinned import resolve
 from pipelines.report_command import study_folder
 from pipelines.results import read_reported
+from pipelines.rights import explain
 from pipelines.runners import RunnerSession, describe_runner
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.driver import Budget, StudyDriver
@@ -56,9 +57,9 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
+    home.prepare()
     study = replace(study, experiment=resolve(study.experiment))
     store, started = home.store, time.monotonic()
-    home.root.mkdir(parents=True, exist_ok=True)
     url = options.storage or home.study_storage
     with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
@@ -136,7 +137,8 @@ def _measured_anew(
         targets = [point.evaluate for point in graph.report(scale)]
         Pipeline(home.store, experiment, session.runner, listener).run(targets)
     except (PipelineError, OSError) as error:  # the study itself is safe
-        say(discreet(f"The best point could not be measured on other noise: {error}"))
+        reason = explain(error) if isinstance(error, OSError) else error
+        say(discreet(f"The best point could not be measured on other noise: {reason}"))
     finally:
         session.close()
     return replace(found, reported=read_reported(home.store, graph, scale))
