@@ -9,7 +9,6 @@ the manifest and is checked before the file is used. Whoever builds an artifact 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from abc import abstractmethod
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
-from pipelines.files import describe_files, follow_umask
+from pipelines.files import describe_files, follow_umask, remove_tree
 from pipelines.keys import check_file_name, check_name, file_digest
 from pipelines.records import SharedRecords
 from pipelines.rights import explain
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+CREDIBLE_SECONDS = 200 * 86400.0
+"""The longest that making one artifact, or the training before it, is believed to have taken."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ class Artifact:
     @property
     def seconds(self) -> float:
         """What it cost to make: the training before it for a checkpoint, else its building."""
-        return float(self.manifest.get("work_seconds", self.manifest["seconds"]))
+        return _credible(self.manifest.get("work_seconds", self.manifest["seconds"]))
+
+    @property
+    def built(self) -> float:
+        """When it was ready, in seconds since the epoch."""
+        return float(self.manifest["created"]) + _credible(self.manifest["seconds"])
 
 
 class Store(SharedRecords):
@@ -98,7 +104,8 @@ class Store(SharedRecords):
             manifest = json.loads(text)
             if manifest["kind"] != kind or manifest["key"] != key:
                 raise ValueError("it describes another artifact")
-            float(manifest.get("work_seconds", manifest["seconds"]))
+            float(manifest.get("work_seconds", 0)), float(manifest["seconds"])
+            float(manifest["created"])
             for name, entry in manifest["files"].items():
                 int(entry["size"]), str(entry["sha256"])
                 check_file_name(name)
@@ -180,7 +187,7 @@ class Store(SharedRecords):
             shares: Artifacts that are made in the same time; each is said to have cost a part.
         """
         check_name(kind, key)
-        started = time.time()
+        created, started = time.time(), time.monotonic()
         with self._staging(kind, key) as staging:
             try:
                 staging.mkdir()
@@ -192,8 +199,8 @@ class Store(SharedRecords):
                     "kind": kind,
                     "key": key,
                     "files": describe_files(staging),
-                    "created": started,
-                    "seconds": round((time.time() - started) / shares, 3),
+                    "created": created,
+                    "seconds": round((time.monotonic() - started) / shares, 3),
                 }
                 if self._commit(staging, kind, key, manifest):
                     self.log("published", kind, key, seconds=manifest["seconds"])
@@ -202,7 +209,7 @@ class Store(SharedRecords):
                 raise ArtifactError(f"artifact {kind}/{key} could not be made in {self.uri}: "
                                     f"{reason}") from error  # fmt: skip
             finally:
-                shutil.rmtree(staging, ignore_errors=True)
+                remove_tree(staging, as_far_as_possible=True)
 
     @abstractmethod
     def _staging(self, kind: str, key: str) -> AbstractContextManager[Path]:
@@ -277,6 +284,11 @@ class Store(SharedRecords):
     @abstractmethod
     def delete(self, artifact: Artifact) -> None:
         """Remove an artifact: out of sight in one step, then altogether."""
+
+
+def _credible(seconds: float) -> float:
+    """A stored cost; 0 if nobody can have waited so long: the clock that told it jumped."""
+    return float(seconds) if 0 <= float(seconds) <= CREDIBLE_SECONDS else 0.0
 
 
 def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:

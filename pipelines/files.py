@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import shutil
 import uuid
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from pipelines.keys import file_digest
@@ -84,6 +86,20 @@ def follow_umask(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o666 != usual:
             path.chmod(usual)
+
+
+def remove_tree(path: Path, *, as_far_as_possible: bool = False) -> None:
+    """Remove a folder with all in it; of a symbolic link the link, not what it leads to.
+
+    Args:
+        path: Which.
+        as_far_as_possible: Leave what cannot be removed instead of raising OSError.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=as_far_as_possible)
+        return
+    with suppress(OSError) if as_far_as_possible else nullcontext():
+        path.unlink()
 
 
 def sync_directory(path: Path) -> None:

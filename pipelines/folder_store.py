@@ -17,8 +17,8 @@ loses them at once.
 from __future__ import annotations
 
 import json
+import logging
 import os
-import shutil
 import time
 import uuid
 from contextlib import suppress
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import MANIFEST, Artifact, Store
 from pipelines.errors import ArtifactError, CorruptArtifactError
-from pipelines.files import read_if_there, read_tail, sync_directory, write_durably
+from pipelines.files import read_if_there, read_tail, remove_tree, sync_directory, write_durably
 from pipelines.keys import check_name, is_name
 from pipelines.locks import FileLock, Holder, holder
 from pipelines.rights import explain, require_writable
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 OWN_NAMES = (".staging", ".leases", ".corrupt", ".runs", ".shown", ".tables", ".drivers",
              ".in-use.lock", "events.jsonl")  # fmt: skip
+logger = logging.getLogger(__name__)
+
 LINE_BYTES = 1024
 """About the longest line of the event log."""
 
@@ -54,7 +56,14 @@ class FolderStore(Store):
 
     def prepare(self) -> None:
         kinds = (path.name for path in self.root.glob("[!.]*") if path.is_dir())
-        require_writable(self.root, (*OWN_NAMES, *filter(is_name, kinds)), "store")
+        names = (*OWN_NAMES, *filter(is_name, kinds))
+        require_writable(self.root, names, "store")
+        for path in (self.root / name for name in names):
+            if path.exists() and path.stat().st_dev != self.root.stat().st_dev:
+                raise ValueError(f"all of a store must lie on one file system, since artifacts are "
+                                 f"published by renaming, but {path} lies on another one than "
+                                 f"{self.root}: move it there, and link or mount the whole "
+                                 f"store")  # fmt: skip
 
     def exists(self) -> bool:
         return self.root.exists()
@@ -65,7 +74,7 @@ class FolderStore(Store):
     def _read_manifest(self, kind: str, key: str) -> bytes | None:
         path = self.root / kind / key
         text = read_if_there(path / MANIFEST)
-        if text is None and path.exists():
+        if text is None and os.path.lexists(path):
             text = read_if_there(path / MANIFEST)  # published between the two looks
             if text is None:
                 raise CorruptArtifactError(kind, key, path, f"{MANIFEST} is missing")
@@ -177,7 +186,7 @@ class FolderStore(Store):
     def quarantine(self, kind: str, key: str) -> str | None:
         check_name(kind, key)
         source = self.root / kind / key
-        if not source.exists():
+        if not os.path.lexists(source):
             return None
         target = self.root / ".corrupt" / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -190,17 +199,25 @@ class FolderStore(Store):
         return sorted(path.name for path in (self.root / ".corrupt").glob("*"))
 
     def discard(self, name: str) -> None:
-        if "/" in name:
+        if "/" in name or name in ("", ".", ".."):
             raise ValueError(f"the name must stay in the store, but got {name!r}")
-        shutil.rmtree(self.root / ".corrupt" / name)
+        path = self.root / ".corrupt" / name
+        try:
+            remove_tree(path)
+        except OSError as error:
+            raise ArtifactError(f"{path} could not be deleted: {explain(error)}") from error
 
     def sweep(self) -> int:
         return sweep_staging(self.root / ".staging")
 
     def delete(self, artifact: Artifact) -> None:
         with staging(self.root / ".staging", "trash") as trash:
+            path = self.root / artifact.kind / artifact.key
+            if path.is_symlink():
+                logger.warning("%s is a symbolic link: what it leads to, %s, is not deleted", path,
+                               path.readlink())  # fmt: skip
             try:
-                (self.root / artifact.kind / artifact.key).rename(trash)
+                path.rename(trash)
             except OSError as error:
                 raise ArtifactError(f"artifact {artifact.kind}/{artifact.key} could not be "
                                     f"deleted: {explain(error)}") from error  # fmt: skip

@@ -60,7 +60,7 @@ def lead(text: str) -> Html:
 
 def when(artifacts: Sequence[Artifact]) -> str:
     """When the newest of them was made: a page says nothing that depends on when it is written."""
-    newest = max(float(a.manifest["created"]) + float(a.manifest["seconds"]) for a in artifacts)
+    newest = max(artifact.built for artifact in artifacts)
     return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pipelines.files import remove_tree
 from pipelines.locks import FileLock
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def staging(folder: Path, label: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path, as_far_as_possible=True)
         lock.release(remove=True)
 
 
@@ -41,7 +41,8 @@ def sweep_staging(folder: Path) -> int:
     for path in folder.glob(f"*{LOCK}"):
         lock = FileLock(path)
         if lock.acquire():
-            shutil.rmtree(path.with_name(path.name.removesuffix(LOCK)), ignore_errors=True)
+            left = path.with_name(path.name.removesuffix(LOCK))
+            remove_tree(left, as_far_as_possible=True)
             lock.release(remove=True)
             removed += 1
     return removed

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -129,6 +130,44 @@ def test_cost_is_the_work_if_it_is_told_and_else_the_building(store):
     with store.publish("checkpoint", "1", {"work_seconds": 12.5}):
         pass
     assert store.find("checkpoint", "1").seconds == 12.5
+
+
+def test_a_clock_that_is_set_changes_no_cost(store, monkeypatch):
+    """The machine's clock is set right by a year while an artifact is made."""
+    now, year = time.time, 365 * 86400
+    with store.publish("data", KEY, {}):
+        monkeypatch.setattr(time, "time", lambda: now() + year)
+    artifact = store.find("data", KEY)
+    assert artifact.seconds < 60
+    assert abs(artifact.built - now()) < 60
+
+
+def test_artifacts_made_together_share_their_cost(store, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with store.publish("data", KEY, {}, shares=4):
+        clock[0] = 10.0
+    assert store.find("data", KEY).seconds == 2.5
+
+
+@pytest.mark.parametrize("told", [365 * 86400.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["seconds", "work_seconds"])
+def test_a_cost_that_cannot_be_is_none(store, told, name):
+    created = put(store).manifest["created"]
+    edit_manifest(store, lambda manifest: manifest.update({name: told}))
+    artifact = store.find("data", KEY)
+    assert artifact.seconds == 0.0
+    assert artifact.built == pytest.approx(created, abs=60)
+
+
+def test_the_first_publisher_wins_only_if_it_is_there(store):
+    """An error at the last step is none that somebody else was first."""
+    (store.root / "data").mkdir(parents=True)
+    (store.root / "data" / KEY).write_text("in the way")
+    with pytest.raises(ArtifactError, match=f"data/{KEY} could not be made"):
+        put(store)
+    assert events(store, "published") == []
+    assert leftovers(store) == []
 
 
 def test_an_error_inside_the_block_publishes_nothing_and_leaves_nothing(store):
@@ -316,6 +355,16 @@ MANIFEST_TEXTS = {
 }
 
 
+@pytest.mark.parametrize("change", [{"kind": "images"}, {"key": "4567"}, {"seconds": None},
+                                    {"created": "today"}, {"work_seconds": "long"}])  # fmt: skip
+def test_a_whole_manifest_with_one_wrong_value_is_damage(store, change):
+    """Among them that of another artifact, which somebody copied here."""
+    put(store)
+    edit_manifest(store, lambda manifest: manifest.update(change))
+    with pytest.raises(CorruptArtifactError, match=f"data/{KEY} is damaged.*{MANIFEST}"):
+        store.find("data", KEY)
+
+
 @pytest.mark.parametrize("how", MANIFEST_TEXTS)
 def test_a_broken_manifest_is_damage_even_to_a_reader_that_only_looks(store, how):
     path = put(store).path / MANIFEST
@@ -414,6 +463,94 @@ def test_a_name_that_could_lead_elsewhere_is_refused(store, name, method):
         with pytest.raises(ValueError, match="letters, digits and '-'"):
             NAMING[method](store, kind, key)
     assert not store.root.exists()
+
+
+RECORDS = {
+    "lock": lambda store, name: store.lock(name),
+    "held": lambda store, name: store.held(f"{name}/"),
+    "read_staged": lambda store, name: store.read_staged(name, "a.txt"),
+    "write_record": lambda store, name: store.write_record(name, "text"),
+    "records": lambda store, name: store.records(name),
+    "record_times": lambda store, name: store.record_times(name),
+    "remove_record": lambda store, name: store.remove_record(name),
+    "discard": lambda store, name: store.discard(name),
+}
+
+
+@pytest.mark.parametrize("name", ["../outside", ".runs/../../outside"])
+@pytest.mark.parametrize("method", RECORDS)
+def test_a_record_or_lock_stays_in_the_store(store, name, method):
+    with pytest.raises(ValueError, match="must stay in the store"):
+        RECORDS[method](store, name)
+    with pytest.raises(ValueError, match="must stay in the store"):
+        store.lock("/outside")
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", ""])
+def test_only_what_was_set_aside_is_discarded(store, name):
+    put(store)
+    store.quarantine("data", KEY)
+    with pytest.raises(ValueError, match="must stay in the store"):
+        store.discard(name)
+    assert len(store.set_aside()) == 1
+
+
+# Symbolic links
+
+
+def moved_and_linked(store: FolderStore, elsewhere):
+    """An artifact that somebody moved to a larger disk."""
+    artifact = put(store)
+    artifact.path.rename(elsewhere)
+    artifact.path.symlink_to(elsewhere)
+    return store.open("data", KEY)
+
+
+def test_of_a_linked_artifact_the_link_is_deleted_and_what_stays_is_named(store, tmp_path, caplog):
+    store.delete(moved_and_linked(store, tmp_path / "elsewhere"))
+    assert store.find("data", KEY) is None
+    assert (tmp_path / "elsewhere" / "a.txt").exists()
+    assert str(store.root / "data" / KEY) in caplog.text
+    assert str(tmp_path / "elsewhere") in caplog.text
+    assert leftovers(store) == []
+
+
+def test_a_linked_artifact_that_was_set_aside_is_discarded(store, tmp_path):
+    moved_and_linked(store, tmp_path / "elsewhere")
+    store.discard(store.quarantine("data", KEY))
+    assert store.set_aside() == []
+    assert (tmp_path / "elsewhere" / "a.txt").exists()
+
+
+def test_a_link_that_leads_nowhere_is_damage_and_not_work_that_is_lost(store, tmp_path):
+    """Else it would be built, and could not be published."""
+    moved_and_linked(store, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "away")
+    with pytest.raises(CorruptArtifactError, match=f"data/{KEY}"):
+        store.find("data", KEY)
+    assert store.quarantine("data", KEY)
+    assert put(store)
+
+
+def test_what_was_set_aside_and_cannot_be_deleted_is_named(store, monkeypatch):
+    put(store)
+    name = store.quarantine("data", KEY)
+
+    def refuse(path, **_):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(ArtifactError, match=f"{name} could not be deleted: .*busy"):
+        store.discard(name)
+
+
+def test_a_kind_on_another_file_system_is_refused_before_work(store, tmp_path):
+    """What was built could not be renamed to there."""
+    (store.root).mkdir()
+    (store.root / "images").symlink_to("/proc")
+    with pytest.raises(ValueError, match=r"one file system.*images"):
+        store.prepare()
 
 
 # Listing, deleting, the event log
