@@ -5,12 +5,11 @@ Measured where comparable work is in the store, else assumed from its arithmetic
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.published import IMAGENET_TRAIN
-from ig_core.config import Guidance, SamplerConfig
+from ig_core.config import Guidance
 from ig_core.costs import (
     checkpoint_bytes,
     forward_flops,
@@ -18,17 +17,16 @@ from ig_core.costs import (
     sampling_flops,
     training_flops,
 )
+from pipelines.measured_costs import image_costs, seconds_per_step
 from pipelines.number_format import number
 from pipelines.pinned import option, unnamed_files
 from pipelines.stages.starting import starting_step
-from pipelines.study.forecast import comparable_checkpoints, seconds_per_step
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments import Experiment
     from ig_core.config import Precision
-    from pipelines.artifacts import Store
     from pipelines.dag import Plan
     from pipelines.graph import Node
     from pipelines.results import Results
@@ -131,7 +129,7 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
     missing = [node for node in plan.missing if node.kind == "images"]
     images = sum(map(_count, missing))
     if images:
-        per_image = _seconds_per_image(store, experiment)
+        per_image = image_costs(store, experiment).sampling_seconds
         each, rate = per_image, assumption.rate(experiment, experiment.sampler.precision)
         if each is None and rate is not None:
             total = sum(_count(node) * sampling_flops(
@@ -147,21 +145,6 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
 
 def _count(node: Node) -> int:
     return int(node.config["stop"] - node.config["start"])
-
-
-def _seconds_per_image(store: Store, experiment: Experiment) -> float | None:
-    """What an image of such a model took with that many steps, decoding included."""
-    models = {f"checkpoint/{a.key}" for a in comparable_checkpoints(store, experiment)}
-    sampler = experiment.sampler
-    seconds = [
-        artifact.seconds / (config["stop"] - config["start"])
-        for artifact in (store.list("images") if models else ())
-        if artifact.manifest["inputs"].get("checkpoint") in models
-        and (config := artifact.manifest["config"])["sampler"].get("num_steps") == sampler.num_steps
-        and config["sampler"].get("method") == sampler.method
-        and config["sampler"].get("precision", SamplerConfig.precision) == sampler.precision
-    ]
-    return statistics.median(seconds) if seconds else None
 
 
 def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:

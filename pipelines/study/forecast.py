@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipelines.measured_costs import checkpoint_bytes, image_costs, seconds_per_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from experiments import Experiment
     from experiments.study import Study
     from pipelines.artifacts import Store
     from pipelines.study.trials import Trial
@@ -57,69 +57,23 @@ def forecast(
     confirmations = confirm_seeds * (2 + study.layers[1] - study.layers[0])
     trainings, images = trainings + confirmations, images + confirmations * evaluation.num_samples
     per_step = seconds_per_step(store, experiment)
-    per_image, image_bytes = _cost_per_image(store, experiment)
-    checkpoint_bytes = _median([a.size for a in comparable_checkpoints(store, experiment)])
+    each_image, each_checkpoint = (
+        image_costs(store, experiment),
+        checkpoint_bytes(store, experiment),
+    )
     workers = experiment.resources.num_workers
     total = None
-    if checkpoint_bytes is not None and image_bytes is not None:
-        total = (trainings * len(steps) * checkpoint_bytes + images * image_bytes) / 2**30
+    if each_checkpoint is not None and each_image.bytes is not None:
+        total = (trainings * len(steps) * each_checkpoint + images * each_image.bytes) / 2**30
     return Forecast(
         trials=left,
         trainings=trainings,
         images=images,
         train_hours=_hours(per_step, trainings * experiment.train.steps * workers),
-        sample_hours=_hours(per_image, images),
+        sample_hours=_hours(each_image.seconds, images),
         gigabytes=total,
     )
 
 
 def _hours(seconds_each: float | None, count: int) -> float | None:
     return None if seconds_each is None else seconds_each * count / 3600
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
-def comparable_checkpoints(store: Store, experiment: Experiment) -> list[Any]:
-    """Checkpoints of trainings of the same size; those that were trained elsewhere tell nothing."""
-    model, batch = experiment.model, experiment.train.batch_size
-    same = ("depth", "width", "patch_size", "input_size", "mlp_ratio")
-    return [
-        artifact for artifact in store.list("checkpoint")
-        if artifact.manifest["config"].get("train", {}).get("batch_size") == batch
-        and all(artifact.manifest["config"]["model"].get(name) == getattr(model, name)
-                for name in same)
-    ]  # fmt: skip
-
-
-def seconds_per_step(store: Store, experiment: Experiment) -> float | None:
-    """Wall seconds of a step, by whatever workers took it."""
-    rates = []
-    for artifact in comparable_checkpoints(store, experiment):
-        steps = int(artifact.key.rpartition("-")[2]) - artifact.manifest["work_from_step"]
-        if steps > 0:
-            rates.append(artifact.seconds / steps)
-    return _median(rates)
-
-
-def _cost_per_image(store: Store, experiment: Experiment) -> tuple[float | None, float | None]:
-    """Seconds of sampling and judging one image, and its bytes."""
-    counts: dict[str, int] = {}
-    seconds, sizes, judging = [], [], []
-    for artifact in store.list("images"):
-        config = artifact.manifest["config"]
-        count = config["stop"] - config["start"]
-        counts[f"images/{artifact.key}"] = count
-        if config["sampler"].get("num_steps") == experiment.sampler.num_steps:
-            seconds.append(artifact.seconds / count)
-            sizes.append(artifact.size / count)
-    for artifact in store.list("features"):
-        count = counts.get(artifact.manifest["inputs"].get("images", ""), 0)
-        if count:
-            judging.append(artifact.seconds / count)
-            sizes.append(artifact.size / count)
-    sampling = _median(seconds)
-    if sampling is None or not sizes:
-        return None, None
-    return sampling + (_median(judging) or 0.0), 2 * sum(sizes) / len(sizes)
