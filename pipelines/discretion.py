@@ -72,6 +72,11 @@ def discreet(said: object) -> str:
     return text
 
 
+def in_one_line(error: BaseException) -> str:
+    """Say what happened, discreetly, without the statements and addresses that SQLAlchemy adds."""
+    return discreet(str(error).strip().split("\n", 1)[0] or type(error).__name__)
+
+
 def has_password(text: str) -> bool:
     """Whether a text holds an address with a password or a token in it, or a value to be hidden."""
     # Shorter values are words of any text; a password in an address is found at any length.
@@ -123,6 +128,6 @@ def behind(tracking_uri: str, error: BaseException) -> str:
     """What a person is told if MLflow could not be brought up to date (rich's markup)."""
     from rich.markup import escape
 
-    text = (f"MLflow at {tracking_uri} could not be updated: {error}. Run the same command again, "
-            f"or `igdit track rebuild`, to log what is missing.")  # fmt: skip
+    text = (f"MLflow at {tracking_uri} could not be updated: {in_one_line(error)}. Run the same "
+            f"command again, or `igdit track rebuild`, to log what is missing.")  # fmt: skip
     return f"[yellow]{escape(discreet(text))}[/yellow]"

@@ -40,12 +40,6 @@ PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "slope")
 INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
 
 
-def published(store: Store, nodes: Iterable[Node]) -> list[Artifact]:
-    """Those that are in the store, each once."""
-    found = (store.find(node.kind, node.key) for node in dict.fromkeys(nodes))
-    return [artifact for artifact in found if artifact is not None]
-
-
 def header(kind: str, name: str, facts: Sequence[str]) -> Html:
     """What this is about."""
     return tag("header", paragraph(f"igdit {kind}", class_="kicker"), tag("h1", name),

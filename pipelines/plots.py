@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.number_format import number
 from pipelines.projection import checkpoint_name
+from pipelines.results import published
 from pipelines.stages.build import EXPERIMENT_FILE, write_experiment
 from pipelines.study.trials import by_training
 
@@ -145,7 +146,7 @@ def has_real_images(results: Results) -> bool:
     """
     from pipelines.stages.data import IMAGES
 
-    data = results.store.find(results.graph.data.kind, results.graph.data.key)
+    data = published(results.store, [results.graph.data]).get(results.graph.data)
     if data is None:
         return not results.experiment.train.imported
     return IMAGES in data.manifest["files"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from pipelines.errors import CorruptArtifactError
 from pipelines.fingerprint import fingerprint, require_one_protocol
 from pipelines.graph import Graph, closure
 
@@ -152,19 +154,26 @@ class Results:
         return pd.DataFrame(rows)
 
 
+def published(store: Store, nodes: Iterable[Node]) -> dict[Node, Artifact]:
+    """Find the artifacts of nodes, each once; without those whose manifest cannot be read."""
+    found = {}
+    for node in dict.fromkeys(nodes):
+        with suppress(CorruptArtifactError):  # it is built again where it is needed
+            artifact = store.find(node.kind, node.key)
+            if artifact is not None:
+                found[node] = artifact
+    return found
+
+
 def work_seconds(store: Store, nodes: Iterable[Node]) -> float:
     """What the published ones among these cost to make."""
-    artifacts = (store.find(node.kind, node.key) for node in nodes)
-    return sum(artifact.seconds for artifact in artifacts if artifact is not None)
+    return sum(artifact.seconds for artifact in published(store, nodes).values())
 
 
 def stage_costs(store: Store, nodes: Iterable[Node]) -> pd.DataFrame:
     """Artifacts, seconds of work and bytes by stage of the published ones among these."""
-    rows = []
-    for node in nodes:
-        artifact = store.find(node.kind, node.key)
-        if artifact is not None:
-            rows.append((node.stage, artifact.seconds, artifact.size))
+    rows = [(node.stage, artifact.seconds, artifact.size)
+            for node, artifact in published(store, nodes).items()]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["stage", "seconds", "bytes"])
     grouped = frame.groupby("stage", sort=False)
     table = grouped.agg(artifacts=("seconds", "size"), seconds=("seconds", "sum"),
@@ -173,25 +182,44 @@ def stage_costs(store: Store, nodes: Iterable[Node]) -> pd.DataFrame:
     return table.loc[order]
 
 
-def collect(store: Store, graph: Graph) -> Results:
-    """Read the published measurements of an experiment."""
-    found = Results(graph, store, _read(store, graph.curve), _read(store, graph.final))
+def collect(store: Store, graph: Graph, *, pass_over_damaged: bool = False) -> Results:
+    """Read the published measurements of an experiment.
+
+    Args:
+        store: Where they are.
+        graph: The experiment.
+        pass_over_damaged: Take what is damaged as not there, for those who only look.
+
+    Raises:
+        CorruptArtifactError: a measurement is damaged, and is not to be passed over.
+    """
+
+    def read(points: Iterable[Point]) -> tuple[Measurement, ...]:
+        return _read(store, points, pass_over_damaged=pass_over_damaged)
+
+    found = Results(graph, store, read(graph.curve), read(graph.final))
     chosen = found.chosen_scale
-    return found if chosen is None else replace(found, report=_read(store, graph.report(chosen)))
+    return found if chosen is None else replace(found, report=read(graph.report(chosen)))
 
 
 def read_reported(store: Store, graph: Graph, scale: float) -> Reported | None:
-    """A scale on the bank of noise for reports, if it is measured there."""
-    return _reported_among(_read(store, graph.report(scale)), scale)
+    """Read a scale on the bank of noise for reports; None: it is not measured, or damaged."""
+    return _reported_among(_read(store, graph.report(scale), pass_over_damaged=True), scale)
 
 
-def _read(store: Store, points: Iterable[Point]) -> tuple[Measurement, ...]:
+def _read(
+    store: Store, points: Iterable[Point], *, pass_over_damaged: bool
+) -> tuple[Measurement, ...]:
     found = []
     for point in points:
-        if store.find(point.evaluate.kind, point.evaluate.key):
-            artifact = store.open(point.evaluate.kind, point.evaluate.key)
-            metrics = json.loads((artifact.path / METRICS).read_text(encoding="utf-8"))
-            found.append(Measurement(point, artifact, metrics))
+        try:
+            if store.find(point.evaluate.kind, point.evaluate.key):
+                artifact = store.open(point.evaluate.kind, point.evaluate.key)
+                metrics = json.loads((artifact.path / METRICS).read_text(encoding="utf-8"))
+                found.append(Measurement(point, artifact, metrics))
+        except CorruptArtifactError:
+            if not pass_over_damaged:
+                raise
     return tuple(found)
 
 

@@ -13,6 +13,7 @@ from pipelines.html import page as document
 from pipelines.number_format import change, metric, percents
 from pipelines.projection import checkpoint_name
 from pipelines.reproduce import run_words
+from pipelines.results import published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ def write_run_page(results: Results, directory: Path) -> Path:
 def run_page(results: Results) -> Html:
     """The page of an experiment."""
     experiment, graph = results.experiment, results.graph
-    artifacts = page.published(results.store, closure(results.targets))
+    artifacts = list(published(results.store, closure(results.targets)).values())
     facts = [f"run {graph.run_key[:8]}", _trained(experiment.train),
              f"{experiment.evaluation.num_samples:,} samples for each scale",
              f"features of {experiment.evaluation.extractor}"]  # fmt: skip

@@ -30,8 +30,8 @@ from pipelines.study.trials import (
     OWNER,
     Trial,
     curve_to_json,
+    own_trials,
     parameters_of,
-    read_trial,
 )
 
 if TYPE_CHECKING:
@@ -105,9 +105,13 @@ class StudyBook:
 
     def trials(self) -> list[Trial]:
         """All trials, by number."""
-        found = self._outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
-        self.last_seen = [read_trial(trial) for trial in found if trial.params]
+        self.last_seen = [trial for trial, _ in self._own_trials()]
         return self.last_seen
+
+    def _own_trials(self) -> list[tuple[Trial, FrozenTrial]]:
+        return own_trials(
+            self._outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
+        )
 
     # What is next
 
@@ -183,8 +187,7 @@ class StudyBook:
         return [t for t in self.trials() if t.owner == self.driver and t.state == "RUNNING"]
 
     def _propose(self, trials: Sequence[Trial]) -> Point | None:
-        history = self._outlast(lambda: self._optuna.get_trials(deepcopy=False))
-        return propose(self.study, trials, history)
+        return propose(self.study, trials, [trial for _, trial in self._own_trials()])
 
     # What came out
 
@@ -235,7 +238,7 @@ class StudyBook:
 
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
-        return self._outlast(lambda: importances(self._optuna))
+        return importances([trial for _, trial in self._own_trials()])
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]

@@ -52,7 +52,8 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
     """
     known, fixed = outlast(lambda: found.user_attrs).get(SPEC), study.fixed()
     if known is None:
-        if found.direction.name != "MINIMIZE" or outlast(lambda: found.get_trials(deepcopy=False)):
+        directions = [direction.name for direction in outlast(lambda: found.directions)]
+        if directions != ["MINIMIZE"] or outlast(lambda: found.get_trials(deepcopy=False)):
             raise ValueError(f"study {study.name!r} in that database is not igdit's: choose "
                              f"another name with --name")  # fmt: skip
         outlast(lambda: found.set_user_attr(SPEC, fixed))

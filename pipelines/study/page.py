@@ -19,7 +19,7 @@ from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
 from pipelines.number_format import metric, number, percent
 from pipelines.reproduce import study_words
-from pipelines.results import collect
+from pipelines.results import collect, published
 from pipelines.study.confirm import candidate
 from pipelines.study.confirmed_page import confirmation, confirmed_sentence
 from pipelines.study.report import CONFIRMED
@@ -64,7 +64,7 @@ def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
 def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = None) -> Html:
     """The page of a study."""
     study, nodes = found.study, _nodes(found)
-    artifacts = page.published(store, nodes)
+    artifacts = list(published(store, nodes).values())
     states = Counter(trial.state for trial in found.trials)
     facts = [*(f"{n} {WORDS[state]}" for state, n in states.items()),
              f"{len(by_training(found.trials))} trainings",
@@ -233,7 +233,7 @@ def samples(found: Findings, store: Store) -> Html | None:
     if found.best is None:
         return None
     training, scale = found.best.point.training, found.best.point.ig_scale
-    results = collect(store, Graph(found.study.at(*training, (scale,))))
+    results = collect(store, Graph(found.study.at(*training, (scale,))), pass_over_damaged=True)
     titles = {1.0: "Unguided"} | {scale: f"Internal guidance, scale {scale:g}"} \
         if scale != 1 else {1.0: "Unguided"}  # fmt: skip
     return page.sample_grids(results, [(titles[m.scale], m) for m in results.final

@@ -10,7 +10,7 @@ import optuna
 from experiments.study import Study
 from pipelines.study.identity import STORE, identity_of, store_name
 from pipelines.study.storage import importances, open_storage, outlast
-from pipelines.study.trials import SPEC, read_trial
+from pipelines.study.trials import SPEC, own_trials
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -44,7 +44,7 @@ def stored_studies(url: str, store: Store) -> list[StoredStudy]:
     """
     name_of_store = store_name(store)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = open_storage(url)
+    storage = open_storage(url, create=False)
     try:
         names = outlast(lambda: optuna.get_all_study_names(storage))
         studies = [_read(storage, name) for name in names]
@@ -65,8 +65,8 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("study %r was written by another version and is left out: %s", name, error)
         return None, None
-    trials = [read_trial(trial) for trial in outlast(study.get_trials) if trial.params]
-    found = outlast(lambda: importances(study))
+    own = own_trials(outlast(study.get_trials))
+    trials, found = [trial for trial, _ in own], importances([trial for _, trial in own])
     return StoredStudy(spec, identity_of(name, known), trials, found), known.get(STORE)
 
 

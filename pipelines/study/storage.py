@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+import sqlite3
+import sys
 import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from pipelines.discretion import discreet
+from pipelines.discretion import discreet, in_one_line
 from pipelines.errors import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from optuna.trial import FrozenTrial
 
     from experiments.study import Study
 
 OUTAGE_SECONDS = 120.0
 """How long a storage may be away (locked, restarting) before the study stops."""
+OPTUNA_COLUMNS = {"studies": {"study_id", "study_name"}, "trials": {"trial_id", "study_id"}}
+"""Table -> columns by which it is known as Optuna's. Its schema versions begin with a v, those of
+other programs that use Alembic, MLflow among them, are hexadecimal."""
+PASSING_CLASSES = {"08", "40"}
+"""SQLSTATE classes of errors that pass: connections, and transactions to be tried again."""
+PASSING_CODES = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+    # PostgreSQL: out of memory or connections, a lock, a statement cut off, restarts.
+    *("53200", "53300", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"),
+    # MySQL: too many connections, shutdown, lock wait, deadlock, connections.
+    *(1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013, 2055),
+}
+FULL_CODES = {sqlite3.SQLITE_FULL, "53100", 1021, 1114}
+READ_ONLY_CODES = {sqlite3.SQLITE_READONLY, "25006", "42501", 1142, 1290}
+"""Codes of a full disk, and of a database that this user may not write to."""
 
 
-def open_storage(url: str) -> RDBStorage:
-    """Connect to a database, setting it up if it is new.
+def open_storage(url: str, *, create: bool = True) -> RDBStorage:
+    """Connect to a database of studies.
+
+    Args:
+        url: Database, as SQLAlchemy writes it.
+        create: Set it up if it is new.
 
     Raises:
-        ValueError: the URL is none, its driver is missing, or the database cannot be reached.
+        ValueError: the URL is none, its driver is missing, the database cannot be reached, holds
+            something else, or was set up by another version of Optuna.
     """
     try:
         parsed = make_url(url)
@@ -42,13 +76,76 @@ def open_storage(url: str) -> RDBStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options = {"connect_args": {"timeout": 60}}
+        if parsed.database in (None, "", ":memory:") or parsed.query.get("mode") == "memory":
+            raise ValueError(
+                f"the study's storage must be a file or a server, but {shown} is a database in "
+                f"memory, which is gone when the command ends"
+            )
+        if not create and not parsed.query and not Path(str(parsed.database)).exists():
+            raise ValueError(f"the study's storage must be there, but {shown} does not exist")
     try:
-        return RDBStorage(url, engine_kwargs=options)
+        _require_studies(url, options, shown, create=create)
+        storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True)
+        _require_version(storage, shown)
     except ImportError as error:
         raise ValueError(f"the driver of {shown} is not installed: {error}") from error
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        raise ValueError(f"the study's storage must be a database that can be reached, but "
-                         f"{shown} is not: {_first_line(error)}") from error  # fmt: skip
+    except ValueError:
+        raise
+    except Exception as error:  # of SQLAlchemy, Optuna, Alembic or the driver
+        raise ValueError(
+            f"the study's storage must be a database that can be reached, but {shown} is not: "
+            f"{in_one_line(_cause(error))}"
+        ) from error
+    return storage
+
+
+def _require_studies(url: str, options: dict[str, Any], shown: str, *, create: bool) -> None:
+    """See that a database is Optuna's, or free for it, before anything is written there.
+
+    One that was not set up to the end is: whoever opens it next goes on with it.
+    """
+    engine = create_engine(url, **options)
+    try:
+        found = inspect(engine)
+        tables = set(found.get_table_names())
+        foreign = [
+            name
+            for name, columns in OPTUNA_COLUMNS.items()
+            if name in tables
+            and not columns <= {column["name"] for column in found.get_columns(name)}
+        ]
+        if not foreign and "alembic_version" in tables:
+            with engine.connect() as connection:
+                versions = connection.execute(text("SELECT version_num FROM alembic_version"))
+                foreign = [f"version {row[0]}" for row in versions if row[0][:1] != "v"]
+    finally:
+        engine.dispose()
+    if foreign:
+        raise ValueError(
+            f"the study's storage must be a database of Optuna's or a new one, but {shown} belongs "
+            f"to another program ({', '.join(foreign)}): name another one, or none for study.db"
+        )
+    if not create and "studies" not in tables:
+        raise ValueError(f"the study's storage must hold studies, but {shown} holds none yet")
+
+
+def _require_version(storage: RDBStorage, shown: str) -> None:
+    """See that a database has the tables that the installed Optuna expects."""
+    there, expected = storage.get_current_version(), storage.get_head_version()
+    if there == expected:
+        return
+    storage.engine.dispose()
+    if there in storage.get_all_versions():
+        raise ValueError(
+            f"the study's storage {shown} was set up by an older Optuna (tables {there}, expected "
+            f"{expected}). This command upgrades it, once nobody uses it: "
+            f"optuna storage upgrade --storage '{shown}'"
+        )
+    raise ValueError(
+        f"the study's storage {shown} was set up by a newer Optuna (tables {there}; Optuna "
+        f"{optuna.__version__} knows up to {expected}). This command installs the newest: "
+        f"{Path(sys.executable).name} -m pip install --upgrade optuna"
+    )
 
 
 def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
@@ -60,28 +157,15 @@ def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
+def importances(trials: Iterable[FrozenTrial]) -> dict[str, float]:
     """Optuna's parameter importances, largest first; empty while there are too few trials."""
+    study = optuna.create_study(direction="minimize")
+    study.add_trials([trial for trial in trials if trial.state.name == "COMPLETE"])
     try:
         with warnings.catch_warnings(action="ignore"):  # of few trials: they are counted elsewhere
             return dict(optuna.importance.get_param_importances(study))
     except (ValueError, RuntimeError):
         return {}
-
-
-class _Outage:
-    """Since when a storage has been away, for all threads of this process together."""
-
-    def __init__(self) -> None:
-        self.since: float | None = None
-
-    def lasts_too_long(self) -> bool:
-        """Called at each failure: whether the first one was long ago."""
-        self.since = time.monotonic() if self.since is None else self.since
-        return time.monotonic() - self.since > OUTAGE_SECONDS
-
-
-_outage = _Outage()
 
 
 def outlast(act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False) -> Any:  # noqa: ANN401
@@ -92,22 +176,67 @@ def outlast(act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False)
         stopped: Whether to give up at once.
 
     Raises:
-        StudyError: the storage stayed away.
+        StudyError: the storage stayed away, or failed in a way that does not pass.
     """
+    first: float | None = None
     while True:
         try:
-            done = act()
+            return act()
         except (StorageInternalError, SQLAlchemyError) as error:
-            if _outage.lasts_too_long() or stopped():
+            now = time.monotonic()
+            first = now if first is None else first
+            if not can_pass(error) or now - first > OUTAGE_SECONDS or stopped():
                 raise StudyError(
-                    f"the study's database failed: {_first_line(error)}. Nothing that was "
-                    f"computed is lost: the same command goes on from there."
+                    f"the study's database failed: {in_one_line(_cause(error))}.{_mend(error)} "
+                    f"Nothing that was computed is lost: the same command goes on from there."
                 ) from error
             time.sleep(1.0)
-        else:
-            _outage.since = None
-            return done
+        except KeyError as error:  # Optuna's word for rows that are not there
+            raise StudyError(
+                f"the study is not in its database any more ({error.args[0]}): another program "
+                f"deleted it"
+            ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return discreet(str(error.__cause__ or error).strip().splitlines()[0][:200])
+def can_pass(error: BaseException) -> bool:
+    """Whether a database error may be gone at the next attempt: an outage, a lock, a race.
+
+    A full disk, a missing table or right, a damaged file stay until somebody mends them.
+    """
+    cause = _cause(error)
+    if not isinstance(cause, DBAPIError):
+        # A pool without a free connection passes. Optuna names the cause of whatever it wraps.
+        return isinstance(cause, StorageInternalError | PoolTimeoutError | PendingRollbackError)
+    if cause.connection_invalidated or isinstance(cause, IntegrityError):
+        return True
+    code = _code(cause)
+    if code is None:  # a connection that was not made, or broke, has none
+        return isinstance(cause, OperationalError | InterfaceError)
+    return code in PASSING_CODES or (isinstance(code, str) and code[:2] in PASSING_CLASSES)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the database itself raised."""
+    return error.__cause__ or error if isinstance(error, StorageInternalError) else error
+
+
+def _code(error: DBAPIError) -> int | str | None:
+    """SQLite's or MySQL's number of an error, or the SQLSTATE of a PostgreSQL driver."""
+    raised = error.orig
+    number = getattr(raised, "sqlite_errorcode", None)
+    if number is not None:
+        return int(number) & 0xFF  # the rest tells variants apart
+    state = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None)
+    if state:
+        return str(state)
+    first = raised.args[0] if isinstance(raised, Exception) and raised.args else None
+    return first if isinstance(first, int) else None
+
+
+def _mend(error: BaseException) -> str:
+    """What a person can do about it, as a sentence after a space."""
+    cause = _cause(error)
+    code = _code(cause) if isinstance(cause, DBAPIError) else None
+    if code in FULL_CODES:
+        return " Make room on its disk."
+    return " Give this user the right to write there." if code in READ_ONLY_CODES else ""

@@ -11,7 +11,7 @@ from pipelines.graph import Graph
 from pipelines.study.plan import Curve, CurvePoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from optuna.trial import FrozenTrial
 
@@ -45,19 +45,53 @@ def by_training(trials: Iterable[Trial]) -> dict[tuple[int, float], list[Trial]]
     return found
 
 
+def numbered(trials: Sequence[Trial]) -> str:
+    """Name trials by their numbers: trial 3; trials 3, 4, 5."""
+    numbers = ", ".join(str(trial.number) for trial in trials)
+    return f"trial{'' if len(trials) == 1 else 's'} {numbers}"
+
+
 def parameters_of(point: Point) -> dict[str, Any]:
     """A point as Optuna's parameters."""
     return {"aux_layer": point.aux_layer, "aux_weight": point.aux_weight,
             "ig_scale": point.ig_scale}  # fmt: skip
 
 
-def read_trial(trial: FrozenTrial) -> Trial:
-    """A trial as Optuna has it."""
-    curve = {int(step): CurvePoint(*values)
-             for step, values in json.loads(trial.user_attrs.get(CURVE, "{}")).items()}  # fmt: skip
+def own_trials(found: Iterable[FrozenTrial]) -> list[tuple[Trial, FrozenTrial]]:
+    """Read the trials that drivers of igdit entered, by number.
+
+    Anybody can enter trials in an Optuna study: a dashboard, a script, `study.optimize`. They were
+    not measured as ours are, and are passed over.
+
+    Returns:
+        Each trial, with how Optuna has it.
+    """
+    read = ((read_trial(trial), trial) for trial in found)
+    return [(ours, trial) for ours, trial in read if ours is not None]
+
+
+def read_trial(trial: FrozenTrial) -> Trial | None:
+    """Read a trial as Optuna has it; None: no driver of igdit entered it, or finished it."""
+    said, complete = trial.user_attrs, trial.state.name == "COMPLETE"
+    if not str(said.get(OWNER, "")).isalnum() or (complete and FACTS not in said):
+        return None
+    try:
+        return _read_own(trial)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _read_own(trial: FrozenTrial) -> Trial:
+    curve = {
+        int(step): CurvePoint(*map(float, values))
+        for step, values in json.loads(trial.user_attrs.get(CURVE, "{}")).items()
+    }
     params = trial.params
-    point = Point(aux_layer=int(params["aux_layer"]), aux_weight=round(params["aux_weight"], 10),
-                  ig_scale=round(params["ig_scale"], 10))  # fmt: skip
+    point = Point(
+        aux_layer=int(params["aux_layer"]),
+        aux_weight=round(params["aux_weight"], 10),
+        ig_scale=round(params["ig_scale"], 10),
+    )
     complete = trial.state.name == "COMPLETE"
     return Trial(
         number=trial.number,

@@ -149,7 +149,7 @@ def test_those_who_look_leave_out_what_another_version_wrote(open_book, study, t
     assert [s.study.name for s in stored] == ["small"]
 
 
-def test_an_outage_is_counted_once_for_all_and_ends_at_a_stop(open_book, study, monkeypatch):
+def test_an_outage_ends_at_a_stop(open_book, study, monkeypatch):
     book = open_book(study())
     slept = []
     monkeypatch.setattr("pipelines.study.storage.time.sleep", slept.append)
