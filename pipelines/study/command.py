@@ -19,6 +19,7 @@ from pipelines.results import read_reported
 from pipelines.rights import explain
 from pipelines.runners import RunnerSession, describe_runner
 from pipelines.study.confirm import confirm, print_confirmation, summarise
+from pipelines.study.damage import rebuild_damaged
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast
 from pipelines.study.page import headline, write_study_page
@@ -135,7 +136,8 @@ def _measured_anew(
     try:
         listener = activity.follow(graph, Deaf(), found.best.point.training_name)
         targets = [point.evaluate for point in graph.report(scale)]
-        Pipeline(home.store, experiment, session.runner, listener).run(targets)
+        pipeline = Pipeline(home.store, experiment, session.runner, listener)
+        rebuild_damaged(home.store, lambda: pipeline.run(targets), say)
     except (PipelineError, OSError) as error:  # the study itself is safe
         reason = explain(error) if isinstance(error, OSError) else error
         say(discreet(f"The best point could not be measured on other noise: {reason}"))

@@ -31,6 +31,7 @@ from pipelines.number_format import change, metric, number
 from pipelines.results import collect
 from pipelines.runners import RunnerSession
 from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
+from pipelines.study.damage import rebuild_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +159,7 @@ class _Runs:
                 raise StoppedError("the work was stopped")
             self._pipelines.append(pipeline)
         try:
-            pipeline.run([target.evaluate])
+            rebuild_damaged(store, lambda: pipeline.run([target.evaluate]), self._say)
         except (TrainingFailedError, SamplingFailedError, WorkerLostError) as error:
             self._say(discreet(f"confirm   failed: {label}: {error}"))
             return

@@ -14,7 +14,6 @@ from pipelines.dag import Pipeline
 from pipelines.discretion import discreet
 from pipelines.errors import (
     ArtifactError,
-    CorruptArtifactError,
     SamplingFailedError,
     StoppedError,
     StudyError,
@@ -23,6 +22,8 @@ from pipelines.errors import (
 from pipelines.graph import Graph
 from pipelines.number_format import metric_interval, number
 from pipelines.runners import Runner, RunnerSession, describe_runner
+from pipelines.study.damage import rebuild_damaged
+from pipelines.study.trials import numbered
 from pipelines.study.watch import Watch
 
 if TYPE_CHECKING:
@@ -190,17 +191,8 @@ class StudyDriver:
         self._changed()
 
     def _evaluate_intact(self, unit: list[Trial]) -> None:
-        aside: set[str] = set()
         try:
-            while True:
-                try:
-                    return self._evaluate(unit)
-                except CorruptArtifactError as error:
-                    if error.key in aside:
-                        raise
-                    aside.add(error.key)
-                    self.home.store.quarantine(error.kind, error.key)
-                    self._say(f"set aside damaged {error.kind}/{error.key}")
+            rebuild_damaged(self.home.store, lambda: self._evaluate(unit), self._say)
         except SamplingFailedError:
             if len(unit) == 1:
                 raise
@@ -221,7 +213,7 @@ class StudyDriver:
         reason = discreet(f"{type(error).__name__}: {error}")  # kept in the study's database
         self.book.fail(unit, reason)
         scale = f", scale {unit[0].point.ig_scale:g}" if len(unit) == 1 else ""
-        self._say(f"failed    {unit[0].point.training_name}{scale}: {reason}")
+        self._say(f"failed    {numbered(unit)}: {unit[0].point.training_name}{scale}: {reason}")
         return reason
 
     def _failed(self, unit: list[Trial], error: Exception) -> None:
@@ -259,8 +251,10 @@ class StudyDriver:
                 self._pipelines.discard(pipeline)
         if watch.hopeless:
             self.book.prune(watch.unit, watch.curve)
-            self._say(f"given up  {unit[0].point.training_name}: FID above the median of the "
-                      f"others at {self.study.pruning.patience} checkpoints")  # fmt: skip
+            self._say(
+                f"given up  {numbered(watch.unit)}: {unit[0].point.training_name}, FID above the "
+                f"median of the others at {self.study.pruning.patience} checkpoints"
+            )
 
     def _runner(self) -> Runner:
         with self._lock:
@@ -283,6 +277,25 @@ class StudyDriver:
 
     def _heard(self, unit: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""
-        self._say(f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
-                  f"{unit[0].point.training_name}, scale {done.scale:g}, "
-                  f"step {done.point.step}")  # fmt: skip
+        self._say(
+            f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
+            f"{measured_trials(unit, done, self.study)}, scale {done.scale:g}, "
+            f"step {done.point.step}, {done.point.num_samples:,} samples"
+        )
+
+
+def measured_trials(unit: Sequence[Trial], done: Measurement, study: Study) -> str:
+    """Say which trials of a training a measurement belongs to, and to which training.
+
+    At the same scale and step there may be two: a trial's own, and that of the curve, of fewer
+    samples, which belongs to all trials of the training.
+    """
+    experiment, point = study.experiment, done.point
+    own = [trial for trial in unit if trial.point.ig_scale == done.scale]
+    if (point.step, point.num_samples) != (
+        experiment.train.last_step,
+        experiment.evaluation.num_samples,
+    ):
+        own = []
+    which = numbered(own) if own else f"curve of {numbered(unit)}"
+    return f"{which}: {unit[0].point.training_name}"

@@ -36,14 +36,22 @@ class StudyOptions:
     """Ask nothing."""
 
     def __post_init__(self) -> None:
-        if self.trials is not None and not self.trials.removeprefix("+").isdigit():
-            raise ValueError(f"trials must be a number, or +NUMBER, but got {self.trials!r}")
+        if self.trials is not None:
+            digits = self.trials.removeprefix("+")
+            if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+                raise ValueError(
+                    f"trials must be a number, or +NUMBER, of at least 1, but got {self.trials!r}"
+                )
         if self.parallel is not None and self.parallel < 1:
             raise ValueError(f"parallel must be at least 1, but got {self.parallel}")
         if self.confirm_seeds < 0 or self.confirm_seeds == 1:
             raise ValueError(f"confirm_seeds must be 0 or at least 2, but got {self.confirm_seeds}")
-        if self.hours is not None and not self.hours > 0:
-            raise ValueError(f"hours must be positive, but got {self.hours}")
+        for name in ("hours", "target_fid"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, but got {value}")
+        if not self.ask_above >= 0:
+            raise ValueError(f"ask_above must be at least 0, but got {self.ask_above}")
 
     def wanted(self, study: Study, trials: Sequence[Trial], goal: int = 0) -> int:
         """Completed trials that there are to be.

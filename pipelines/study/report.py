@@ -142,7 +142,8 @@ def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
         return fid_jackknife_of(
             json.loads((store.open(kind, key).path / METRICS).read_text(encoding="utf-8"))
         )
-    except (ArtifactError, ValueError):  # collected or damaged since: no comparison with it
+    except (ArtifactError, ValueError, KeyError, TypeError):
+        # Collected or damaged since, or written by another program: no comparison with it.
         return None
 
 
@@ -157,9 +158,12 @@ def print_findings(found: Findings, console: Console) -> None:
     """Print the best points, what cannot be told apart, importances and cost."""
     states = found.table["state"].value_counts().to_dict() if len(found.table) else {}
     counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
-    title = f"Study {found.study.name}: {counts or 'no trials'}; lowest FID first"
-    rows = []
     complete = sorted((t for t in found.trials if t.fid is not None), key=lambda t: t.fid or 0)
+    order = "lowest FID first"
+    if len(complete) > SHOWN:
+        order = f"the {SHOWN} lowest FIDs of {len(complete)}"
+    title = f"Study {found.study.name}: {counts or 'no trials'}; {order}"
+    rows = []
     for trial in complete[:SHOWN]:
         note = "best" if trial is found.best else "equal" if trial in found.equals else ""
         rows.append((

@@ -1,0 +1,149 @@
+"""What a study says: lines on the way, and what was found."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from pipelines.errors import CorruptArtifactError
+from pipelines.folder_store import FolderStore
+from pipelines.graph import Graph
+from pipelines.results import METRICS, collect
+from pipelines.study.damage import rebuild_damaged
+from pipelines.study.driver import measured_trials
+from pipelines.study.options import StudyOptions
+from pipelines.study.page import study_page
+from pipelines.study.report import SHOWN, Findings, findings, print_findings
+from pipelines.study.trials import Trial
+from tests.pipelines.conftest import damage, run_inline
+from tests.pipelines.study.conftest import small_study
+
+
+def trial(number, fid=None, layer=1, weight=0.5, scale=1.0, **changes):
+    from experiments import Point
+
+    given = {
+        "state": "RUNNING" if fid is None else "COMPLETE",
+        "facts": {} if fid is None else {"fid_low": fid - 1, "fid_high": fid + 1},
+        "curve": {},
+        "owner": "a",
+    } | changes
+    point = Point(aux_layer=layer, aux_weight=weight, ig_scale=scale)
+    return Trial(number=number, point=point, fid=fid, **given)
+
+
+def shown(trials, **changes):
+    """What is printed of trials."""
+    table = pd.DataFrame([{"trial": t.number, "state": t.state} for t in trials])
+    best = min((t for t in trials if t.fid is not None), key=lambda t: t.fid, default=None)
+    given = {"equals": (), "importances": {}, "reported": None, "spent_seconds": 0.0,
+             "naive_seconds": 0.0} | changes  # fmt: skip
+    console = Console(file=io.StringIO(), width=200)
+    print_findings(Findings(small_study(), tuple(trials), table, best, **given), console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("count", [SHOWN - 1, SHOWN, SHOWN + 2])
+def test_a_table_that_is_cut_says_so(count):
+    text = shown([trial(n, 10.0 + n) for n in range(count)])
+    assert f"{count} complete" in text
+    assert (f"the {SHOWN} lowest FIDs of {count}" in text) == (count > SHOWN)
+    assert ("lowest FID first" in text) == (count <= SHOWN)
+    assert text.count("1..") == 0
+    assert len(text.splitlines()) == 2 + min(count, SHOWN) + 1
+
+
+def measurement(scale, step, num_samples):
+    return SimpleNamespace(scale=scale, point=SimpleNamespace(step=step, num_samples=num_samples))
+
+
+def test_a_line_tells_a_trial_from_the_curve_at_its_place():
+    """The same scale and step have two FIDs, of 40 and of 20 samples."""
+    study, unit = small_study(), [trial(4, scale=1.5), trial(6, scale=1.0)]
+    said = [measured_trials(unit, measurement(*m), study)
+            for m in ((1.5, 6, 40), (1.5, 6, 20), (1.0, 6, 40), (1.5, 2, 20))]  # fmt: skip
+    assert said == [
+        "trial 4: layer 1, weight 0.5",
+        "curve of trials 4, 6: layer 1, weight 0.5",
+        "trial 6: layer 1, weight 0.5",
+        "curve of trials 4, 6: layer 1, weight 0.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trials": "0"}, "at least 1, but got '0'"),
+        ({"trials": "+0"}, r"at least 1, but got '\+0'"),
+        ({"trials": "²"}, "trials must be a number"),
+        ({"trials": "++3"}, "trials must be a number"),
+        ({"parallel": 0}, "parallel must be at least 1"),
+        ({"confirm_seeds": 1}, "confirm_seeds must be 0 or at least 2"),
+        ({"confirm_seeds": -1}, "confirm_seeds must be 0 or at least 2"),
+        ({"hours": 0.0}, "hours must be positive"),
+        ({"hours": float("nan")}, "hours must be positive"),
+        ({"target_fid": 0.0}, "target_fid must be positive"),
+        ({"target_fid": float("nan")}, "target_fid must be positive"),
+        ({"ask_above": -1.0}, "ask_above must be at least 0"),
+        ({"ask_above": float("nan")}, "ask_above must be at least 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        StudyOptions(**options)
+    StudyOptions(trials="1", parallel=1, confirm_seeds=2, hours=0.1, target_fid=0.1, ask_above=0.0)
+
+
+def test_what_is_damaged_is_built_again_once(tmp_path):
+    store, said, tries = FolderStore(tmp_path), [], []
+    for key in ("a" * 20, "b" * 20):
+        with store.publish("images", key, {}) as folder:
+            (folder / "file").write_text("x")
+
+    def act():
+        tries.append(0)
+        if len(tries) < 3:
+            raise CorruptArtifactError("images", "ab"[len(tries) - 1] * 20, tmp_path, "cut")
+        return "built"
+
+    assert rebuild_damaged(store, act, said.append) == "built"
+    assert [line.partition("/")[2][0] for line in said] == ["a", "b"]
+    assert len(store.set_aside()) == 2
+
+    def never():
+        raise CorruptArtifactError("images", "a" * 20, tmp_path, "cut")
+
+    with pytest.raises(CorruptArtifactError):
+        rebuild_damaged(store, never, said.append)
+    assert len(said) == 3
+
+
+def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
+    """Its FIDs are in the database; a page is no place to ask for a repair."""
+    store, study = FolderStore(tmp_path), small_study()
+    experiment = study.at(1, 0.5, (1.0, 1.5))
+    graph = Graph(experiment)
+    run_inline(store, experiment, [p.evaluate for p in graph.final])
+    points = collect(store, graph).final
+    facts = [{"fid_low": m.metrics["fid_low"], "fid_high": m.metrics["fid_high"],
+              "evaluate": f"evaluate/{m.point.evaluate.key}"} for m in points]  # fmt: skip
+    trials = [trial(n, m.fid, scale=m.scale, facts=facts[n]) for n, m in enumerate(points)]
+    whole = findings(study, trials, {}, store)
+    assert whole.spent_seconds > 0
+    damage(store.root / "evaluate" / points[0].point.evaluate.key / METRICS)
+    manifest = store.root / "evaluate" / points[1].point.evaluate.key / "MANIFEST.json"
+    manifest.write_text("{")
+    (store.root / graph.data.kind / graph.data.key / "MANIFEST.json").write_text("[]")
+    store = FolderStore(tmp_path)
+    found = findings(study, trials, {}, store)
+    assert (found.best.fid, found.equals) == (whole.best.fid, ())
+    assert 0 < found.spent_seconds < whole.spent_seconds
+    assert f"{found.best.fid:.2f}" in study_page(found, store)
+    foreign = trial(7, 99.0, facts=facts[0] | {"evaluate": "images/" + "a" * 20})
+    with store.publish("images", "a" * 20, {}) as folder:
+        (folder / METRICS).write_text("{}")
+    assert findings(study, [*trials, foreign], {}, store).equals == ()
