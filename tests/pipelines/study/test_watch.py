@@ -1,74 +1,228 @@
 """What a training's watch enters, in whatever order its parts come."""
 
+from __future__ import annotations
+
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import PruningConfig
+from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
-from pipelines.results import collect
+from pipelines.results import Measurement
 from pipelines.study.plan import CurvePoint
 from pipelines.study.watch import Watch
 from tests.pipelines.conftest import run_inline
 
+STEPS = (2, 4, 6, 8, 10, 12)
+RULE = PruningConfig(warmup_trainings=1, patience=2)
 
-@pytest.fixture
-def watched(open_book, study, tmp_path):
-    """Factory: a watch over a training that is evaluated, in a study that judges it."""
-    from pipelines.folder_store import FolderStore
 
-    store = FolderStore(tmp_path / "store")
-    given = study(pruning=PruningConfig(warmup_trainings=1, patience=2))
-    book = open_book(given)
+def good_curve(fid):
+    return {step: CurvePoint(fid, 0.1) for step in STEPS}
 
-    def make(good_fid):
+
+class Watched:
+    """A watch over a training whose measurements are put into its store by hand."""
+
+    def __init__(self, book, store, good_fid, monkeypatch, passed):
+        """One training is done, with such a curve; the next one is watched.
+
+        Args:
+            book: Of a study that gives trainings up.
+            store: Where nothing is.
+            good_fid: FID of the first training at all checkpoints.
+            monkeypatch: Of the test.
+            passed: Whether a scale of the watched training is complete.
+        """
+        self.book, self.said, self.stopped = book, [], []
         done = book.next_unit(1)
-        book.report(done, {step: CurvePoint(good_fid, 0.1) for step in (2, 4, 6)})
+        book.report(done, good_curve(good_fid))
         book.complete(done[0], 1.0, {})
         unit = book.next_unit(4)
         while unit[0].point.training == done[0].point.training:
             for trial in unit:
                 book.complete(trial, 1.0, {})
             unit = book.next_unit(8)
-        experiment = given.at(*unit[0].point.training, tuple(t.point.ig_scale for t in unit))
-        graph = Graph(experiment)
-        watch = Watch(book, store, graph, unit, lambda unit, m: None)
-        run_inline(store, experiment, watch.targets)
-        return book, watch, graph, store
+        if passed:
+            book.complete(unit[0], 1.0, {})
+            unit = unit[1:]
+        self.graph = Graph(book.study.at(*unit[0].point.training,
+                                         tuple(t.point.ig_scale for t in unit)))  # fmt: skip
+        self.measured: list[Measurement] = []
+        monkeypatch.setattr("pipelines.study.watch.collect", lambda *_: self._results(store))
+        self.watch = Watch(book, store, self.graph, unit, lambda _, m: self.said.append(m))
+        self.watch.pipeline = SimpleNamespace(stop=lambda: self.stopped.append(True))
+
+    def _results(self, store):
+        nodes = {m.point.evaluate: m for m in self.measured}
+        curve, final = ([nodes[p.evaluate] for p in points if p.evaluate in nodes]
+                        for points in (self.graph.curve, self.graph.final))  # fmt: skip
+        return SimpleNamespace(store=store, curve=curve, final=final)
+
+    def measure(self, fid, *steps, half_width=1.0, scales=()):
+        """Put the curve at these steps there, and the last checkpoint at these scales."""
+        own = self.graph.experiment.guidance.ig_scale
+        points = [p for p in self.graph.curve
+                  if p.step in steps and p.guidance.ig_scale == own]  # fmt: skip
+        points += [p for p in self.graph.final if p.guidance.ig_scale in scales]
+        self.measured += [
+            Measurement(p, None, {"fid": fid, "fid_low": fid - half_width, "num_samples": 40,
+                                  "fid_high": fid + half_width}) for p in points
+        ]  # fmt: skip
+        return [p.evaluate for p in points]
+
+    @property
+    def scales(self):
+        return [trial.point.ig_scale for trial in self.watch.unit]
+
+    def trials(self, *states):
+        own = self.graph.experiment
+        training = (own.model.aux_layer, own.loss.aux_weight)
+        return [t for t in self.book.trials()
+                if t.point.training == training and t.state in states]  # fmt: skip
+
+
+@pytest.fixture
+def watched(open_book, study, tmp_path, monkeypatch):
+    """Factory of `Watched`."""
+    base = study().experiment
+    train = dataclasses.replace(base.train, steps=STEPS[-1])
+    given = study(pruning=RULE, experiment=dataclasses.replace(base, train=train))
+
+    def make(good_fid, *, passed=False):
+        book, store = open_book(given), FolderStore(tmp_path / "store")
+        return Watched(book, store, good_fid, monkeypatch, passed)
 
     return make
 
 
-def hidden(store, graph, step):
-    """The evaluation of a checkpoint, out of sight."""
-    scale = graph.experiment.guidance.ig_scale
-    point = next(p for p in graph.curve if p.step == step and p.guidance.ig_scale == scale)
-    path = store.root / "evaluate" / point.evaluate.key
-    path.rename(path.with_name("hidden"))
-    return lambda: path.with_name("hidden").rename(path)
-
-
 def test_a_checkpoint_that_is_early_counts_when_its_turn_is(watched):
-    book, watch, graph, store = watched(1e9)
-    back = hidden(store, graph, 2)
-    watch.look()
-    assert watch.curve == {}
-    assert all(t.curve == {} for t in book.trials() if t.state == "RUNNING")
-    back()
-    watch.look()
-    assert list(watch.curve) == [2, 4, 6]
-    assert not watch.hopeless
-    assert all(t.state == "COMPLETE" for t in book.trials())
+    training = watched(1e9)
+    training.measure(50.0, *STEPS[1:])
+    training.watch.look()
+    assert training.watch.curve == {}
+    assert all(t.curve == {} for t in training.trials("RUNNING"))
+    training.measure(60.0, STEPS[0])
+    training.watch.look()
+    assert training.watch.curve == {2: CurvePoint(60.0, 1.0)} | {
+        step: CurvePoint(50.0, 1.0) for step in STEPS[1:]
+    }
+    assert not training.watch.hopeless
+    assert [t.curve for t in training.trials("RUNNING")] == 3 * [training.watch.curve]
 
 
-def test_what_is_entered_of_a_hopeless_training_does_not_depend_on_what_came_first(watched):
-    book, watch, graph, store = watched(1.0)
-    assert len(collect(store, graph).curve) >= 3
+def test_no_trial_is_complete_before_its_training_was_judged(watched):
+    """Else a hopeless training would be complete or given up by which of its parts came first."""
+    training = watched(1.0)
+    training.measure(9.0, scales=training.scales)
+    training.watch.look()
+    assert len(training.trials("RUNNING")) == 3
+    training.measure(50.0, *STEPS)
+    training.watch.look()
+    assert training.watch.hopeless
+    assert training.trials("COMPLETE") == []
+    assert training.stopped == [True]
+    assert [t.number for t in training.watch.unit] == [t.number for t in training.trials("RUNNING")]
+
+
+def test_trials_are_complete_with_their_own_fid_once_the_curve_is_whole(watched):
+    training = watched(1e9)
+    first, *others = training.scales
+    training.measure(50.0, *STEPS[:-1])
+    training.measure(20.0, scales=[first], half_width=3.0)
+    training.watch.look()
+    assert training.trials("COMPLETE") == []
+    training.measure(50.0, STEPS[-1])
+    training.watch.look()
+    (done,) = training.trials("COMPLETE")
+    assert (done.point.ig_scale, done.fid) == (first, 20.0)
+    assert (done.facts["fid_low"], done.facts["fid_high"]) == (17.0, 23.0)
+    assert done.facts["num_samples"] == 40
+    training.measure(30.0, scales=others)
+    training.watch.look()
+    assert {t.point.ig_scale: t.fid for t in training.trials("COMPLETE")} == {
+        first: 20.0, **dict.fromkeys(others, 30.0)
+    }  # fmt: skip
+    assert not training.watch.hopeless
+    assert training.stopped == []
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_shortest_beginning_decides_however_much_is_there(watched, at_once):
+    training = watched(1.0)
+    for steps in [STEPS] if at_once else [(2,), (4,)]:
+        assert not training.watch.hopeless
+        training.measure(50.0, *steps)
+        training.watch.look()
+    assert training.watch.hopeless
+    assert list(training.watch.curve) == [2, 4]
+    training.book.prune(training.watch.unit, training.watch.curve)
+    pruned = training.trials("PRUNED")
+    assert [(list(t.curve), t.fid) for t in pruned] == 3 * [([2, 4], None)]
+
+
+@pytest.mark.parametrize(("half_width", "hopeless"), [(3.9, True), (4.1, False)])
+def test_noise_is_half_the_width_of_the_interval(watched, half_width, hopeless):
+    """FIDs lie 4 above those of the other training, whose own noise is small."""
+    training = watched(10.0)
+    training.measure(14.0, *STEPS, half_width=half_width)
+    training.watch.look()
+    assert training.watch.hopeless == hopeless
+    assert training.watch.curve[2] == CurvePoint(14.0, pytest.approx(half_width))
+
+
+def test_a_training_that_passed_is_not_given_up_when_its_scales_are_refined(watched):
+    training = watched(1.0, passed=True)
+    training.measure(50.0, *STEPS)
+    training.watch.look()
+    assert not training.watch.hopeless
+    assert list(training.watch.curve) == list(STEPS)
+    training.measure(40.0, scales=training.scales)
+    training.watch.look()
+    assert len(training.trials("COMPLETE")) == 3
+
+
+def test_nothing_is_given_up_at_the_last_checkpoint(watched):
+    """Its work is done: the samples of its scales are cheap."""
+    training = watched(10.0)
+    training.measure(5.0, *STEPS[:-2])
+    training.measure(50.0, *STEPS[-2:])
+    training.watch.look()
+    assert not training.watch.hopeless
+
+
+def test_news_is_said_once_it_is_measured(watched):
+    training = watched(1e9)
+    curve, other = training.measure(50.0, 2, 4)
+    training.watch.finished(curve, 1, 9)
+    assert [m.point.evaluate for m in training.said] == [curve]
+    training.watch.finished(training.graph.data, 2, 9)
+    training.watch.look()
+    assert len(training.said) == 1
+    training.watch.finished(other, 3, 9)
+    (final,) = training.measure(20.0, scales=training.scales[:1])
+    training.watch.finished(final, 4, 9)
+    assert [m.point.evaluate for m in training.said] == [curve, other, final]
+
+
+def test_what_a_pipeline_builds_is_entered(open_book, study, tmp_path):
+    """The same with a training of real checkpoints."""
+    store, book = FolderStore(tmp_path / "store"), open_book(study())
+    unit = book.next_unit(8)
+    experiment = study().at(*unit[0].point.training, tuple(t.point.ig_scale for t in unit))
+    graph = Graph(experiment)
+    watch = Watch(book, store, graph, unit, lambda unit, m: None)
+    run_inline(store, experiment, watch.targets)
     watch.look()
-    assert watch.hopeless
-    assert list(watch.curve) == [2, 4], "the shortest beginning that decides"
-    book.prune(watch.unit, watch.curve)
-    pruned = [t for t in book.trials() if t.state == "PRUNED"]
-    assert pruned
-    assert all(list(t.curve) == [2, 4] for t in pruned)
-    assert dataclasses.replace(watch.unit[0]).fid is None
+    own = experiment.guidance.ig_scale
+    points = {p.evaluate for p in graph.curve if p.guidance.ig_scale == own}
+    scales = {t.point.ig_scale for t in unit}
+    points |= {p.evaluate for p in graph.final if p.guidance.ig_scale in scales}
+    assert set(watch.targets) == points
+    done = book.trials()
+    assert [t.state for t in done] == 3 * ["COMPLETE"]
+    assert [list(t.curve) for t in done] == 3 * [[2, 4, 6]]
+    assert len({t.fid for t in done}) == 3
+    assert all(t.facts["point_seconds"] > 0 for t in done)
