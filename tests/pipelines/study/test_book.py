@@ -503,3 +503,29 @@ def test_every_layer_is_looked_at_before_the_sampler_takes_over(open_book, study
     trainings = list(dict.fromkeys(t.point.training for t in book.trials()))
     assert trainings[:3] == [p.training for p in startup(given)]
     assert {layer for layer, _ in trainings[:3]} == {1, 2}
+
+
+def test_the_goal_is_the_most_that_was_ever_asked_for(open_book, study):
+    book = open_book(study())
+    assert [book.goal(n) for n in (0, 8, 4, 0, 12, 8)] == [0, 8, 8, 8, 12, 12]
+    assert open_book(study()).goal(0) == 12
+
+
+def test_losses_of_workers_are_counted_for_the_training(open_book, study):
+    """A scale that joined later knows of none; the training was lost all the same."""
+    book = open_book(study())
+    unit = book.next_unit(8)
+    assert book.lost(unit[:1]) == 1
+    assert book.lost(book.trials()) == 2
+    assert [t.losses for t in book.trials()] == [2, 2, 2]
+    assert book.lost(book.trials()) == 3
+
+
+def test_room_that_trainings_at_work_will_need_is_not_given_to_another(open_book, study):
+    """Of five points four are for the training at work: one is left for another."""
+    first, second, third = (open_book(study()) for _ in range(3))
+    assert len(first.next_unit(5)) == 3
+    assert [len(book.next_unit(5)) for book in (second, third)] == [1, 0]
+    assert third.take(5) is None, "what they leave may be taken"
+    complete(first, [t for t in first.trials() if t.owner == first.driver])
+    assert [t.point.training for t in third.next_unit(5)] == [first.trials()[0].point.training]
