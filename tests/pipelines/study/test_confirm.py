@@ -89,6 +89,10 @@ def test_intervals_over_seeds_are_students():
     assert tuple(found.loc["a", ["gain", "gain_low", "gain_high"]]) == pytest.approx(
         (0.2, 0.2 - reach / 10, 0.2 + reach / 10)
     )
+    equal = pd.DataFrame(
+        [{"candidate": "a", "seed": s, "fid": 5.0, "gain": 0.5} for s in (1, 2, 3)]
+    )
+    assert summarise(equal).loc["a", "gain_low"] == pytest.approx(0.5)
     assert found.loc["b", "seeds"] == 1
     assert pd.isna(found.loc["b", "fid_low"])
     assert found.loc["b", "fid"] == 4.0

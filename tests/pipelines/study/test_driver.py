@@ -586,21 +586,6 @@ def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
     assert (home.report / "study-small" / "fid_confirmed.png").stat().st_size > 10_000
 
 
-def test_intervals_over_seeds_are_students():
-    import pandas as pd
-
-    from pipelines.study.confirm import BASELINE, summarise
-
-    table = pd.DataFrame({
-        "candidate": [BASELINE] * 3 + ["x"] * 3, "seed": [1, 2, 3] * 2,
-        "fid": [10.0, 12.0, 14.0, 5.0, 6.0, 7.0], "gain": [0.0, 0.0, 0.0, 0.5, 0.5, 0.5],
-    })  # fmt: skip
-    found = summarise(table).loc[BASELINE]
-    # 4.3027 is Student's 97.5 % quantile for two degrees of freedom.
-    assert found["fid_high"] - found["fid"] == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
-    assert summarise(table).loc["x", "gain_low"] == pytest.approx(0.5)
-
-
 SESSION = """
 import sys, threading
 from pathlib import Path
