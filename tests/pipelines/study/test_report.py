@@ -12,6 +12,7 @@ from rich.console import Console
 from pipelines.errors import CorruptArtifactError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
+from pipelines.number_format import number
 from pipelines.results import METRICS, collect
 from pipelines.study.damage import rebuild_damaged
 from pipelines.study.driver import measured_trials
@@ -53,8 +54,7 @@ def test_a_table_that_is_cut_says_so(count):
     assert f"{count} complete" in text
     assert (f"the {SHOWN} lowest FIDs of {count}" in text) == (count > SHOWN)
     assert ("lowest FID first" in text) == (count <= SHOWN)
-    assert text.count("1..") == 0
-    assert len(text.splitlines()) == 2 + min(count, SHOWN) + 1
+    assert sum(" .. " in line for line in text.splitlines()) == min(count, SHOWN)
 
 
 def measurement(scale, step, num_samples):
@@ -142,7 +142,7 @@ def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
     found = findings(study, trials, {}, store)
     assert (found.best.fid, found.equals) == (whole.best.fid, ())
     assert 0 < found.spent_seconds < whole.spent_seconds
-    assert f"{found.best.fid:.2f}" in study_page(found, store)
+    assert number(found.best.fid) in study_page(found, store)
     foreign = trial(7, 99.0, facts=facts[0] | {"evaluate": "images/" + "a" * 20})
     with store.publish("images", "a" * 20, {}) as folder:
         (folder / METRICS).write_text("{}")
