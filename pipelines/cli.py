@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from pipelines.home import Home
 from pipelines.pinned import resolve
 from pipelines.rights import explain
 from pipelines.secrets import load_secrets
+from pipelines.settings import setting, unset_empty_settings
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     never_fail_to_print(sys.stdout)
     _speak_discreetly()
+    unset_empty_settings()
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command,
         "plan": plan_command,
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             load_secrets()
         return commands[name](rest)
     except (ValueError, OSError, PipelineError) as error:
-        if os.environ.get("IGDIT_DEBUG"):
+        if setting("IGDIT_DEBUG"):
             raise
         said = explain(error) if isinstance(error, OSError) else error
         print(f"igdit: {discreet(said)}", file=sys.stderr)

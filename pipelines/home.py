@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.rights import require_writable
+from pipelines.settings import setting
 from pipelines.stores import make_store
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Home:
     @classmethod
     def default(cls) -> Home:
         """`IGDIT_HOME`, or `runs` in the current directory."""
-        return cls(Path(os.environ.get("IGDIT_HOME", "runs")).absolute())
+        return cls(Path(setting("IGDIT_HOME") or "runs").absolute())
 
     def prepare(self) -> None:
         """See that results can be written here, before any work.
@@ -40,22 +40,22 @@ class Home:
     @cached_property
     def store(self) -> Store:
         """The artifact store: `IGDIT_STORE` (a folder or s3://BUCKET/PREFIX), or a folder here."""
-        return make_store(os.environ.get("IGDIT_STORE") or str(self.root / "store"))
+        return make_store(setting("IGDIT_STORE") or str(self.root / "store"))
 
     @property
     def tracking_uri(self) -> str:
         """MLflow's backend: `MLFLOW_TRACKING_URI`, or a SQLite file here."""
-        return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{self.root / 'mlflow.db'}")
+        return setting("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
     def study_storage(self) -> str:
         """Database of the studies: `IGDIT_STUDY_STORAGE`, or a SQLite file here."""
-        return os.environ.get("IGDIT_STUDY_STORAGE") or f"sqlite:///{self.root / 'study.db'}"
+        return setting("IGDIT_STUDY_STORAGE") or f"sqlite:///{self.root / 'study.db'}"
 
     @property
     def has_studies(self) -> bool:
         """Whether a database of studies was named, or is here."""
-        return bool(os.environ.get("IGDIT_STUDY_STORAGE")) or (self.root / "study.db").exists()
+        return setting("IGDIT_STUDY_STORAGE") is not None or (self.root / "study.db").exists()
 
     @property
     def mlartifacts(self) -> Path:

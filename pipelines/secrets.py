@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from pipelines.discretion import credentials_in, keep_secret
+from pipelines.settings import setting
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FILE = "IGDIT_SECRETS"
@@ -38,7 +39,7 @@ def load_secrets() -> None:
     Raises:
         ValueError: the file is not there, others may read it, or a line is not NAME=VALUE.
     """
-    given = os.environ.get(FILE)
+    given = setting(FILE)
     if not given:
         return
     found = parse_secrets(_read(Path(given)), given)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from pipelines.folder_store import FolderStore
+from pipelines.settings import setting
 
 if TYPE_CHECKING:
     from pipelines.artifacts import Store
@@ -28,11 +29,10 @@ def make_store(uri: str, *, known: bool = False) -> Store:
         ValueError: it is no such address, or IGDIT_CACHE_GIB or IGDIT_LEASE_SECONDS is no number
             that can be.
     """
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return FolderStore(Path(uri).expanduser())
-    if scheme == "file":
-        return FolderStore("/" + rest.lstrip("/"))
+    path = file_path(uri)
+    if path is not None:
+        return FolderStore(Path(path).expanduser())
+    scheme, _, rest = uri.partition("://")
     if scheme not in BUCKETS or not rest.strip("/"):
         raise ValueError(f"the store must be a folder, or a bucket such as s3://BUCKET/PREFIX "
                          f"({', '.join(BUCKETS[:-1])}), but got {uri!r}")  # fmt: skip
@@ -46,14 +46,39 @@ def make_store(uri: str, *, known: bool = False) -> Store:
     return store
 
 
+def file_path(uri: str) -> str | None:
+    """The path that an address names: /x for file:///x, file:/x and file://localhost/x.
+
+    A path without a scheme is taken as it is.
+
+    Returns:
+        None: it is an address of something else.
+
+    Raises:
+        ValueError: it is a file of another host.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or "/" in scheme:
+        return uri
+    if scheme.lower() in ("file", "local"):
+        if not rest.startswith("//"):
+            return unquote(rest)
+        host, _, path = rest[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise ValueError(f"a file must be one of this machine (file:///PATH), but got {uri!r}, "
+                             f"which is one of {host!r}")  # fmt: skip
+        return unquote("/" + path.lstrip("/"))
+    return None if rest.startswith("//") else uri
+
+
 def cache_folder() -> Path:
     """Where this machine keeps copies of what lies in a bucket: IGDIT_CACHE, or in the home."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igdit"
-    return Path(os.environ.get("IGDIT_CACHE") or default).expanduser().absolute()
+    default = Path(setting("XDG_CACHE_HOME") or Path.home() / ".cache") / "igdit"
+    return Path(setting("IGDIT_CACHE") or default).expanduser().absolute()
 
 
 def _number(variable: str, default: float, least: float = 0.0) -> float:
-    text = os.environ.get(variable)
+    text = setting(variable)
     try:
         value = default if text is None else float(text)
     except ValueError:

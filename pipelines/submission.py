@@ -21,6 +21,7 @@ from pipelines.keys import content_key
 from pipelines.pinned import PINNED
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
+from pipelines.stores import file_path
 from pipelines.uploads import KEPT_BACK, SECRET_NAME
 
 if TYPE_CHECKING:
@@ -125,13 +126,14 @@ def environment_for(
     Raises:
         UsageError: one is not NAME=VALUE.
     """
-    found = SETTINGS | {name: here[name] for name in ADDRESSES if here.get(name)}
+    found = SETTINGS | {name: here[name] for name in ADDRESSES
+                        if here.get(name, "").strip()}  # fmt: skip
     for item in extra:
         name, equals, value = item.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UsageError(f"--env must be NAME=VALUE, but got {discreet(item)!r}")
         found[name] = value
-    path = secrets or here.get(SECRETS_FILE)
+    path = secrets or here.get(SECRETS_FILE, "").strip()
     if path:
         if not path.startswith("/"):
             raise UsageError(f"{SECRETS_FILE} (or --secrets) must be an absolute path on the "
@@ -153,7 +155,8 @@ def identity_of(what: object, environment: Mapping[str, str], storage: str | Non
     home = os.path.normpath(environment.get("IGDIT_HOME", ""))
     store = environment.get("IGDIT_STORE") or f"{home}/store"
     database = storage or environment.get("IGDIT_STUDY_STORAGE") or f"sqlite:///{home}/study.db"
-    return content_key([what, home, store.rstrip("/"), database])[:12]
+    store = (file_path(store) or store).rstrip("/")
+    return content_key([what, home, store, database])[:12]
 
 
 def check_addresses(
@@ -216,14 +219,10 @@ def _check_address(
 
 def _path_of(address: str) -> str | None:
     """The path that a file's address names; None: it is another one's."""
-    scheme, separator, rest = address.partition("://")
-    if not separator:
-        return address
+    scheme, _, rest = address.partition("://")
     if scheme.startswith("sqlite"):
         return rest.partition("?")[0].removeprefix("/")
-    if scheme in ("file", "local"):
-        return rest
-    return None
+    return file_path(address)
 
 
 def _is_loopback(host: str | None) -> bool:

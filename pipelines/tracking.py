@@ -27,6 +27,7 @@ from pipelines.projection import (
     timestamp_ms,
 )
 from pipelines.results import preview
+from pipelines.settings import setting, unset_empty_settings
 from pipelines.stages.build import EXPERIMENT_FILE
 from pipelines.views import SAMPLES, VIEW_TAG, experiment_view, view_address
 
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 def import_mlflow() -> Any:  # noqa: ANN401
     """Import mlflow with its telemetry off."""
+    unset_empty_settings()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -122,7 +124,7 @@ class MlflowTracker:
         if found is not None:
             return str(found.experiment_id)
         location = None
-        if "MLFLOW_TRACKING_URI" not in os.environ:
+        if setting("MLFLOW_TRACKING_URI") is None:
             location = (self._artifact_root / quote(name)).as_uri()
         # Without the kind the pages open in the view for language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}

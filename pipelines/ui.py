@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.discretion import discreet, without_user
+from pipelines.settings import setting
 from pipelines.study.tracking import STUDY_TAG, TRIAL_TAG, view_name
 from pipelines.tracking import RUN_TAG, VIEW, import_mlflow
 from pipelines.views import compare_address, view_address
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0
 """How long the server may take until it answers."""
+GUARD = Path(__file__).with_name("ui_guard.py")
+"""Program that ends the server when this process is gone."""
 SIDE_BY_SIDE = 50
 """Runs that an address selects at most: the best ones."""
 
@@ -93,7 +97,7 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
         say(f"Results are tracked by the server at {base}: open it there.")
         _say_pages(home, base, say)
         return 0
-    own = "MLFLOW_TRACKING_URI" not in os.environ
+    own = setting("MLFLOW_TRACKING_URI") is None
     if own and not (home.root / "mlflow.db").exists():
         raise ValueError(f"there are no results in {home.root} yet: run an experiment first")
     with socket.socket() as probe:
@@ -101,21 +105,26 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
             raise ValueError(f"port must be free, but something listens on 127.0.0.1:{port}")
     import_mlflow()
     base = f"http://127.0.0.1:{port}"
-    say(f"MLflow starts at {base}   (Ctrl-C ends it)")
+    say(f"MLflow starts at {base}, which takes some seconds")
     command = [
+        sys.executable, "-I", str(GUARD),
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1", "--artifacts-destination", home.mlartifacts.as_uri(),
+        "--uvicorn-opts", "--log-level warning",
     ]  # fmt: skip
     # By the environment, as the address of a database may hold a password.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # fmt: skip
-    # A session of its own: the server's many processes are ended together.
-    server = subprocess.Popen(command, start_new_session=True, env=environment)
+    # A session of its own: the server's many processes are ended together, also when this process
+    # is killed, which closes the pipe.
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True,
+                              env=environment)  # fmt: skip
     ended = threading.Event()
 
     def announce() -> None:
         if _answers(port, ended):
             _say_pages(home, base, say)
+            say(f"MLflow is at {base}   (Ctrl-C ends it)")
 
     threading.Thread(target=announce, daemon=True).start()
     try:

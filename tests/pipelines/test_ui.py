@@ -7,14 +7,16 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from typing import ClassVar
 
 import pytest
 
+from cluster.processes import descendants
 from pipelines.home import Home
-from pipelines.ui import newest_pages, serve_ui
-from tests.processes import wait_for
+from pipelines.ui import GUARD, newest_pages, serve_ui
+from tests.processes import alive, wait_for
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ class Server:
     environments: ClassVar[list[dict[str, str]]] = []
     pid = 12345
 
-    def __init__(self, command, *, env, **_) -> None:
+    def __init__(self, command, *, env, stdin, start_new_session) -> None:
+        assert command[:3] == [sys.executable, "-I", str(GUARD)]
+        assert (stdin, start_new_session) == (subprocess.PIPE, True)
         self.commands.append(command)
         self.environments.append(env)
 
@@ -137,13 +141,41 @@ def test_addresses_are_said_when_the_server_answers(finished, server, port, monk
     monkeypatch.setattr(server, "wait", wait)
     serving = threading.Thread(target=serve_ui, args=(finished.home, port, said.append))
     serving.start()
-    wait_for(lambda: len(said) > 1)
+    wait_for(lambda: len(said) > 2)
     over.set()
     serving.join(60)
     assert Healthy.asked == 3
     title, address = said[1].split("\n")
     assert title == "Experiment tiny: curves and samples"
     assert address.strip().startswith(f"http://127.0.0.1:{port}/#/experiments/")
+    assert said[-1].startswith(f"MLflow is at http://127.0.0.1:{port} "), "what to open is last"
+
+
+SERVE = """
+import subprocess, sys
+server = "import subprocess, sys, time; below = subprocess.Popen(['sleep', '600']);" \\
+         "print(below.pid, flush=True); time.sleep(600)"
+guard = subprocess.Popen([sys.executable, "-I", sys.argv[1], sys.executable, "-c", server],
+                         stdin=subprocess.PIPE, start_new_session=True)
+print(guard.pid, flush=True)
+guard.wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_of_the_server_outlives_the_command(child, number):
+    command = child(SERVE, GUARD)
+    pids = [int(command.read()), int(command.read())]
+    pids += descendants(pids[0])
+    command.process.send_signal(number)
+    command.finish()
+    wait_for(lambda: not any(map(alive, pids)), 30)
+
+
+def test_requests_are_not_logged(finished, server, port):
+    serve_ui(finished.home, port, lambda _: None)
+    (command,) = server.commands
+    assert command[command.index("--uvicorn-opts") + 1] == "--log-level warning"
 
 
 def test_one_run_is_compared_with_nothing(finished):

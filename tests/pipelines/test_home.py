@@ -1,0 +1,72 @@
+"""Where everything lies: addresses, and variables of the environment that say them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.home import Home
+from pipelines.settings import unset_empty_settings
+from pipelines.stores import cache_folder, file_path, make_store
+from pipelines.submission import environment_for, identity_of
+
+VARIABLES = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_STUDY_STORAGE", "MLFLOW_TRACKING_URI",
+             "IGDIT_CACHE", "IGDIT_CACHE_GIB", "IGDIT_LEASE_SECONDS", "IGDIT_SECRETS")  # fmt: skip
+
+
+def where() -> tuple[object, ...]:
+    """All that the variables say."""
+    home = Home.default()
+    store = make_store("memory://empty/x")
+    return (home.root, home.store.uri, home.tracking_uri, home.study_storage, home.has_studies,
+            cache_folder(), store.cache.limit, store.leases.seconds)  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_variable_is_one_that_is_not_set(empty, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    unset = where()
+    assert unset[0] == tmp_path / "runs"
+    for name in VARIABLES:
+        monkeypatch.setenv(name, empty)
+    assert where() == unset
+    assert not set(VARIABLES) & set(environment_for(os.environ, (), None))
+
+
+def test_empty_variables_reach_no_library(monkeypatch):
+    """MLflow takes an empty number for one that it cannot read."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("OTHER", "")
+    unset_empty_settings()
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["OTHER"]) == ("me", "")
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/a/b", "/a/b"), ("a/b", "a/b"), ("/a:b", "/a:b"), ("a:b", "a:b"), ("file:///a", "/a"),
+        ("file://localhost/a/b", "/a/b"), ("file:/a", "/a"), ("FILE:///a", "/a"),
+        ("file:////a", "/a"), ("file:///a%20b", "/a b"), ("s3://bucket/a", None),
+        ("http://localhost:5000", None),
+    ],
+)  # fmt: skip
+def test_the_path_of_an_address(uri, path):
+    assert file_path(uri) == path
+    if path is not None and path.startswith("/"):
+        assert make_store(uri).root == Path(path)
+
+
+def test_a_file_of_another_host_is_refused():
+    with pytest.raises(ValueError, match=r"file:///PATH.*file://other/a.*'other'"):
+        make_store("file://other/a")
+
+
+def test_a_store_is_the_same_however_its_folder_is_written():
+    names = ("/data/store", "file:///data/store/", "file://localhost/data/store")
+    assert len({identity_of("x", {"IGDIT_STORE": name}, None) for name in names}) == 1
