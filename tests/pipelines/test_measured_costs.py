@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from experiments import Resources
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.measured_costs import (
@@ -116,6 +117,15 @@ def test_hours_and_bytes_of_a_study_follow_from_what_was_measured(store):
     steps = 2 * 20
     images = 8 * 200 + 2 * 2 * 100 + 2 * 200
     assert (cost.trainings, cost.images) == (2, images)
+    assert forecast(study, store, [], 9).trainings == 3
+    assert forecast(dataclasses.replace(study, mode="joint"), store, [], 8).trainings == 8
+    confirmed = forecast(study, store, [], 0, confirm_seeds=3)
+    assert (confirmed.trainings, confirmed.images) == (3 * (1 + 2), 3 * (1 + 2) * 200)
+    resources = Resources(num_workers=2)
+    two = dataclasses.replace(
+        study, experiment=dataclasses.replace(study.experiment, resources=resources)
+    )
+    assert forecast(two, store, [], 8).train_hours == pytest.approx(2 * 3.0 * steps / 3600)
     assert cost.train_hours == pytest.approx(3.0 * steps / 3600)
     assert cost.sample_hours == pytest.approx(images * 1.0 / 3600)
     assert cost.hours == cost.train_hours + cost.sample_hours

@@ -220,17 +220,6 @@ def test_every_point_of_the_small_study_has_an_fid_of_its_own(home, study, run):
     assert len({t.curve[6].fid for t in trials}) == 2
 
 
-def test_trials_that_were_measured_otherwise_are_not_compared(home, study, run):
-    from pipelines.study.report import findings
-
-    run(study(), trials="4")
-    trials = trials_of(home, study())
-    assert len({t.facts["fingerprint"] for t in trials}) == 1
-    other = dataclasses.replace(trials[-1], facts={**trials[-1].facts, "fingerprint": "0" * 12})
-    with pytest.raises(ValueError, match=r"not measured in the same way.*000000000000"):
-        findings(study(), [*trials[:-1], other], {}, home.store)
-
-
 def test_a_study_that_was_cut_short_is_not_measured_anew(home, study, run):
     text = run(study(), trials="8", hours=1e-9)
     assert "0 of 8 trials are complete: the hours are spent" in text

@@ -98,6 +98,50 @@ def test_options_that_mean_nothing_are_refused(options, words):
     StudyOptions(trials="1", parallel=1, confirm_seeds=2, hours=0.1, target_fid=0.1, ask_above=0.0)
 
 
+@pytest.mark.parametrize(
+    ("asked", "goal", "complete", "wanted"),
+    [
+        (None, 0, 0, 8),
+        (None, 20, 3, 20),
+        ("5", 20, 7, 5),
+        ("+5", 0, 0, 5),
+        ("+5", 4, 4, 9),
+        ("+5", 9, 6, 9),
+        ("+5", 9, 9, 14),
+        ("+5", 4, 6, 11),
+    ],
+)
+def test_the_same_command_asks_for_as_many_trials_until_they_are_there(
+    asked, goal, complete, wanted
+):
+    trials = [trial(n, 10.0) for n in range(complete)] + [trial(99)]
+    assert StudyOptions(trials=asked).wanted(small_study(), trials, goal) == wanted
+
+
+def test_equals_are_what_the_paired_interval_cannot_tell_from_the_best():
+    import torch
+
+    from ig_core.metrics import Jackknife
+    from pipelines.study.report import _includes_zero
+
+    spread = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64)
+    best = Jackknife(10.0, 10.0 + spread / 20)
+    assert _includes_zero(Jackknife(10.1, 10.1 + spread.flip(0) / 20), best)
+    for gain in (-2.0, 2.0):
+        assert not _includes_zero(Jackknife(10.0 + gain, 10.0 + gain + spread / 20), best)
+    assert not _includes_zero(best, None)
+    assert not _includes_zero(None, best)
+
+
+def test_trials_that_were_measured_otherwise_are_not_compared(tmp_path):
+    facts = {"fid_low": 1.0, "fid_high": 2.0, "fingerprint": "a"}
+    trials = [trial(0, 1.5, facts=facts), trial(1, 1.6, facts=facts | {"fingerprint": "b"})]
+    with pytest.raises(ValueError, match=r"not measured in the same way .* a, b"):
+        findings(small_study(), trials, {}, FolderStore(tmp_path))
+    found = findings(small_study(), trials[:1], {}, FolderStore(tmp_path))
+    assert (found.best, found.spent_seconds) == (trials[0], 0.0)
+
+
 def test_what_is_damaged_is_built_again_once(tmp_path):
     store, said, tries = FolderStore(tmp_path), [], []
     for key in ("a" * 20, "b" * 20):
@@ -114,7 +158,12 @@ def test_what_is_damaged_is_built_again_once(tmp_path):
     assert [line.partition("/")[2][0] for line in said] == ["a", "b"]
     assert len(store.set_aside()) == 2
 
+    tries.clear()
+
     def never():
+        tries.append(0)
+        if len(tries) > 2:
+            raise AssertionError("it is built again for ever")
         raise CorruptArtifactError("images", "a" * 20, tmp_path, "cut")
 
     with pytest.raises(CorruptArtifactError):
@@ -133,7 +182,11 @@ def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
               "evaluate": f"evaluate/{m.point.evaluate.key}"} for m in points]  # fmt: skip
     trials = [trial(n, m.fid, scale=m.scale, facts=facts[n]) for n, m in enumerate(points)]
     whole = findings(study, trials, {}, store)
-    assert whole.spent_seconds > 0
+    train, points_cost = whole.table["train_seconds"][0], whole.table["point_seconds"].sum()
+    assert train > 0
+    assert points_cost > 0
+    assert whole.spent_seconds == pytest.approx(train + points_cost)
+    assert whole.naive_seconds == pytest.approx(len(trials) * train + points_cost)
     damage(store.root / "evaluate" / points[0].point.evaluate.key / METRICS)
     manifest = store.root / "evaluate" / points[1].point.evaluate.key / "MANIFEST.json"
     manifest.write_text("{")

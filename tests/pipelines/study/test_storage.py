@@ -22,7 +22,7 @@ from pipelines.discretion import behind, in_one_line
 from pipelines.errors import StudyError
 from pipelines.folder_store import FolderStore
 from pipelines.study import storage
-from pipelines.study.shelf import stored_study
+from pipelines.study.shelf import stored_studies, stored_study
 from pipelines.study.storage import can_pass, open_storage, outlast
 
 
@@ -354,3 +354,12 @@ def test_one_line_is_logged_while_mlflow_is_behind(caplog):
     background.close(10)
     (record,) = caplog.records
     assert record.getMessage().endswith("database or disk is full")
+
+
+def test_studies_of_another_store_are_left_out(open_book, study, tmp_path):
+    open_book(study()).close()
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    assert [s.study.name for s in stored_studies(url, FolderStore(tmp_path / "store"))] == ["small"]
+    assert stored_studies(url, FolderStore(tmp_path / "another_store")) == []
+    with pytest.raises(ValueError, match=r"that was begun \(none\), but got 'small'"):
+        stored_study(url, FolderStore(tmp_path / "another_store"), "small")

@@ -225,4 +225,5 @@ def test_what_a_pipeline_builds_is_entered(open_book, study, tmp_path):
     assert [t.state for t in done] == 3 * ["COMPLETE"]
     assert [list(t.curve) for t in done] == 3 * [[2, 4, 6]]
     assert len({t.fid for t in done}) == 3
+    assert len({t.facts["fingerprint"] for t in done}) == 1
     assert all(t.facts["point_seconds"] > 0 for t in done)
