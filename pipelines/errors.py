@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """The command line cannot be understood."""
 
 
+class NoStudiesError(ValueError):
+    """A database of studies is not there, or new."""
+
+
 class PipelineError(RuntimeError):
     """Base of the pipeline's errors: the message says what to do."""
 

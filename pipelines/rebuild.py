@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.resources import Resources
 from experiments.tables import TABLES
 from pipelines.collection import in_use, recorded_runs, shown_runs
-from pipelines.discretion import discreet
-from pipelines.errors import ArtifactError, TrackingError
+from pipelines.discretion import discreet, in_one_line
+from pipelines.errors import ArtifactError, NoStudiesError, TrackingError
 from pipelines.graph import Graph
 from pipelines.plots import write_report
 from pipelines.report_command import run_folder, study_folder
@@ -85,7 +85,7 @@ def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         raise
     except Exception as error:  # noqa: BLE001 - any server, any failure
         raise TrackingError(
-            discreet(f"MLflow at {home.tracking_uri} could not be updated: {error}")
+            discreet(f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}")
         ) from None
 
 
@@ -94,7 +94,12 @@ def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
 
     if storage is None and not home.has_studies:
         return []
-    return stored_studies(storage or home.study_storage, home.store)
+    try:
+        return stored_studies(storage or home.study_storage, home.store)
+    except NoStudiesError:
+        if storage is not None:
+            raise
+        return []  # one that is named for all studies, before the first
 
 
 def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:

@@ -40,7 +40,8 @@ def stored_studies(url: str, store: Store) -> list[StoredStudy]:
         store: Whose name the studies bear.
 
     Raises:
-        ValueError: the database cannot be reached.
+        ValueError: the database cannot be reached or used.
+        NoStudiesError: it is not there, or new.
     """
     name_of_store = store_name(store)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -25,7 +25,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pipelines.discretion import discreet, in_one_line
-from pipelines.errors import StudyError
+from pipelines.errors import NoStudiesError, StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,6 +63,7 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     Raises:
         ValueError: the URL is none, its driver is missing, the database cannot be reached, holds
             something else, or was set up by another version of Optuna.
+        NoStudiesError: it is new, and is not to be set up.
     """
     try:
         parsed = make_url(url)
@@ -82,7 +83,7 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
                 f"memory, which is gone when the command ends"
             )
         if not create and not parsed.query and not Path(str(parsed.database)).exists():
-            raise ValueError(f"the study's storage must be there, but {shown} does not exist")
+            raise NoStudiesError(f"the study's storage must be there, but {shown} does not exist")
     try:
         _require_studies(url, options, shown, create=create)
         storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True)
@@ -126,7 +127,7 @@ def _require_studies(url: str, options: dict[str, Any], shown: str, *, create: b
             f"to another program ({', '.join(foreign)}): name another one, or none for study.db"
         )
     if not create and "studies" not in tables:
-        raise ValueError(f"the study's storage must hold studies, but {shown} holds none yet")
+        raise NoStudiesError(f"the study's storage must hold studies, but {shown} holds none yet")
 
 
 def _require_version(storage: RDBStorage, shown: str) -> None:

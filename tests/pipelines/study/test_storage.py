@@ -17,10 +17,12 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
+from pipelines import rebuild
 from pipelines.cli import main
 from pipelines.discretion import behind, in_one_line
-from pipelines.errors import StudyError
+from pipelines.errors import NoStudiesError, StudyError
 from pipelines.folder_store import FolderStore
+from pipelines.home import Home
 from pipelines.study import storage
 from pipelines.study.shelf import stored_studies, stored_study
 from pipelines.study.storage import can_pass, open_storage, outlast
@@ -363,3 +365,11 @@ def test_studies_of_another_store_are_left_out(open_book, study, tmp_path):
     assert stored_studies(url, FolderStore(tmp_path / "another_store")) == []
     with pytest.raises(ValueError, match=r"that was begun \(none\), but got 'small'"):
         stored_study(url, FolderStore(tmp_path / "another_store"), "small")
+
+
+def test_a_database_that_is_named_for_all_studies_may_be_new(tmp_path, monkeypatch):
+    home, url = Home(tmp_path), f"sqlite:///{tmp_path / 'later.db'}"
+    monkeypatch.setenv("IGDIT_STUDY_STORAGE", url)
+    assert rebuild._studies(home, None) == []
+    with pytest.raises(NoStudiesError, match=r"later\.db does not exist"):
+        rebuild._studies(home, url)
