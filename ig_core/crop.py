@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 LONGEST = 100
 """How many times as long as wide an image may be: ADM makes all of it before it crops."""
 
+MOST_PIXELS = 2**27
+"""Pixels of the largest image that is decoded (0.4 GB): some kilobytes may say they have more than
+fits into any memory."""
+
 
 class Pixels(NamedTuple):
     """A training image."""
@@ -31,7 +35,7 @@ def read_pixels(data: bytes, size: int) -> Pixels:
     Grey images, palettes and transparent ones become RGB as Pillow does it, which is what published
     models were trained on. So do CMYK images, but that is said, since their colours are a guess.
     Images of more than 8 bits are not used: Pillow would clip them. Nor are those that are over 100
-    times as long as wide.
+    times as long as wide, or have over 134 million pixels.
 
     Args:
         data: The file.
@@ -50,6 +54,9 @@ def read_pixels(data: bytes, size: int) -> Pixels:
             if max(image.size) > LONGEST * min(image.size):
                 return Pixels(None, f"is {image.width} x {image.height}: over {LONGEST} times as "
                                     f"long as wide")  # fmt: skip
+            if image.width * image.height > MOST_PIXELS:
+                return Pixels(None, f"is {image.width} x {image.height}: over {MOST_PIXELS:,} "
+                                    f"pixels")  # fmt: skip
             image.load()
             pixels = center_crop(image.convert("RGB"), size)
     except MemoryError:

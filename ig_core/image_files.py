@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ig_core.image_bytes import read_image_file
 from ig_core.npz import names, open_array, open_npz, read_array, read_rows
 
 if TYPE_CHECKING:
@@ -137,8 +138,11 @@ def _read_png(file: Path) -> NDArray[np.uint8]:
     """(H, W, C) uint8."""
     from PIL import Image
 
+    content = read_image_file(file)
+    if isinstance(content, str):
+        raise ValueError(f"{file} is not a readable PNG file: it {content}")
     try:
-        data = io.BytesIO(file.read_bytes())
+        data = io.BytesIO(content)
         Image.open(data, formats=["PNG"]).verify()  # checksums, which decoding does not look at
         with Image.open(data, formats=["PNG"]) as image:
             mode, frames = image.mode, getattr(image, "n_frames", 1)

@@ -7,17 +7,23 @@ latents, not one data set from another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from ig_core.codec_files import SD_SCALE
+from ig_core.latents import ChannelSums
 from ig_core.source_formats import STATISTICS
+from ig_core.source_rows import latent_depth, latent_rows, read_normalisation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from ig_core.latents import ChannelSums
+    from ig_core.source_rows import LatentRows
+    from ig_core.sources import Listing
 
 SD_SPREAD = (2.0, 15.0)
 """Spread of SD-VAE's latents before scaling: about 5.5 of ImageNet, 1 if they are scaled already,
@@ -26,8 +32,86 @@ OFFSET = 1.0
 """Most that a channel's mean may be from the given one, in given standard deviations."""
 RATIO = (0.5, 2.0)
 """Of a channel's standard deviation to the given one."""
+LOOKED_AT = 64
+"""Latents whose values are read before a run, spread over the source."""
 FEW = 16
 """Latents; the statistics of fewer tell nothing of all of them."""
+
+
+class LatentForm(NamedTuple):
+    """What latents are to be."""
+
+    codec: str
+    """sd-vae or va-vae."""
+    channels: int
+    side: int
+    flip: bool
+    """Whether a mirrored latent must lie beside each."""
+    judged: bool = True
+    """Whether their values must be what codec and statistics say."""
+
+
+class UnfitValuesError(ValueError):
+    """The values of latents are not what codec and statistics say."""
+
+
+def check_latents(form: LatentForm, listing: Listing, looked_at: int = LOOKED_AT) -> ChannelSums:
+    """Compare some latents all over a source with what they are to be.
+
+    Args:
+        form: What they are to be.
+        listing: The source.
+        looked_at: How many are read, at most.
+
+    Returns:
+        Sums over those that were read.
+
+    Raises:
+        UnfitValuesError: their values are not what codec and statistics say.
+        ValueError: one cannot be read or has another form, or statistics are missing.
+    """
+    if listing.format == "npy" and form.codec != "sd-vae":
+        raise ValueError(f"data.codec must be sd-vae for the .npy files of {listing.root}, but is "
+                         f"{form.codec!r}")  # fmt: skip
+    given = read_normalisation(listing.root, form.channels) if form.codec == "va-vae" else None
+    last = len(listing) - 1
+    places = sorted({round(last * n / max(looked_at - 1, 1)) for n in range(looked_at)})
+    sums = []
+    for place in places:
+        rows = latent_rows(listing, place, place + 1)
+        check_rows(form, listing, rows, place)
+        sums.append(ChannelSums.of(torch.from_numpy(rows.latent), form.channels))
+    total = reduce(ChannelSums.__add__, sums)
+    check_values(form, total, given, rows=len(places))
+    return total
+
+
+def check_rows(form: LatentForm, listing: Listing, rows: LatentRows, first: int) -> None:
+    """Raise ValueError unless rows from `first` on are what they are to be."""
+    expected = (latent_depth(listing.format, form.channels), form.side, form.side)
+    name = listing.rows(first, first + 1)[0].name
+    if rows.latent.shape[1:] != expected:
+        raise ValueError(f"latents of {form.codec} must be {expected} (data.channels, data.side), "
+                         f"but those of {listing.root} from {name} on are "
+                         f"{rows.latent.shape[1:]}")  # fmt: skip
+    if form.flip and rows.mirror is None:
+        raise ValueError(f"data.flip must be off: {listing.root} holds no mirrored latents from "
+                         f"{name} on")  # fmt: skip
+    if form.judged and expected[0] == 2 * form.channels:
+        _refuse(moment_problems(torch.from_numpy(rows.latent)[:, form.channels :]))
+
+
+def check_values(
+    form: LatentForm, sums: ChannelSums, given: tuple[Tensor, Tensor] | None, *, rows: int
+) -> None:
+    """Raise UnfitValuesError unless sums over latents are what codec and statistics say."""
+    if form.judged:
+        _refuse(value_problems(form.codec, sums, given, rows=rows))
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UnfitValuesError("; ".join(problems))
 
 
 def value_problems(

@@ -75,7 +75,11 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, Bi
     if name not in names(archive):
         known = ", ".join(sorted(names(archive))) or "none"
         raise ValueError(f"{where} is missing; the file holds {known}")
-    with archive.open(f"{name}.npy") as stream:
+    try:
+        opened = archive.open(f"{name}.npy")
+    except RuntimeError as error:  # encrypted
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    with opened as stream:
         try:
             shape, by_columns, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
         except (ValueError, KeyError) as error:
@@ -83,7 +87,8 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, Bi
         if dtype.hasobject:
             raise ValueError(f"{where} holds pickled Python objects, which are never loaded")
         if by_columns and len(shape) > 1:
-            raise ValueError(f"{where} is stored by columns, but rows must follow one another")
+            raise ValueError(f"{where} is stored by columns, but rows must follow one another: "
+                             f"save np.ascontiguousarray(array)")  # fmt: skip
         yield Header(shape, dtype), stream  # type: ignore[misc]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ig_core.image_bytes import MAX_LABEL_BYTES, read_zip_member
 from ig_core.source_formats import CLASSES, MAPPING, SPLITS, Found, Row
 from ig_core.source_labels import (
     Labels,
@@ -24,6 +25,7 @@ from ig_core.source_walk import is_hidden, walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 IMAGES = {
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".gif",
@@ -103,11 +105,49 @@ def list_parquet(search: Search) -> list[Row]:
         kind = schema.field("label").type
         if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
             raise ValueError(f"{path}: column label must hold integers, but holds {kind}")
+        _check_images(table, path)
         labels = table.read(columns=["label"])["label"].to_pylist()
         rows += [Row(f"{file}[{number}]", file, number, -1, label if type(label) is int
                      else whole_number(label, f"{path}: the label of row {number}"))
                  for number, label in enumerate(labels)]  # fmt: skip
     return rows
+
+
+def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
+    """Type of the bytes in column image: the column itself, or its field `bytes`.
+
+    Raises:
+        ValueError: it is another type.
+    """
+    kind = held = schema.field("image").type
+    if pa.types.is_struct(kind):
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        held = kind.field("bytes").type if "bytes" in names else kind
+    if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)
+            or pa.types.is_fixed_size_binary(held)):  # fmt: skip
+        raise ValueError(f"{path}: column image must hold bytes, or a struct with bytes, but holds "
+                         f"{kind}")  # fmt: skip
+    return held
+
+
+def _check_images(table: pq.ParquetFile, path: Path) -> None:
+    """Raise ValueError unless column image has bytes; statistics of the file say how many lack.
+
+    Hugging Face's `Image` may hold paths alone, of files on the machine where it was made.
+    """
+    image_type(table.schema_arrow, path)
+    metadata, wanted = table.metadata, ("image", "image.bytes")
+    places = [n for n in range(metadata.num_columns)
+              if metadata.schema.column(n).path in wanted]  # fmt: skip
+    lacking = 0
+    for number in range(metadata.num_row_groups if places else 0):
+        column = metadata.row_group(number).column(places[0])
+        if column.statistics is not None and column.statistics.has_null_count:
+            lacking += column.statistics.null_count
+    if lacking and lacking == metadata.num_rows:
+        raise ValueError(f"{path}: column image must hold the bytes of images, but all "
+                         f"{lacking} are null (paths alone? embed the files, as "
+                         f"datasets' Image(decode=False) and embed_external_files do)")  # fmt: skip
 
 
 def list_zip(search: Search) -> list[Row]:
@@ -148,4 +188,8 @@ def _members(archive: zipfile.ZipFile, search: Search, where: str) -> dict[str, 
 def _labels_within(archive: zipfile.ZipFile, where: str) -> Labels:
     if MAPPING not in archive.namelist():
         raise ValueError(f"{where} is missing; without it, or data.classes, there are no labels")
-    return parse_labels(archive.read(MAPPING), where)
+    try:
+        text = read_zip_member(archive, MAPPING, MAX_LABEL_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from error
+    return parse_labels(text, where)

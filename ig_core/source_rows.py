@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import zipfile
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ig_core.image_bytes import bounded, read_image_file, read_zip_member, too_large
 from ig_core.official import read_file
 from ig_core.source_formats import STATISTICS
+from ig_core.source_images import image_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,15 +25,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ig_core.image_bytes import Encoded
     from ig_core.source_formats import Row
     from ig_core.sources import Listing
 
+PARQUET_ROWS = 16
+"""Rows of a Parquet file that are in memory at once."""
+BUFFER = 2**20
+"""Bytes of a Parquet file that are read at once."""
 
-def image_files(listing: Listing, start: int, stop: int) -> Iterator[tuple[Row, bytes | None]]:
-    """The image files of some rows, in order; None where one has gone or is cut short.
+
+def image_files(listing: Listing, start: int, stop: int) -> Iterator[tuple[Row, Encoded]]:
+    """The image files of some rows, in order; what is wrong with those that cannot be read.
 
     Raises:
-        ValueError: a Parquet file has no image bytes.
+        ValueError: an archive has gone, or a Parquet file has no image bytes.
     """
     rows = listing.rows(start, stop)
     for file, group in groupby(rows, key=lambda row: row.file):
@@ -38,20 +47,21 @@ def image_files(listing: Listing, start: int, stop: int) -> Iterator[tuple[Row, 
         yield from zip(members, _READERS[listing.format](path, members), strict=True)
 
 
-def _read_loose(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+def _read_loose(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
     for _ in rows:
-        try:
-            yield path.read_bytes()
-        except OSError:
-            yield None
+        yield read_image_file(path)
 
 
-def _read_tar(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+def _read_tar(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
     with path.open("rb") as file:
         for row in rows:
+            fault = too_large(row.size)
+            if fault is not None:
+                yield fault
+                continue
             file.seek(row.offset)
             data = file.read(row.size)
-            yield data if len(data) == row.size else None
+            yield data if len(data) == row.size else "is cut short"
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,32 +70,49 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _read_zip(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
+def _read_zip(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
     archive = _open_zip(path)
     for row in rows:
         try:
-            yield archive.read(row.name)
-        except (OSError, zipfile.BadZipFile, KeyError):
-            yield None
+            yield read_zip_member(archive, row.name)
+        except ValueError as error:
+            yield str(error)
 
 
-def _read_parquet(path: Path, rows: Sequence[Row]) -> Iterator[bytes | None]:
-    """Row group by row group: they are what can be read by itself."""
-    file, first = pq.ParquetFile(path), 0
-    waiting = list(rows)
+def _read_parquet(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
+    """Row group by row group: they are what can be read by itself, a few rows at a time."""
+    file = pq.ParquetFile(path, buffer_size=BUFFER)
+    image_type(file.schema_arrow, path)
+    first, waiting = 0, list(rows)
     for number in range(file.num_row_groups):
         after = first + file.metadata.row_group(number).num_rows
         mine = [row.offset - first for row in waiting if row.offset < after]
         if mine:
-            column = file.read_row_group(number, columns=["image"])["image"].take(pa.array(mine))
-            for value in column.to_pylist():
-                encoded = value.get("bytes") if isinstance(value, dict) else value
-                if encoded is not None and not isinstance(encoded, bytes):
-                    raise ValueError(f"{path}: column image must hold bytes, but holds "
-                                     f"{column.type}")  # fmt: skip
-                yield encoded
+            yield from _read_row_group(file, number, mine)
             waiting = waiting[len(mine) :]
         first = after
+
+
+def _read_row_group(file: pq.ParquetFile, number: int, wanted: Sequence[int]) -> Iterator[Encoded]:
+    """Images of one row group, whose places in it ascend; a damaged one has no more of them."""
+    first, done = 0, 0
+    try:
+        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=["image"]):
+            column, after = batch.column(0), first + len(batch)
+            while done < len(wanted) and wanted[done] < after:
+                value = column[wanted[done] - first].as_py()
+                done += 1  # before the image is given away: nothing is given twice
+                data = value.get("bytes") if isinstance(value, dict) else value
+                yield "holds no image" if data is None else bounded(data)
+            first = after
+            if done == len(wanted):
+                return
+    except (OSError, pa.ArrowException) as error:
+        fault = f"cannot be read: {error}"
+    else:
+        fault = "is missing"
+    for _ in wanted[done:]:
+        yield fault
 
 
 _READERS = {
@@ -126,22 +153,19 @@ def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
     pieces, mirrors = [], []
     for file, group in groupby(rows, key=lambda row: row.file):
         places = [row.offset for row in group]
-        with _open_safetensors(listing.root / file) as archive:
-            span = slice(places[0], places[-1] + 1)
-            pieces.append(archive.get_slice("latents")[span])
-            if "latents_flip" in archive.keys():  # noqa: SIM118 - not a dictionary
-                mirrors.append(archive.get_slice("latents_flip")[span])
+        span = slice(places[0], places[-1] + 1)
+        try:
+            with safe_open(listing.root / file, framework="pt") as archive:  # for its bfloat16
+                pieces.append(archive.get_slice("latents")[span])
+                if "latents_flip" in archive.keys():  # noqa: SIM118 - not a dictionary
+                    mirrors.append(archive.get_slice("latents_flip")[span])
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{listing.root / file} cannot be read: {error}") from error
     if mirrors and len(mirrors) != len(pieces):
         raise ValueError(f"{listing.root} holds mirrored latents in some of its files only")
     latent = _finite(torch.cat(pieces).float().numpy(), rows)
     mirror = _finite(torch.cat(mirrors).float().numpy(), rows) if mirrors else None
     return LatentRows(latent, mirror, labels)
-
-
-def _open_safetensors(path: Path) -> Any:  # noqa: ANN401
-    from safetensors import safe_open
-
-    return safe_open(path, framework="pt")  # NumPy has no bfloat16
 
 
 def _read_npy(path: Path) -> NDArray[np.float32]:

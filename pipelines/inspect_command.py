@@ -65,7 +65,7 @@ def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     if is_codec_folder(path):
         return inspect_codec_folder(path)
     facts = inspect_latents(path)
-    return cache_lines(facts), [], facts.problems
+    return cache_lines(facts), facts.notes, facts.problems
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:

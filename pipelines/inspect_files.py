@@ -144,7 +144,7 @@ def _one_shard(path: Path) -> Found:
 
     facts = inspect_latents(path.parent)
     note = f"{path.name} is one of its shards: --data.path takes the folder, {path.parent}"
-    return cache_lines(facts), [note], facts.problems
+    return cache_lines(facts), [note, *facts.notes], facts.problems
 
 
 def _statistics(held: Mapping[str, Any]) -> Found:

@@ -48,7 +48,9 @@ def label_counts(labels: Counter[int]) -> str:
 
 
 def cache_lines(facts: CacheFacts) -> dict[str, str]:
-    """What there is to say of a cache that others wrote."""
+    """What there is to say of a cache that others wrote; its format alone if it is not readable."""
+    if not facts.count:
+        return {"latent cache": facts.format}
     return {
         "latent cache": facts.format,
         "codec": facts.codec,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from experiments import DataConfig
+    from ig_core.latent_checks import LatentForm
     from ig_core.source_rows import LatentRows
     from ig_core.sources import Listing
 
-LOOKED_AT = 64
-"""Latents whose values are read before a run, spread over the source."""
 OVERRIDE = "--data.no-check-statistics takes them as they are"
 
 
@@ -80,55 +80,41 @@ def forget_sources() -> None:
 
 def _check_latents(data: DataConfig, listing: Listing) -> None:
     """Raise ValueError unless latents all over the source are what the experiment says."""
-    from ig_core.latents import ChannelSums
-    from ig_core.source_rows import latent_rows, read_normalisation
+    from ig_core.latent_checks import check_latents
 
-    if listing.format == "npy" and data.codec != "sd-vae":
-        raise ValueError(f"data.codec must be sd-vae for the .npy files of {listing.root}, but is "
-                         f"{data.codec!r}")  # fmt: skip
-    given = read_normalisation(listing.root, data.channels) if data.codec == "va-vae" else None
-    last = len(listing) - 1
-    places = sorted({round(last * n / (LOOKED_AT - 1)) for n in range(LOOKED_AT)})
-    sums = []
-    for place in places:
-        rows = latent_rows(listing, place, place + 1)
-        check_rows(data, listing, rows, place)
-        sums.append(ChannelSums.of(_tensor(rows), data.channels))
-    check_values(data, functools.reduce(ChannelSums.__add__, sums), given, rows=len(places))
+    with _source_named(data):
+        check_latents(latent_form(data), listing)
+
+
+def latent_form(data: DataConfig) -> LatentForm:
+    """What the latents of an experiment are to be."""
+    from ig_core.latent_checks import LatentForm
+
+    return LatentForm(data.codec, data.channels, data.side, data.flip, data.check_statistics)
 
 
 def check_rows(data: DataConfig, listing: Listing, rows: LatentRows, first: int) -> None:
     """Raise ValueError unless rows from `first` on are what the experiment says."""
-    from ig_core.latent_checks import moment_problems
-    from ig_core.source_rows import latent_depth
+    from ig_core.latent_checks import check_rows
 
-    expected = (latent_depth(listing.format, data.channels), data.side, data.side)
-    name = listing.rows(first, first + 1)[0].name
-    if rows.latent.shape[1:] != expected:
-        raise ValueError(f"latents of {data.codec} must be {expected} (data.channels, data.side), "
-                         f"but those of {listing.root} from {name} on are "
-                         f"{rows.latent.shape[1:]}")  # fmt: skip
-    if data.flip and rows.mirror is None:
-        raise ValueError(f"data.flip must be off: {listing.root} holds no mirrored latents from "
-                         f"{name} on")  # fmt: skip
-    if data.check_statistics and expected[0] == 2 * data.channels:
-        _refuse(data, moment_problems(_tensor(rows)[:, data.channels :]))
+    with _source_named(data):
+        check_rows(latent_form(data), listing, rows, first)
 
 
 def check_values(data: DataConfig, sums: Any, given: Any, *, rows: int) -> None:  # noqa: ANN401
     """Raise ValueError unless sums over latents are what their codec and statistics say."""
-    from ig_core.latent_checks import value_problems
+    from ig_core.latent_checks import check_values
 
-    if data.check_statistics:
-        _refuse(data, value_problems(data.codec, sums, given, rows=rows))
-
-
-def _refuse(data: DataConfig, problems: Sequence[str]) -> None:
-    if problems:
-        raise ValueError(f"data.path {data.path}: {'; '.join(problems)} ({OVERRIDE})")
+    with _source_named(data):
+        check_values(latent_form(data), sums, given, rows=rows)
 
 
-def _tensor(rows: LatentRows) -> Any:  # noqa: ANN401
-    import torch
+@contextmanager
+def _source_named(data: DataConfig) -> Iterator[None]:
+    """Name the source, and the way round, where the values of latents are refused."""
+    from ig_core.latent_checks import UnfitValuesError
 
-    return torch.from_numpy(rows.latent)
+    try:
+        yield
+    except UnfitValuesError as error:
+        raise ValueError(f"data.path {data.path}: {error} ({OVERRIDE})") from error

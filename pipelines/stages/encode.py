@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 LISTING = "listing.parquet"
 READ_AHEAD = 8 * BATCH
 """Images that are decoded while others are encoded."""
+READ_AHEAD_BYTES = 2**28
+"""Bytes of their files, above which fewer of them wait."""
 THREADS = 4
 """Threads that decode them."""
 PREVIEW = 16
@@ -154,18 +157,23 @@ def _usable(context: Context, listing: Listing, broken: list[dict[str, str]]) ->
 
     def decode(item: Any) -> tuple[int, Any, Pixels]:  # noqa: ANN401
         index, (row, content) = item
-        if content is None:
-            return index, row, Pixels(None, "is missing or cut short")
+        if isinstance(content, str):
+            return index, row, Pixels(None, content)
         return index, row, read_pixels(content, data.resolution)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: list[Any] = []
+        waiting: deque[Any] = deque()
+        held = 0  # bytes that wait to be decoded
         for item in files:
-            waiting.append(pool.submit(decode, item))
-            if len(waiting) >= READ_AHEAD:
-                yield from _judged(waiting.pop(0).result(), broken, data.max_broken)
-        for each in waiting:
-            yield from _judged(each.result(), broken, data.max_broken)
+            size = len(item[1][1])
+            waiting.append((pool.submit(decode, item), size))
+            held += size
+            while len(waiting) >= READ_AHEAD or (held > READ_AHEAD_BYTES and len(waiting) > 1):
+                done, size = waiting.popleft()
+                yield from _judged(done.result(), broken, data.max_broken)
+                held -= size
+        for done, _ in waiting:
+            yield from _judged(done.result(), broken, data.max_broken)
 
 
 def _judged(

@@ -1,0 +1,65 @@
+"""Encoded images out of files and archives: never more bytes than one image may take.
+
+A name says nothing of what lies behind it: a file may have no end, a member of a zip may expand to
+gigabytes, be encrypted, damaged, or compressed by a method that is not known. Each of these is the
+fault of one image, which is named, and not the end of reading the others.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import zipfile
+    from pathlib import Path
+
+MAX_IMAGE_BYTES = 2**27
+"""Bytes that the file of one image may take: more than the largest image that is decoded needs."""
+MAX_LABEL_BYTES = 2**30
+"""Bytes that a list of labels in a zip may take."""
+
+Encoded = bytes | str
+"""The file of an image, or what is wrong with it."""
+
+
+def read_image_file(path: Path) -> Encoded:
+    """Read the file of an image."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "is no file"
+        with path.open("rb") as file:
+            return bounded(file.read(MAX_IMAGE_BYTES + 1))
+    except OSError as error:
+        return f"is missing or cannot be read: {error.strerror}"
+
+
+def bounded(data: bytes) -> Encoded:
+    """The file of an image, unless it takes more than it may."""
+    return too_large(len(data)) or data
+
+
+def too_large(size: int) -> str | None:
+    """What is wrong with an image whose file has so many bytes; None: nothing."""
+    if size <= MAX_IMAGE_BYTES:
+        return None
+    return f"takes over {MAX_IMAGE_BYTES / 2**20:g} MiB, which is no training image"
+
+
+def read_zip_member(archive: zipfile.ZipFile, name: str, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """Read a member of a zip; its checksum is compared.
+
+    Raises:
+        ValueError: it expands to more bytes than `most`, is encrypted or damaged, or is compressed
+            by a method that is not known.
+    """
+    try:
+        with archive.open(name) as stream:
+            data = stream.read(most + 1)
+    except MemoryError:
+        raise
+    except Exception as error:  # each method of compression has errors of its own
+        raise ValueError(f"cannot be read: {error or type(error).__name__}") from error
+    if len(data) > most:
+        raise ValueError(f"takes over {most / 2**20:g} MiB")
+    return data
