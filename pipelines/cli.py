@@ -41,6 +41,7 @@ from pipelines.errors import PipelineError, UsageError
 from pipelines.files import never_fail_to_print
 from pipelines.graph import Graph
 from pipelines.home import Home
+from pipelines.memory import explanation, ran_out_of_memory
 from pipelines.pinned import resolve
 from pipelines.rights import explain
 from pipelines.secrets import load_secrets
@@ -79,6 +80,11 @@ NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier ru
 `igdit COMMAND --help` says what a command takes, `igdit run NAME --help` lists every setting with
 its value, `igdit --version` says the version. Results lie in ./runs or $IGDIT_HOME.
 """
+
+
+REMEDY = ("fewer programs on this machine, --resources.micro-batch, --resources.sample-batch or "
+          "--resources.sample-tasks")  # fmt: skip
+"""What mends memory that ran out in the program itself."""
 
 
 @dataclass(frozen=True)
@@ -144,18 +150,30 @@ def main(arguments: list[str] | None = None) -> int:
         if name != "submit" and not set(HELP) & set(rest):  # its secrets are those of the nodes
             load_secrets()
         return commands[name](rest)
-    except (ValueError, OSError, PipelineError) as error:
-        if setting("IGDIT_DEBUG"):
+    except Exception as error:
+        code = None if setting("IGDIT_DEBUG") else _explain(error)
+        if code is None:
             raise
+        return code
+    except KeyboardInterrupt:
+        print("igdit: stopped; the same command continues from what was published",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+def _explain(error: Exception) -> int | None:
+    """Say in a line what went wrong; returns the exit code, None for what is a fault of ours."""
+    if isinstance(error, ValueError | OSError | PipelineError):
         said = explain(error) if isinstance(error, OSError) else error
         print(f"igdit: {discreet(said)}", file=sys.stderr)
         if not isinstance(error, UsageError | PipelineError):
             print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print("igdit: stopped; the same command continues from what was published",
-              file=sys.stderr)  # fmt: skip
-        return 130
+    cause = ran_out_of_memory(error)
+    if cause is None:
+        return None
+    print(f"igdit: {explanation(cause, 'in this process', REMEDY)}", file=sys.stderr)
+    return 1
 
 
 def _speak_discreetly() -> None:

@@ -30,6 +30,10 @@ class WorkerLostError(PipelineError):
     """Workers died more often than the resources allow."""
 
 
+class MemoryExhaustedError(PipelineError):
+    """Memory ran out: the work asks for more at once than there is."""
+
+
 class StoppedError(PipelineError):
     """The work was told to stop before it was done."""
 

@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.errors import StoppedError, WorkerLostError
+from pipelines.memory import explaining_memory
 from pipelines.ray_training import train_alone, train_in_group
 from pipelines.stages.build import Job, build
 
@@ -121,7 +122,8 @@ class RayRunner:
         # A killed worker is replaced; an error of the work itself is not tried again.
         task = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0,
                           max_retries=self.resources.max_failures)(build)  # fmt: skip
-        self._get(task.remote(job))
+        with explaining_memory(job.nodes[0].kind, self.resources):
+            self._get(task.remote(job))
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
         board: Any = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=_here()).remote()
@@ -129,10 +131,11 @@ class RayRunner:
         relay = threading.Thread(target=self._relay, args=(board, post, done), daemon=True)
         relay.start()
         try:
-            outcome: TrainOutcome = self._get(self._start_training(job, board))
-            while outcome.left:  # its node goes, and the training is continued on others
-                outcome = self._get(self._start_training(job, board))
-            return outcome
+            with explaining_memory("checkpoint", self.resources):
+                outcome: TrainOutcome = self._get(self._start_training(job, board))
+                while outcome.left:  # its node goes, and the training is continued on others
+                    outcome = self._get(self._start_training(job, board))
+                return outcome
         finally:
             done.set()
             relay.join()

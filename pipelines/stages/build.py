@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
 from pipelines.graph import VERSIONS, Node
+from pipelines.memory import explaining_memory
 from pipelines.secrets import load_secrets
 from pipelines.stores import make_store
 
@@ -127,7 +128,8 @@ def build(job: Job) -> None:
     contexts = [Context(store, node, experiment) for node in job.nodes]
     torch.set_num_threads(1)
     set_tf32(enabled=experiment.resources.tf32)
-    with ExitStack() as publishing:
+    kind = job.nodes[0].kind
+    with explaining_memory(kind, experiment.resources), ExitStack() as publishing:
         directories = []
         for node in job.nodes:
             store.log("execute", node.kind, node.key, stage=node.stage)
@@ -135,7 +137,7 @@ def build(job: Job) -> None:
             directory = publishing.enter_context(publication)
             write_experiment(experiment, directory)
             directories.append(directory)
-        if job.nodes[0].kind == "images":
+        if kind == "images":
             build_images(contexts, directories)
         else:
-            builders[job.nodes[0].kind](contexts[0], directories[0])
+            builders[kind](contexts[0], directories[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from experiments import experiment_from_json
 from pipelines.errors import CorruptArtifactError
 from pipelines.graph import Graph
+from pipelines.memory import explaining_memory
 from pipelines.secrets import load_secrets
 from pipelines.stages.build import open_store
 from pipelines.stages.starting import Team, open_data, open_start
@@ -97,23 +98,24 @@ def train_worker(
     store, graph = open_store(job.store), Graph(experiment)
     torch.set_num_threads(resources.cpus_per_worker)
     set_tf32(enabled=resources.tf32)
-    team = Team(rank, world_size, resources.device)
-    try:
-        open_data(store, graph, team)
-        decided = round(time.time(), 3)
-        start = open_start(store, graph, job.steps, team)
-    except CorruptArtifactError as error:
-        return TrainOutcome(0, damaged=error)
-    state, dataset = _ready_state(experiment, start, world_size), open_dataset(store, graph)
-    stay = {*job.steps, *experiment.train.checkpoint_steps}
-    publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, team, publishing)
-    publisher.begin(start)
-    if rank == 0:
-        store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
-                  world_size=world_size, from_step=state.step, to_step=max(job.steps),
-                  decided=decided)  # fmt: skip
-    with publisher:
-        return _train_on(job, experiment, state, dataset, publisher, post, notice)
+    with explaining_memory("checkpoint", resources):
+        team = Team(rank, world_size, resources.device)
+        try:
+            open_data(store, graph, team)
+            decided = round(time.time(), 3)
+            start = open_start(store, graph, job.steps, team)
+        except CorruptArtifactError as error:
+            return TrainOutcome(0, damaged=error)
+        state, dataset = _ready_state(experiment, start, world_size), open_dataset(store, graph)
+        stay = {*job.steps, *experiment.train.checkpoint_steps}
+        publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, team, publishing)
+        publisher.begin(start)
+        if rank == 0:
+            store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
+                      world_size=world_size, from_step=state.step, to_step=max(job.steps),
+                      decided=decided)  # fmt: skip
+        with publisher:
+            return _train_on(job, experiment, state, dataset, publisher, post, notice)
 
 
 def _train_on(

@@ -14,6 +14,7 @@ from pipelines.dag import Pipeline
 from pipelines.discretion import discreet
 from pipelines.errors import (
     ArtifactError,
+    MemoryExhaustedError,
     SamplingFailedError,
     StoppedError,
     StudyError,
@@ -179,8 +180,8 @@ class StudyDriver:
         try:
             self._evaluate_intact(unit)
             self._failures = 0
-        except (StoppedError, StudyError, ArtifactError, OSError):
-            raise
+        except (StoppedError, StudyError, ArtifactError, OSError, MemoryExhaustedError):
+            raise  # none of them says anything of the point
         except WorkerLostError as error:
             if self.book.lost(unit) < LOSSES_BEFORE_FAILURE:
                 raise StudyError(f"{unit[0].point.training_name}: {error}. The same command goes "
