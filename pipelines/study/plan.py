@@ -75,20 +75,22 @@ def _refinement(fids: Mapping[int, float], taken: set[int], space: Range) -> int
     elif below is None and above is None:
         target = float(best)
     else:  # the best lies at an end: look between it and its neighbour, or beyond it
-        beyond = 0 if below is None else space.count - 1
-        target = float(beyond) if best != beyond else (best + (below or above or 0)) / 2
+        beyond, neighbour = (0, above) if below is None else (space.count - 1, below)
+        target = float(beyond) if best != beyond else (best + (neighbour or 0)) / 2
     free = [index for index in range(space.count) if index not in taken]
     return min(free, key=lambda index: (abs(index - target), index))
 
 
 def _vertex(*points: tuple[int, float]) -> float:
-    """Abscissa of the minimum of the parabola through three points, kept between the outer two."""
+    """Abscissa of the minimum of the parabola through three points, the middle one the lowest.
+
+    It lies no farther from the middle one than half the way to its neighbours.
+    """
     (x0, y0), (x1, y1), (x2, y2) = points
     left, right = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if left == right:
         return float(x1)
-    x = x1 - 0.5 * ((x1 - x0) * left - (x1 - x2) * right) / (left - right)
-    return min(max(x, x0), x2)
+    return x1 - 0.5 * ((x1 - x0) * left - (x1 - x2) * right) / (left - right)
 
 
 @dataclass(frozen=True)

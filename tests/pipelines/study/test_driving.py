@@ -178,6 +178,24 @@ def test_of_scales_that_are_sampled_together_only_the_bad_one_fails(drive):
     assert driver._failures == 1, "all of them: it is the training that failed"
 
 
+def test_an_error_of_one_training_ends_those_beside_it(drive, monkeypatch):
+    """Two at a time: what ends one, ends the other before its next unit."""
+    both = threading.Barrier(2)
+
+    def evaluate(unit):
+        both.wait(30)
+        if unit[0].number == 0:
+            return ArtifactError("no room")
+        assert driver._stop.wait(30)
+        return None
+
+    driver = drive(Book(units(99)), evaluate)
+    monkeypatch.setattr(driver, "_slots", lambda: 2)
+    with pytest.raises(ArtifactError, match="no room"):
+        driver.run()
+    assert sorted(driver.evaluated) == [[0], [1]]
+
+
 class Pipelines:
     """Stands for `dag.Pipeline` and `study.watch.Watch`: what is hopeless when."""
 

@@ -61,6 +61,25 @@ def test_equal_fids_do_not_divide_by_zero():
     assert len(play(2.0, lambda scale: 5.0, 8)) == 8
 
 
+@pytest.mark.parametrize(
+    ("fids", "expected"),
+    [
+        ((5.0, 9.0, 10.0), 1.5),  # the best lies at the lower end: half the way to its neighbour
+        ((10.0, 9.0, 5.0), 2.5),
+        ((10.0, 5.0, 6.0), 2.3),  # the parabola has its minimum at 2.33
+        ((6.0, 5.0, 6.0), 1.9),  # it has been looked at: beside it, below first
+    ],
+)
+def test_the_next_scale_is_where_the_minimum_is_to_be_expected(fids, expected):
+    assert next_scales(dict(zip((1.0, 2.0, 3.0), fids, strict=True)), SPACE, 5) == [expected]
+
+
+def test_beyond_the_best_there_may_be_more():
+    """Of scales that do not reach the ends, the end beyond the best one is looked at."""
+    assert next_scales({1.5: 5.0, 2.0: 6.0, 2.2: 7.0}, SPACE, 5) == [1.0]
+    assert next_scales({1.5: 7.0, 2.0: 6.0, 2.2: 5.0}, SPACE, 5) == [3.0]
+
+
 RULE = PruningConfig(warmup_trainings=3, patience=2)
 
 
@@ -87,6 +106,13 @@ def test_worse_than_the_median_beyond_the_noise_twice_in_a_row_is_hopeless():
 )
 def test_what_is_not_hopeless(own, why):
     assert not is_hopeless(own, OTHERS, RULE), why
+
+
+@pytest.mark.parametrize(("above", "hopeless"), [(4.5, False), (4.99, False), (5.01, True)])
+def test_noise_of_both_adds_up_as_independent_errors_do(above, hopeless):
+    """3 and 4 make 5: neither the larger of them nor their sum."""
+    others = [curve(20, 20, half_width=4.0)] * 3
+    assert is_hopeless(curve(20 + above, 20 + above, half_width=3.0), others, RULE) == hopeless
 
 
 def test_wide_intervals_of_the_others_protect_too():
