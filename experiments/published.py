@@ -57,10 +57,16 @@ class PublishedProtocol:
     """Rounding to uint8."""
     noise: str = "a seed for each GPU: the images depend on how many there were"
     """Where the noise came from."""
+    cfg_channels: str | None = None
+    """Channels of the latent that classifier-free guidance acted on; None: all of them."""
 
 
 SIT_PROTOCOL = PublishedProtocol()
 """SiT with IG, REPA (`SiT/generate.py`, guided-diffusion's evaluator)."""
+SIT_AUTHORS_PROTOCOL = PublishedProtocol(
+    pixels="truncated: uint8 of 127.5 x + 128", cfg_channels="the first three of four channels"
+)
+"""SiT by its own authors (`sample_ddp.py`, and `forward_with_cfg` in `models.py`)."""
 LIGHTNINGDIT_PROTOCOL = PublishedProtocol(pixels="truncated: uint8 of 127.5 x + 128")
 """LightningDiT with IG (its `inference.py`, guided-diffusion's evaluator)."""
 

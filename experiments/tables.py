@@ -14,6 +14,7 @@ from experiments.lightningdit import (
 from experiments.published import (
     LIGHTNINGDIT_PROTOCOL,
     OTHERS,
+    SIT_AUTHORS_PROTOCOL,
     SIT_PROTOCOL,
     Published,
     PublishedProtocol,
@@ -76,11 +77,12 @@ def _sit_rows() -> list[TableRow]:
     return [
         TableRow(
             name="sit_xl2-1400", published=paper.SIT_XL2, scale=1.0, experiment=plain,
-            note="SiT's authors also give 8.3 (SDE)",
+            protocol=SIT_AUTHORS_PROTOCOL, note="SiT's authors also give 8.3 (SDE)",
         ),
         TableRow(
             name="sit_xl2-1400-cfg", published=paper.SIT_XL2_CFG, scale=1.0,
             experiment=replace(plain, guidance=Guidance(cfg_scale=1.5), sampler=ode),
+            protocol=SIT_AUTHORS_PROTOCOL,
         ),
         TableRow(
             name="sit_xl2_ig-80", published=paper.SIT_XL2_IG_80, experiment=sit_xl2_ig(),

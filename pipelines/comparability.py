@@ -108,6 +108,9 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
         f"pixels: {mark.pixels}, published {theirs.pixels}",
         f"noise: addressed by image (bank {mark.bank}), published with {theirs.noise}",
     ]
+    if theirs.cfg_channels is not None and run.guidance.cfg_scale != 1:
+        found.append(f"classifier-free guidance: on all channels, published on "
+                     f"{theirs.cfg_channels}")  # fmt: skip
     if mark.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
         found.append(f"features: {PORT} {theirs.extractor}")
     if run.evaluation.reference is not None:

@@ -23,9 +23,10 @@ from tests.pipelines.test_imported import write_published
 ROW = "sit_b2_ig-1.9"
 
 
-def pinned(count=IMAGENET_TRAIN, weights=INCEPTION_2015_SHA256, name="sit_b2_ig", **train):
-    """The paper's experiment as a run pins it."""
-    experiment = get_experiment(name)
+def pinned(count=IMAGENET_TRAIN, weights=INCEPTION_2015_SHA256, name="sit_b2_ig", row=None,
+           **train):  # fmt: skip
+    """The paper's experiment, or that of a table's row, as a run pins it."""
+    experiment = get_experiment(name) if row is None else row.experiment
     return replace(
         experiment,
         data=replace(experiment.data, path="/latents", content="a" * 64, count=count,
@@ -83,6 +84,20 @@ def test_the_papers_experiment_on_imagenet_is_compared(tmp_path, real):
     assert found.obstacles == ()
     assert found.difference == pytest.approx(18.0 - 17.38)
     assert any("port of the same weights" in text for text in found.differences)
+
+
+@pytest.mark.parametrize(
+    ("name", "three"),
+    [("sit_xl2-1400-cfg", True), ("sit_xl2-1400", False), ("sit_xl2_ig-800-cfg", False)],
+)
+def test_guidance_on_fewer_channels_than_ours_is_named_where_it_was_published(
+    tmp_path, real, name, three
+):
+    row = next(row for row in TABLES["main"]() if row.name == name)
+    found = line(measured_store(tmp_path, pinned(row=row), real), name, "main")
+    said = [text for text in found.differences if "channels" in text]
+    ours = "classifier-free guidance: on all channels, published on the first three of four"
+    assert [text.startswith(ours) for text in said] == [True] * three
 
 
 @pytest.mark.parametrize("used", [IMAGENET_TRAIN - 100, IMAGENET_TRAIN, IMAGENET_TRAIN + 1])
