@@ -87,12 +87,13 @@ def protocol_name(evaluation: EvaluationConfig) -> str:
     """Protocol that an evaluation follows to the letter, else "custom"."""
     for name, make in PROTOCOLS.items():
         protocol = make() if name == "digits" else make("weights", "reference")
-        if _essence(protocol) == _essence(evaluation):
+        if protocol_essence(protocol) == protocol_essence(evaluation):
             return name
     return CUSTOM
 
 
-def _essence(evaluation: EvaluationConfig) -> dict[str, object]:
+def protocol_essence(evaluation: EvaluationConfig) -> dict[str, object]:
+    """Return the settings of an evaluation that are part of its protocol, by name."""
     values = dataclasses.asdict(evaluation)
     named = {name: values[name] is not None for name in ("extractor_weights", "reference")}
     return {name: value for name, value in values.items() if name not in NO_PART} | named

@@ -58,8 +58,9 @@ igdit - train, sample, sweep and compare diffusion transformers with Internal Gu
   igdit plan NAME [options]    say what is cached and what would run; changes nothing
   igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
   igdit table NAME [options]   one of the paper's tables ({", ".join(TABLES)}: both),
-                               published numbers beside ours, one comparison in MLflow; --run runs
-                               the rows that are missing; without NAME the tables are listed
+                               published numbers beside ours; --run runs the rows that are missing,
+                               --track makes it one comparison in MLflow; without NAME the tables
+                               are listed
   igdit report [RUN]           write a run as one HTML page that can be mailed; RUN is a NAME, the
                                first digits of a run's key, or none for the last run
   igdit report study NAME      the same of a study

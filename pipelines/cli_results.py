@@ -83,9 +83,12 @@ class TableOptions:
     """What `igdit table` takes."""
 
     run: bool = False
-    """Run the rows that are not measured yet; without it the table shows what is there."""
+    """Run the rows that are not measured yet, and track the table; without it the table shows what
+    is there, and changes nothing in MLflow."""
+    track: bool = False
+    """Make the table one comparison in MLflow, from what is there."""
     rows: tuple[str, ...] = ()
-    """Run and print these rows only; none: all. The file and the comparison in MLflow have all."""
+    """Run and print these rows only; none: all. The CSV file and the comparison have them all."""
     from_checkpoint: tuple[str, ...] = ()
     """ROW=FILE: the published checkpoint that stands for the training of a row; may be repeated."""
     sd_latents: str | None = None

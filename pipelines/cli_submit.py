@@ -20,11 +20,11 @@ from pipelines.errors import UsageError
 from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.pinned import files_elsewhere, resolve
+from pipelines.revision import commit_of
 from pipelines.submission import (
     Submission,
     check_addresses,
     check_files_of,
-    commit_of,
     environment_for,
     excludes_for,
     find_root,

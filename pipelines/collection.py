@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments import Experiment, experiment_from_json, experiment_to_json
+from pipelines.command_times import forget_commands
 from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
 from pipelines.stages.starting import starting_points
@@ -214,6 +215,7 @@ def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
             for name in store.records(folder):
                 if name.partition(".")[0] in forgotten:
                     store.remove_record(folder + name)
+                    forget_commands(store, name.partition(".")[0])
         for artifact in garbage.artifacts:
             store.delete(artifact)
         for name in garbage.set_aside:

@@ -115,19 +115,3 @@ def print_discreetly(
 def without_user(address: str) -> str:
     """An address as anybody may open it: without the user and the password in it."""
     return USER.sub("", USER_AND_PASSWORD.sub("", address, count=1), count=1)
-
-
-def where_to_compare(tracking_uri: str, page: str, what: str, command: str = "igdit") -> str:
-    """Where a person looks at results in MLflow: a server's page, or what shows it."""
-    if tracking_uri.startswith(("http://", "https://")):
-        return f"Compare in MLflow: {without_user(tracking_uri).rstrip('/')}/{page}"
-    return f"Compare in MLflow: {command} ui    ({what}: {page})"
-
-
-def behind(tracking_uri: str, error: BaseException) -> str:
-    """What a person is told if MLflow could not be brought up to date (rich's markup)."""
-    from rich.markup import escape
-
-    text = (f"MLflow at {tracking_uri} could not be updated: {in_one_line(error)}. Run the same "
-            f"command again, or `igdit track rebuild`, to log what is missing.")  # fmt: skip
-    return f"[yellow]{escape(discreet(text))}[/yellow]"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pipelines.activity import Activity
 from pipelines.collection import in_use, remember
+from pipelines.command_times import command_times, record_end, record_start
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
-from pipelines.discretion import behind, where_to_compare
 from pipelines.graph import Graph
 from pipelines.pinned import resolve
 from pipelines.plots import write_report
@@ -21,6 +21,7 @@ from pipelines.report_command import run_folder
 from pipelines.results import collect
 from pipelines.run_page import headline, write_run_page
 from pipelines.runners import Runner, RunnerSession, describe_runner
+from pipelines.tracking_messages import behind, where_to_compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments import Experiment
+    from pipelines.artifacts import Store
+    from pipelines.dag import Plan
     from pipelines.graph import Node
     from pipelines.home import Home
     from pipelines.results import Results
@@ -43,7 +46,7 @@ def run_experiment(
         TrainingFailedError: a loss was not finite.
     """
     # Asked first: mlflow adds its own folder to the PATH.
-    command, started = _command(), time.monotonic()
+    command, started, began = _command(), time.monotonic(), time.time()
     home.prepare()
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
@@ -55,6 +58,9 @@ def run_experiment(
             console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
         targets = (*collect(store, graph).targets, *aside)
         plan = make_plan(store, targets)
+        works = _has_work(plan, store, graph)
+        if works:
+            record_start(store, graph.run_key, began)
         console.print(
             f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
             f"to build, results in {home.root}", highlight=False, soft_wrap=True,
@@ -65,6 +71,8 @@ def run_experiment(
         files = [*write_report(results, directory), write_run_page(results, directory)]
         activity.update(news=headline(results))
         print_report(results, console)
+        if works:
+            record_end(store, graph.run_key, began)
         page = _track(home, graph, files, console)
         where = page and where_to_compare(home.tracking_uri, page, "this run", command)
         _print_end(console, files[-1], where, time.monotonic() - started)
@@ -88,17 +96,28 @@ def measure_scales(
         TrainingFailedError: a loss was not finite.
     """
     home.prepare()
-    experiment = resolve(experiment)
+    began, experiment = time.time(), resolve(experiment)
     graph, store = Graph(experiment), home.store
     wanted = experiment.scales if scales is None else tuple(scales)
     targets = [p.evaluate for p in graph.final if p.guidance.ig_scale in wanted]
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, experiment, graph.run_key, shown=True)
         store.sweep()
-        missing = make_plan(store, targets).missing
-        console.print(f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(missing)} "
+        plan = make_plan(store, targets)
+        if works := _has_work(plan, store, graph):
+            record_start(store, graph.run_key, began)
+        console.print(f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} "
                       f"artifacts to build", highlight=False, soft_wrap=True)  # fmt: skip
         _execute(graph, targets, home, console, activity)
+        if works:
+            record_end(store, graph.run_key, began)
+        _track(home, graph, (), console)
+
+
+def _has_work(plan: Plan, store: Store, graph: Graph) -> bool:
+    """Whether this command does anything, so that its times are those of the run."""
+    times = command_times(store, graph.run_key)
+    return bool(plan.missing) or times.started_ms is None or times.is_open
 
 
 def _execute(
@@ -142,13 +161,13 @@ def _execute(
 
 
 def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:
-    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    """Show in MLflow that the command is over; being unable to is said, and loses nothing."""
     from pipelines.tracking import MlflowTracker
 
     try:
         tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         results = collect(home.store, graph)
-        return tracker.sync(results, files, finished=results.complete)
+        return tracker.sync(results, files, finished=True)
     except Exception as error:  # noqa: BLE001 - any server, any failure; the store has it all
         console.print(behind(home.tracking_uri, error))
         return None

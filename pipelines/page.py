@@ -17,6 +17,7 @@ from pipelines.number_format import change, data_size, metric
 from pipelines.plots import has_real_images, real_images, sampled_images
 from pipelines.png import encode_png
 from pipelines.results import stage_costs
+from pipelines.revision import split_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -203,11 +204,12 @@ def _shown(value: object) -> str:
 
 
 def provenance(artifacts: Sequence[Artifact]) -> Html:
-    """Packages and hosts, as the artifacts say."""
+    """Show the code, packages and hosts that made the artifacts, as they say themselves."""
     hosts = Counter(str(a.manifest.get("host", "not recorded")) for a in artifacts)
     versions: dict[str, Counter[str]] = {}
     for artifact in artifacts:
-        for name, version in artifact.manifest.get("packages", {}).items():
+        made_by = {"git commit": _commit(artifact), **artifact.manifest.get("packages", {})}
+        for name, version in made_by.items():
             versions.setdefault(name, Counter())[version] += 1
     rows = [[name, ", ".join(_counted(found, len(artifacts)))] for name, found in versions.items()]
     mixed = any(len(found) > 1 for found in versions.values())
@@ -220,6 +222,12 @@ def provenance(artifacts: Sequence[Artifact]) -> Html:
         paragraph("Some artifacts were made by other versions than the rest; a number in brackets "
                   "counts them.", class_="note") if mixed else None,
     )  # fmt: skip
+
+
+def _commit(artifact: Artifact) -> str:
+    commit, dirty = split_commit(str(artifact.manifest.get("commit", "")))
+    changed = " with uncommitted changes" if dirty else ""
+    return f"{commit[:12]}{changed}" if commit else "not recorded"
 
 
 def _counted(found: Counter[str], total: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.resources import Resources
 from experiments.tables import TABLES
 from pipelines.collection import in_use, recorded_runs, shown_runs
+from pipelines.command_times import command_times
 from pipelines.discretion import discreet, in_one_line
 from pipelines.errors import ArtifactError, NoStudiesError, TrackingError
 from pipelines.graph import Graph
@@ -17,10 +18,11 @@ from pipelines.results import collect
 from pipelines.run_page import write_run_page
 from pipelines.table import fill
 from pipelines.table_command import table_folder
-from pipelines.table_records import shown_tables
+from pipelines.table_records import shown_tables, tracked_tables
 from pipelines.table_tracking import track_table
 from pipelines.table_view import write_table
 from pipelines.tracking import MlflowTracker
+from pipelines.tracking_messages import damage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,13 +48,14 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
         say: Told what is done.
 
     Returns:
-        Exit code: 1 if an artifact is damaged, whose page is then left as it is.
+        Exit code: 1 if an artifact is damaged, or the server refuses one of the pages: that page is
+        then left as it is, and the others are made.
 
     Raises:
-        TrackingError: the server cannot be reached or refuses.
+        TrackingError: the server cannot be reached, or its database is damaged.
         ValueError: the storage cannot be used.
     """
-    damaged = 0
+    left = 0
     with in_use(home.store):
         studies = _studies(home, storage)
         tracker = _reached(
@@ -63,18 +66,24 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
                 for e in experiments]  # fmt: skip
         work += [(f"study {stored.study.name}, {len(stored.trials)} trials",
                   _show_study(tracker, stored, home)) for stored in studies]  # fmt: skip
-        work += [(f"table {name}", _show_table(tracker, name, named, home))
-                 for name, named in shown_tables(home.store).items() if name in TABLES]  # fmt: skip
+        tables, tracked = shown_tables(home.store), tracked_tables(home.store)
+        work += [(f"table {name}", _show_table(tracker, name, tables[name], home))
+                 for name in tracked if name in TABLES]  # fmt: skip
         for name, show in work:
             try:
                 show()
                 say(name)
             except ArtifactError as error:
-                damaged += 1
+                left += 1
                 say(discreet(f"{name}: left as it is, {error}"))
-    say(f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - damaged} of {len(work)} "
+            except TrackingError as error:
+                # Of a server that is gone the others need not be tried.
+                _reached(home, tracker.client.search_experiments)
+                left += 1
+                say(f"{name}: left as it is, {error}")
+    say(f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - left} of {len(work)} "
         f"experiments, studies and tables as they are in the store.")  # fmt: skip
-    return 1 if damaged else 0
+    return 1 if left else 0
 
 
 def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -84,9 +93,10 @@ def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
     except ArtifactError:
         raise
     except Exception as error:  # noqa: BLE001 - any server, any failure
-        raise TrackingError(
-            discreet(f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}")
-        ) from None
+        damage = damage_of(home.tracking_uri)
+        raise TrackingError(damage or discreet(
+            f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}"
+        )) from None  # fmt: skip
 
 
 def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
@@ -134,7 +144,10 @@ def _show_experiment(
         if results.complete:  # an experiment that was not ended has no report yet
             directory = run_folder(home, graph)
             files = [*write_report(results, directory), write_run_page(results, directory)]
-        _reached(home, lambda: tracker.sync(results, files, finished=results.complete))
+        # Of a run that a table asked for, some scales may be all that there is to come.
+        times = command_times(home.store, graph.run_key)
+        over = results.complete or (times.started_ms is not None and not times.is_open)
+        _reached(home, lambda: tracker.sync(results, files, finished=over))
 
     return show
 

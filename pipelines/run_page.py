@@ -12,7 +12,7 @@ from pipelines.html import Html, badge, markup, paragraph, section, table, tag
 from pipelines.html import page as document
 from pipelines.number_format import change, metric, percents
 from pipelines.projection import checkpoint_name
-from pipelines.reproduce import run_words
+from pipelines.reproduce import run_name, run_words
 from pipelines.results import published
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run_page(results: Results) -> Html:
         facts.append(page.when(artifacts))
     return document(
         f"{experiment.name} {graph.run_key[:8]}",
-        page.header("experiment", experiment.name, facts),
+        page.header("experiment", run_name(experiment), facts),
         page.lead(headline(results)),
         _second(results),
         _incomplete(results),

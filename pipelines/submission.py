@@ -9,7 +9,6 @@ import dataclasses
 import os
 import re
 import shlex
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.keys import content_key
 from pipelines.pinned import PINNED
+from pipelines.revision import COMMIT
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
 from pipelines.stores import file_path
@@ -95,8 +95,10 @@ class Submission:
     @property
     def runtime_env(self) -> dict[str, Any]:
         """Ray's runtime environment."""
+        # What is sent is without its repository, and results name the code that made them.
+        commit = {COMMIT: self.commit} if self.commit else {}
         return {"working_dir": str(self.root), "excludes": list(self.excludes),
-                "env_vars": self.environment}  # fmt: skip
+                "env_vars": commit | self.environment}  # fmt: skip
 
     def check_nothing_secret(self) -> None:
         """Everybody who sees the dashboard reads what is sent.
@@ -262,21 +264,6 @@ def find_root(start: Path) -> Path:
         if (folder / "pipelines" / "__main__.py").is_file():
             return folder
     return start
-
-
-def commit_of(root: Path) -> str:
-    """The git commit of a folder, with + if files differ from it; empty: git does not say."""
-
-    def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True,
-                             encoding="utf-8", errors="replace", timeout=30)  # fmt: skip
-        return run.stdout.strip()
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return commit + ("+" if changed else "")
 
 
 def excludes_for(root: Path, environment: Mapping[str, str]) -> tuple[str, ...]:

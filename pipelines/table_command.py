@@ -1,4 +1,4 @@
-"""`igdit table`: run what a table of the paper needs, then print and track it."""
+"""`igdit table`: print a table of the paper; if asked to, run what it needs and track it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from experiments.tables import TABLES
 from pipelines.collection import in_use
-from pipelines.discretion import behind, where_to_compare
 from pipelines.graph import Graph
 from pipelines.pinned import resolve, unnamed_files
 from pipelines.table import fill
 from pipelines.table_records import remember_table, shown_tables
 from pipelines.table_view import print_table, write_table
+from pipelines.tracking_messages import behind, where_to_compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 def show_table(name: str, options: TableOptions, home: Home, console: Console) -> int:
-    """Run what is asked for, then print and track the table; returns the exit code.
+    """Run what is asked for, then print the table and track it if asked; returns the exit code.
 
     Raises:
         ValueError: there is no such table or row, or a file is not named that a run needs.
@@ -54,13 +54,14 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
     if store.exists():
         with in_use(store):
             lines = fill(rows, store, _candidates(given, files, store))
-            remember_table(store, name, lines)
+            remember_table(store, name, lines, tracked=options.run or options.track)
     else:
         lines = fill(rows, store, {})
     print_table(name, [line for line in lines if line.row in chosen], console)
     path = write_table(lines, table_folder(home, name))
     console.print(f"All metrics of all rows: {path}", highlight=False, soft_wrap=True)
-    _track(name, lines, path, home, console)
+    if options.run or options.track:
+        _track(name, lines, path, home, console)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the store remembers of tables: which were shown, and which runs were named for their rows.
+"""What the store remembers of tables: which MLflow has, and which runs were named for their rows.
 
 A run with a checkpoint that a row does not know by its digest is the row's only because somebody
 said so (`--from-checkpoint ROW=FILE`). That is kept, so that a table can be made again.
@@ -15,7 +15,7 @@ from pipelines.keys import content_key
 from pipelines.table import fits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from experiments import Experiment
     from pipelines.artifacts import Store
@@ -27,9 +27,18 @@ if TYPE_CHECKING:
 FOLDER = ".tables/"
 
 
-def remember_table(store: Store, table: str, lines: Iterable[TableLine]) -> None:
-    """Record that a table was shown, and the runs in it that were named for a row."""
-    pairs: list[tuple[str | None, str | None]] = [(None, None)]
+def remember_table(
+    store: Store, table: str, lines: Iterable[TableLine], *, tracked: bool
+) -> None:  # fmt: skip
+    """Record the runs in a table that were named for a row.
+
+    Args:
+        store: Where.
+        table: Its name.
+        lines: Its rows.
+        tracked: Whether MLflow has it, too.
+    """
+    pairs: list[tuple[str | None, str | None]] = [(None, None)] if tracked else []
     pairs += [(line.row.name, Graph(line.experiment).run_key) for line in lines
               if line.experiment is not None and not fits(line.row, line.experiment)]  # fmt: skip
     for row, run in pairs:
@@ -43,14 +52,27 @@ def shown_tables(store: Store) -> dict[str, Named]:
     Records that cannot be read are warned of.
     """
     runs, found = recorded_runs(store), dict[str, "Named"]()
+    for table, row, run in _records(store):
+        named = found.setdefault(table, {})
+        if row is not None and run in runs:
+            named.setdefault(row, []).append(runs[run])
+    return found
+
+
+def tracked_tables(store: Store) -> list[str]:
+    """Names of the tables that MLflow is to have, in order."""
+    return sorted({table for table, row, _ in _records(store) if row is None})
+
+
+def _records(store: Store) -> Iterator[tuple[str, str | None, str | None]]:
+    """Table, row and run key of each record; without a row it says that MLflow has the table."""
     for name, text in store.records(FOLDER).items():
         try:
             record = json.loads(text)
             table, row, run = (record[key] for key in ("table", "row", "run"))
-            named = found.setdefault(table, {})
-            if run in runs:
-                named.setdefault(row, []).append(runs[run])
+            hash((table, row, run))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             remedy = "Delete it and show the table again, with what was named for its rows"
             warn_of_record(store, FOLDER + name, f"{error!r}", remedy)
-    return found
+            continue
+        yield table, row, run

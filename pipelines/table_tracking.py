@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.graph import Graph
 from pipelines.projection import Value, timestamp_ms
 from pipelines.table import METRICS
-from pipelines.views import table_view
+from pipelines.tracking import DELETED, source_tags
+from pipelines.views import TABLE_NOTE, table_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,22 +38,24 @@ def track_table(
     with tracker.alone():
         experiment_id = tracker.experiment(f"table-{name}")
         known: dict[str, list[Any]] = {}
-        for run in client.search_runs([experiment_id], f"tags.`{ROW_TAG}` != ''", max_results=1000):
+        for run in tracker.runs_of(experiment_id, f"tags.`{ROW_TAG}` != ''"):
             known.setdefault(run.data.tags[ROW_TAG], []).append(run)
         for order, line in enumerate(lines):
             number, run_id = _number(line), None
             for run in known.get(line.row.name, []):
                 if run.data.tags[NUMBER_TAG] == number and run_id is None:
-                    run_id = run.info.run_id
-                else:
+                    run_id = tracker.live(run).info.run_id
+                elif run.info.lifecycle_stage != DELETED:
                     client.delete_run(run.info.run_id)
-            run_id = run_id or _create(tracker, experiment_id, line, order, number)
+            if run_id is None:
+                source = source_tags(f"igdit table {name} --track")
+                run_id = _create(tracker, experiment_id, line, order, source | {NUMBER_TAG: number})
             for key, text in _texts(line).items():
                 client.set_tag(run_id, key, text)
             tracker.log(run_id, _values(line))
             for path in files:
                 client.log_artifact(run_id, str(path))
-        return tracker.save_view(experiment_id, VIEW, table_view())
+        return tracker.save_view(experiment_id, VIEW, table_view(), TABLE_NOTE)
 
 
 def _number(line: TableLine) -> str:
@@ -61,18 +64,17 @@ def _number(line: TableLine) -> str:
 
 
 def _create(
-    tracker: MlflowTracker, experiment_id: str, line: TableLine, order: int, number: str
+    tracker: MlflowTracker, experiment_id: str, line: TableLine, order: int, tags: dict[str, str]
 ) -> str:
-    row, param = line.row, tracker.mlflow.entities.Param
+    row = line.row
     started = timestamp_ms(line.measured) if line.measured else round(1000 * time.time())
-    tags = {ROW_TAG: row.name, NUMBER_TAG: number, "mlflow.source.name": "igdit table"}
+    tags = {**tags, ROW_TAG: row.name}
     run = tracker.client.create_run(experiment_id, started, tags, row.name)
-    params = {"row": f"{order:02d}", "method": row.published.method, "epochs": row.published.epochs,
-              "cfg": row.published.cfg, "source": row.published.source,
-              "ig_scale": line.measured.scale if line.measured else row.scale}  # fmt: skip
-    tracker.client.log_batch(
-        run.info.run_id, params=[param(key, str(value)) for key, value in params.items()]
-    )
+    tracker.log_parameters(run, {
+        "row": f"{order:02d}", "method": row.published.method, "epochs": row.published.epochs,
+        "cfg": row.published.cfg, "source": row.published.source,
+        "ig_scale": line.measured.scale if line.measured else row.scale,
+    })  # fmt: skip
     tracker.client.set_terminated(run.info.run_id, "FINISHED", started)
     return str(run.info.run_id)
 

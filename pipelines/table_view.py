@@ -32,8 +32,8 @@ def print_tables(console: Console) -> None:
         what = str(make.__doc__).partition("\n")[0].rstrip(".")
         console.print(f"{name:<{width}}  {what} ({len(make())} rows)", highlight=False,
                       soft_wrap=True)  # fmt: skip
-    console.print("igdit table NAME shows one, and makes it one comparison in MLflow; --help says "
-                  "how to run its rows.", highlight=False, soft_wrap=True)  # fmt: skip
+    console.print("igdit table NAME shows one; --track makes it one comparison in MLflow; --help "
+                  "says how to run its rows.", highlight=False, soft_wrap=True)  # fmt: skip
 
 
 def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:

@@ -16,23 +16,28 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from experiments import experiment_to_json
+from pipelines.command_times import command_times
 from pipelines.discretion import discreet
+from pipelines.errors import TrackingError
 from pipelines.locks import FileLock, Lock, waited_for
 from pipelines.projection import (
+    commit_tags,
     comparable_parameters,
-    ended_ms,
+    comparison_name,
     in_order,
     metric_values,
+    run_ended_ms,
     started_ms,
     timestamp_ms,
 )
+from pipelines.reproduce import run_command, run_name
 from pipelines.results import preview
 from pipelines.settings import setting, unset_empty_settings
 from pipelines.stages.build import EXPERIMENT_FILE
-from pipelines.views import SAMPLES, VIEW_TAG, experiment_view, view_address
+from pipelines.views import METRICS_NOTE, SAMPLES, VIEW_TAG, experiment_view, view_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from pipelines.artifacts import Store
@@ -41,8 +46,14 @@ if TYPE_CHECKING:
 
 RUN_TAG = "igdit.run_key"
 CHECKPOINT_TAG = "igdit.checkpoint"
+LAYOUT_TAG, LAYOUT = "igdit.layout", "2"
+"""What the names of a run's metrics mean. MLflow cannot take a logged number back: a run of another
+layout goes to MLflow's trash, and is made anew from the store."""
+NOTE_TAG = "mlflow.note.content"
+DELETED = "deleted"
+"""Stage of what was deleted in MLflow's pages: it lies in the trash until `mlflow gc`."""
 VIEW = "igdit"
-"""Name of the view in which an experiment's runs are compared."""
+"""Name of the view in which the runs of an MLflow experiment are compared."""
 
 logger = logging.getLogger(__name__)
 
@@ -101,28 +112,40 @@ class MlflowTracker:
             Path of the run's page below the tracking server's address.
         """
         with self.alone():
-            experiment_id = self.experiment(results.experiment.name)
+            experiment_id = self.experiment(comparison_name(results.graph))
             run_id = self._run(experiment_id, results)
             self.log(run_id, in_order(metric_values(results)))
             self._register(experiment_id, run_id, results)
             self._attach(run_id, results, files)
-            self.save_view(experiment_id, VIEW, experiment_view(self._last_step(experiment_id)))
-            if finished:
-                self._finish(run_id, results)
+            view = experiment_view(self._last_step(experiment_id))
+            self.save_view(experiment_id, VIEW, view, METRICS_NOTE)
+            self._set_status(run_id, results, finished=finished)
         return f"#/experiments/{experiment_id}/runs/{run_id}"
 
-    def save_view(self, experiment_id: str, name: str, view: str) -> str:
-        """Save how runs are compared; returns where that opens below the server's address."""
+    def save_view(self, experiment_id: str, name: str, view: str, note: str) -> str:
+        """Save how the runs of an MLflow experiment are compared, and what its metrics mean.
+
+        Args:
+            experiment_id: The MLflow experiment.
+            name: Name of the view.
+            view: The view, as `pipelines.views` writes it.
+            note: Description of the experiment; one that somebody wrote is left alone.
+
+        Returns:
+            Where the view opens, below the server's address.
+        """
         tags = self.client.get_experiment(experiment_id).tags
+        if NOTE_TAG not in tags:
+            self.client.set_experiment_tag(experiment_id, NOTE_TAG, note)
         if tags.get(VIEW_TAG + name) != view:
             self.client.set_experiment_tag(experiment_id, VIEW_TAG + name, view)
         return view_address(experiment_id, name)
 
     def experiment(self, name: str) -> str:
-        """Id of the MLflow experiment of that name, which is made if there is none."""
-        found = self.client.get_experiment_by_name(name)
+        """Return the id of the MLflow experiment of that name: found, restored or made."""
+        found = self._found(name)
         if found is not None:
-            return str(found.experiment_id)
+            return found
         location = None
         if setting("MLFLOW_TRACKING_URI") is None:
             location = (self._artifact_root / quote(name)).as_uri()
@@ -131,10 +154,68 @@ class MlflowTracker:
         try:
             return str(self.client.create_experiment(name, location, tags))
         except self.mlflow.exceptions.MlflowException:
-            found = self.client.get_experiment_by_name(name)  # another process was faster
+            found = self._found(name)  # another process was faster
             if found is None:
                 raise
-            return str(found.experiment_id)
+            return found
+
+    def _found(self, name: str) -> str | None:
+        """Id of the MLflow experiment of that name, out of the trash if somebody put it there."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        experiment_id = str(found.experiment_id)
+        if found.lifecycle_stage == DELETED:
+            self._restore(self.client.restore_experiment, "experiment", name, experiment_id)
+        return experiment_id
+
+    def _restore(
+        self, restore: Callable[[str], object], kind: str, name: str, identifier: str
+    ) -> None:
+        """Take what was deleted in MLflow's pages out of its trash, where its name is still taken.
+
+        Raises:
+            TrackingError: the server does not allow it; says the command that does it.
+        """
+        try:
+            restore(identifier)
+        except self.mlflow.exceptions.MlflowException as error:
+            raise TrackingError(
+                f"MLflow's {kind} {name!r} was deleted and could not be restored ({error}): "
+                f"`mlflow {kind}s restore --{kind}-id {identifier}` does it, with "
+                f"MLFLOW_TRACKING_URI naming the server or its database"
+            ) from error
+        logger.warning("MLflow's %s %r had been deleted and is restored", kind, name)
+
+    def runs_of(self, experiment_id: str, filter_text: str) -> list[Any]:
+        """Find the runs that a filter selects, those of the trash among them.
+
+        Runs whose metrics mean something else than today's are put into the trash and left out.
+
+        Args:
+            experiment_id: Where to look.
+            filter_text: What selects them, in MLflow's query language.
+        """
+        view, found, token = self.mlflow.entities.ViewType.ALL, [], None
+        while True:
+            page = self.client.search_runs([experiment_id], filter_text, run_view_type=view,
+                                           page_token=token)  # fmt: skip
+            for run in page:
+                if run.data.tags.get(LAYOUT_TAG) == LAYOUT:
+                    found.append(run)
+                elif run.info.lifecycle_stage != DELETED:
+                    self.client.delete_run(run.info.run_id)
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda run: run.info.lifecycle_stage == DELETED)
+
+    def live(self, run: Any) -> Any:  # noqa: ANN401
+        """Return a run that can be written to: itself, or restored out of MLflow's trash."""
+        if run.info.lifecycle_stage != DELETED:
+            return run
+        run_id = run.info.run_id
+        self._restore(self.client.restore_run, "run", run.info.run_name, run_id)
+        return self.client.get_run(run_id)
 
     def _last_step(self, experiment_id: str) -> int:
         """The last training step of the experiment's longest run."""
@@ -143,26 +224,38 @@ class MlflowTracker:
 
     def _run(self, experiment_id: str, results: Results) -> str:
         key = results.graph.run_key
-        found = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
-        run = found[0] if found else self._create_run(experiment_id, results)
-        param = self.mlflow.entities.Param
-        missing = [param(name, str(value)) for name, value in comparable_parameters(results).items()
-                   if name not in run.data.params]  # fmt: skip
-        if missing:
-            self.client.log_batch(run.info.run_id, params=missing)
+        found = self.runs_of(experiment_id, f"tags.`{RUN_TAG}` = '{key}'")
+        run = self.live(found[0]) if found else self._create_run(experiment_id, results)
+        self.set_tags(run, commit_tags(results))
+        self.log_parameters(run, comparable_parameters(results))
         return str(run.info.run_id)
 
     def _create_run(self, experiment_id: str, results: Results) -> Any:  # noqa: ANN401
-        graph, name = results.graph, results.experiment.name
+        graph, experiment = results.graph, results.experiment
         tags = {
             RUN_TAG: graph.run_key,
             "igdit.store": discreet(results.store.uri),
             "igdit.data": f"data/{graph.data.key}",
             "igdit.trajectory": graph.checkpoint(0).hash,
-            "mlflow.source.name": f"igdit run {name}",
+            **source_tags(run_command(experiment)),
         }
-        run_name = f"{name}-{graph.run_key[:8]}"
-        return self.client.create_run(experiment_id, started_ms(results), tags, run_name)
+        return self.client.create_run(
+            experiment_id, started_ms(results), tags, run_name(experiment)
+        )
+
+    def set_tags(self, run: Any, tags: Mapping[str, str]) -> None:  # noqa: ANN401
+        """Set the tags of a run that are not as they should be."""
+        for name, value in tags.items():
+            if run.data.tags.get(name) != value:
+                self.client.set_tag(run.info.run_id, name, value)
+
+    def log_parameters(self, run: Any, parameters: Mapping[str, object]) -> None:  # noqa: ANN401
+        """Log the parameters that a run lacks: a parameter is never changed."""
+        param = self.mlflow.entities.Param
+        missing = [param(name, str(value)) for name, value in parameters.items()
+                   if name not in run.data.params]  # fmt: skip
+        if missing:
+            self.client.log_batch(run.info.run_id, params=missing)
 
     def log(self, run_id: str, values: list[Value]) -> None:
         """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
@@ -199,9 +292,9 @@ class MlflowTracker:
                 )  # fmt: skip
                 model_id = model.model_id
             # The same (value, time, step) as the curve's: on the run it is that point.
-            self.client.log_metric(run_id, "fid", measurement.fid, step=step,
-                                    timestamp=timestamp_ms(measurement),
-                                    model_id=model_id)  # fmt: skip
+            self.client.log_metric(run_id, "fid_curve", measurement.fid, step=step,
+                                   timestamp=timestamp_ms(measurement),
+                                   model_id=model_id)  # fmt: skip
             if model_id not in linked:
                 output = self.mlflow.entities.LoggedModelOutput(model_id, step)
                 self.client.log_outputs(run_id, [output])
@@ -265,7 +358,20 @@ class MlflowTracker:
             shutil.copyfile(path, copy)
             self.client.log_artifact(run_id, str(copy), folder)
 
-    def _finish(self, run_id: str, results: Results) -> None:
-        if self.client.get_run(run_id).info.status != "FINISHED":
-            ended = ended_ms((*results.curve, *results.final))
+    def _set_status(self, run_id: str, results: Results, *, finished: bool) -> None:
+        info = self.client.get_run(run_id).info
+        if not finished:
+            # A sync in the background may come after that of the end.
+            going_on = command_times(results.store, results.graph.run_key).is_open
+            if going_on and info.status != "RUNNING":
+                self.client.update_run(run_id, status="RUNNING")
+            return
+        ended = run_ended_ms(results)
+        if (info.status, info.end_time) != ("FINISHED", ended):
             self.client.set_terminated(run_id, "FINISHED", ended)
+
+
+def source_tags(command: str) -> dict[str, str]:
+    """Return the tags of a new run: the command that makes it, and what its metrics mean."""
+    return {"mlflow.source.name": discreet(command), "mlflow.source.type": "LOCAL",
+            LAYOUT_TAG: LAYOUT}  # fmt: skip

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.discretion import discreet, without_user
 from pipelines.settings import setting
-from pipelines.study.tracking import STUDY_TAG, TRIAL_TAG, view_name
+from pipelines.study.tracking import STUDY_TAG, view_name
 from pipelines.tracking import RUN_TAG, VIEW, import_mlflow
-from pipelines.views import compare_address, view_address
+from pipelines.tracking_messages import damage_of
+from pipelines.views import view_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,6 @@ START_SECONDS = 120.0
 """How long the server may take until it answers."""
 GUARD = Path(__file__).with_name("ui_guard.py")
 """Program that ends the server when this process is gone."""
-SIDE_BY_SIDE = 50
-"""Runs that an address selects at most: the best ones."""
 
 
 @dataclass(frozen=True)
@@ -43,45 +42,33 @@ class Page:
 
 
 def newest_pages(tracking_uri: str) -> list[Page]:
-    """Where the newest study and the newest experiment are compared; none of what there is not."""
+    """Find where the newest study's trials, and the newest run and its like, are compared.
+
+    Returns:
+        Places to open; none for what there is not.
+    """
     client = import_mlflow().MlflowClient(tracking_uri=tracking_uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
     pages = []
-    for title, tag, pages_of in (("Study", STUDY_TAG, _of_study),
-                                 ("Experiment", RUN_TAG, _of_experiment)):  # fmt: skip
-        experiments = [e.experiment_id for e in client.search_experiments()]
+    for tag, page_of in ((STUDY_TAG, _of_study), (RUN_TAG, _of_runs)):
         newest = client.search_runs(experiments, f"tags.`{tag}` != ''", max_results=1,
                                     order_by=["attributes.start_time DESC"])  # fmt: skip
-        for run in newest:
-            name = client.get_experiment(run.info.experiment_id).name.removeprefix("study-")
-            pages += pages_of(client, run, f"{title} {name}")
+        pages += [page_of(client, run) for run in newest]
     return pages
 
 
-def _of_study(client: Any, run: Any, title: str) -> list[Page]:  # noqa: ANN401
+def _of_study(client: Any, run: Any) -> Page:  # noqa: ANN401
     key, experiment = run.data.tags[STUDY_TAG], run.info.experiment_id
-    trials = f"tags.`{STUDY_TAG}` = '{key}' and tags.`{TRIAL_TAG}` != ''"
-    charts = Page(f"{title}: curves, axes, samples", view_address(experiment, view_name(key)))
-    return [charts, *_side_by_side(client, experiment, trials, f"{title}: trials side by side")]
+    name = client.get_experiment(experiment).name.removeprefix("study-")
+    return Page(f"Study {name}: trials side by side (axes, curves, samples)",
+                view_address(experiment, view_name(key)))  # fmt: skip
 
 
-def _of_experiment(client: Any, run: Any, title: str) -> list[Page]:  # noqa: ANN401
+def _of_runs(client: Any, run: Any) -> Page:  # noqa: ANN401
     experiment = run.info.experiment_id
-    charts = Page(f"{title}: curves and samples", view_address(experiment, VIEW))
-    runs = f"tags.`{RUN_TAG}` != ''"
-    return [charts, *_side_by_side(client, experiment, runs, f"{title}: runs side by side")]
-
-
-def _side_by_side(client: Any, experiment: str, which: str, title: str) -> list[Page]:  # noqa: ANN401
-    """The comparison of finished runs, best first, if there are two."""
-    found = client.search_runs(
-        [experiment], f"{which} and attributes.status = 'FINISHED'",
-        max_results=SIDE_BY_SIDE + 1, order_by=["metrics.fid_final ASC"],
-    )  # fmt: skip
-    if len(found) < 2:
-        return []
-    best = found[:SIDE_BY_SIDE]
-    title += f" (the best {SIDE_BY_SIDE})" if len(best) < len(found) else ""
-    return [Page(title, compare_address(experiment, [run.info.run_id for run in best]))]
+    name = client.get_experiment(experiment).name
+    return Page(f"Runs measured as {name}: side by side (curves, scales, samples)",
+                view_address(experiment, VIEW))  # fmt: skip
 
 
 def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
@@ -90,7 +77,7 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
     With a server elsewhere nothing is started, and its pages are named.
 
     Raises:
-        ValueError: there are no results yet, or the port is taken.
+        ValueError: there are no results yet, the database is damaged, or the port is taken.
     """
     if home.tracking_uri.startswith(("http://", "https://")):
         base = without_user(home.tracking_uri).rstrip("/")
@@ -100,6 +87,9 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
     own = setting("MLFLOW_TRACKING_URI") is None
     if own and not (home.root / "mlflow.db").exists():
         raise ValueError(f"there are no results in {home.root} yet: run an experiment first")
+    damage = damage_of(home.tracking_uri)
+    if damage is not None:
+        raise ValueError(damage)
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ValueError(f"port must be free, but something listens on 127.0.0.1:{port}")

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
 
-from pipelines.projection import STUDIED
+from pipelines.projection import SCALE_AXIS, STUDIED
 
 VIEW_TAG = "mlflow.sharedViewState."
 SAMPLES = "samples"
 """Name under which a run's sample sheets are logged as images by step."""
-FIDS = [f"metrics.`{name}`" for name in ("fid_final", "fid_low", "fid_high")]
+FIDS = [f"metrics.`{name}`" for name in ("fid", "fid_low", "fid_high")]
+METRICS_NOTE = """\
+- **fid**: FID of the last checkpoint at the run's own guidance scale (of a trial: at its own
+  point), with its 95 % interval `fid_low`, `fid_high`. Runs are ranked by it.
+- **fid_curve**, **fid_curve_unguided**: FID over training, of fewer samples, at the scale of the
+  curve and at scale 1. The step is the training's. Trials that share a training share their curve.
+- **fid_by_ig_scale_x100**: FID of the last checkpoint at each guidance scale. The step is 100 times
+  the scale: 100 is unguided, 180 is scale 1.8.
+- **fid_report**: FID of the scale that was chosen (`ig_scale_report`), on noise that had no part in
+  the choice.
+- FIDs compare where the parameter `protocol` is the same.
+"""
+"""Description of an MLflow experiment of runs."""
+TABLE_NOTE = """\
+Each run is a row of the table. **fid** is ours, with its 95 % interval, **fid_published** what was
+published; `fid_difference` is given where both measure the same. The tags `not_compared_because`
+and `protocol_differences` say in what they differ.
+"""
 
 
 def study_view(filter_text: str, last_step: int) -> str:
@@ -26,28 +42,30 @@ def study_view(filter_text: str, last_step: int) -> str:
         last_step: Training step whose samples are shown.
     """
     charts = [
-        _parallel(STUDIED, "fid_final"),
-        _line("fid", logarithmic=True),
-        _scatter("ig_scale", "fid_final"),
-        _scatter("aux_weight", "fid_final"),
+        _parallel(STUDIED, "fid"),
+        _line("fid_curve", logarithmic=True),
+        _scatter("ig_scale", "fid"),
+        _scatter("aux_weight", "fid"),
     ]
     columns = [_column("params", name) for name in STUDIED] + FIDS
     return _view("Study", charts, last_step, columns, filter_text)
 
 
 def experiment_view(last_step: int) -> str:
-    """The view of an experiment's runs, best first.
+    """The view of the runs that share data and protocol, whatever their experiment, best first.
 
     Args:
         last_step: Training step whose samples are shown.
     """
     charts = [
-        _line("fid", "fid_unguided", logarithmic=True),
-        _line("fid_by_ig_scale"),
-        _bar("fid_final"),
+        _line("fid_curve", "fid_curve_unguided", logarithmic=True),
+        _line("fid_by_ig_scale_x100", axis=SCALE_AXIS),
+        _bar("fid"),
         _line("loss_total"),
+        _parallel((*STUDIED, "steps"), "fid"),
+        _difference(),
     ]
-    columns = FIDS + [_column("params", name) for name in (*STUDIED, "steps", "seed")]
+    columns = FIDS + [_column("params", name) for name in (*STUDIED, "model", "steps", "seed")]
     return _view("Comparison", charts, last_step, columns, "")
 
 
@@ -69,13 +87,6 @@ def view_address(experiment_id: str, name: str) -> str:
             f"&workflowType=machine_learning")  # fmt: skip
 
 
-def compare_address(experiment_id: str, run_ids: list[str]) -> str:
-    """Where runs are compared side by side, below the server's address."""
-    runs = quote(json.dumps(run_ids, separators=(",", ":")), safe=",")
-    experiments = quote(json.dumps([experiment_id]), safe=",")
-    return f"#/compare-runs?runs={runs}&experiments={experiments}&workflowType=machine_learning"
-
-
 def _view(
     title: str, charts: list[dict[str, Any]], last_step: int, columns: list[str], filter_text: str
 ) -> str:
@@ -95,7 +106,7 @@ def _view(
                "showRunParams": True, "runsCountToCompare": 20}  # fmt: skip
     state = {
         "searchFilter": filter_text,
-        "orderByKey": _column("metrics", "fid_final"),
+        "orderByKey": _column("metrics", "fid"),
         "orderByAsc": True,
         "selectedColumns": columns,
         "runsHiddenMode": "SHOW_ALL",
@@ -116,13 +127,15 @@ def _parallel(params: tuple[str, ...], metric: str) -> dict[str, Any]:
             "showAllRuns": False}  # fmt: skip
 
 
-def _line(*metrics: str, logarithmic: bool = False) -> dict[str, Any]:
+def _line(*metrics: str, logarithmic: bool = False, axis: str = "") -> dict[str, Any]:
+    """Lines of metrics by step, or by the metric that has the values of an axis at these steps."""
     several = {"selectedMetricKeys": metrics} if len(metrics) > 1 else {}
     return {"type": "LINE", "metricKey": metrics[0], **several,
-            "lineSmoothness": 0, "xAxisKey": "step", "xAxisScaleType": "linear",
+            "lineSmoothness": 0, "xAxisKey": "metric" if axis else "step",
+            "xAxisScaleType": "linear",
             "scaleType": "log" if logarithmic else "linear", "range": {},
-            "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
-            "ignoreOutliers": False, "useGlobalXaxisKey": True,
+            "selectedXAxisMetricKey": axis, "yAxisKey": "metric", "yAxisExpressions": [],
+            "ignoreOutliers": False, "useGlobalXaxisKey": not axis,
             "useGlobalLineSmoothing": True}  # fmt: skip
 
 
@@ -133,3 +146,10 @@ def _scatter(param: str, metric: str) -> dict[str, Any]:
 
 def _bar(metric: str) -> dict[str, Any]:
     return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100}
+
+
+def _difference() -> dict[str, Any]:
+    """The parameters and metrics in which runs differ, side by side."""
+    return {"type": "DIFFERENCE", "chartName": "Differences", "runsCountToCompare": 20,
+            "compareGroups": ["Parameters", "Model metrics"], "showDifferencesOnly": True,
+            "showChangeFromBaseline": False, "baselineColumnUuid": ""}  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import Experiment, experiment_from_json, experiment_to_json
 from pipelines.graph import VERSIONS, Node
 from pipelines.memory import explaining_memory
+from pipelines.revision import code_commit
 from pipelines.secrets import load_secrets
 from pipelines.stores import make_store
 
@@ -73,6 +74,7 @@ def describe(node: Node) -> dict[str, Any]:
         "inputs": {name: f"{source.kind}/{source.key}" for name, source in node.inputs.items()},
         "host": platform.node(),
         "packages": package_versions(),
+        "commit": code_commit(),
     }
 
 

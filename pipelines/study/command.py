@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
+from pipelines.command_times import command_times, record_end, record_start
 from pipelines.dag import Deaf, Pipeline
-from pipelines.discretion import behind, discreet, where_to_compare
+from pipelines.discretion import discreet
 from pipelines.errors import PipelineError
 from pipelines.number_format import number
 from pipelines.pinned import resolve
@@ -30,6 +31,7 @@ from pipelines.study.report import (
     report_of,
     write_findings,
 )
+from pipelines.tracking_messages import behind, where_to_compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +62,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
 
     home.prepare()
     study = replace(study, experiment=resolve(study.experiment))
-    store, started = home.store, time.monotonic()
+    store, started, began = home.store, time.monotonic(), time.time()
     url = options.storage or home.study_storage
     with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
@@ -70,6 +72,9 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             if budget is None:
                 activity.ended = "not begun"
                 return 1
+            works = _has_work(book, budget)
+            if works:
+                record_start(store, book.identity, began)
             try:
                 _work(book, home, budget, options.parallel, say, activity)
             except PipelineError:
@@ -87,6 +92,8 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             options = replace(options, confirm_seeds=0)
         activity.update(phase="reporting", news=headline(found))
         files = _report(found, options, home, console, activity)
+        if works:
+            record_end(store, identity, began)
         _track(found, identity, files, home, console)
         say(f"Done in {time.monotonic() - started:.1f} s.")
     return 0
@@ -107,6 +114,13 @@ def _budget(
         return None
     book.goal(wanted)
     return Budget(wanted, options.hours, options.target_fid)
+
+
+def _has_work(book: StudyBook, budget: Budget) -> bool:
+    """Whether this command does anything, so that its times are those of the study's run."""
+    times = command_times(book.store, book.identity)
+    complete = sum(trial.state == "COMPLETE" for trial in book.trials())
+    return complete < budget.trials or times.started_ms is None or times.is_open
 
 
 def _is_over(found: Findings, budget: Budget) -> bool:

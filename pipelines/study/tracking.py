@@ -6,15 +6,17 @@ and `StudyTracker.sync` adds what is missing.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from pipelines.command_times import command_times
 from pipelines.discretion import discreet
 from pipelines.graph import Graph
 from pipelines.keys import content_key
+from pipelines.number_format import metric
 from pipelines.projection import (
     COMPARED,
     STUDIED,
+    commit_tags,
     comparable_parameters,
     ended_ms,
     in_order,
@@ -22,8 +24,10 @@ from pipelines.projection import (
     reported_values,
     started_ms,
 )
+from pipelines.reproduce import study_command
 from pipelines.results import collect, preview, read_reported
-from pipelines.views import study_view
+from pipelines.tracking import NOTE_TAG, source_tags
+from pipelines.views import METRICS_NOTE, study_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,8 +41,9 @@ if TYPE_CHECKING:
 
 STUDY_TAG, TRIAL_TAG, SYNCED_TAG = "igdit.study", "igdit.trial", "igdit.synced"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-LAYOUT = 2
+LAYOUT = 3
 """What is shown of a trial; another number has what is there already brought up to date."""
+BEST, BEST_TAG = "Best trial:", "igdit.best_trial"
 SHEET = "samples.png"
 """A trial's samples, at its own guidance scale."""
 
@@ -83,34 +88,31 @@ class StudyTracker:
             runs = self._runs(experiment)
             parent = self._parent(experiment, trials, runs)
             ends = [run.info.end_time or 0 for number, run in runs.items() if number]
+            times = command_times(self.store, self._key)
             for trial in trials:
                 run = runs.get(str(trial.number))
                 tags = {} if run is None else run.data.tags
                 if thorough or tags.get(SYNCED_TAG) != _state(trial, trials):
                     ends.append(self._sync_trial(experiment, parent, trial, trials, run) or 0)
-            self._log_reported(parent.info.run_id, trials)
+            self._show_best(parent, trials)
             for path in files:
                 self._client.log_artifact(parent.info.run_id, str(path))
             at_rest = finished and all(trial.state != "RUNNING" for trial in trials)
-            self._end(parent, "FINISHED" if at_rest else "RUNNING", max(ends, default=0) or None)
+            ended = times.ended_ms or max(ends, default=0) or None
+            self._end(parent, "FINISHED" if at_rest else "RUNNING", ended)
             return self._save_view(experiment)
 
     def _save_view(self, experiment: str) -> str:
         trials = f"tags.`{STUDY_TAG}` = '{self._key}' and tags.`{TRIAL_TAG}` != ''"
         view = study_view(trials, self.study.experiment.train.steps)
-        return self._tracker.save_view(experiment, view_name(self._key), view)
+        return self._tracker.save_view(experiment, view_name(self._key), view, METRICS_NOTE)
 
     def _runs(self, experiment: str) -> dict[str, Any]:
         """Trial number ("" for the parent) -> run."""
         found: dict[str, Any] = {}
-        token = None
-        while True:
-            page = self._client.search_runs([experiment], f"tags.`{STUDY_TAG}` = '{self._key}'",
-                                            page_token=token)  # fmt: skip
-            found |= {run.data.tags.get(TRIAL_TAG, ""): run for run in page}
-            token = page.token
-            if not token:
-                return found
+        for run in self._tracker.runs_of(experiment, f"tags.`{STUDY_TAG}` = '{self._key}'"):
+            found.setdefault(run.data.tags.get(TRIAL_TAG, ""), run)
+        return {number: self._tracker.live(run) for number, run in found.items()}
 
     def _results(self, trial: Trial, trials: Sequence[Trial]) -> Results:
         """What there is of a trial's training, at the scales of all trials that share it."""
@@ -123,28 +125,37 @@ class StudyTracker:
         results = self._results(trials[0], trials) if trials else None
         parent = runs.get("")
         if parent is None:
-            began = None if results is None else started_ms(results)
+            began = command_times(self.store, self._key).started_ms
+            if began is None and results is not None:
+                began = started_ms(results)
             parent = self._create(experiment, self.study.name, began, {})
         if results is not None:
-            self._log_parameters(parent, {name: value for name, value
+            self._tracker.log_parameters(parent, {name: value for name, value
                                           in comparable_parameters(results).items()
                                           if name not in STUDIED})  # fmt: skip
         return parent
 
-    def _log_reported(self, run_id: str, trials: Sequence[Trial]) -> None:
-        """The best point on noise it was not chosen on; the step is its trial's number."""
+    def _show_best(self, parent: Any, trials: Sequence[Trial]) -> None:  # noqa: ANN401
+        """Describe the best point on the study's run, by text: another one may follow it.
+
+        Its number on noise that it was not chosen on is a metric of the trial's own run.
+        """
         complete = [t for t in trials if t.fid is not None]
         best = min(complete, key=lambda t: (t.fid, t.number), default=None)
         if best is None:
             return
         graph = Graph(self.study.at(*best.point.training, (best.point.ig_scale,)))
         reported = read_reported(self.store, graph, best.point.ig_scale)
+        note = f"{BEST} {_name(best)}, FID {metric(best.facts | {'fid': best.fid})}"
         if reported is not None:
-            values = [dataclasses.replace(v, step=best.number) for v in reported_values(reported)]
-            self._tracker.log(run_id, values)
+            run = self._runs(parent.info.experiment_id)[str(best.number)]
+            self._tracker.log(run.info.run_id, list(reported_values(reported)))
+            note += f"; {metric(reported.measurement.metrics)} on noise it was not chosen on"
+        if parent.data.tags.get(NOTE_TAG, BEST).startswith(BEST):  # else somebody wrote their own
+            self._tracker.set_tags(parent, {NOTE_TAG: note, BEST_TAG: str(best.number)})
 
     def _create(self, experiment: str, name: str, began: int | None, tags: dict[str, str]) -> Any:  # noqa: ANN401
-        own = {STUDY_TAG: self._key, "mlflow.source.name": f"igdit study {self.study.name}"}
+        own = {STUDY_TAG: self._key, **source_tags(study_command(self.study))}
         return self._client.create_run(experiment, began, {**own, **tags}, name)
 
     def _sync_trial(
@@ -169,10 +180,9 @@ class StudyTracker:
                 **shared,
             })  # fmt: skip
         run_id = run.info.run_id
-        for name, value in {"mlflow.runName": _name(trial), **shared}.items():
-            if run.data.tags.get(name) != value:
-                self._client.set_tag(run_id, name, value)
-        self._log_parameters(run, {name: parameters[name] for name in COMPARED})
+        tags = {"mlflow.runName": _name(trial), **shared, **commit_tags(results)}
+        self._tracker.set_tags(run, tags)
+        self._tracker.log_parameters(run, {name: parameters[name] for name in COMPARED})
         if results.curve or results.final:  # losses come with the first FID, not before it
             self._tracker.log(run_id, in_order(metric_values(results, point.ig_scale)))
         own = [m for m in (results.headline(point.ig_scale),) if m is not None]
@@ -183,13 +193,6 @@ class StudyTracker:
         self._client.set_tag(run_id, SYNCED_TAG, _state(trial, trials))
         return ended
 
-    def _log_parameters(self, run: Any, parameters: dict[str, object]) -> None:  # noqa: ANN401
-        param = self._tracker.mlflow.entities.Param
-        missing = [param(name, str(value)) for name, value in parameters.items()
-                   if name not in run.data.params]  # fmt: skip
-        if missing:
-            self._client.log_batch(run.info.run_id, params=missing)
-
     def _attach_samples(self, run_id: str, results: Results, own: Sequence[Measurement]) -> None:
         """Sample sheet under one name on all trials, and as the image of the last step."""
         self._tracker.log_samples(run_id, results, own)
@@ -199,11 +202,11 @@ class StudyTracker:
                 self._tracker.log_as(run_id, sheet, SHEET)
 
     def _end(self, run: Any, status: str, ended: int | None) -> None:  # noqa: ANN401
-        if run.info.status == status:
-            return
         if status == "RUNNING":
+            if run.info.status == status:
+                return
             self._client.update_run(run.info.run_id, status=status)
-        else:
+        elif (run.info.status, run.info.end_time) != (status, ended):
             self._client.set_terminated(run.info.run_id, status, ended)
 
 

@@ -44,11 +44,15 @@ def shown_at(tracking_uri: str) -> dict[str, dict]:
             models = api.search_logged_models(
                 [experiment.experiment_id],
                 filter_string=f"source_run_id = '{run.info.run_id}'",
-                order_by=[{"field_name": "metrics.fid", "ascending": True}],
+                order_by=[{"field_name": "metrics.fid_curve", "ascending": True}],
             )
             assert run.info.run_name not in found
             found[run.info.run_name] = {
                 "experiment": experiment.name,
+                "source": run.data.tags["mlflow.source.name"],
+                "note": experiment.tags.get("mlflow.note.content"),
+                # A trial's run may be made before the training has begun that it is part of.
+                "started": None if "igdit.trial" in run.data.tags else run.info.start_time,
                 "views": {k: v for k, v in experiment.tags.items() if "View" in k},
                 "parent": names_of(api, run.data.tags.get("mlflow.parentRunId")),
                 "status": run.info.status,

@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from pipelines.background import BackgroundSync
-from pipelines.discretion import behind, discreet, where_to_compare, without_user
+from pipelines.discretion import discreet, without_user
 from pipelines.experiment_run import run_experiment
 from pipelines.home import Home
+from pipelines.tracking_messages import behind, where_to_compare
 from tests.pipelines.conftest import tiny, tree
 from tests.pipelines.shown import shown
 

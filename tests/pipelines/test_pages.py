@@ -21,17 +21,20 @@ from rich.console import Console
 
 from cluster.processes import descendants
 from pipelines.experiment_run import run_experiment
+from pipelines.graph import Graph
 from pipelines.home import Home
+from pipelines.projection import comparison_name
 from pipelines.study.command import run_study
 from pipelines.study.options import StudyOptions
 from pipelines.study.shelf import stored_studies
+from pipelines.tracking import import_mlflow
 from tests.pipelines.conftest import OUTSIDE, ROOT, tiny
 from tests.pipelines.study.conftest import small_study
 from tests.processes import is_loopback, kill_tree, listeners, wait_for
 
 CHROMIUM = shutil.which("chromium")
 TRIALS, LONG = 8, 180.0
-AXES = ["aux_layer", "aux_weight", "ig_scale", "fid_final"]
+AXES = ["aux_layer", "aux_weight", "ig_scale", "fid"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def home(browser, tmp_path_factory) -> Home:
-    """A finished study and two runs of one experiment."""
+    """A finished study, and two experiments of one protocol."""
     home, study = Home(tmp_path_factory.mktemp("pages")), small_study()
     wide = {"model": {"depth": 3, "width": 32}, "train": {"steps": 90, "checkpoint_every": 30}}
     study = small_study(experiment=tiny(
@@ -59,8 +62,8 @@ def home(browser, tmp_path_factory) -> Home:
         for name in OUTSIDE:
             patch.delenv(name, raising=False)
         assert run_study(study, StudyOptions(parallel=1, yes=True), home, quiet()) == 0
-        for seed in (0, 1):
-            other = tiny(train={"seed": seed})
+        for seed, name in ((0, "tiny"), (1, "tinier")):
+            other = tiny(train={"seed": seed}, name=name)
             assert run_experiment(other, home, quiet()) == 0
     return home
 
@@ -92,7 +95,7 @@ class Ui:
         return wait_for(lambda: self._all(dict(printed.findall(self.log.read_text()))), LONG)
 
     def _all(self, pages: dict[str, str]) -> dict[str, str]:
-        return pages if any("runs side by side" in title for title in pages) else {}
+        return pages if any(title.startswith("Runs measured as") for title in pages) else {}
 
     def close(self) -> None:
         processes = descendants(self.process.pid)
@@ -164,9 +167,9 @@ def trials(home):
 
 def test_the_addresses_are_printed_once_the_server_answers(ui):
     pages = ui.pages()
-    assert [title.partition(":")[0] for title in pages] == ["Study small"] * 2 + [
-        "Experiment tiny"
-    ] * 2
+    name = comparison_name(Graph(tiny()))
+    assert [title.partition(":")[0] for title in pages] == ["Study small",
+                                                            f"Runs measured as {name}"]  # fmt: skip
     assert all(address.startswith(f"{ui.base}/#/") for address in pages.values())
 
 
@@ -178,13 +181,13 @@ def test_the_server_listens_on_loopback_only(ui):
 
 
 def test_trials_are_curves_in_one_chart_and_lines_between_axes(ui, look, trials):
-    page = look(titled(ui.pages(), "curves, axes, samples"), "study")
-    curves = card(page, "(fid)")
+    page = look(titled(ui.pages(), "trials side by side"), "study")
+    curves = card(page, "(fid_curve)")
     curves.locator(".scatterlayer .trace").first.wait_for()
     names = {f"L{t.point.aux_layer} w{t.point.aux_weight:g} s{t.point.ig_scale:g} #{t.number}"
              for t in trials}  # fmt: skip
     legend = curves.inner_text()
-    assert {name for name in names if f"{name} (fid)" in legend} == names
+    assert {name for name in names if f"{name} (fid_curve)" in legend} == names
     assert "Step" in curves.locator("svg text").all_text_contents()
 
     axes = card(page, "Parallel Coordinates")
@@ -193,12 +196,12 @@ def test_trials_are_curves_in_one_chart_and_lines_between_axes(ui, look, trials)
     assert [text for text in texts if text in AXES] == AXES
 
     for param in ("ig_scale", "aux_weight"):
-        text = card(page, f"{param} vs. fid_final")
+        text = card(page, f"{param} vs. fid")
         text.locator(".scatterlayer .trace").first.wait_for()
 
 
 def test_sample_sheets_are_side_by_side(ui, look, trials):
-    page = look(titled(ui.pages(), "curves, axes, samples"), "samples", 1300)
+    page = look(titled(ui.pages(), "trials side by side"), "samples", 1300)
     header = page.get_by_test_id("experiment-view-compare-runs-section-header")
     header.filter(has_text="Samples").first.scroll_into_view_if_needed()
     page.wait_for_function(
@@ -214,32 +217,44 @@ def test_sample_sheets_are_side_by_side(ui, look, trials):
 
 
 def test_the_table_has_the_best_trial_first(ui, look, trials):
-    address = titled(ui.pages(), "curves, axes, samples")
+    address = titled(ui.pages(), "trials side by side")
     page = look(address.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"), "table")
     rows = page.locator(".ag-center-cols-container .ag-row, .ag-pinned-left-cols-container .ag-row")
     rows.first.wait_for()
     text = page.locator("body").inner_text()
-    for name in ("fid_final", "fid_low", "fid_high", "aux_layer", "aux_weight", "ig_scale"):
+    for name in ("fid", "fid_low", "fid_high", "aux_layer", "aux_weight", "ig_scale"):
         assert name in text
     places = [text.index(f"#{trial.number}\n") for trial in trials]
     assert places == sorted(places)
     assert f"{TRIALS}\n matching runs" in text or f"{TRIALS} matching runs" in text
 
 
-def test_comparing_runs_begins_with_what_the_study_varies_and_its_fid(ui, look, trials):
-    page = look(titled(ui.pages(), "trials side by side"), "compare", 1300)
-    page.locator(".axis-title").first.wait_for()
-    titles = page.locator(".axis-title").all_text_contents()
-    varied = [name for name in AXES[:3] if len({getattr(t.point, name) for t in trials}) > 1]
-    assert titles[:-1] == varied
-    assert titles[-1] == "fid_final"
-    assert f"Comparing {TRIALS} Runs" in page.locator("body").inner_text()
+def test_parallel_coordinates_show_each_trials_own_number(home, ui, look, trials):
+    """Not that of the curve, which all trials of a training share."""
+    page = look(titled(ui.pages(), "trials side by side"), "axes")
+    axes = card(page, "Parallel Coordinates")
+    axes.locator("svg text").first.wait_for()
+    client = import_mlflow().MlflowClient(tracking_uri=home.tracking_uri)
+    for trial in trials:
+        experiment = client.get_experiment_by_name("study-small")
+        (run,) = client.search_runs([experiment.experiment_id],
+                                    f"tags.`igdit.trial` = '{trial.number}'")  # fmt: skip
+        assert run.data.metrics["fid"] == trial.fid
+    assert [t for t in axes.locator("svg text").all_text_contents() if t in AXES][-1] == "fid"
 
 
-def test_runs_of_an_experiment_are_compared_too(ui, look):
-    page = look(titled(ui.pages(), "curves and samples"), "experiment")
-    for title in ("fid vs fid_unguided", "fid_by_ig_scale", "loss_total"):
+def test_runs_that_share_data_and_protocol_are_compared_in_one_view(ui, look):
+    page = look(titled(ui.pages(), "Runs measured as"), "experiment", 1900)
+    for title in ("fid_curve vs fid_curve_unguided", "fid_by_ig_scale_x100", "loss_total"):
         curves = card(page, title)
         curves.locator(".scatterlayer .trace").first.wait_for()
         assert curves.inner_text().splitlines()[0] == title
-    card(page, "fid_final").locator(".barlayer .trace").first.wait_for()
+    by_scale = card(page, "fid_by_ig_scale_x100").locator("svg text").all_text_contents()
+    assert "ig_scale_axis" in by_scale
+    assert "Step" not in by_scale
+    card(page, "fid").locator(".barlayer .trace").first.wait_for()
+    body = page.locator("body").inner_text()
+    assert "2 matching runs" in body.replace("\n", " ").replace("  ", " ")
+    differences = card(page, "Show differences only")
+    differences.get_by_text("experiment").first.wait_for()
+    assert {"tiny", "tinier"} <= set(differences.inner_text().split())

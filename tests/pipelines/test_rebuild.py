@@ -14,11 +14,13 @@ from rich.console import Console
 from pipelines.cli import main
 from pipelines.collection import recorded_runs
 from pipelines.experiment_run import run_experiment
+from pipelines.graph import Graph
 from pipelines.home import Home
+from pipelines.projection import comparison_name
 from pipelines.study.command import run_study
 from pipelines.study.options import StudyOptions
 from tests.pipelines.conftest import OUTSIDE, tiny, tree
-from tests.pipelines.shown import database, shown, shown_at
+from tests.pipelines.shown import client, database, shown, shown_at
 from tests.pipelines.study.conftest import small_study
 
 
@@ -74,9 +76,84 @@ def test_trials_are_below_their_study_and_trainings_are_no_pages(home, tracked):
     main(["track", "rebuild"])
     runs = shown(home.root)
     parents = [name for name, run in runs.items() if run["parent"] is None]
-    assert sorted(run["experiment"] for run in runs.values()) == ["small"] + ["study-small"] * 6
+    own = comparison_name(Graph(tiny()))
+    assert sorted(run["experiment"] for run in runs.values()) == [own] + ["study-small"] * 6
     assert len(parents) == 2
     assert {run["parent"] for run in runs.values()} == {None, "small"}
+
+
+@pytest.fixture
+def server(home, tmp_path, monkeypatch) -> Path:
+    """Folder of a database of its own, in which all results are shown."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database(tmp_path))
+    assert main(["track", "rebuild"]) == 0
+    return tmp_path
+
+
+def test_what_was_deleted_in_mlflows_pages_is_restored_by_the_same_command(server, tracked):
+    """Experiments, runs and models."""
+    api = client(server)
+    own, study = (api.get_experiment_by_name(name) for name in
+                  (comparison_name(Graph(tiny())), "study-small"))  # fmt: skip
+    (run,) = api.search_runs([own.experiment_id])
+    model = api.search_logged_models([own.experiment_id])[0]
+    api.delete_logged_model(model.model_id)
+    api.delete_run(run.info.run_id)
+    api.delete_experiment(study.experiment_id)
+    assert main(["track", "rebuild"]) == 0
+    assert without_outputs(shown(server)) == without_outputs(tracked[1])
+    (again,) = api.search_runs([own.experiment_id])
+    assert again.info.run_id == run.info.run_id, "with what somebody wrote there"
+
+
+def without_outputs(runs: dict[str, dict]) -> dict[str, dict]:
+    """All but the number of models, of which MLflow counts the deleted ones too."""
+    return {name: {k: v for k, v in page.items() if k != "outputs"} for name, page in runs.items()}
+
+
+def test_what_mlflow_does_not_give_back_is_named_with_the_command_and_the_rest_is_made(
+    server, capsys, monkeypatch
+):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    api = client(server)
+    own = api.get_experiment_by_name(comparison_name(Graph(tiny())))
+    api.delete_experiment(own.experiment_id)
+    capsys.readouterr()
+
+    def refuse(*_) -> None:
+        raise MlflowException("no permission")
+
+    monkeypatch.setattr(MlflowClient, "restore_experiment", refuse)
+    assert main(["track", "rebuild"]) == 1
+    said = capsys.readouterr().out
+    assert f"mlflow experiments restore --experiment-id {own.experiment_id}" in said
+    assert "\nstudy small, 5 trials" in said
+    assert "shows 1 of 2" in said
+
+
+def test_runs_whose_metrics_meant_something_else_make_way(server, tracked):
+    """Of an older igdit: there `fid` was the curve."""
+    api = client(server)
+    for experiment in api.search_experiments(filter_string="name != 'Default'"):
+        for run in api.search_runs([experiment.experiment_id]):
+            api.set_tag(run.info.run_id, "igdit.layout", "1")
+            api.set_tag(run.info.run_id, "igdit.store", "before")
+    assert main(["track", "rebuild"]) == 0
+    assert shown(server) == tracked[1]
+
+
+def test_a_damaged_database_is_to_be_moved_away(server, capsys):
+    path = server / "mlflow.db"
+    path.write_bytes(path.read_bytes()[:50_000])
+    assert main(["track", "rebuild"]) == 1
+    error = capsys.readouterr().err
+    assert f"{path} is damaged" in error
+    assert f"mv {path} {path}.damaged" in error
+    assert "`igdit track rebuild` then writes it anew" in error
+    assert path.stat().st_size == 50_000
 
 
 def test_records_of_before_pages_were_noted_are_told_by_what_they_are(home, tracked, monkeypatch):
@@ -112,8 +189,6 @@ def test_a_trial_that_lost_something_has_it_again(home, tracked):
 
 def test_what_is_damaged_is_named_and_the_rest_is_shown(home, tracked, capsys):
     (experiment,) = (e for e in recorded_runs(home.store).values() if e.train.steps == 20)
-    from pipelines.graph import Graph
-
     node = Graph(experiment).final[0].evaluate
     manifest = home.store.find(node.kind, node.key)
     metrics = home.store.root / node.kind / node.key / "metrics.json"
@@ -148,8 +223,6 @@ def test_without_results_there_is_nothing_to_show(tmp_path, capsys):
 
 def test_artifacts_lie_where_mlflow_says(home):
     main(["track", "rebuild"])
-    from tests.pipelines.shown import client
-
     api = client(home.root)
     for experiment in api.search_experiments(filter_string="name != 'Default'"):
         assert Path(unquote(urlsplit(experiment.artifact_location).path)).is_dir()

@@ -17,9 +17,10 @@ from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.pinned import resolve
+from pipelines.projection import comparison_name
 from pipelines.table import among_ours, fill, fits
 from pipelines.table_command import show_table
-from pipelines.table_records import shown_tables
+from pipelines.table_records import shown_tables, tracked_tables
 from pipelines.table_tracking import track_table
 from pipelines.table_view import print_table
 from pipelines.tracking import MlflowTracker
@@ -121,6 +122,9 @@ def test_missing_rows_are_run_and_the_table_is_one_mlflow_comparison(table, tmp_
     home = Home(tmp_path / "home")
     before = shown(home)
     assert before.count("not run") == 4
+    assert "Compare in MLflow" not in before
+    assert not (home.root / "mlflow.db").exists(), "looking writes no runs"
+    assert tracked_tables(home.store) == [] if home.store.exists() else True
     after = shown(home, run=True, rows=("plain", "guided", "swept"))
     assert "not run" not in after
     assert after.count("artifacts to build") == 1, "three rows, one experiment"
@@ -140,6 +144,11 @@ def test_missing_rows_are_run_and_the_table_is_one_mlflow_comparison(table, tmp_
     assert plain.data.metrics["fid"] == pytest.approx(float(records["plain"]["fid_ours"]))
     assert "fid_difference" not in plain.data.metrics
     assert "digits-cnn" in plain.data.tags["not_compared_because"]
+    assert tracked_tables(home.store) == ["main"]
+    (own,) = tracker.client.search_runs(
+        [tracker.client.get_experiment_by_name(comparison_name(Graph(tiny()))).experiment_id]
+    )
+    assert own.info.status == "FINISHED", "what the rows asked for is all there"
     lines = fill(rows(), home.store, {})
     track_table(tracker, "main", lines, [])
     again = tracker.client.search_runs([experiment.experiment_id])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import threading
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from pipelines.background import BackgroundSync
 from pipelines.experiment_run import run_experiment
 from pipelines.graph import Graph
 from pipelines.home import Home
-from pipelines.projection import comparable_parameters, metric_values
+from pipelines.projection import comparable_parameters, comparison_name, metric_values
 from pipelines.results import Results, collect, preview
+from pipelines.revision import code_commit, split_commit
 from pipelines.tracking import MlflowTracker, import_mlflow
 from tests.pipelines.conftest import run_inline, tiny
 from tests.pipelines.shown import client, database, shown
+
+NAME = f"tiny {Graph(tiny()).run_key[:8]}"
+"""Of an experiment that is not in the registry, so that it is not known what differs."""
 
 
 def tracker(folder: Path) -> MlflowTracker:
@@ -33,17 +38,24 @@ def results(finished) -> Results:
 def page(finished) -> dict:
     """What the finished run shows."""
     runs = shown(finished.home.root)
-    assert list(runs) == [f"tiny-{finished.graph.run_key[:8]}"]
-    return runs[f"tiny-{finished.graph.run_key[:8]}"]
+    assert list(runs) == [NAME]
+    return runs[NAME]
 
 
 # What a run shows
 
 
 def test_the_run_is_finished_and_names_its_origin(page, finished):
-    assert page["experiment"] == "tiny"
+    assert page["experiment"] == comparison_name(finished.graph)
+    assert page["experiment"].startswith("digits ")
     assert page["status"] == "FINISHED"
-    assert page["tags"] == {
+    assert page["source"] == "igdit run experiment.json"
+    git = {name: value for name, value in page["tags"].items() if name.startswith("igdit.git.")}
+    commit, dirty = split_commit(code_commit())
+    assert git == ({"igdit.git.commit": commit, "igdit.git.dirty": "yes" if dirty else "no"}
+                   if commit else {})  # fmt: skip
+    assert {name: value for name, value in page["tags"].items() if name not in git} == {
+        "igdit.layout": "2",
         "igdit.run_key": finished.graph.run_key,
         "igdit.store": str(finished.home.store.root),
         "igdit.data": f"data/{finished.graph.data.key}",
@@ -54,7 +66,10 @@ def test_the_run_is_finished_and_names_its_origin(page, finished):
 def test_parameters_are_what_a_person_compares(page, results):
     mark = results.final[0].fingerprint
     assert page["params"] == {
-        "aux_layer": "1", "aux_weight": "0.5", "ig_scale": "1.5", "cfg_scale": "1.0",
+        "experiment": "tiny",
+        "aux_layer": "1", "aux_weight": "0.5", "ig_scale": "1.5", "ig_interval": "0 .. 1",
+        "cfg_scale": "1.0", "cfg_interval": "0 .. 1", "codec": "none", "target_guidance": "0.0",
+        "optimizer": "adamw", "precision": "float32",
         "model": "sit 2x16/2", "lr": "0.003", "ema_decay": "0.99", "batch_size": "16",
         "steps": "20", "seed": "0", "sampler": "euler-2", "num_samples": "200",
         "protocol": f"custom {mark.id}", "checkpoint": "trained here",
@@ -67,24 +82,35 @@ def test_every_run_has_the_same_parameters(results, tmp_path):
     assert list(comparable_parameters(other)) == list(comparable_parameters(results))
 
 
-def test_fid_by_step_is_the_curve(page, results):
+def test_the_curve_has_a_name_of_its_own(page, results):
     expected = {
         key: [(m.point.step, m.fid) for m in results.curve if m.scale == scale]
-        for key, scale in (("fid", 1.5), ("fid_unguided", 1.0))
+        for key, scale in (("fid_curve", 1.5), ("fid_curve_unguided", 1.0))
     }
     for key, curve in expected.items():
         assert [(step, value) for step, value, _ in page["metrics"][key]] == curve
 
 
-def test_fid_by_scale_has_a_hundred_steps_for_each_unit(page, results):
-    curve = [(step, value) for step, value, _ in page["metrics"]["fid_by_ig_scale"]]
+def test_fid_by_scale_has_a_hundred_steps_for_each_unit_and_an_axis(page, results):
+    curve = [(step, value) for step, value, _ in page["metrics"]["fid_by_ig_scale_x100"]]
     assert curve == [(100, results.final[0].fid), (150, results.final[1].fid)]
+    axis = [(step, value) for step, value, _ in page["metrics"]["ig_scale_axis"]]
+    assert axis == [(100, 1.0), (150, 1.5)]
+    chart = next(c for c in json.loads(page["views"]["mlflow.sharedViewState.igdit"])
+                 ["compareRunCharts"] if c.get("metricKey") == "fid_by_ig_scale_x100")  # fmt: skip
+    assert (chart["xAxisKey"], chart["selectedXAxisMetricKey"]) == ("metric", "ig_scale_axis")
+
+
+def test_what_was_chosen_is_shown_at_its_training_step_with_its_scale(page, results):
+    reported = results.reported().measurement
+    for key, value in (("fid_report", reported.fid), ("ig_scale_report", reported.scale)):
+        assert [(step, found) for step, found, _ in page["metrics"][key]] == [(20, value)]
 
 
 def test_headline_numbers_are_those_of_the_experiments_own_scale(page, results):
     headline = results.headline().metrics
     for key, source in (
-        ("fid_final", "fid"), ("fid_low", "fid_low"), ("fid_high", "fid_high"), ("kid", "kid"),
+        ("fid", "fid"), ("fid_low", "fid_low"), ("fid_high", "fid_high"), ("kid", "kid"),
         ("precision", "precision"), ("recall", "recall"), ("inception_score", "inception_score"),
     ):  # fmt: skip
         assert [(step, value) for step, value, _ in page["metrics"][key]] == [
@@ -103,7 +129,9 @@ def test_losses_and_throughput_are_shown_by_step(page, results):
 
 
 def test_time_stamps_are_those_of_the_artifacts(page, results):
-    for (_, _, stamp), m in zip(page["metrics"]["fid_by_ig_scale"], results.final, strict=True):
+    for (_, _, stamp), m in zip(
+        page["metrics"]["fid_by_ig_scale_x100"], results.final, strict=True
+    ):
         assert stamp == round(1000 * m.artifact.manifest["created"])
 
 
@@ -127,7 +155,7 @@ def image(m, end: str) -> str:
 
 def test_a_grid_is_the_contact_sheet_of_its_samples(finished, results, tmp_path):
     api = client(finished.home.root)
-    experiment = api.get_experiment_by_name("tiny")
+    experiment = api.get_experiment_by_name(comparison_name(finished.graph))
     (run,) = api.search_runs([experiment.experiment_id])
     local = api.download_artifacts(run.info.run_id, "grids/step-00000010-ig-1.5.png", str(tmp_path))
     assert Path(local).read_bytes() == preview(results, results.curve[1]).read_bytes()
@@ -145,12 +173,12 @@ def test_checkpoints_can_be_found_by_their_fid(page, results):
         assert key == node.key
         assert uri == (results.store.root / "checkpoint" / node.key).as_uri()
         assert params == {"step": str(m.point.step), "ig_scale": "1.5"}
-        assert metrics == [("fid", m.fid, m.point.step)]
+        assert metrics == [("fid_curve", m.fid, m.point.step)]
 
 
 def test_the_address_of_the_page_is_that_of_the_run(finished, results):
     api = client(finished.home.root)
-    experiment = api.get_experiment_by_name("tiny")
+    experiment = api.get_experiment_by_name(comparison_name(finished.graph))
     (run,) = api.search_runs([experiment.experiment_id])
     address = f"#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
     assert address in finished.output
@@ -207,7 +235,7 @@ def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, f
     one.sync(collect(store, finished.graph), finished=False)
     (half,) = shown(tmp_path).values()
     assert half["status"] == "RUNNING"
-    assert [step for step, _, _ in half["metrics"]["fid"]] == [10]
+    assert [step for step, _, _ in half["metrics"]["fid_curve"]] == [10]
     for path in later.values():
         path.with_suffix(".later").rename(path)
     one.sync(collect(store, finished.graph), finished=True)
@@ -263,10 +291,10 @@ def test_another_experiment_of_the_same_name_is_another_run(results, store, tmp_
     one.sync(collect(store, other), finished=False)
     found = shown(tmp_path)
     assert {name: run["status"] for name, run in found.items()} == {
-        f"tiny-{results.graph.run_key[:8]}": "FINISHED",
-        f"tiny-{other.run_key[:8]}": "RUNNING",
+        NAME: "FINISHED",
+        f"tiny {other.run_key[:8]}": "RUNNING",
     }
-    assert {run["experiment"] for run in found.values()} == {"tiny"}
+    assert {run["experiment"] for run in found.values()} == {comparison_name(results.graph)}
 
 
 def test_what_was_built_again_later_is_not_logged_again(store, finished, tmp_path):
@@ -321,7 +349,7 @@ def test_two_processes_that_start_an_empty_database_make_one_run(
         other.say()
     assert [other.read() for other in others] == ["done"] * 2
     (page,) = shown(tmp_path).values()
-    assert len(page["metrics"]["fid"]) == 2
+    assert len(page["metrics"]["fid_curve"]) == 2
     assert len(page["models"]) == 2
 
 

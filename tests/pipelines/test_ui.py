@@ -15,6 +15,7 @@ import pytest
 
 from cluster.processes import descendants
 from pipelines.home import Home
+from pipelines.projection import comparison_name
 from pipelines.ui import GUARD, newest_pages, serve_ui
 from tests.processes import alive, wait_for
 
@@ -146,7 +147,8 @@ def test_addresses_are_said_when_the_server_answers(finished, server, port, monk
     serving.join(60)
     assert Healthy.asked == 3
     title, address = said[1].split("\n")
-    assert title == "Experiment tiny: curves and samples"
+    name = comparison_name(finished.graph)
+    assert title == f"Runs measured as {name}: side by side (curves, scales, samples)"
     assert address.strip().startswith(f"http://127.0.0.1:{port}/#/experiments/")
     assert said[-1].startswith(f"MLflow is at http://127.0.0.1:{port} "), "what to open is last"
 
@@ -178,7 +180,15 @@ def test_requests_are_not_logged(finished, server, port):
     assert command[command.index("--uvicorn-opts") + 1] == "--log-level warning"
 
 
-def test_one_run_is_compared_with_nothing(finished):
-    """There is no comparison side by side of a single run."""
+def test_runs_are_compared_in_the_view_whose_charts_are_chosen(finished):
+    """MLflow's own comparison begins with whatever metric was logged first."""
     (page,) = newest_pages(f"sqlite:///{finished.home.root / 'mlflow.db'}")
     assert "viewStateShareKey=igdit" in page.path
+
+
+def test_a_damaged_database_is_said_before_anything_is_started(tmp_path, server):
+    home = Home(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(ValueError, match=r"mlflow\.db is damaged .*mv .*track rebuild"):
+        serve_ui(home, 5000, print)
+    assert server.commands == []

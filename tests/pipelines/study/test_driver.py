@@ -476,8 +476,9 @@ def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(home, 
         assert mine.info.status == "FINISHED"
         assert mine.data.params["ig_scale"] == str(trial.point.ig_scale)
         assert mine.data.params["aux_layer"] == str(trial.point.aux_layer)
-        assert mine.data.metrics["fid_final"] == trial.fid
-        curve = client.get_metric_history(mine.info.run_id, "fid")
+        assert mine.data.metrics["fid"] == trial.fid, "its own number, not the curve's"
+        assert [m.value for m in client.get_metric_history(mine.info.run_id, "fid")] == [trial.fid]
+        curve = client.get_metric_history(mine.info.run_id, "fid_curve")
         assert {(m.step, m.value) for m in curve} == {(s, p.fid) for s, p in trial.curve.items()}
         assert len(curve) == 3
         keys = keys or set(mine.data.params)
@@ -497,6 +498,13 @@ def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_comm
     run(study(), trials="4")
     _, runs, _ = runs_of(home)
     common = {
+        "experiment",
+        "ig_interval",
+        "cfg_interval",
+        "codec",
+        "target_guidance",
+        "optimizer",
+        "precision",
         "lr",
         "ema_decay",
         "batch_size",

@@ -19,13 +19,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 
 from pipelines import rebuild
 from pipelines.cli import main
-from pipelines.discretion import behind, in_one_line
+from pipelines.discretion import in_one_line
 from pipelines.errors import NoStudiesError, StudyError
 from pipelines.folder_store import FolderStore
 from pipelines.home import Home
 from pipelines.study import storage
 from pipelines.study.shelf import stored_studies, stored_study
 from pipelines.study.storage import can_pass, open_storage, outlast
+from pipelines.tracking_messages import behind
 
 
 def execute(path: Path, *statements: str) -> None:
