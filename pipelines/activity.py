@@ -29,6 +29,7 @@ from pipelines.locks import FileLock, holder, wait_for_lock
 from pipelines.rights import explain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -232,6 +233,10 @@ class Followed:
         """Another process builds the node."""
         self._put(waiting=f"{node.kind}/{node.key}")
         self._listener.waiting(node)
+
+    def started(self, nodes: Sequence[Node]) -> None:
+        """Nodes are being built."""
+        self._listener.started(nodes)
 
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""

@@ -25,7 +25,7 @@ from pipelines.stages.starting import published_steps
 from pipelines.stages.train import TrainJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from experiments import Experiment
     from pipelines.artifacts import Store
@@ -41,6 +41,9 @@ class Listener(Protocol):
     def waiting(self, node: Node) -> None:
         """Another process builds the node."""
 
+    def started(self, nodes: Sequence[Node]) -> None:
+        """Nodes are being built here, by one task; of a training its last checkpoint is told."""
+
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""
 
@@ -52,6 +55,9 @@ class Deaf:
     """A listener that does not care."""
 
     def waiting(self, node: Node) -> None:
+        """Ignored."""
+
+    def started(self, nodes: Sequence[Node]) -> None:
         """Ignored."""
 
     def training(self, progress: TrainProgress) -> None:
@@ -229,6 +235,7 @@ class Pipeline:
                 if held and not self._is_published(node):
                     mine.append(node)
             if mine:
+                self.listener.started(mine)
                 runner.build(Job(self.store.uri, tuple(mine), self._resolved))
 
     def _is_published(self, node: Node) -> bool:
@@ -245,6 +252,7 @@ class Pipeline:
                 return
             # What it starts from is opened by its workers: here it may be gigabytes from a bucket.
             job = TrainJob(self.store.uri, self._resolved, wanted)
+            self.listener.started([last])
             outcome = runner.train(job, self.listener.training)
         if outcome.damaged is not None:
             raise outcome.damaged

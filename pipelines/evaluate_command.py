@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import EvaluationConfig, Experiment, get_experiment
 from experiments.protocols import get_protocol, protocol_name
 from pipelines.collection import in_use
-from pipelines.dag import Pipeline
+from pipelines.dag import Pipeline, make_plan
 from pipelines.files import replace_text
 from pipelines.graph import Graph, Node
 from pipelines.pinned import path_digest, resolve
@@ -201,6 +201,7 @@ def _build(
     session = RunnerSession(experiment.resources, home.scratch, 1)
     try:
         with ProgressDisplay(console, home.store, graph, lambda: None) as display:
+            display.expect(make_plan(home.store, [evaluate]).missing)
 
             def start_runner() -> Runner:
                 display.say(f"start     {describe_runner(experiment.resources)}")

@@ -145,12 +145,14 @@ def _execute(
                 display.say(f"start     {where}")
                 return session.runner()
 
+            display.expect(_all_missing(graph, targets, store))
             listener = activity.follow(graph, display, experiment.name)
             try:
                 Pipeline(store, experiment, start_runner, listener).run(targets)
                 chosen = collect(store, graph).chosen_scale
                 if chosen is not None:
                     reported = [point.evaluate for point in graph.chosen_anew(chosen)]
+                    display.expect(make_plan(store, reported).missing)
                     Pipeline(store, experiment, session.runner, listener).run(reported)
             finally:
                 listener.let_go()
@@ -158,6 +160,16 @@ def _execute(
         session.close()
         background.close(seconds=15)
     return collect(store, graph)
+
+
+def _all_missing(graph: Graph, targets: Iterable[Node], store: Store) -> dict[Node, None]:
+    """All that is to be built; the scale that will be reported is not known, and costs as any."""
+    missing = dict.fromkeys(make_plan(store, targets).missing)
+    final = {point.evaluate for point in graph.final}
+    if final <= set(targets) and final & missing.keys():
+        report = [p.evaluate for p in graph.chosen_anew(max(graph.experiment.scales))]
+        missing |= dict.fromkeys(make_plan(store, report).missing)
+    return missing
 
 
 def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:

@@ -1,35 +1,38 @@
-"""What a person sees while it runs: bars on a terminal, plain lines elsewhere."""
+"""What a person sees while it runs: one bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from pipelines.durations import clock
+from pipelines.graph import closure
 from pipelines.number_format import metric_interval, number
 from pipelines.results import METRICS
+from pipelines.stages.starting import starting_step
+from pipelines.work_ahead import WorkAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from pipelines.artifacts import Store
     from pipelines.graph import Graph, Node
     from pipelines.stages.train import TrainProgress
 
-PLAIN_EVERY_SECONDS = 5.0
+HEARTBEAT_SECONDS = 30.0
+"""Between lines that say how far it is where there is no terminal."""
+WIDEST_BAR = 40
 MOST_BROKEN = 10
 """Faulty images that are named here; all of them are in the data's statistics."""
 STATISTICS = "statistics.json"
@@ -39,51 +42,87 @@ DATA_NAMES = {
     "extractor": "feature extractor",
     "reference": "reference features",
 }
+DOING = {
+    "checkpoint": "starting the training",
+    "latents": "encoding latents",
+    "images": "sampling",
+    "sample": "collecting samples",
+    "features": "extracting features",
+    "evaluate": "evaluating",
+}
+"""Kind -> what is done while one is built; of others their name in DATA_NAMES is said."""
 
 
 class ProgressDisplay:
-    """A `dag.Listener` that shows the stages, the loss and each FID as it comes."""
+    """A `dag.Listener` that shows how far the whole is, what runs, and each FID as it comes."""
 
     def __init__(
         self, console: Console, store: Store, graph: Graph, evaluated: Callable[[], None]
     ) -> None:
-        self.console, self.store = console, store
+        self.console, self.store, self.graph = console, store, graph
         self.evaluated = evaluated
+        self.ahead = WorkAhead(graph)
         reports = [p for scale in graph.experiment.scales for p in graph.report(scale)]
-        self._points = {p.evaluate: p for p in (*reports, *graph.curve, *graph.final)}
-        self._bars = Progress(
-            TextColumn("{task.description:<9}"), BarColumn(bar_width=28), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal, transient=True,
-        )  # fmt: skip
-        self._tasks: dict[str, TaskID] = {}
-        self._lock = threading.Lock()
-        self._last_plain = 0.0
+        points = (*reports, *graph.curve, *graph.final)
+        self._points = {p.evaluate: p for p in points}
+        self._places: dict[Node, str] = {}
+        for point in points:
+            place = f"step {point.step}, scale {point.guidance.ig_scale:g}"
+            own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
+            self._places |= dict.fromkeys(own, place)
+        self._began, self._waiting = time.monotonic(), ""
+        self._live = Live(get_renderable=self._bar, console=console, refresh_per_second=2,
+                          transient=True, vertical_overflow="crop")  # fmt: skip
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
-        self._bars.start()
+        if self.console.is_terminal:
+            self._live.start()
+        else:
+            self._heart.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._ended.set()
+        if self.console.is_terminal:
+            self._live.stop()
+        else:
+            self._heart.join()
+
+    def expect(self, nodes: Iterable[Node]) -> None:
+        """Take what is missing now for the whole of what is left.
+
+        Args:
+            nodes: All that is to be built, stand-ins for what is not known yet included.
+        """
+        nodes = list(nodes)
+        steps = [node.step for node in nodes if node.trained]
+        start = starting_step(self.store, self.graph, steps) if steps else 0
+        self.ahead.expect(nodes, start)
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        self._bars.console.print(text, highlight=False, soft_wrap=True)
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def waiting(self, node: Node) -> None:
         """Another process builds the node."""
+        self._waiting = f"{node.kind}/{node.key}"
         self.say(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
+
+    def started(self, nodes: Sequence[Node]) -> None:
+        """Nodes are being built."""
+        self.ahead.started(nodes)
 
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""
-        left = (progress.steps - progress.step) / max(progress.steps_per_second, 1e-9)
-        rate = number(progress.steps_per_second, 2, 1)
-        note = f"loss {number(progress.loss, 4)}  {rate} steps/s  {clock(left)} left"
-        self._show("train", progress.step, progress.steps, note)
+        self.ahead.training(progress)
 
-    def finished(self, node: Node, done: int, total: int) -> None:
+    def finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
         """An artifact is there."""
+        self.ahead.finished(node)
+        if self._waiting == f"{node.kind}/{node.key}":
+            self._waiting = ""
         point = self._points.get(node)
         if node.stage == "data":
             self._say_data(node)
@@ -98,7 +137,6 @@ class ProgressDisplay:
                 f"{metrics['num_samples']:,} samples"
             )
             self.evaluated()
-        self._show("artifacts", done, total, f"last: {node.kind}")
 
     def _say_data(self, node: Node) -> None:
         name = DATA_NAMES.get(node.kind, node.kind)
@@ -114,14 +152,42 @@ class ProgressDisplay:
         if broken:
             self.say(f"{node.stage:<9} faulty images: {len(broken)}, all of them in {path}")
 
-    def _show(self, name: str, done: int, total: int, note: str) -> None:
-        with self._lock:
-            if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name, total=total, note=note)
-            self._bars.update(self._tasks[name], completed=done, total=total, note=note)
-            late = time.monotonic() - self._last_plain > PLAIN_EVERY_SECONDS
-            plain = not self.console.is_terminal and name == "train" and (late or done == total)
-            if plain:
-                self._last_plain = time.monotonic()
-        if plain:
-            self.say(f"{name:<9} step {done} of {total}  {note}")
+    def _how_far(self) -> str:
+        """Part that is done, time left and time spent."""
+        left = self.ahead.seconds_left()
+        until = "time left not known yet" if left is None else f"{clock(left)} left"
+        # What is not there yet is not 100 %.
+        share = min(int(100 * self.ahead.share()), 99)
+        return f"{share} %  {until}  {clock(time.monotonic() - self._began)} so far"
+
+    def _what_runs(self) -> str:
+        """What is being built now."""
+        parts, progress = [], self.ahead.progress
+        running = [n for n in self.ahead.running if progress is None or not n.trained]
+        if progress is not None:
+            parts.append(f"training step {progress.step} of {progress.steps}, loss "
+                         f"{number(progress.loss, 4)}, "
+                         f"{number(progress.steps_per_second, 2, 1)} steps/s")  # fmt: skip
+        kinds = Counter(node.kind for node in running)
+        for kind, count in kinds.items():
+            places = {self._places[n] for n in running if n.kind == kind and n in self._places}
+            what = DOING.get(kind, DATA_NAMES.get(kind, kind))
+            details = [*places] if len(places) == 1 else []
+            details += [f"{count} at once"] if count > 1 else []
+            parts.append(f"{what} ({', '.join(details)})" if details else what)
+        if self._waiting:
+            parts.append(f"waiting for {self._waiting}, which another process builds")
+        return "; ".join(parts) or "starting"
+
+    def _bar(self) -> RenderableType:
+        text = self._how_far()
+        width = min(WIDEST_BAR, self.console.width - len(text) - 2)
+        line: RenderableType = Text(text)
+        if width >= 4:
+            line = Table.grid(padding=(0, 2, 0, 0))
+            line.add_row(ProgressBar(1.0, self.ahead.share(), width=width), text)
+        return Group(line, Text(self._what_runs(), style="dim", overflow="fold"))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            self.say(f"progress  {self._how_far()}: {self._what_runs()}")

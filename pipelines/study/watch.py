@@ -59,6 +59,9 @@ class Watch:
     def waiting(self, node: Node) -> None:
         """Another process builds the node."""
 
+    def started(self, nodes: Sequence[Node]) -> None:
+        """Nodes are being built."""
+
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""
 

@@ -70,6 +70,9 @@ class Deaf:
     def waiting(self, node) -> None:
         pass
 
+    def started(self, nodes) -> None:
+        pass
+
     def training(self, progress) -> None:
         pass
 
