@@ -42,6 +42,9 @@ class Series:
     dashes: int = 0
     """0 is a solid line; others of the same colour are told from it by 1 or 2."""
 
+    dots: bool = True
+    """Draw each sample; long records of a training are lines alone."""
+
     @property
     def look(self) -> str:
         """Classes of its line."""
@@ -205,6 +208,8 @@ def _draw(line: Series, x: Axis, y: Axis) -> Html:
         parts.append(tag("polygon", points=_path(outline), class_=f"band f{color}"))
     if len(points) > 1:
         parts.append(tag("path", d=f"M{_path(points)}", class_=f"curve {line.look}"))
+    if not line.dots and len(points) > 1:
+        return tag("g", tag("title", line.label), *parts)
     parts += [
         tag("g", tag("title", s.text or f"{line.label}: {value_text(s.y)}"),
             tag("circle", cx=px, cy=py, r=3.4, class_=f"f{color}"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import VERSIONS, Node
 from pipelines.keys import content_key
+from pipelines.number_format import value_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,10 +57,19 @@ class Fingerprint:
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What keeps two numbers from being compared, for people."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return [
-            f"{name.replace('_', ' ')} {one} and {two}" for name, one, two in pairs if one != two
-        ]
+        found: list[str] = []
+        for field in fields(self):
+            one, two = getattr(self, field.name), getattr(other, field.name)
+            pairs = {field.name: (one, two)}
+            if isinstance(one, dict) and isinstance(two, dict):  # of these what differs in them
+                names = dict.fromkeys((*one, *two))
+                pairs = {f"{field.name} {name}": (one.get(name), two.get(name)) for name in names}
+            found += [
+                f"{name.replace('_', ' ')} {value_text(mine)} and {value_text(theirs)}"
+                for name, (mine, theirs) in pairs.items()
+                if mine != theirs
+            ]
+        return found
 
 
 def fingerprint(evaluate: Node) -> Fingerprint:

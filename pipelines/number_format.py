@@ -128,6 +128,26 @@ def percents(*shares: float, sign: str = "+") -> list[str]:
     return [f"{100 * share:{sign}z.{digits}f}" for share in shares]
 
 
+def value_text(value: object) -> str:
+    """Write a value of a configuration for a reader: `none`, `yes`, `0, 1`, `method sde, shift 1`.
+
+    Args:
+        value: Of any type that a configuration holds.
+    """
+    if isinstance(value, dict):
+        pairs = (
+            f"{str(name).replace('_', ' ')} {value_text(each)}" for name, each in value.items()
+        )
+        return ", ".join(pairs) or "none"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(value_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
 def data_size(count: float) -> str:
     """Write a number of bytes like `812 B`, `3.41 KiB` or `12.3 MiB`."""
     if count < 1024:

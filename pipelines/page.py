@@ -13,7 +13,7 @@ from pipelines import reproduce
 from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
 from pipelines.html import Child, Html, data_uri, figure, image, markup, paragraph, table, tag
-from pipelines.number_format import change, data_size, metric
+from pipelines.number_format import change, data_size, metric, value_text
 from pipelines.plots import has_real_images, real_images, sampled_images
 from pipelines.png import encode_png
 from pipelines.results import stage_costs
@@ -108,12 +108,12 @@ def reported_sentence(reported: Reported) -> str:
 def protocol(measurement: Measurement) -> Html:
     """How a number was measured: what it must share with whatever it is compared with."""
     mark = measurement.fingerprint
-    rows = [[field.name.replace("_", " "), _shown(getattr(mark, field.name))]
+    rows = [(field.name.replace("_", " "), value_text(getattr(mark, field.name)))
             for field in dataclasses.fields(mark)]  # fmt: skip
     return markup(
         paragraph(f"Fingerprint {mark.id}. Numbers compare only if these agree; banks of noise, "
                   f"numbers of samples and the like are part of it.", class_="note"),
-        table(["", "value"], rows, left=0),
+        tag("div", _pairs(rows), class_="single"),
     )  # fmt: skip
 
 
@@ -182,25 +182,19 @@ def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> 
 
 def _parts(config: Any, title: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:  # noqa: ANN401
     values = {f.name.replace("_", " "): getattr(config, f.name) for f in dataclasses.fields(config)}
-    yield title, [(n, _shown(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
+    yield title, [(n, value_text(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
     for name, value in values.items():
         if dataclasses.is_dataclass(value):
             yield from _parts(value, f"{title}: {name}" if title == "space" else name)
 
 
 def _box(name: str, items: Sequence[tuple[str, str]]) -> Html:
+    return tag("div", tag("h3", name), _pairs(items))
+
+
+def _pairs(items: Sequence[tuple[str, str]]) -> Html:
     pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
-    return tag("div", tag("h3", name), tag("dl", *pairs, class_="config"))
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return ", ".join(map(_shown, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)
+    return tag("dl", *pairs, class_="config")
 
 
 def provenance(artifacts: Sequence[Artifact]) -> Html:

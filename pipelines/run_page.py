@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines import page
 from pipelines.charts import Sample, Series, line_chart
+from pipelines.errors import ArtifactError
 from pipelines.files import replace_text
 from pipelines.graph import closure
 from pipelines.html import Html, badge, markup, paragraph, section, table, tag
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from pipelines.results import Measurement, Results
 
 UNGUIDED, GUIDED = 0, 1
+LOSS, FINAL, AUXILIARY = 2, 3, 4
 """Colours."""
+RECORD_POINTS = 300
+"""Points of a line that has a value for each step of a training; each is a mean."""
 
 
 def write_run_page(results: Results, directory: Path) -> Path:
@@ -52,7 +56,7 @@ def run_page(results: Results) -> Html:
                                       class_="pair") if results.curve or results.final else None),
         section("Samples", samples(results)),
         section("By guidance scale", scale_tables(results)),
-        section("Over training", _curve_table(results)),
+        section("Over training", _training_charts(results), _curve_table(results)),
         section("Cost", page.costs(results.store, closure(results.targets)) if artifacts else None),
         section("Configuration", page.configuration(experiment, "experiment")),
         section("Made with", page.provenance(artifacts) if artifacts else None),
@@ -207,6 +211,37 @@ def scale_tables(results: Results) -> Html | None:
                   class_="note"),
         page.metrics_table(results.final, ["scale"], [[f"{m.scale:g}"] for m in results.final],
                            f"All metrics, {checkpoint}"),
+    )  # fmt: skip
+
+
+def _training_charts(results: Results) -> Html | None:
+    """Losses and gradient norm over the steps of the training that was done here."""
+    try:
+        history = results.history()
+    except ArtifactError:  # a page is written of whatever is left
+        return None
+    if history is None or history.empty:
+        return None
+    every = -(-len(history) // RECORD_POINTS)
+    means = history.groupby((history.index - 1) // every).mean()
+
+    def series(column: str, label: str, color: int) -> Series:
+        steps = ((int(block) + 1) * every for block in means.index)
+        points = zip(steps, means[column], strict=True)
+        samples = tuple(Sample(min(step, len(history)), float(y)) for step, y in points)
+        return Series(label, samples, color, dots=False)
+
+    losses = [series("total", "loss", LOSS)]
+    if results.experiment.model.aux_layer is not None:
+        losses += [series("final", "of the final output", FINAL),
+                   series("aux", "of the auxiliary head", AUXILIARY)]  # fmt: skip
+    mean = "" if every == 1 else f", mean of {every:,} steps"
+    return tag(
+        "div",
+        line_chart("Training loss", losses, "training step", f"loss{mean}", log=True),
+        line_chart("Gradient norm", [series("grad_norm", "", LOSS)], "training step",
+                   f"gradient norm before clipping{mean}", log=True),
+        class_="pair",
     )  # fmt: skip
 
 

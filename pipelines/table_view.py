@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.table import TableLine
 
 COLUMNS = (
-    *words("row", "method"),
+    *words("row", "method", "ours"),
     *numbers("epochs", "CFG", "FID published", "FID ours", "95 % interval", "difference"),
     *numbers("IS published", "IS ours"),
 )
@@ -54,14 +54,14 @@ def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None
 
 def _cells(line: TableLine) -> list[str]:
     published, measured = line.row.published, line.measured
-    cells = [line.row.name, published.method, str(published.epochs or "-"),
+    cells = [line.row.name, published.method, line.state, str(published.epochs or "-"),
              "yes" if published.cfg else "no", number(published.fid)]  # fmt: skip
     if measured is None:
-        ours = [line.state, "", ""]
+        ours = ["", "", ""]
     else:
         difference = line.difference
         ours = [number(measured.fid), metric_interval(measured.metrics),
-                line.state if difference is None else number(difference, sign="+")]  # fmt: skip
+                "" if difference is None else number(difference, sign="+")]  # fmt: skip
     scores = (published.inception_score,
               measured.metrics.get("inception_score") if measured else None)  # fmt: skip
     return [*cells, *ours, *("-" if score is None else number(score, least=1) for score in scores)]

@@ -122,22 +122,23 @@ class WorkAhead:
             return sorted(self._running, key=lambda node: self._running[node])
 
     def share(self) -> float:
-        """Part of the work that is done, of 1; it never falls, and is 1 when nothing is left."""
+        """Part of the work that is done, of 1; it never falls, and is 1 when nothing is left.
+
+        It is 0 as long as nothing is measured that it could be told from.
+        """
         with self._lock:
             done = self._done_seconds + self._trained_steps() * self._seconds_per_step()
             left = self._seconds_to_train() + sum(map(self._seconds_of, self._left))
-            if self._expected:
+            if self._is_measured():
                 self._furthest = max(self._furthest, done / (done + left) if self._left else 1.0)
             return self._furthest
 
     def seconds_left(self) -> float | None:
         """Time to the end; None: nothing is measured yet that it could be told from."""
         with self._lock:
-            to_train = self._seconds_to_train()
-            unmeasured = to_train > 0 and self._progress is None
-            images = any(node.kind == "images" for node in self._left)
-            if unmeasured or (images and self._progress is None and "images" not in self._measured):
+            if not self._is_measured():
                 return None
+            to_train = self._seconds_to_train()
             before = beside = behind = 0.0
             for node in self._left:
                 seconds = self._seconds_of(node)
@@ -151,6 +152,16 @@ class WorkAhead:
             if not to_train:
                 return (before + beside + behind) / slots
             return before / slots + max(to_train, beside / slots) + behind / slots
+
+    def _is_measured(self) -> bool:
+        """Whether the speed of training or sampling is known, or neither is left."""
+        if not self._expected:
+            return False
+        if self._progress is not None:
+            return True
+        if self._train_to > self._train_from:
+            return False
+        return "images" in self._measured or all(node.kind != "images" for node in self._left)
 
     def _needs_step(self, node: Node) -> int:
         """Step of training that a node waits for; 0: of none."""

@@ -151,7 +151,7 @@ def test_the_page_says_every_number(document, results):
 def test_the_page_shows_curves_scales_and_three_grids(document):
     labels = [svg["aria-label"] for svg in document.all("svg") if "aria-label" in svg]
     assert [label.partition(":")[0] for label in labels] == [
-        "FID over training", "FID by internal guidance scale",
+        "FID over training", "FID by internal guidance scale", "Training loss", "Gradient norm",
     ]  # fmt: skip
     images = document.all("img")
     assert [image["alt"].partition(":")[0] for image in images] == [
@@ -238,3 +238,63 @@ def test_without_results_the_page_says_so(tmp_path):
 
     found = stands_alone(run_page(collect(FolderStore(tmp_path), Graph(tiny()))))
     assert "Nothing is measured at the last checkpoint yet" in found.text
+
+
+# What is read on a screen
+
+
+def test_losses_and_the_gradient_norm_are_drawn(results, document):
+    history = results.history()
+    for title in ("Training loss", "Gradient norm"):
+        assert title in document.text
+    drawn = [e for e in document.all("svg") if "training step" in (e.get("aria-label") or "")]
+    labels = [e["aria-label"] for e in drawn]
+    assert any(label.startswith("Training loss: loss") for label in labels)
+    assert any(label.startswith("Gradient norm") for label in labels)
+    paths = [e["d"] for e in document.all("path") if e["d"].count(",") == len(history)]
+    assert len(paths) == 4  # loss, both of its parts, gradient norm: a point for each step
+    for label in ("loss", "of the final output", "of the auxiliary head"):
+        assert label in document.text
+
+
+def test_long_records_are_thinned_to_means(results, monkeypatch):
+    import pandas as pd
+
+    from pipelines import run_page as module
+    from pipelines.results import Results
+
+    steps = pd.RangeIndex(1, 1002, name="step")
+    columns = ("total", "final", "aux", "grad_norm")
+    history = pd.DataFrame({name: [float(step) for step in steps] for name in columns}, index=steps)
+    history.loc[2, "grad_norm"] = float("nan")  # a step that fp16 left out
+    monkeypatch.setattr(Results, "history", lambda _: history)
+    found = Checked(module._training_charts(results))
+    assert [e["d"].count(",") for e in found.all("path")] == [251] * 4
+    assert "mean of 4 steps" in found.text
+
+
+def test_a_record_that_is_damaged_or_was_not_made_here_is_not_drawn(results, monkeypatch):
+    from pipelines import run_page as module
+    from pipelines.errors import MissingArtifactError
+    from pipelines.results import Results
+
+    def missing(_):
+        raise MissingArtifactError("checkpoint/x is gone")
+
+    for history in (missing, lambda _: None):
+        monkeypatch.setattr(Results, "history", history)
+        assert module._training_charts(results) is None
+
+
+def test_no_dictionary_of_python_is_shown_to_a_reader(document):
+    text = document.text.partition("experiment.json as text")
+    for part in (text[0], text[2].partition("Measured by")[2]):
+        assert "{'" not in part
+        assert "None" not in part
+    assert re.search(r"sampler\s+method \w+, num steps \d+", document.text)
+
+
+def test_a_table_that_goes_on_beyond_the_screen_has_a_shadow_there(results):
+    style = run_page(results).partition("<style>")[2].partition("</style>")[0]
+    rule = re.search(r"\.scroll \{(.*?)\}", style, re.DOTALL)[1]
+    assert "background-attachment: local, local, scroll, scroll" in " ".join(rule.split())

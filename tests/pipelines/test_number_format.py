@@ -17,6 +17,7 @@ from pipelines.number_format import (
     metric_interval,
     number,
     percent,
+    value_text,
     with_interval,
 )
 from pipelines.report import print_report
@@ -64,6 +65,12 @@ def test_a_metric_brings_its_interval_or_its_spread():
     assert metric(found, "kid") == "0.00200 \N{PLUS-MINUS SIGN} 0.00100"
     assert metric_interval(found, "kid") == ""
     assert metric({"recall": 0.5}, "recall") == "0.500"
+
+
+def test_values_are_written_for_a_reader():
+    value = {"num_steps": 8, "shift": 1.0, "interval": (0.0, 0.5), "tf32": True, "path": None}
+    assert value_text(value) == "num steps 8, shift 1, interval 0, 0.5, tf32 yes, path none"
+    assert value_text(()) == "none"
 
 
 def test_changes_show_what_is_below_a_percent():
