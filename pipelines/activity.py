@@ -185,6 +185,12 @@ class Activity:
         self.update(works=tuple(self._works.values()))
 
     @property
+    def doing(self) -> Doing:
+        """What this process says of itself now."""
+        with self._lock:
+            return self._doing
+
+    @property
     def _path(self) -> Path:
         return self._folder / f"{self._id}.json"
 

@@ -53,6 +53,61 @@ DOING = {
 """Kind -> what is done while one is built; of others their name in DATA_NAMES is said."""
 
 
+class LiveProgress:
+    """One bar with a line of what runs on a terminal; elsewhere a line every so often."""
+
+    def __init__(
+        self,
+        console: Console,
+        share: Callable[[], float],
+        how_far: Callable[[], str],
+        what_runs: Callable[[], str],
+    ) -> None:
+        """Prepare to show progress; nothing is shown before it is entered.
+
+        Args:
+            console: Where.
+            share: Part that is done, of 1.
+            how_far: The same in words, with time left.
+            what_runs: What is being done now.
+        """
+        self.console, self._share = console, share
+        self._how_far, self._what_runs = how_far, what_runs
+        self._live = Live(get_renderable=self.bar, console=console, refresh_per_second=2,
+                          transient=True, vertical_overflow="crop")  # fmt: skip
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> LiveProgress:
+        if self.console.is_terminal:
+            self._live.start()
+        else:
+            self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self.console.is_terminal:
+            self._live.stop()
+        else:
+            self._heart.join()
+
+    def bar(self) -> RenderableType:
+        """What a terminal shows."""
+        text = self._how_far()
+        width = min(WIDEST_BAR, self.console.width - len(text) - 2)
+        line: RenderableType = Text(text)
+        if width >= 4:
+            line = Table.grid(padding=(0, 2, 0, 0))
+            line.add_row(ProgressBar(1.0, self._share(), width=width), text)
+        return Group(line, Text(self._what_runs(), style="dim", overflow="fold"))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            self.console.print(f"progress  {self._how_far()}: {self._what_runs()}",
+                               highlight=False, soft_wrap=True, markup=False)  # fmt: skip
+
+
 class ProgressDisplay:
     """A `dag.Listener` that shows how far the whole is, what runs, and each FID as it comes."""
 
@@ -71,24 +126,14 @@ class ProgressDisplay:
             own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
             self._places |= dict.fromkeys(own, place)
         self._began, self._waiting = time.monotonic(), ""
-        self._live = Live(get_renderable=self._bar, console=console, refresh_per_second=2,
-                          transient=True, vertical_overflow="crop")  # fmt: skip
-        self._ended = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self.live = LiveProgress(console, self.ahead.share, self._how_far, self._what_runs)
 
     def __enter__(self) -> ProgressDisplay:
-        if self.console.is_terminal:
-            self._live.start()
-        else:
-            self._heart.start()
+        self.live.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self.console.is_terminal:
-            self._live.stop()
-        else:
-            self._heart.join()
+        self.live.__exit__()
 
     def expect(self, nodes: Iterable[Node]) -> None:
         """Take what is missing now for the whole of what is left.
@@ -178,16 +223,3 @@ class ProgressDisplay:
         if self._waiting:
             parts.append(f"waiting for {self._waiting}, which another process builds")
         return "; ".join(parts) or "starting"
-
-    def _bar(self) -> RenderableType:
-        text = self._how_far()
-        width = min(WIDEST_BAR, self.console.width - len(text) - 2)
-        line: RenderableType = Text(text)
-        if width >= 4:
-            line = Table.grid(padding=(0, 2, 0, 0))
-            line.add_row(ProgressBar(1.0, self.ahead.share(), width=width), text)
-        return Group(line, Text(self._what_runs(), style="dim", overflow="fold"))
-
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_SECONDS):
-            self.say(f"progress  {self._how_far()}: {self._what_runs()}")

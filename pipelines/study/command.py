@@ -24,6 +24,7 @@ from pipelines.study.damage import rebuild_damaged
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.forecast import Forecast, forecast
 from pipelines.study.page import headline, write_study_page
+from pipelines.study.progress import study_progress
 from pipelines.study.report import (
     findings,
     print_findings,
@@ -76,7 +77,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             if works:
                 record_start(store, book.identity, began)
             try:
-                _work(book, home, budget, options.parallel, say, activity)
+                _work(book, home, budget, options.parallel, console, activity)
             except PipelineError:
                 say("Stopped by an error (below). Found so far:")
                 print_findings(findings(study, book.last_seen, {}, store), console)
@@ -183,7 +184,7 @@ def _report(
 
 
 def _work(
-    book: StudyBook, home: Home, budget: Budget, parallel: int | None, say: Callable[[str], None],
+    book: StudyBook, home: Home, budget: Budget, parallel: int | None, console: Console,
     activity: Activity,
 ) -> None:  # fmt: skip
     """Drive the study, with MLflow and `igdit status` following in the background."""
@@ -195,7 +196,7 @@ def _work(
     def hear(text: str) -> None:
         if not text.startswith("start"):
             activity.update(news=text)
-        say(text)
+        console.print(text, highlight=False, soft_wrap=True)
 
     def changed() -> None:
         states = Counter(trial.state for trial in book.trials())
@@ -209,7 +210,8 @@ def _work(
     activity.update(phase="at work", where=describe_runner(book.study.experiment.resources))
     background = BackgroundSync(sync)
     try:
-        StudyDriver(book, home, budget, parallel, hear, changed, activity).run()
+        with study_progress(console, activity):
+            StudyDriver(book, home, budget, parallel, hear, changed, activity).run()
     finally:
         background.close(seconds=15)
 

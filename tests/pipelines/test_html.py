@@ -296,5 +296,5 @@ def test_no_dictionary_of_python_is_shown_to_a_reader(document):
 
 def test_a_table_that_goes_on_beyond_the_screen_has_a_shadow_there(results):
     style = run_page(results).partition("<style>")[2].partition("</style>")[0]
-    rule = re.search(r"\.scroll \{(.*?)\}", style, re.DOTALL)[1]
+    rule = re.search(r"^\.scroll \{(.*?)\}", style, re.DOTALL | re.MULTILINE)[1]
     assert "background-attachment: local, local, scroll, scroll" in " ".join(rule.split())

@@ -27,7 +27,7 @@ def display(tmp_path, *, width: int = 200, terminal: bool = False) -> ProgressDi
 
 def bar(shown: ProgressDisplay) -> str:
     screen = Console(file=io.StringIO(), width=shown.console.width, color_system=None)
-    screen.print(shown._bar())
+    screen.print(shown.live.bar())
     return screen.file.getvalue()
 
 

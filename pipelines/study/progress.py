@@ -1,0 +1,83 @@
+"""How far a study is, what it trains now, and how long the rest takes at this pace."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pipelines.durations import clock
+from pipelines.progress import LiveProgress
+from pipelines.status_view import training_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from pipelines.activity import Activity, Doing
+
+LEAST_PROGRESS = 0.5
+"""Trials that a pace is judged by; a part of one counts."""
+
+
+def study_progress(console: Console, activity: Activity) -> LiveProgress:
+    """Show one bar over all trials of a study, from what the process says of itself."""
+    pace = Pace(lambda: activity.doing)
+    return LiveProgress(console, pace.share, pace.how_far, pace.what_runs)
+
+
+class Pace:
+    """Trials that are done, those that run by the part of them that is done."""
+
+    def __init__(
+        self, doing: Callable[[], Doing], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._doing, self._clock = doing, clock
+        self._began, self._furthest = clock(), 0.0
+
+    def _done(self) -> float:
+        """Trials, and parts of trials."""
+        doing = self._doing()
+        if doing.trials is None:
+            return 0.0
+        parts = [work.done / work.total for work in doing.works if work.total]
+        running = doing.trials.running * sum(parts) / max(len(doing.works), 1)
+        return doing.trials.complete + running
+
+    def share(self) -> float:
+        """Part of the trials that is done, of 1; it never falls."""
+        trials = self._doing().trials
+        if trials is not None and trials.wanted:
+            self._furthest = max(self._furthest, min(self._done() / trials.wanted, 1.0))
+        return self._furthest
+
+    def seconds_left(self) -> float | None:
+        """Time to the last trial at the pace since the beginning; None: too little is done."""
+        trials = self._doing().trials
+        if trials is None:
+            return None
+        done = self._done()
+        gained = done - trials.at_first
+        if gained < LEAST_PROGRESS:
+            return None
+        return max(trials.wanted - done, 0.0) * (self._clock() - self._began) / gained
+
+    def how_far(self) -> str:
+        """Part that is done, trials, time left and time spent."""
+        trials, left = self._doing().trials, self.seconds_left()
+        count = "" if trials is None else f"  {trials.complete} of {trials.wanted} trials"
+        until = "time left not known yet" if left is None else f"{clock(left)} left"
+        spent = clock(self._clock() - self._began)
+        return f"{min(int(100 * self.share()), 99)} %{count}  {until}  {spent} so far"
+
+    def what_runs(self) -> str:
+        """Each training that is at work."""
+        texts = []
+        for work in self._doing().works:
+            text = f"{work.done} of {work.total} artifacts" if work.total else "beginning"
+            if work.waiting:
+                text = f"waiting for {work.waiting}, which another process builds"
+            elif work.training is not None:
+                text = training_text(work.training, time.time())
+            texts.append(f"{work.name}: {text}")
+        return "; ".join(texts) or self._doing().phase
