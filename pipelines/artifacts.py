@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +151,10 @@ class Store(SharedRecords):
     @abstractmethod
     def _fetch(self, artifact: Artifact) -> bool:
         """See that its files are on this machine; whether they were checked just now."""
+
+    def using(self) -> AbstractContextManager[None]:
+        """Keep the files of whatever is opened in a block on this machine until its end."""
+        return nullcontext()
 
     def list(self, kind: str | None = None, prefix: str = "") -> list[Artifact]:
         """Published artifacts whose manifest can be read, by kind and key."""

@@ -32,6 +32,7 @@ from pipelines.keys import check_name, file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pipelines.locks import Holder
@@ -117,6 +118,9 @@ class BucketStore(Store):
                     raise
                 self._drop_copy(artifact.path, seen)
         raise AssertionError  # the last try returns or raises
+
+    def using(self) -> AbstractContextManager[None]:
+        return self.cache.keeping()
 
     def _drop_copy(self, path: Path, seen: tuple[int, int]) -> None:
         """Remove this machine's copy, which may be what is damaged, unless it was replaced."""

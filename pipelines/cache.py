@@ -5,13 +5,15 @@
     CACHE/.staging/        what is being fetched or built
 
 What was used longest ago goes first; what was used within `KEEP_SECONDS` stays, even if that is
-more than the size, since somebody may be about to read it. A file that is open stays readable
-whatever happens to its entry.
+more than the size, since somebody may be about to read it; what a process uses for longer it keeps
+(`Cache.keeping`). A file that is open stays readable whatever happens to its entry.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 1800.0
 
@@ -40,7 +44,11 @@ class Cache:
         """
         self.folder, self.limit, self._keep = folder, limit, keep_seconds
         self._sizes: dict[str, int] = {}
-        self._swept = False
+        self._swept = self._warned = False
+        self._blocks: dict[int, set[str]] = {}
+        """What was fetched in each block of `keeping` that is not over."""
+        self._guard = threading.Lock()
+        self._keeper: threading.Thread | None = None
 
     def path(self, name: str) -> Path:
         """Where an entry is, or would be."""
@@ -57,6 +65,9 @@ class Cache:
         Returns:
             Whether it was written just now.
         """
+        with self._guard:
+            for names in self._blocks.values():
+                names.add(name)
         if self._touch(name):
             return False
         if not self._swept:
@@ -71,6 +82,33 @@ class Cache:
                 fill(aside)
                 aside.rename(self.path(name))
         return True
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep whatever is fetched in the block until its end, however long that takes."""
+        names: set[str] = set()
+        with self._guard:
+            self._blocks[id(names)] = names
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep_on, name="cache", daemon=True)
+                self._keeper.start()
+        try:
+            yield
+        finally:
+            with self._guard:
+                del self._blocks[id(names)]
+
+    def _keep_on(self) -> None:
+        """Use again and again what is kept, so that it was always used lately."""
+        while True:
+            with self._guard:
+                if not self._blocks:
+                    self._keeper = None
+                    return
+                names = set().union(*self._blocks.values())
+            for name in names:
+                self._touch(name)
+            time.sleep(self._keep / 6)
 
     def adopt(self, name: str, folder: Path) -> None:
         """Take over a folder of `staging` as an entry, which nobody needs yet."""
@@ -130,10 +168,19 @@ class Cache:
                 self._sizes[name] = _size(self.path(name))
         total = coming + _size(self.folder / ".staging") + sum(self._sizes[name] for name in used)
         for name, when in sorted(used.items(), key=lambda item: item[1]):
-            if total <= self.limit or time.time() - when < self._keep:
+            if total <= self.limit:
+                return
+            if time.time() - when < self._keep:
+                self._warn(total)
                 return
             total -= self._sizes[name]
             self._drop_unused(name, when)
+
+    def _warn(self, total: int) -> None:
+        if not self._warned:
+            logger.warning("what is used at once of %s takes %.1f GiB, more than IGDIT_CACHE_GIB "
+                           "(%.1f)", self.folder, total / 2**30, self.limit / 2**30)  # fmt: skip
+        self._warned = True
 
     def _drop_unused(self, name: str, when: float) -> None:
         """Remove an entry, unless somebody has begun to use it while others were removed."""

@@ -131,7 +131,8 @@ def build(job: Job) -> None:
     torch.set_num_threads(1)
     set_tf32(enabled=experiment.resources.tf32)
     kind = job.nodes[0].kind
-    with explaining_memory(kind, experiment.resources), ExitStack() as publishing:
+    memory = explaining_memory(kind, experiment.resources)
+    with store.using(), memory, ExitStack() as publishing:
         directories = []
         for node in job.nodes:
             store.log("execute", node.kind, node.key, stage=node.stage)

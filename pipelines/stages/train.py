@@ -98,7 +98,7 @@ def train_worker(
     store, graph = open_store(job.store), Graph(experiment)
     torch.set_num_threads(resources.cpus_per_worker)
     set_tf32(enabled=resources.tf32)
-    with explaining_memory("checkpoint", resources):
+    with store.using(), explaining_memory("checkpoint", resources):
         team = Team(rank, world_size, resources.device)
         try:
             open_data(store, graph, team)
