@@ -103,6 +103,16 @@ class Bucket:
 
         return bool(self._outlast(act))
 
+    @property
+    def checks_before_it_writes(self) -> bool:
+        """Whether `create` is two steps of this process, with room for others between them.
+
+        So does fsspec for file systems that do not say how their servers do it; what is in memory
+        no other process sees at all.
+        """
+        creates = getattr(self._fs.pipe_file, "__func__", None)
+        return self._protocol == "memory" or creates is fsspec.AbstractFileSystem.pipe_file
+
     def remove(self, *names: str) -> None:
         """Remove objects; what is not there may be named."""
 

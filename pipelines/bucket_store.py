@@ -25,6 +25,7 @@ from pipelines.artifacts import Artifact, Store
 from pipelines.bucket import Bucket
 from pipelines.bucket_events import EventLog
 from pipelines.bucket_locks import LEASE_SECONDS, BucketLock, Leases, read_holder
+from pipelines.bucket_probe import require_atomic_create
 from pipelines.bucket_publication import Publication, attempt_of, files_name, manifest_name
 from pipelines.cache import Cache
 from pipelines.errors import ArtifactError, CorruptArtifactError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from pipelines.locks import Holder
 
 MARK = ".igdit-store"
+PROBED = b"atomic\n"
+"""How the mark ends once it was tried that the server writes an object only if there is none."""
 REMEMBERED_SECONDS = 30.0
 """How long a manifest is not asked for again: it never changes while it is there."""
 
@@ -61,24 +64,14 @@ class BucketStore(Store):
 
     def prepare(self) -> None:
         try:
-            if self.bucket.read(MARK) is not None:
-                return
-            for name in ("first", "second"):
-                mine = self.bucket.create(f".clock/{self._probe}", f"{self._probe} {name}".encode())
-                if mine != (name == "first"):
-                    raise ValueError(f"the store {self.uri} cannot be used: its server does not "
-                                     f"heed If-None-Match, so that two runs could overwrite each "
-                                     f"other's results")  # fmt: skip
-            self.bucket.remove(f".clock/{self._probe}")
-            self.bucket.create(MARK, f"{uuid.uuid4().hex}\n".encode())
+            mark = self.bucket.read(MARK)
+            if mark is None or not mark.endswith(PROBED):
+                require_atomic_create(self.bucket)
+                self.bucket.write(MARK, (mark or f"{uuid.uuid4().hex}\n".encode()) + PROBED)
         except (FileNotFoundError, ArtifactError) as error:
             raise ValueError(f"the store must be a bucket that can be read and written, but "
                              f"{self.uri} is not: {error}") from error  # fmt: skip
         self.cache.folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def _probe(self) -> str:
-        return f"probe-{id(self):x}"
 
     def exists(self) -> bool:
         return self.bucket.read(MARK) is not None

@@ -6,12 +6,14 @@ import json
 import threading
 import time
 
+import fsspec
 import pytest
 
 from cluster.services import S3
 from pipelines import bucket, bucket_locks
 from pipelines.artifacts import Store
 from pipelines.bucket_locks import BucketLock, Leases
+from pipelines.bucket_store import MARK, PROBED, BucketStore
 from pipelines.collection import collect_garbage, in_use
 from pipelines.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
 from pipelines.stages.build import open_store
@@ -55,7 +57,7 @@ def use(server, monkeypatch, tmp_path):
 @pytest.fixture
 def store(use) -> Store:
     store = make_store(use)
-    store.prepare()
+    store.bucket.write(MARK, PROBED)  # as `prepare` does after it has tried the server
     return store
 
 
@@ -574,11 +576,65 @@ def test_an_answer_that_got_lost_is_no_refusal(store, monkeypatch):
 
 
 def test_a_server_that_overwrites_is_refused(use, monkeypatch):
+    create = bucket.Bucket.create
+
+    def overwrite(self, name, data):
+        self.write(name, data)
+        return True
+
+    monkeypatch.setattr(bucket.Bucket, "create", overwrite)
     store = make_store(use)
-    pipe = store.bucket._fs.pipe_file
-    monkeypatch.setattr(store.bucket._fs, "pipe_file", lambda path, data, **_: pipe(path, data))
-    with pytest.raises(ValueError, match=r"does not heed If-None-Match"):
+    with pytest.raises(ValueError, match=r"does not heed If-None-Match.*Use an S3 with"):
         store.prepare()
+    monkeypatch.setattr(bucket.Bucket, "create", create)
+    assert objects(store) == []
+
+
+def check_then_write(self, name, data):
+    """A library that looks first: right as long as it is alone."""
+    if self.read(name) is not None:
+        return False
+    self.write(name, data)
+    return True
+
+
+def test_a_bucket_that_creates_in_two_steps_is_refused(use, monkeypatch):
+    store = make_store(use)
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket.Bucket, "create", check_then_write)
+        assert [store.bucket.create("x", data) for data in (b"1", b"2")] == [True, False]
+        store.bucket.remove("x")
+        with pytest.raises(ValueError, match=r"of 8 that created one object at once [2-8] did"):
+            store.prepare()
+    assert not store.exists()
+    assert objects(store) == []
+
+
+def test_a_bucket_that_was_marked_before_is_tried_once_more(use, monkeypatch):
+    """Its mark may be of a time when a sequence of writes was trusted."""
+    store = make_store(use)
+    store.bucket.write(".igdit-store", b"0123\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket.Bucket, "create", check_then_write)
+        with pytest.raises(ValueError, match="cannot be used"):
+            store.prepare()
+    store.prepare()
+    assert store.bucket.read(".igdit-store").startswith(b"0123\n")
+    monkeypatch.setattr(bucket.Bucket, "create", None)
+    make_store(use).prepare()  # tried once and for all
+
+
+@pytest.mark.parametrize("protocol", ["memory", "two-steps"])
+def test_a_library_that_looks_before_it_writes_is_refused_by_how_it_does_it(tmp_path, protocol):
+    class TwoSteps(fsspec.get_filesystem_class("memory")):
+        protocol = "two-steps"
+        pipe_file = fsspec.AbstractFileSystem.pipe_file
+
+    fsspec.register_implementation("two-steps", TwoSteps, clobber=True)
+    store = BucketStore(f"{protocol}://lab/{tmp_path.name}", tmp_path, 10**9)
+    with pytest.raises(ValueError, match="looks whether an object is there and then writes it"):
+        store.prepare()
+    assert not store.exists()
 
 
 def test_a_bucket_that_is_not_there_is_named(use):
@@ -589,8 +645,39 @@ def test_a_bucket_that_is_not_there_is_named(use):
 def test_nobody_at_the_address_is_said_soon(use, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(bucket, "FIRST_SECONDS", 0.5)
+    started = time.monotonic()
     with pytest.raises(ValueError, match=r"must be a bucket.*Could not connect"):
         make_store(use + "/nobody").prepare()
+    assert time.monotonic() - started < bucket.OUTAGE_SECONDS / 4
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_answered_once_is_waited_for_longer_than_what_never_did(use, monkeypatch, answered):
+    found, clock = make_store(use).bucket, [0.0]
+    assert not answered or found.read("nothing") is None
+    monkeypatch.setattr(found, "_answers", lambda: False)
+
+    class Time:
+        """Of this module alone: fsspec's threads go by the real one."""
+
+        monotonic = staticmethod(lambda: clock[0])
+        sleep = staticmethod(lambda seconds: None)
+
+    def act():
+        clock[0] += 1.0
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(bucket, "time", Time)
+    with pytest.raises(ArtifactError, match="refused"):
+        found._outlast(act)
+    expected = bucket.OUTAGE_SECONDS if answered else bucket.FIRST_SECONDS
+    assert clock[0] == pytest.approx(expected, abs=2)
+
+
+def test_the_servers_time_goes_on_between_two_looks(store, monkeypatch):
+    elapsed, first = bucket._elapsed, store.bucket.now()
+    monkeypatch.setattr(bucket, "_elapsed", lambda: elapsed() + 100.0)
+    assert store.bucket.now() == pytest.approx(first + 100.0, abs=20)
 
 
 @pytest.mark.parametrize("address", ["s3://", "http://host/x", "s3:///", "nfs://a/b"])
