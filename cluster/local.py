@@ -287,6 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
     elif chosen.command == "down":
         cluster.stop()
         if chosen.clean:
+            if "postgres" in cluster.services:
+                cluster.postgres.delete()
             shutil.rmtree(cluster.folder, ignore_errors=True)
     else:
         alive = cluster.alive() if cluster.nodes else set()

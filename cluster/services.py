@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,8 +140,14 @@ class Postgres(Service):
 
     @property
     def data(self) -> Path:
-        """Its files."""
+        """Its files: in the folder, or where its user may go, which the folder says."""
+        if self._place.exists():
+            return Path(self._place.read_text(encoding="utf-8")) / "data"
         return self.folder / "postgres"
+
+    @property
+    def _place(self) -> Path:
+        return self.folder / "postgres.place"
 
     def command(self) -> list[str]:
         return [*self._user(), self._program("postgres"), "-D", str(self.data), "-p",
@@ -166,16 +173,25 @@ class Postgres(Service):
                       "stop")  # fmt: skip
             self.process.end()
 
+    def delete(self) -> None:
+        """Delete its files, wherever they are."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        if self._place.exists():
+            shutil.rmtree(self.data.parent, ignore_errors=True)
+            self._place.unlink()
+
     def _initialise(self) -> None:
-        self.data.mkdir(mode=0o700)
         password = self.folder / "postgres.password"
+        if self._user():
+            # Folders of root stay closed to others: what another user needs lies beside them.
+            place = Path(tempfile.mkdtemp(prefix="igdit-postgres-"))
+            shutil.chown(place, "postgres", "postgres")
+            self._place.write_text(str(place), encoding="utf-8")
+            password = place / "password"
+        self.data.mkdir(mode=0o700)
         password.touch(mode=0o600)
         password.write_text(self.password, encoding="utf-8")
         if self._user():
-            # The folders above belong to root, with nothing in them that others may list or read.
-            for above in (self.folder, *self.folder.parents):
-                if above.owner() == "root":
-                    above.chmod(above.stat().st_mode | 0o011)
             for path in (self.data, password):
                 shutil.chown(path, "postgres", "postgres")
         self._run(*self._user(), self._program("initdb"), "-D", str(self.data), "-U", "igdit", "-A",

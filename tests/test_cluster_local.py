@@ -84,7 +84,12 @@ def test_a_postgresql_wants_its_password_and_keeps_its_data(cluster):
     psycopg = pytest.importorskip("psycopg")
     if shutil.which("initdb") is None:
         pytest.skip("no PostgreSQL here")
+    folders = {
+        path: path.stat().st_mode for path in (cluster.folder.parent, *cluster.folder.parents)
+    }
     cluster.start(0, services=("postgres",))
+    assert {path: path.stat().st_mode for path in folders} == folders
+    assert cluster.folder.stat().st_mode & 0o077 == 0
     url = cluster.postgres.url.replace("+psycopg", "")
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(url)
@@ -96,7 +101,13 @@ def test_a_postgresql_wants_its_password_and_keeps_its_data(cluster):
     cluster.postgres.start()
     with psycopg.connect(url, password=cluster.postgres.password) as connection:
         assert connection.execute("select count(*) from t").fetchone() == (0,)
+    data = cluster.postgres.data
+    assert data.stat().st_mode & 0o077 == 0
     assert not (cluster.folder / "postgres.password").exists()
+    assert not (data.parent / "password").exists()
+    cluster.postgres.stop()
+    cluster.postgres.delete()
+    assert not data.exists()
 
 
 def test_what_is_secret_is_its_owners_only(cluster):

@@ -88,6 +88,12 @@ def test_what_was_chosen_is_reported_on_noise_that_had_no_part_in_it(finished):
         assert gain[0] == pytest.approx(1 - reported.fid / results.report[0].fid)
 
 
+def test_without_what_is_reported_it_is_not_complete(finished):
+    results = collect(finished.home.store, finished.graph)
+    for report in ((), results.report[:-1]):
+        assert not dataclasses.replace(results, report=report).complete
+
+
 def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path):
     home, output = Home(tmp_path), io.StringIO()
     experiment = tiny(guidance=Guidance(), ig_scales=(), train={"steps": 10})
