@@ -117,6 +117,12 @@ class LocalCluster:
         """The dashboard's."""
         return f"http://{HOST}:{self.dashboard_port}"
 
+    def delete(self) -> None:
+        """Delete everything that lies in files; it must be stopped."""
+        if "postgres" in self.services:
+            self.postgres.delete()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     @property
     def client_environment(self) -> dict[str, str]:
         """What a client on this machine needs: exports for a shell."""
@@ -287,9 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif chosen.command == "down":
         cluster.stop()
         if chosen.clean:
-            if "postgres" in cluster.services:
-                cluster.postgres.delete()
-            shutil.rmtree(cluster.folder, ignore_errors=True)
+            cluster.delete()
     else:
         alive = cluster.alive() if cluster.nodes else set()
         for node in cluster.nodes:
