@@ -113,6 +113,9 @@ def test_sqlite_says_what_passes(tmp_path):
     twice = raised(lambda: database.execute("INSERT INTO t VALUES (1)"))
     assert can_pass(wrapped(twice, IntegrityError)), "another process was first"
     assert not can_pass(wrapped(raised(lambda: database.execute("SELECT * FROM gone"))))
+    snapshot = sqlite3.OperationalError("database is locked")
+    snapshot.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
+    assert can_pass(wrapped(snapshot)), "a variant of a lock"
     database.execute("PRAGMA query_only = ON")
     assert not can_pass(wrapped(raised(lambda: database.execute("DELETE FROM t"))))
     database.close()
@@ -122,7 +125,12 @@ def test_sqlite_says_what_passes(tmp_path):
 def clock(monkeypatch):
     """A clock that only sleeping moves; returns the naps."""
     naps: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", naps.append)
+
+    def sleep(seconds):
+        naps.append(seconds)
+        assert len(naps) < 1000, "it is tried for ever"
+
+    monkeypatch.setattr(storage.time, "sleep", sleep)
     monkeypatch.setattr(storage.time, "monotonic", lambda: sum(naps))
     return naps
 
