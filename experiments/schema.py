@@ -37,8 +37,9 @@ class EvaluationConfig:
     weights_sha256: str | None = None
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     reference: str | None = None
-    """Statistics of the real images, an .npz of the ADM protocol (mu, sigma, and for sFID mu_s,
-    sigma_s; images in arr_0 for precision and recall). None: the training images."""
+    """Real images: an .npz of the ADM protocol (statistics mu, sigma, and for sFID mu_s, sigma_s;
+    images in arr_0 for precision and recall), a folder of PNG files of the samples' size, or one of
+    .npz shards. None: the training images of the digits; a run on other data needs one."""
     reference_sha256: str | None = None
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     extractor_epochs: int = 15

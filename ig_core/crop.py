@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 LONGEST = 100
 """How many times as long as wide an image may be: ADM makes all of it before it crops."""
 
+ORIENTATION = 0x0112
+"""EXIF tag of how an image is to be turned; 1: not at all."""
 MOST_PIXELS = 2**27
 """Pixels of the largest image that is decoded (0.4 GB): some kilobytes may say they have more than
 fits into any memory."""
@@ -27,6 +29,8 @@ class Pixels(NamedTuple):
     """(3, size, size); None: it cannot be used."""
     fault: str | None
     """What is wrong with it; an image that has pixels all the same was converted."""
+    oriented: bool = False
+    """Whether viewers would turn it, by its EXIF data; the pixels are as they are stored."""
 
 
 def read_pixels(data: bytes, size: int) -> Pixels:
@@ -34,6 +38,9 @@ def read_pixels(data: bytes, size: int) -> Pixels:
 
     Grey images, palettes and transparent ones become RGB as Pillow does it, which is what published
     models were trained on. So do CMYK images, but that is said, since their colours are a guess.
+    An EXIF orientation is not applied, as ADM's and torchvision's loaders do not either (Pillow
+    applies that of a TIFF, which is part of the image).
+
     Images of more than 8 bits are not used: Pillow would clip them. Nor are those that are over 100
     times as long as wide, or have over 134 million pixels.
 
@@ -58,13 +65,22 @@ def read_pixels(data: bytes, size: int) -> Pixels:
                 return Pixels(None, f"is {image.width} x {image.height}: over {MOST_PIXELS:,} "
                                     f"pixels")  # fmt: skip
             image.load()
+            oriented = _is_oriented(image)
             pixels = center_crop(image.convert("RGB"), size)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file makes a decoder raise anything
         reason = str(error).partition(" <_io")[0]  # Pillow adds the address of the buffer
         return Pixels(None, f"cannot be decoded: {reason or type(error).__name__}")
-    return Pixels(pixels, "is CMYK, converted to RGB" if mode == "CMYK" else None)
+    return Pixels(pixels, "is CMYK, converted to RGB" if mode == "CMYK" else None, oriented)
+
+
+def _is_oriented(image: ImageFile) -> bool:
+    """Whether an image that was loaded is to be turned or mirrored by its EXIF data."""
+    try:
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except Exception:  # noqa: BLE001 - whatever is wrong with them, the pixels are not
+        return False
 
 
 def _is_deep(image: ImageFile) -> bool:

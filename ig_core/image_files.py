@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from ig_core.image_bytes import read_image_file
 from ig_core.npz import names, open_array, open_npz, read_array, read_rows
+from ig_core.source_labels import suffix_of
+from ig_core.source_walk import is_hidden, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -77,7 +80,7 @@ def npz_shards(folder: Path) -> list[Path]:
         ValueError: there are PNG files beside them.
     """
     suffixes: dict[str, list[Path]] = {}
-    for entry in sorted(folder.iterdir()):
+    for entry in _entries(folder):
         suffixes.setdefault(entry.suffix.lower(), []).append(entry)
     if ".npz" in suffixes and ".png" in suffixes:
         raise ValueError(f"{folder} holds both .npz and PNG files; a set must be of one kind")
@@ -90,14 +93,33 @@ def png_files(folder: Path) -> list[Path]:
     Raises:
         ValueError: there are none, or there are images of another kind.
     """
-    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    files = [entry for entry in _entries(folder) if entry.is_file()]
     for file in files:
         if file.suffix.lower() in OTHER_IMAGES:
             raise ValueError(f"{file} is not a PNG file; a set must hold PNG files only")
     pngs = [file for file in files if file.suffix.lower() == ".png"]
     if not pngs:
-        raise ValueError(f"{folder} holds no PNG files")
+        raise ValueError(f"{folder} holds no PNG files{_below(folder)}")
     return pngs
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, by name, without hidden files: a Mac leaves `._000000.png`."""
+    return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+
+
+def _below(folder: Path) -> str:
+    """What lies in the folders of one that holds no images itself, for a message."""
+    below, _ = walk(folder, {".png", ".npz", *OTHER_IMAGES})
+    if not below:
+        return ""
+    kinds = Counter(suffix_of(name) for name, _ in below)
+    folders = sorted({name.rpartition("/")[0] for name, _ in below})
+    named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    if len(folders) == 1 and not kinds.keys() & OTHER_IMAGES:
+        return f"; is it {folder / folders[0]} that was meant, which holds {named}?"
+    return (f", but {named} in {len(folders):,} folders below, such as {folder / folders[0]}: a "
+            f"set is one folder of PNG files of one size")  # fmt: skip
 
 
 def _read_shards(files: Sequence[Path], batch: int) -> Iterator[Tensor]:

@@ -157,8 +157,9 @@ def list_zip(search: Search) -> list[Row]:
         path = search.found.root / file
         try:
             with zipfile.ZipFile(path) as archive:
-                images = _members(archive, search, str(path))
-                labels = search.labels or _labels_within(archive, f"{path}: {MAPPING}")
+                top = _top_folder(archive)
+                images = _members(archive, search, str(path), top)
+                labels = search.labels or _labels_within(archive, top, str(path))
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{path} is not a readable zip file: {error}") from error
         rows += [Row(info.filename, file, 0, info.file_size, labels.of(name))
@@ -168,11 +169,22 @@ def list_zip(search: Search) -> list[Row]:
     return rows
 
 
-def _members(archive: zipfile.ZipFile, search: Search, where: str) -> dict[str, Any]:
-    """Images of a zip by their names with `/`."""
+def _top_folder(archive: zipfile.ZipFile) -> str:
+    """The one folder that all files of a zip lie in with their labels, with `/`; empty: none.
+
+    So a folder that was packed from above comes out: names in its labels start within it.
+    """
+    names = [plain_name(name) for name in archive.namelist()]
+    tops = {name.partition("/")[0] for name in names if not is_hidden(name)}
+    top = f"{next(iter(tops))}/" if len(tops) == 1 else ""
+    return top if top and f"{top}{MAPPING}" in names else ""
+
+
+def _members(archive: zipfile.ZipFile, search: Search, where: str, top: str = "") -> dict[str, Any]:
+    """Images of a zip by their names with `/`, below its top folder."""
     images: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        name = plain_name(info.filename)
+        name = plain_name(info.filename).removeprefix(top)
         *folders, last = name.split("/")
         if name == MAPPING or not last:  # a folder's own entry
             continue
@@ -185,11 +197,14 @@ def _members(archive: zipfile.ZipFile, search: Search, where: str) -> dict[str, 
     return images
 
 
-def _labels_within(archive: zipfile.ZipFile, where: str) -> Labels:
-    if MAPPING not in archive.namelist():
+def _labels_within(archive: zipfile.ZipFile, top: str, path: str) -> Labels:
+    wanted = f"{top}{MAPPING}"
+    where = f"{path}: {wanted}"
+    name = next((each for each in archive.namelist() if plain_name(each) == wanted), None)
+    if name is None:
         raise ValueError(f"{where} is missing; without it, or data.classes, there are no labels")
     try:
-        text = read_zip_member(archive, MAPPING, MAX_LABEL_BYTES)
+        text = read_zip_member(archive, name, MAX_LABEL_BYTES)
     except ValueError as error:
         raise ValueError(f"{where} {error}") from error
     return parse_labels(text, where)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ig_core.source_formats import Row
 from ig_core.source_images import IMAGES
-from ig_core.source_labels import plain_name, some, whole_number
+from ig_core.source_labels import plain_name, some, suffix_of, whole_number
 from ig_core.source_walk import is_hidden
 
 if TYPE_CHECKING:
@@ -22,28 +22,73 @@ _MOST = 2**20
 """Bytes of such a member that are read."""
 
 
+LOST_SHARE = 0.01
+"""Share of images that may be left out because their key is shared."""
+
+
 def list_tar(search: Search) -> list[Row]:
-    """Images in tars, labelled by a member `.cls` of their key, or else by its `.json`."""
-    rows = []
+    """Images in tars, labelled by a member `.cls` of their key, or else by its `.json`.
+
+    A key ends at the first dot of a name, as WebDataset has it: `a.left.jpg` is of the key `a`.
+
+    Raises:
+        ValueError: a key has no label or two, or too many images share theirs with others.
+    """
+    rows: list[Row] = []
+    lost: list[str] = []
     for file in search.found.files:
         path = search.found.root / file
+        _refuse_compressed(path)
         with tarfile.open(path, "r:") as archive:
             keys = _members(archive, search, path)
             _check_end(archive, path)
-            for members in keys.values():
+            for held in keys.values():
+                members, left = _sample(held, search)
+                lost += [f"{file}/{image.name}" for image in left]
                 image = members.get("image")
                 if image is None:
                     continue
                 label = (_label(archive, members, path) if search.labels is None
                          else search.labels.of(plain_name(image.name)))  # fmt: skip
                 rows.append(Row(f"{file}/{image.name}", file, image.offset_data, image.size, label))
+    if len(lost) > LOST_SHARE * (len(rows) + len(lost)):
+        raise ValueError(f"{search.found.root}: {len(lost)} of {len(rows) + len(lost)} images "
+                         f"would be left out, because a key of WebDataset ends at the first dot of "
+                         f"a name and several images share one: {some(lost)}; rename them without "
+                         f"dots before the suffix")  # fmt: skip
+    if lost:
+        search.ignored[f"images that share a key ({some(lost)})"] += len(lost)
     return rows
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise ValueError for a compressed tar: its images cannot be read each by itself."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, (name, command) in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path} must be a plain tar, but is compressed by {name}, so that no "
+                             f"image can be read by itself: {command}")  # fmt: skip
+
+
+COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip -c FILE > PLAIN.tar"),
+    b"BZh": ("bzip2", "bunzip2 -c FILE > PLAIN.tar"),
+    b"\xfd7zXZ": ("xz", "unxz -c FILE > PLAIN.tar"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd -c FILE > PLAIN.tar"),
+    b"PK\x03\x04": ("zip", "unpack it and pack it by tar, or call it .zip"),
+}
+"""First bytes of a file -> what it is, and what makes a plain tar of it."""
+KINDS = {".cls": ".cls", ".json": ".json", **dict.fromkeys(IMAGES, "image")}
+"""Last suffix -> what a member is of its key."""
+USED = frozenset(KINDS.values())
+"""Kinds of members that are read."""
 
 
 def _members(
     archive: tarfile.TarFile, search: Search, path: Path
 ) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Members by key, then `image` or suffix."""
+    """Members by key, then by the rest of the name: `.jpg`, `.left.jpg`."""
     keys: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in archive:
         *folders, name = member.name.split("/")
@@ -51,15 +96,63 @@ def _members(
             continue
         start, _, suffix = name.partition(".")
         key, suffix = "/".join((*folders, start)), f".{suffix.lower()}"
-        kind = "image" if suffix in IMAGES else suffix
         held = keys.setdefault(key, {})
-        if kind in held and kind in ("image", ".cls", ".json"):
+        kind = KINDS.get(suffix)
+        other = next((m for s, m in held.items() if kind and KINDS.get(s) == kind), None)
+        if other is not None:
             raise ValueError(f"{path} must hold one image and one label of a key, but of {key} it "
-                             f"holds {held[kind].name} and {member.name}")  # fmt: skip
-        held[kind] = member
-        if kind not in ("image", ".cls", ".json"):
+                             f"holds {other.name} and {member.name}")  # fmt: skip
+        if suffix in held and _kind(suffix) in USED:
+            raise ValueError(f"{path} must hold each member once, but holds {member.name} twice")
+        held[suffix] = member
+        if _kind(suffix) not in USED:
             search.ignored[suffix] += 1
     return keys
+
+
+def _kind(suffix: str) -> str:
+    """What a member is of its key by its last suffix; else the suffix itself."""
+    return KINDS.get(suffix_of(f"x{suffix}"), suffix)
+
+
+def _sample(
+    held: dict[str, tarfile.TarInfo], search: Search
+) -> tuple[dict[str, tarfile.TarInfo], list[tarfile.TarInfo]]:
+    """One image of a key, its label and what else there is; and images that are left out.
+
+    The image is the one without a field's name (`.jpg`), else the only one (`.left.jpg`). Others
+    are fields of the sample (`.mask.png`), unless they have labels of their own: then their keys
+    were meant to have dots.
+    """
+    images = [suffix for suffix in held if _kind(suffix) == "image"]
+    chosen = next((suffix for suffix in images if suffix in KINDS), None)
+    if chosen is None and len(images) == 1:
+        chosen = images[0]
+    members = {suffix: held[suffix] for suffix in held if _kind(suffix) != "image"}
+    left = [
+        suffix
+        for suffix in images
+        if suffix != chosen and (chosen is None or _is_labelled(suffix, held, search))
+    ]
+    if chosen is None:
+        return members, [held[suffix] for suffix in left]
+    field = chosen.rpartition(".")[0]
+    for kind in (".cls", ".json"):
+        own = f"{field}{kind}"
+        if kind not in held and own in held:
+            members[kind] = held[own]
+    for suffix in images:
+        if suffix != chosen and suffix not in left:
+            search.ignored[suffix] += 1
+    return {**members, "image": held[chosen]}, [held[suffix] for suffix in left]
+
+
+def _is_labelled(suffix: str, held: dict[str, tarfile.TarInfo], search: Search) -> bool:
+    """Whether an image of a key has a label of its own, besides that of the key."""
+    if search.labels is not None:
+        return plain_name(held[suffix].name) in search.labels.by_name
+    field = suffix.rpartition(".")[0]
+    return any(f"{field}{kind}" in held for kind in (".cls", ".json"))
 
 
 def _check_end(archive: tarfile.TarFile, path: Path) -> None:

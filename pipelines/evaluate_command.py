@@ -86,9 +86,6 @@ def _check_files(evaluation: EvaluationConfig) -> None:
     path = Path(evaluation.reference)
     if has_arrays(path, {"mu", "sigma"}):
         read_reference(path, int(FEATURE_LAYERS[evaluation.extractor][0]))
-    elif not has_arrays(path, {"arr_0"}):
-        raise ValueError(f"reference must hold statistics (mu, sigma) or images (arr_0), but "
-                         f"{path} holds neither")  # fmt: skip
 
 
 def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:

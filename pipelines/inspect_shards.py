@@ -156,6 +156,8 @@ def _data(path: Path) -> Found:
     converted = sum("converted" in fault for fault in faults)
     for count, what in ((len(faults) - converted, "left out"), (converted, "converted to RGB")):
         notes += [f"{count:,} images were {what}"] if count else []
+    if about.get("oriented"):
+        notes.append(f"{about['oriented']:,} images have an EXIF orientation, which is not applied")
     if absent:
         problems.append(f"{len(absent)} labels have no latent, for example {absent[0]}")
     return lines, notes, problems

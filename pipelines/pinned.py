@@ -26,7 +26,11 @@ def path_digest(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's images."""
     if path.is_file():
         return file_digest(path)
-    images = (file for file in path.iterdir() if file.suffix.lower() in (".png", ".npz"))
+    images = (
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in (".png", ".npz") and not file.name.startswith(".")
+    )
     return content_digest({file.name: file_digest(file) for file in images})
 
 
@@ -136,6 +140,8 @@ def resolve(
         path, known = Path(given).expanduser().absolute(), getattr(evaluation, digest_field)
         if not path.is_file() and (field_ != "reference" or not path.is_dir()):
             raise ValueError(f"{field_} must be a file, but got {str(path)!r}")
+        if field_ == "reference":
+            check_reference(path)
         digest = _known_digest(path)
         if known not in (None, digest):
             raise ValueError(f"{field_} must be the file with SHA-256 {known}, but {path} has "
@@ -144,6 +150,28 @@ def resolve(
         evaluation = dataclasses.replace(evaluation, **changes)
     return dataclasses.replace(experiment, evaluation=evaluation,
                                data=_pin_data(experiment, skip))  # fmt: skip
+
+
+def check_reference(path: Path) -> None:
+    """Look into a reference: a folder of images, or a file with images or statistics.
+
+    Raises:
+        ValueError: it is none; the message says what is there.
+    """
+    from ig_core.image_files import count_images
+    from ig_core.npz import has_arrays
+
+    if path.is_dir():
+        try:
+            count_images(path)
+        except ValueError as error:
+            raise ValueError(f"reference must be a folder of PNG files or .npz shards, or an .npz "
+                             f"file: {error}") from error  # fmt: skip
+    elif not has_arrays(path, {"mu", "sigma"}):
+        if not has_arrays(path, {"arr_0"}):
+            raise ValueError(f"reference must hold statistics (mu, sigma) or images (arr_0), but "
+                             f"{path} holds neither")  # fmt: skip
+        count_images(path)
 
 
 def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:

@@ -92,16 +92,17 @@ def build_latents(context: Context, directory: Path) -> None:
     writer, sums = ShardWriter(directory), None
     broken: list[dict[str, str]] = []
     labels: list[int] = []
+    oriented: list[str] = []
     if listing.has_latents:
         pieces = _converted(listing, config["start"], config["stop"], data)
     else:
-        pieces = _encoded(context, listing, broken, directory)
+        pieces = _encoded(context, listing, broken, oriented, directory)
     for index, label, latent, mirror in pieces:
         writer.add(index, label, latent, mirror)
         labels += label
         piece = ChannelSums.of(torch.from_numpy(latent), data.channels)
         sums = piece if sums is None else sums + piece
-    about: dict[str, Any] = {"count": len(labels), "broken": broken}
+    about: dict[str, Any] = {"count": len(labels), "broken": broken, "oriented": len(oriented)}
     if sums is not None:
         writer.write(directory / LATENTS)
         per_class = torch.tensor(labels).bincount(minlength=data.num_classes)
@@ -120,12 +121,19 @@ def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Ite
 
 
 def _encoded(
-    context: Context, listing: Listing, broken: list[dict[str, str]], directory: Path
+    context: Context,
+    listing: Listing,
+    broken: list[dict[str, str]],
+    oriented: list[str],
+    directory: Path,
 ) -> Iterator[Piece]:
-    """Encoded images, a batch at a time; what is wrong with others is appended to `broken`."""
+    """Encoded images, a batch at a time; what is wrong with others is appended to `broken`.
+
+    Names of those that have an EXIF orientation are appended to `oriented`.
+    """
     data = context.experiment.data
     codec = None if data.codec == "none" else codec_of(context)
-    usable = _usable(context, listing, broken)
+    usable = _usable(context, listing, broken, oriented)
     while kept := list(islice(usable, BATCH)):
         if not (directory / IMAGES).exists():
             _keep_preview(kept, directory)
@@ -150,7 +158,9 @@ def _encode(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool)
     return list(index), list(label), latent, mirror
 
 
-def _usable(context: Context, listing: Listing, broken: list[dict[str, str]]) -> Iterator[Usable]:
+def _usable(
+    context: Context, listing: Listing, broken: list[dict[str, str]], oriented: list[str]
+) -> Iterator[Usable]:
     """Index, label and pixels of images that can be used; the others are named, up to a limit."""
     data, config = context.experiment.data, context.node.config
     files = enumerate(image_files(listing, config["start"], config["stop"]), config["start"])
@@ -170,16 +180,18 @@ def _usable(context: Context, listing: Listing, broken: list[dict[str, str]]) ->
             held += size
             while len(waiting) >= READ_AHEAD or (held > READ_AHEAD_BYTES and len(waiting) > 1):
                 done, size = waiting.popleft()
-                yield from _judged(done.result(), broken, data.max_broken)
+                yield from _judged(done.result(), broken, oriented, data.max_broken)
                 held -= size
         for done, _ in waiting:
-            yield from _judged(done.result(), broken, data.max_broken)
+            yield from _judged(done.result(), broken, oriented, data.max_broken)
 
 
 def _judged(
-    found: tuple[int, Any, Pixels], broken: list[dict[str, str]], most: int
+    found: tuple[int, Any, Pixels], broken: list[dict[str, str]], oriented: list[str], most: int
 ) -> Iterator[Usable]:
-    index, row, (pixels, fault) = found
+    index, row, (pixels, fault, is_oriented) = found
+    if is_oriented:
+        oriented.append(row.name)
     if fault is not None:
         broken.append({"name": row.name, "fault": fault})
         check_broken(broken, most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pipelines.artifacts import Store
     from pipelines.graph import Graph
     from pipelines.stages.build import Context
+
+logger = logging.getLogger(__name__)
 
 NORMALISATION, LATENTS, SHARD = "normalisation.json", "latents.arrow", "shard.json"
 STATISTICS = "statistics.json"
@@ -91,6 +94,7 @@ def bind_latents(context: Context, directory: Path) -> None:
         "shift": list(normalisation.shift),
         "factor": list(normalisation.factor),
         "broken": broken,
+        "oriented": sum(shard.get("oriented", 0) for shard in filled.values()),
         "shards": [f"{nodes[name].kind}/{nodes[name].key}" for name in filled],
     }
     (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")

@@ -182,3 +182,24 @@ def test_memory_that_is_lacking_is_no_fault_of_an_image(monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lacking)
     with pytest.raises(MemoryError):
         read_pixels(encoded(picture(20, 20)), 16)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6])
+def test_an_exif_orientation_is_said_and_not_applied(form, orientation):
+    image, stream = picture(20, 30), io.BytesIO()
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(stream, form, exif=exif)
+    found, plain = read_pixels(stream.getvalue(), 16), io.BytesIO()
+    image.save(plain, form)
+    assert found.oriented == (orientation in (3, 6))
+    assert np.array_equal(found.image, read_pixels(plain.getvalue(), 16).image)
+
+
+def test_damaged_exif_data_are_no_fault_of_the_pixels():
+    stream = io.BytesIO()
+    picture(20, 30).save(stream, "JPEG", exif=b"Exif\0\0" + b"\xff" * 40)
+    found = read_pixels(stream.getvalue(), 16)
+    assert (found.fault, found.oriented) == (None, False)

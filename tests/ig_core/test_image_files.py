@@ -318,3 +318,23 @@ def test_folder_takes_only_uint8_images(folder):
 def test_batch_below_one_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="batch must be at least 1, but got 0"):
         next(read_image_batches(tmp_path, 0))
+
+
+def test_hidden_files_are_none_of_a_set(folder):
+    write_folder(folder, [torch.zeros(3, 3, 8, 8, dtype=torch.uint8)])
+    (folder / "._000000.png").write_bytes(b"of a Mac")
+    (folder / "._000000.npz").write_bytes(b"of a Mac")
+    assert count_images(folder) == 3
+    assert len(next(read_image_batches(folder, 9))) == 3
+
+
+def test_images_in_folders_below_are_counted_and_named(folder):
+    for name, suffix in (("n01", "JPEG"), ("n02", "jpeg")):
+        (folder / name).mkdir(parents=True)
+        for number in range(2):
+            (folder / name / f"{number}.{suffix}").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"no PNG files, but 4 \.jpeg in 2 folders below, such as"):
+        count_images(folder)
+    write_folder(folder / "a" / "png", [torch.zeros(3, 3, 8, 8, dtype=torch.uint8)])
+    with pytest.raises(ValueError, match=r"no PNG files; is it .*png that was meant, .* 3 \.png\?"):
+        count_images(folder / "a")

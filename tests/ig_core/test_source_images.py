@@ -145,3 +145,18 @@ def test_whole_floats_are_labels(tmp_path):
     table = pa.table({"image": [b"x"] * 2, "label": [1.0, 2.0]})
     pq.write_table(table, tmp_path / "x.parquet")
     assert [row.label for row in list_source(tmp_path / "x.parquet", 3).rows(0, 2)] == [1, 2]
+
+
+def test_a_zip_of_one_top_folder_is_that_folder(tmp_path):
+    path, image = tmp_path / "set.zip", pictures(1)[0][1]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("set/", b"")
+        archive.writestr("set/0/a.png", image)
+        archive.writestr("__MACOSX/set/0/._a.png", b"x")
+        archive.writestr("set/dataset.json", json.dumps({"labels": [["0/a.png", 2]]}))
+    listing = list_source(path, 3)
+    assert [(row.label, data) for row, data in image_files(listing, 0, 1)] == [(2, image)]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other/b.png", image)
+    with pytest.raises(ValueError, match=r"set\.zip: dataset\.json is missing"):
+        list_source(path, 3)

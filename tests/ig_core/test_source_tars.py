@@ -91,3 +91,48 @@ def test_a_damaged_header_is_no_end(tar):
         path.write_bytes(content[:2048] + damage + content[2048 + len(damage) :])
         with pytest.raises(ValueError, match=r"cut short or damaged: at byte 2048"):
             list_source(path, 10)
+
+
+def pair(stem, label=1, content=b"x"):
+    return [(f"{stem}.cls", str(label).encode()), (f"{stem}.jpg", content)]
+
+
+def test_a_key_ends_at_the_first_dot(tar):
+    path = tar(*pair("a.v2", 1, b"A"), ("b.left.jpg", b"B"), ("b.cls", b"2"), ("c.jpg", b"C"),
+               ("c.mask.png", b"m"), ("c.json", b'{"label": 3}'),
+               ("d.x.json", b'{"cls": 4}'), ("d.x.jpg", b"D"))  # fmt: skip
+    assert labels(path) == [(b"A", 1), (b"B", 2), (b"C", 3), (b"D", 4)]
+    assert list_source(path, 10).ignored == {".mask.png": 1}
+
+
+@pytest.mark.parametrize("lost", [["a.1", "a.2", "a.3"], ["00", "00.1", "00.2", "00.3"]])
+def test_images_that_share_a_key_are_counted_and_refused(tar, lost):
+    others = [member for number in range(9) for member in pair(f"{number:02d}")]
+    extra = [member for stem in lost if stem != "00" for member in pair(stem)]
+    with pytest.raises(ValueError, match=r"3 of 12 images would be left out.*: 3 \(x\.tar/") as e:
+        list_source(tar(*others, *extra), 10)
+    assert "rename them" in str(e.value)
+
+
+def test_a_few_images_that_share_a_key_are_left_out_and_counted(tar, caplog):
+    many = [member for number in range(300) for member in pair(f"{number:03d}")]
+    listing = list_source(tar(*many, *pair("a.1"), *pair("a.2")), 10)
+    assert len(listing) == 300
+    assert "2 images that share a key (2 (x.tar/a.1.jpg, x.tar/a.2.jpg))" in caplog.text
+
+
+def test_images_that_share_a_key_by_a_mapping_are_counted_too(tar, tmp_path):
+    names = {f"{stem}.jpg": 1 for stem in ("a", "a.1", "b")}
+    (tmp_path / "map.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match=r"1 of 3 images would be left out"):
+        list_source(tar(*((name, b"x") for name in names)), 10, tmp_path / "map.json")
+
+
+@pytest.mark.parametrize("module", ["gzip", "bz2", "lzma"])
+def test_a_compressed_tar_is_refused_with_what_to_do(tar, module):
+    import importlib
+
+    path = tar(*pair("a"))
+    path.write_bytes(importlib.import_module(module).compress(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"must be a plain tar, but is compressed by .*PLAIN\.tar"):
+        list_source(path, 10)

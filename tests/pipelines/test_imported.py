@@ -192,3 +192,23 @@ def test_the_plan_says_that_a_file_is_read(tmp_path, capsys):
     experiment.write_text(experiment_to_json(imported(tmp_path)))
     assert main(["plan", str(experiment)]) == 0
     assert "reading" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: (path / "n01").mkdir(parents=True)
+         or (path / "n01" / "a.JPEG").write_bytes(b"x"), r"1 \.jpeg in 1 folders below"),
+        (lambda path: path.mkdir() or (path / "a.jpg").write_bytes(b"x"), "is not a PNG file"),
+        (lambda path: path.write_bytes(b"x"), "not a readable .npz file"),
+        (lambda path: np.savez(path.open("wb"), other=np.zeros(1)), "holds neither"),
+        (lambda path: np.savez(path.open("wb"), arr_0=np.asfortranarray(
+            np.zeros((2, 8, 8, 1), np.uint8))), "by columns, .*ascontiguousarray"),
+    ],
+)  # fmt: skip
+def test_a_reference_is_looked_into_by_the_plan(make, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("IGDIT_HOME", str(tmp_path / "home"))
+    path = tmp_path / "reference"
+    make(path)
+    assert main(["plan", "digits", "--evaluation.reference", str(path)]) == 2
+    assert re.search(words, capsys.readouterr().err.replace("\n", " "))

@@ -397,8 +397,8 @@ def latents_in_a_store(tmp_path, spread=5.5, classes=4):
     from tests.pipelines.conftest import run_inline, tiny
 
     path = write_npy(tmp_path / "npy", sd_moments(7, spread=spread), np.arange(7) % 3)
-    for name in ("weights.pt", "reference.npz"):
-        (tmp_path / name).write_bytes(b"are not read here")
+    (tmp_path / "weights.pt").write_bytes(b"are not read here")
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(1), sigma=np.ones((1, 1)))
     data = DataConfig(source="latents", path=str(path), codec="sd-vae", channels=4, side=4,
                       resolution=32, num_classes=classes, shard_size=4,
                       codec_path=str(make_sd_vae(tmp_path / "sd")),
@@ -443,11 +443,13 @@ def test_images_that_were_converted_were_not_left_out(tmp_path, capsys):
     about = json.loads((copy / "statistics.json").read_text())
     faults = ["cannot be decoded: cut short"] * 5 + ["is CMYK, converted to RGB"]
     about["broken"] = [{"name": f"{i}.jpg", "fault": fault} for i, fault in enumerate(faults)]
+    about["oriented"] = 4
     (copy / "statistics.json").chmod(0o644)
     (copy / "statistics.json").write_text(json.dumps(about))
     assert main(["inspect", str(copy)]) == 0
     output = capsys.readouterr().out
     for words in ("To know: 5 images were left out.", "To know: 1 images were converted to RGB.",
+                  "To know: 4 images have an EXIF orientation, which is not applied",
                   "To know: 2 of 2 shards do not lie beside it."):  # fmt: skip
         assert words in output
 

@@ -50,7 +50,7 @@ def va_vae(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _files(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"are not read here")
-    (tmp_path / "reference.npz").write_bytes(b"nor are statistics")
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(1), sigma=np.ones((1, 1)))  # not read here
 
 
 @pytest.fixture
