@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,13 +150,13 @@ def test_what_is_reported_is_sampled_from_another_bank():
 def test_a_reference_file_is_known_by_its_content_and_pinned(tmp_path):
     paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for path in paths:
-        path.write_bytes(b"the same statistics")
+        np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
     one, other = (resolve(tiny(evaluation={"reference": str(path)})) for path in paths)
     assert Graph(one).reference == Graph(other).reference
     assert Graph(one).run_key == Graph(other).run_key
     assert "data" not in Graph(one).reference.inputs
     assert Graph(one).reference != Graph(tiny()).reference
-    paths[0].write_bytes(b"other statistics")
+    np.savez(paths[0], mu=np.ones(2), sigma=np.eye(2))
     assert (
         Graph(resolve(tiny(evaluation={"reference": str(paths[0])}))).run_key != Graph(one).run_key
     )
