@@ -35,7 +35,10 @@ FOLDER = ".locks"
 
 
 class Leases:
-    """All locks of a bucket as one process sees them; renews its own in a thread."""
+    """All locks of a bucket as one process sees them; a thread renews what it holds, while it does.
+
+    (A thread that stayed would keep the client of the bucket in memory, some 25 MB, for ever.)
+    """
 
     def __init__(self, bucket: Bucket, seconds: float = LEASE_SECONDS) -> None:
         self.bucket, self.seconds = bucket, seconds
@@ -103,6 +106,9 @@ class Leases:
             time.sleep(self.seconds / 6)
             with self._guard:
                 held = dict(self._held)
+                if not held:
+                    self._renewer = None
+                    return
             for path, content in held.items():
                 with self._writing, suppress(ArtifactError, OSError):  # the next time, then
                     if path in self._held:

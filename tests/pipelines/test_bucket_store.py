@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 
 import fsspec
 import pytest
@@ -224,6 +226,19 @@ def test_shared_and_exclusive_locks_shut_each_other_out(store):
     assert (alone.acquire(), one.acquire()) == (True, False)
     alone.release()
     assert one.acquire()
+
+
+def test_a_process_that_holds_no_lease_keeps_no_thread_and_no_client():
+    leases = Leases(bucket.Bucket("memory://leases"), 0.6)
+    client, renewed = weakref.ref(leases.bucket), leases.bucket.read
+    for path in ("first", "second"):
+        leases.hold(path, b"held")
+        wait_for(lambda path=path: renewed(path) == b"held")
+        leases.drop(path)
+        wait_for(lambda: leases._renewer is None)
+        assert renewed(path) is None
+    del leases, renewed
+    wait_for(lambda: gc.collect() is not None and client() is None)
 
 
 class Slow(Leases):
