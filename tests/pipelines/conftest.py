@@ -148,6 +148,28 @@ def store(finished, tmp_path) -> FolderStore:
     return finished.copy_store(tmp_path / "home" / "store")
 
 
+def forget_databases(folder: Path) -> None:
+    """Take away from MLflow what it keeps, for ever, of each database: some 15 MB."""
+    if "mlflow.store.tracking.sqlalchemy_store" not in sys.modules:
+        return
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
+    from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
+    from mlflow.tracking._tracking_service.registry import TrackingStoreRegistry
+
+    engines = [
+        kept._engine_map.pop(uri)
+        for kept in (Tracking, Registry)
+        for uri in list(kept._engine_map)
+        if str(folder) in uri
+    ]
+    for engine in engines:
+        engine.dispose()
+    if engines:
+        TrackingStoreRegistry._get_store_with_resolved_uri.cache_clear()
+        ModelRegistryStoreRegistry._get_store_with_resolved_uri.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _own_surroundings(monkeypatch, tmp_path):
     """No test reads or writes outside its folder; threads and signals are as they were."""
@@ -163,6 +185,7 @@ def _own_surroundings(monkeypatch, tmp_path):
     torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    forget_databases(tmp_path)
 
 
 class Child:

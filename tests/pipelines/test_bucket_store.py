@@ -230,14 +230,14 @@ def test_shared_and_exclusive_locks_shut_each_other_out(store):
 
 def test_a_process_that_holds_no_lease_keeps_no_thread_and_no_client():
     leases = Leases(bucket.Bucket("memory://leases"), 0.6)
-    client, renewed = weakref.ref(leases.bucket), leases.bucket.read
     for path in ("first", "second"):
         leases.hold(path, b"held")
-        wait_for(lambda path=path: renewed(path) == b"held")
+        wait_for(lambda path=path: leases.bucket.read(path) == b"held")
         leases.drop(path)
         wait_for(lambda: leases._renewer is None)
-        assert renewed(path) is None
-    del leases, renewed
+        assert leases.bucket.read(path) is None
+    client = weakref.ref(leases.bucket)
+    leases = None
     wait_for(lambda: gc.collect() is not None and client() is None)
 
 
