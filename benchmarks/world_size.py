@@ -58,7 +58,7 @@ class Leg(NamedTuple):
     until: float
     sharded: bool = False
     micro_batch: int = BATCH // 2
-    """Half the batch at once makes one and two workers agree bit for bit."""
+    """Half the batch at once makes one and two workers agree bit for bit, on CPUs of one kind."""
 
 
 PATHS = {

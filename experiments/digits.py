@@ -34,6 +34,7 @@ def digits() -> Experiment:
         ig_scales=(1.0, 1.4, 1.8, 2.2, 2.6, 3.2),
         sampler=SamplerConfig(method="heun", num_steps=8),
         evaluation=EvaluationConfig(),
-        # One and two workers then add the same two gradients: the same weights, bit for bit.
+        # One and two workers then add the same two gradients: on CPUs of one
+        # kind the same weights, bit for bit.
         resources=Resources(micro_batch=64),
     )  # fmt: skip

@@ -23,7 +23,7 @@ class Resources:
     """One GPU for each training worker and each sampling task."""
     micro_batch: int | None = None
     """Most images of a batch that a worker holds at once; more are accumulated. None: all.
-    Half the batch makes one and two workers agree bit for bit."""
+    Half the batch makes one and two workers agree bit for bit, on CPUs of one kind."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more work, same result."""
     compile_blocks: bool = False

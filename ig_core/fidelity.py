@@ -65,7 +65,9 @@ class DigitsNet(nn.Module):
 
 
 def train_digits_net(images: Tensor, labels: Tensor, seed: int, epochs: int) -> DigitsNet:
-    """Train the classifier; a function of its arguments (one thread, fixed order of batches).
+    """Train the classifier; a function of its arguments on CPUs of one kind, to rounding on others.
+
+    (One thread, and a fixed order of batches.)
 
     Args:
         images: uint8 (N, 1, 8, 8).

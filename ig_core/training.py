@@ -154,7 +154,8 @@ def _parallel(state: TrainState, share: Share) -> torch.nn.Module:
     if share.world_size == 1 or is_sharded(state.model):
         return state.model
     # Buckets that stay in registration order: the sum of gradients does not depend on when the
-    # process was started, so that a resumed run is the uninterrupted one bit for bit.
+    # process was started, so that a resumed run is the uninterrupted one bit for bit
+    # where the same kernels run (the kind of CPU, its threads).
     return DistributedDataParallel(
         state.model, find_unused_parameters=True, forward_sync_buffers=False
     )
