@@ -54,6 +54,7 @@ def test_an_interval_has_the_digits_of_its_number():
     assert with_interval(8.0, 7.123, 9.456) == "8.00 (7.12 .. 9.46)"
     assert with_interval(0.004, 0.00398, 0.0043) == "0.00400 (0.00398 .. 0.00430)"
     assert with_interval(1e-5, -3e-4, 3e-4) == "1.00e-05 (-3.00e-04 .. 3.00e-04)"
+    assert with_interval(-0.5, -3.0, 2.0) == "-0.500 (-3.000 .. 2.000)"
     assert with_interval(0, -0.0012, 0.002) == "0.00000 (-0.00120 .. 0.00200)"
     assert with_interval(3.0, -0.001, 6.0) == "3.00 (0.00 .. 6.00)"  # no minus before zero
 

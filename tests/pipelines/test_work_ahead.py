@@ -70,6 +70,17 @@ def test_what_is_not_known_yet_does_not_let_the_bar_go_back():
     assert before <= run.ahead.share() < 1
 
 
+def test_the_bar_waits_when_the_rest_turns_out_to_take_longer():
+    run = Run()
+    run.expect()
+    run.train(10, 2.0)
+    before = run.ahead.share()
+    run.build(of_kind(run, "images", 20)[0], 1000.0)
+    assert run.ahead.share() >= before
+    run.train(11, 0.001)
+    assert run.ahead.share() >= before > 0
+
+
 def test_nothing_is_promised_before_anything_is_measured():
     run = Run()
     run.expect()
@@ -130,7 +141,9 @@ def test_what_runs_now_counts_the_time_that_it_has_run():
     run.now += 3.0
     assert run.ahead.seconds_left() == pytest.approx(left - 3.0)
     run.now += 100.0  # one that takes longer than others is not said to be done
-    assert 0 < run.ahead.seconds_left() < left
+    size = first.config["stop"] - first.config["start"]
+    whole = 4.0 * (second.config["stop"] - second.config["start"]) / size
+    assert run.ahead.seconds_left() == pytest.approx(left - 0.9 * whole)
 
 
 def test_what_is_built_together_shares_its_time():
