@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.rights import require_writable
 from pipelines.settings import setting
-from pipelines.stores import make_store
+from pipelines.stores import make_store, require_lasting
 
 if TYPE_CHECKING:
     from pipelines.artifacts import Store
@@ -30,8 +30,13 @@ class Home:
         """See that results can be written here, before any work.
 
         Raises:
-            ValueError: they cannot; the message names the folder or file and what mends it.
+            ValueError: they cannot, or Ray deletes what is written; the message names the folder or
+                file and what mends it.
         """
+        for variable, address in (("IGDIT_HOME", str(self.root)), ("IGDIT_STORE", self.store.uri),
+                                  ("MLFLOW_TRACKING_URI", self.tracking_uri),
+                                  ("IGDIT_STUDY_STORAGE", self.study_storage)):  # fmt: skip
+            require_lasting(variable, address)
         databases = {self.tracking_uri: "mlflow.db", self.study_storage: "study.db"}
         own = [name for url, name in databases.items() if url == f"sqlite:///{self.root / name}"]
         folders = (self.activity, self.report, self.scratch, self.mlartifacts)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """fsspec's names of file systems that write an object only if it is not there, in one step."""
 CACHE_GIB = 50.0
+RAY_PACKAGE = "_ray_pkg_"
+"""Ray unpacks what a job uploads into folders that begin with it, and deletes them."""
 
 
 def make_store(uri: str, *, known: bool = False) -> Store:
@@ -69,6 +71,38 @@ def file_path(uri: str) -> str | None:
                              f"which is one of {host!r}")  # fmt: skip
         return unquote("/" + path.lstrip("/"))
     return None if rest.startswith("//") else uri
+
+
+def local_path(address: str) -> str | None:
+    """The path that a store's or a database's address names; None: it is on no disk of ours."""
+    scheme, _, rest = address.partition("://")
+    if scheme.startswith("sqlite"):
+        return rest.partition("?")[0].removeprefix("/")
+    return file_path(address)
+
+
+def require_lasting(variable: str, address: str) -> None:
+    """Refuse a place for results that Ray deletes: the folder that a job was uploaded to.
+
+    Args:
+        variable: What names the place, for the message.
+        address: A path, or the address of a store or a database.
+
+    Raises:
+        ValueError: it lies in such a folder.
+    """
+    path = local_path(address)
+    if path is None:
+        return
+    parts = Path(path).absolute().parts
+    if any(part.startswith(RAY_PACKAGE) for part in parts):
+        raise ValueError(
+            f"{variable} must be a place that stays, but is {str(Path(path).absolute())!r}, in the "
+            f"working directory of a Ray job, which Ray deletes with all results in it. Send "
+            f"{variable} with the job: ray job submit --runtime-env-json "
+            f'\'{{"env_vars": {{"{variable}": "..."}}}}\' (an absolute path on the nodes, or an '
+            f"address), or use igdit submit, which asks for it"
+        )
 
 
 def cache_folder() -> Path:

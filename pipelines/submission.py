@@ -21,7 +21,7 @@ from pipelines.pinned import PINNED
 from pipelines.revision import COMMIT
 from pipelines.runners import RAY_SETTINGS
 from pipelines.secrets import FILE as SECRETS_FILE
-from pipelines.stores import file_path
+from pipelines.stores import file_path, local_path
 from pipelines.uploads import KEPT_BACK, SECRET_NAME
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _check_address(
     if has_password(address):
         raise UsageError(f"{name} must be without a password or a token, but got "
                          f"{discreet(address)!r}: {SAFELY}")  # fmt: skip
-    path = _path_of(address)
+    path = local_path(address)
     if path is None:
         host = urlsplit(address).hostname
         if _is_loopback(host) and not _is_loopback(urlsplit(cluster).hostname):
@@ -217,14 +217,6 @@ def _check_address(
         which = f"is {address!r}" if chosen else f"is not set, which means {address!r}"
         raise UsageError(f"{name} {which}, a file: set it to {example}, or say by --shared that "
                          f"all nodes see that folder under that path")  # fmt: skip
-
-
-def _path_of(address: str) -> str | None:
-    """The path that a file's address names; None: it is another one's."""
-    scheme, _, rest = address.partition("://")
-    if scheme.startswith("sqlite"):
-        return rest.partition("?")[0].removeprefix("/")
-    return file_path(address)
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -19,6 +19,7 @@ from pipelines.report_command import study_folder
 from pipelines.results import read_reported
 from pipelines.rights import explain
 from pipelines.runners import RunnerSession, describe_runner
+from pipelines.stores import require_lasting
 from pipelines.study.confirm import confirm, print_confirmation, summarise
 from pipelines.study.damage import rebuild_damaged
 from pipelines.study.driver import Budget, StudyDriver
@@ -62,6 +63,8 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         console.print(text, highlight=False, soft_wrap=True)
 
     home.prepare()
+    if options.storage is not None:
+        require_lasting("--storage", options.storage)
     study = replace(study, experiment=resolve(study.experiment))
     store, started, began = home.store, time.monotonic(), time.time()
     url = options.storage or home.study_storage

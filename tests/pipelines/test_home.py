@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli import main
 from pipelines.home import Home
 from pipelines.settings import unset_empty_settings
 from pipelines.stores import cache_folder, file_path, make_store
@@ -70,3 +71,35 @@ def test_a_file_of_another_host_is_refused():
 def test_a_store_is_the_same_however_its_folder_is_written():
     names = ("/data/store", "file:///data/store/", "file://localhost/data/store")
     assert len({identity_of("x", {"IGDIT_STORE": name}, None) for name in names}) == 1
+
+
+PACKAGE = "ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
+
+
+@pytest.mark.parametrize(("variable", "value"), [
+    ("IGDIT_HOME", ""), ("IGDIT_HOME", "results"), ("IGDIT_STORE", "store"),
+    ("IGDIT_STORE", "file://{here}/store"), ("IGDIT_STUDY_STORAGE", "sqlite:///study.db"),
+    ("MLFLOW_TRACKING_URI", "sqlite:////{here}/mlflow.db"), ("MLFLOW_TRACKING_URI", "mlruns"),
+])  # fmt: skip
+def test_results_in_a_folder_that_ray_deletes_are_refused(
+    variable, value, monkeypatch, tmp_path, capsys
+):
+    """As `ray job submit` without addresses starts a driver."""
+    here = tmp_path / PACKAGE
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv(variable, value.format(here=here))
+    for command in ("run", "study"):
+        assert main([command, "digits"]) == 2
+        err = capsys.readouterr().err
+        assert f"{variable} must be a place that stays" in err
+        assert "--runtime-env-json" in err
+    assert not list(here.iterdir())
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_home_elsewhere_is_taken_in_a_folder_that_ray_deletes(monkeypatch, tmp_path):
+    here = tmp_path / PACKAGE
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    Home.default().prepare()
