@@ -24,6 +24,7 @@ from experiments import (
 )
 from experiments.tables import TABLES
 from pipelines.cli_help import HELP, asks_for_help, help_of, program_version
+from pipelines.cli_parse import parse_options
 from pipelines.cli_results import (
     evaluate_command,
     export_command,
@@ -204,7 +205,9 @@ def _options(
         default = kind(_named(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return tyro.cli(kind, default=default, args=overrides, prog=f"igdit {command} {name}")
+    options = parse_options(kind, overrides, f"igdit {command} {name}", default)
+    _check_curve(options.experiment)
+    return options
 
 
 def _named(name: str) -> Experiment:
@@ -231,12 +234,16 @@ def plan_command(arguments: list[str]) -> int:
     from pipelines.outlook import Assumption, print_outlook
     from pipelines.report import print_plan
     from pipelines.results import collect
+    from pipelines.runners import require_cores
 
     options = _options(arguments, "plan", PlanOptions)
     assumption = Assumption(options.assume_tflops, options.assume_utilisation)
     store = Home.default().store
     results = collect(store, Graph(resolve(options.experiment, partly=True)))
     plan, console = make_plan(store, results.targets), Console()
+    resources = options.experiment.resources
+    if plan.missing and not resources.use_gpu:  # of GPUs a machine without any may ask
+        require_cores(resources)
     print_plan(results, plan, console)
     print_outlook(results, plan, assumption, console)
     return 0
@@ -270,7 +277,21 @@ def parse_study(arguments: list[str]) -> StudyCommand:
         default = StudyCommand(get_study(name), StudyOptions())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return tyro.cli(StudyCommand, default=default, args=overrides, prog=f"igdit study {name}")
+    command = parse_options(StudyCommand, overrides, f"igdit study {name}", default)
+    _check_curve(command.study.experiment)
+    return command
+
+
+def _check_curve(experiment: Experiment) -> None:
+    """Refuse more samples on the curve than there are; records of older runs may have that.
+
+    Raises:
+        UsageError: there are more.
+    """
+    samples, points = experiment.evaluation.num_samples, experiment.evaluation.curve_samples
+    if points > samples:
+        raise UsageError(f"evaluation.curve_samples must be at most num_samples={samples:,}, the "
+                         f"first of which are on the curve, but got {points:,}")  # fmt: skip
 
 
 def parse_run(arguments: list[str]) -> Experiment:
@@ -299,7 +320,7 @@ def report_command(arguments: list[str]) -> int:
             rest = ["NAME", *rest]
         if not rest or rest[0].startswith("-"):
             raise UsageError("igdit report study needs the name of a study")
-        options = tyro.cli(StudyReportOptions, args=rest[1:], prog=f"igdit report study {rest[0]}")
+        options = parse_options(StudyReportOptions, rest[1:], f"igdit report study {rest[0]}")
         print(report_study(home, rest[0], options.storage))
         return 0
     if rest or word.endswith(".json"):

@@ -14,6 +14,7 @@ from experiments import EXPERIMENTS, Resources, get_experiment
 from experiments.sit import GPUS
 from experiments.tables import TABLES
 from pipelines.cli_help import HELP, asks_for_help, help_of
+from pipelines.cli_parse import parse_options
 from pipelines.errors import UsageError
 from pipelines.home import Home
 from pipelines.pinned import resolve
@@ -61,7 +62,7 @@ def evaluate_command(arguments: list[str]) -> int:
     path, *rest = arguments
     one = replace(EvaluateOptions().resources, num_workers=1)
     default = EvaluateCommand(EvaluateOptions(resources=one))
-    command = tyro.cli(EvaluateCommand, default=default, args=rest, prog=f"igdit evaluate {path}")
+    command = parse_options(EvaluateCommand, rest, f"igdit evaluate {path}", default)
     return evaluate_images(Path(path), command.options, Home.default(), Console())
 
 
@@ -121,7 +122,7 @@ def table_command(arguments: list[str]) -> int:
         raise UsageError(f"igdit table needs a table before its options: one of "
                          f"{', '.join(TABLES)}")  # fmt: skip
     name, *rest = arguments
-    options = tyro.cli(TableOptions, args=rest, prog=f"igdit table {name}")
+    options = parse_options(TableOptions, rest, f"igdit table {name}")
     return show_table(name, options, Home.default(), Console())
 
 
@@ -146,7 +147,7 @@ def export_command(arguments: list[str]) -> int:
         raise UsageError("igdit export needs a run (a name, or the first digits of its key) and a "
                          "target (NAME.npz, or a folder for PNG files)")  # fmt: skip
     word, target, *rest = arguments
-    options = tyro.cli(ExportOptions, args=rest, prog=f"igdit export {word} {target}")
+    options = parse_options(ExportOptions, rest, f"igdit export {word} {target}")
     home = Home.default()
     exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
     run = find_run(home, word, exact)
@@ -174,7 +175,7 @@ def status_command(arguments: list[str]) -> int:
     from pipelines.status import read_status
     from pipelines.status_view import view, watch_status
 
-    options = tyro.cli(StatusOptions, args=arguments, prog="igdit status")
+    options = parse_options(StatusOptions, arguments, "igdit status")
     home, console = Home.default(), Console()
     if options.watch and console.is_terminal:
         with suppress(KeyboardInterrupt):
@@ -211,10 +212,10 @@ def store_command(arguments: list[str]) -> int:
         raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
     store, console = Home.default().store, Console()
     if arguments[0] == "ls":
-        tyro.cli(NoOptions, args=arguments[1:], prog="igdit store ls")
+        parse_options(NoOptions, arguments[1:], "igdit store ls")
         print_store(store, console)
         return 0
-    options = tyro.cli(CollectOptions, args=arguments[1:], prog="igdit store gc")
+    options = parse_options(CollectOptions, arguments[1:], "igdit store gc")
     collect = collect_garbage if options.delete else find_garbage
     print_garbage(collect(store, options.forget), console, deleted=options.delete)
     return 0
@@ -232,7 +233,7 @@ def ui_command(arguments: list[str]) -> int:
     """`igdit ui`."""
     from pipelines.ui import serve_ui
 
-    options = tyro.cli(UiOptions, args=arguments, prog="igdit ui")
+    options = parse_options(UiOptions, arguments, "igdit ui")
     return serve_ui(Home.default(), options.port, print)
 
 
@@ -253,5 +254,5 @@ def track_command(arguments: list[str]) -> int:
         return 0
     if not arguments or arguments[0] != "rebuild":
         raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
-    options = tyro.cli(TrackOptions, args=arguments[1:], prog="igdit track rebuild")
+    options = parse_options(TrackOptions, arguments[1:], "igdit track rebuild")
     return rebuild(Home.default(), options.storage, print)

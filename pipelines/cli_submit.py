@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
+import tyro  # noqa: TC002 - in an annotation that is read at run time
 from rich.console import Console
 
 from experiments import EXPERIMENTS, STUDIES
 from pipelines.cli_help import HELP, asks_for_help
+from pipelines.cli_parse import parse_options
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
@@ -80,9 +81,9 @@ def submit_command(
     if not words or words[0] not in ("study", "run"):
         if asks_for_help(words):
             ours = [*ours, words[0]]
-        options = tyro.cli(SubmitOptions, args=ours, prog=program)
+        options = parse_options(SubmitOptions, ours, program)
         raise UsageError(_what_is_needed(words))
-    options = tyro.cli(SubmitOptions, args=ours, prog=program)
+    options = parse_options(SubmitOptions, ours, program)
     kind, rest = words[0], words[1:]
     if set(HELP) & set(rest):
         (parse_study if kind == "study" else parse_run)(rest)

@@ -17,8 +17,9 @@ from ig_core.costs import (
     sampling_flops,
     training_flops,
 )
+from pipelines.graph import closure
 from pipelines.measured_costs import image_costs, seconds_per_step
-from pipelines.number_format import number
+from pipelines.number_format import data_size, number
 from pipelines.pinned import option, unnamed_files
 from pipelines.stages.starting import starting_step
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pipelines.graph import Node
     from pipelines.results import Results
 
-GIB = 2**30
 PEAK_TFLOPS = 312.0
 """Data sheet of an A100 in fp16 and bf16, dense."""
 PEAK_SHARE = {"fp16": 1.0, "bf16": 1.0, "TF32": 1 / 2, "float32": 1 / 16}
@@ -190,16 +190,16 @@ def print_outlook(
             say(_assumed(experiment, assumption))
     sizes = disk_bytes(results, plan)
     if sizes:
-        parts = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in sizes.items())
-        say(f"Disk, from shapes: {sum(sizes.values()) / GIB:,.2f} GiB ({parts}).")
+        parts = ", ".join(f"{name} {data_size(size)}" for name, size in sizes.items())
+        say(f"Disk, from shapes: {data_size(sum(sizes.values()))} ({parts}).")
     if experiment.data.source != "digits" and "latents" in sizes and experiment.data.count is None:
         say(f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
             f"named.")  # fmt: skip
-    held = [results.store.find(node.kind, node.key) for node in plan.cached]
+    # All that are counted as cached above, not only those that need not be looked behind.
+    held = [results.store.find(node.kind, node.key) for node in closure(results.targets)]
     there = [artifact for artifact in held if artifact is not None]
     if there:
-        say(f"There already: {len(there):,} artifacts, "
-            f"{sum(a.size for a in there) / GIB:,.2f} GiB.")  # fmt: skip
+        say(f"There already: {len(there):,} artifacts, {data_size(sum(a.size for a in there))}.")
     for field, what in unnamed_files(experiment).items():
         say(f"Still to be named: {option(field)} PATH: {what}.")
 

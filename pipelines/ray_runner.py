@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.errors import StoppedError, WorkerLostError
 from pipelines.memory import explaining_memory
 from pipelines.ray_training import train_alone, train_in_group
+from pipelines.runners import require_cores
 from pipelines.stages.build import Job, build
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ def _connect(resources: Resources, scratch: Path, experiments: int) -> None:
         _check_answers(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
+    require_cores(resources)
     ray.init(
         "local",  # not a cluster that somebody else started on this machine
         # Maybe more slots than cores: evaluation goes on beside the training.

@@ -32,7 +32,11 @@ def run_words(experiment: Experiment) -> list[str] | None:
     """Words after `igdit` that run the experiment; None if it has no name in the registry."""
     if experiment.name not in EXPERIMENTS:
         return None
-    return ["run", experiment.name, *overrides(get_experiment(experiment.name), experiment)]
+    base = get_experiment(experiment.name)
+    if base.ig_scales and not experiment.ig_scales:
+        # The same, since 1 is always among them; an option wants a value.
+        experiment = dataclasses.replace(experiment, ig_scales=(1.0,))
+    return ["run", experiment.name, *overrides(base, experiment)]
 
 
 def study_words(study: Study) -> list[str] | None:

@@ -31,7 +31,7 @@ ONLY_IN = {
         for name in ("book", "identity", "propose", "shelf", "storage", "trials")
     },
     "sqlalchemy": {"pipelines/study/storage.py"},
-    "tyro": {f"pipelines/{name}.py" for name in ("cli", "cli_results", "cli_submit")},
+    "tyro": {f"pipelines/{name}.py" for name in ("cli", "cli_parse", "cli_results", "cli_submit")},
     "matplotlib": {"pipelines/plots.py"},
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},

@@ -16,6 +16,7 @@ from pipelines.collection import recorded_runs
 from pipelines.errors import WorkerLostError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
+from pipelines.number_format import data_size
 from pipelines.results import collect
 from tests.pipelines.conftest import ROOT, damage, events, tiny, tree
 
@@ -62,6 +63,22 @@ WRONG = [
     (["run", "digits", "--train.batch-size", "1"], ["train.batch_size", "num_workers=2", "got 1"]),
     (["run", "digits", "--ig-scales", "1", "nan"], ["ig_scales", "finite", "nan"]),
     (["run", "digits", "--sampler.path", "cosine"], ["sampler.path", "'linear'", "'cosine'"]),
+    (["run", "digits", "--ig-scales"], ["--ig-scales", "at least one value"]),
+    (["plan", "digits", "--ig_scales", "--rebuild"], ["--ig_scales", "at least one value"]),
+    (["study", "digits", "--experiment.ig-scales"], ["--experiment.ig-scales", "one value"]),
+    (["table", "main", "--rows", "--run"], ["--rows", "at least one value"]),
+    (["store", "gc", "--forget"], ["--forget", "at least one value"]),
+    *(
+        (
+            [command, "digits", f"--{prefix}evaluation.curve-samples", "5001"],
+            ["curve_samples must be at most num_samples=", "5,001"],
+        )
+        for command, prefix in (("run", ""), ("plan", ""), ("study", "experiment."))
+    ),
+    (
+        ["plan", "digits", "--resources.num-workers", "99"],
+        ["99 CPUs", "this machine has", "--resources.num-workers", "RAY_ADDRESS"],
+    ),
     (["plan", "digits", "--optim.lr", "inf"], ["lr", "finite", "inf"]),
     (["run", "digitz"], ["'digitz'", "did you mean 'digits'?"]),
     (["plan", "qqq"], ["'qqq'", *EXPERIMENTS, ".json"]),
@@ -227,6 +244,29 @@ def test_without_a_home_results_lie_in_runs(tmp_path, monkeypatch, capsys):
 
 
 # Planning
+
+
+def test_a_plan_counts_what_is_there_in_one_way(store, file, finished, capsys):
+    assert igdit("plan", file) == 0
+    out = said(capsys)[0]
+    there = [store.find(node.kind, node.key) for node in finished.nodes]
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] and
+            line.split()[0] in ("data", "train", "sample", "evaluate")]  # fmt: skip
+    assert sum(int(row[2]) for row in rows) == len(there)
+    size = data_size(sum(artifact.size for artifact in there))
+    assert f"There already: {len(there)} artifacts, {size}." in out
+    assert size.endswith("MiB")
+
+
+def test_negative_scales_are_values_and_no_options(capsys):
+    assert igdit("plan", "digits", "--ig-scales", "-1", "-.5") == 0
+
+
+def test_more_workers_than_cores_are_for_a_cluster_to_judge(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert igdit("plan", "digits", "--resources.num-workers", "99") == 0
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert igdit("plan", "sit_xl2") == 0, "eight GPUs are not looked for to make a plan"
 
 
 def test_a_plan_says_what_would_run_and_changes_nothing(store, file, home, capsys):

@@ -39,7 +39,9 @@ def changed(name="digits", **parts):
 def test_the_command_gives_the_experiment_again(experiment):
     words = run_words(experiment)
     assert shlex.split(command(words)) == ["igdit", *words]
-    assert _options(words[1:], "run", RunOptions).experiment == experiment
+    found = _options(words[1:], "run", RunOptions).experiment
+    assert found.scales == experiment.scales  # no scale and 1 alone are the same
+    assert dataclasses.replace(found, ig_scales=experiment.ig_scales) == experiment
 
 
 def test_an_experiment_outside_the_registry_has_no_command():

@@ -9,6 +9,8 @@ from multiprocessing import get_context
 
 import pytest
 
+from experiments import Resources
+from pipelines import runners
 from pipelines.runners import InlineRunner, StoppedError
 from pipelines.stages.train import TrainJob, TrainProgress
 from tests.processes import is_loopback, listeners
@@ -111,3 +113,28 @@ def test_the_groups_store_listens_on_the_given_address_only():
     addresses = set.union(*(found for _, found in answers))
     assert addresses
     assert all(map(is_loopback, addresses))
+
+
+@pytest.mark.parametrize(("resources", "option"), [
+    (Resources(num_workers=5), "--resources.num-workers 4"),
+    (Resources(num_workers=3, cpus_per_worker=2), "--resources.num-workers 2"),
+    (Resources(num_workers=1, cpus_per_worker=5), "--resources.cpus-per-worker 4"),
+])  # fmt: skip
+def test_more_cpus_than_the_machine_has_are_refused_before_ray_starts(
+    resources, option, monkeypatch, tmp_path
+):
+    from pipelines import ray_runner
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(runners, "cores_here", lambda: 4)
+    monkeypatch.setattr(ray_runner.ray, "init", lambda *_, **__: pytest.fail("it was started"))
+    with pytest.raises(ValueError, match=f"this machine has 4: {option} "):
+        ray_runner._connect(resources, tmp_path, 1)
+
+
+def test_as_many_cpus_as_the_machine_has_are_taken(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(runners, "cores_here", lambda: 4)
+    for resources in (Resources(num_workers=4), Resources(num_workers=9, min_workers=4),
+                      Resources(num_workers=1, cpus_per_worker=9, runner="inline")):  # fmt: skip
+        runners.require_cores(resources)
