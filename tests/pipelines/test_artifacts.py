@@ -580,7 +580,9 @@ def test_listing_leaves_out_what_cannot_be_read_or_is_not_finished(store):
 def test_a_stray_file_beside_the_artifacts_does_not_stop_listing(store, name):
     put(store)
     (store.root / "data" / name).write_text("left by a file system or a person")
+    (store.root / "data" / ".snapshots").mkdir()
     assert [a.key for a in store.list()] == [KEY]
+    assert list(store.names()) == [("data", KEY)]
 
 
 def test_deleting_removes_one_artifact_and_says_so(store):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -79,6 +82,25 @@ def test_without_a_block_what_was_used_longest_ago_goes_first(cache, caplog):
     fetch(cache, "b")
     assert names(cache) == ["b"]
     assert caplog.text == ""
+
+
+def test_what_several_want_at_once_is_fetched_once(tmp_path):
+    started, filled = threading.Event(), []
+
+    def fill(folder):
+        started.set()
+        time.sleep(0.2)
+        filled.append(folder)
+
+    def want():
+        return Cache(tmp_path / "cache", 1500).fetch("a", fill)  # as a process of its own
+
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(want)
+        started.wait()
+        others = [threads.submit(want) for _ in range(2)]
+        assert [first.result(), *(other.result() for other in others)] == [True, False, False]
+    assert len(filled) == 1
 
 
 def test_whatever_a_worker_opens_it_uses_until_it_is_done(store, monkeypatch):
