@@ -4,7 +4,11 @@ Features are drawn with a known mean and covariance, so the distance is known in
 each case: FID at N, the share of repeats whose interval holds the expectation of FID at N, and the
 share whose interval for FID at infinity holds the distance; beside them what the plain jackknife
 and the extrapolation from one pair of sizes (N, N / 2) achieve. The second table does the same for
-the difference of two sets that share most of their noise.
+the difference of two sets that share most of their noise. `--classes` draws from ten Gaussian
+classes instead, with labels that go round (class-balanced) and with random ones; `--features`
+takes rows of safetensors files with stored features for the population, in the order of balanced
+labels, and draws from it with replacement within the classes, so that the distance is that of the
+population's own moments.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.timing import print_table
 from ig_core.metrics import FeatureStats, Frechet, Jackknife, group_rows
-from ig_core.uncertainty import fid_estimates
+from ig_core.uncertainty import FidEstimates, fid_estimates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +128,7 @@ def single(subject: Case, count: int, repeats: int, noise: str) -> list[str]:
     for _ in range(repeats):
         features = subject.draw(NOISE[noise]((count, len(subject.mean)), generator))
         found = fid_estimates(features, subject.reference, min(50, count // 2))
-        bare = found.at_size._replace(excess=0.0, slope=0.0)
+        bare = found.at_size._replace(noise=None, slope=0.0)
         plain.append(Tally.of(bare))
         at_size.append(Tally.of(found.at_size))
         if found.infinite is not None:
@@ -164,6 +169,123 @@ def paired(first: Case, second: Case, count: int, repeats: int) -> list[str]:
             share(infinite, true), f"{np.median(errors):.2f}"]  # fmt: skip
 
 
+class Population(NamedTuple):
+    """Sets that are paired row by row, their classes, and their distances to one reference."""
+
+    draw: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+    """From labels (N,) to two sets of features (N, F) with the same noise."""
+    reference: Frechet
+    distances: tuple[float, float]
+
+
+CLASSES = 10
+"""Classes of the stratified cases."""
+
+
+def gaussian_classes(width: int) -> Population:
+    """Gaussian classes of different means and covariances, and the same with other noise added."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal_classes(*shape: int) -> Tensor:
+        return torch.randn(CLASSES, *shape, generator=generator, dtype=torch.float64)
+
+    scales = 1 / torch.arange(1, width + 1, dtype=torch.float64)
+    skew, means, sizes = normal_classes(width, width), normal_classes(width), normal_classes(width)
+    turns = torch.linalg.matrix_exp(0.3 * (skew - skew.mT) / math.sqrt(width))
+    factors = turns * (scales * (0.4 * sizes).exp()).sqrt()[:, None]
+    means = 2 * (means - means.mean(0)) * scales.sqrt()
+    outer = means[:, :, None] * means[:, None, :]
+    covariance = (factors @ factors.mT + outer).mean(0)
+    reference = Frechet.from_moments(0.1 * covariance.diag().sqrt(), 1.1 * covariance)
+
+    def draw(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(len(labels), width, generator=generator, dtype=torch.float64)
+        rows = torch.empty_like(noise)
+        for label in range(CLASSES):
+            rows[labels == label] = noise[labels == label] @ factors[label].T
+        rows += means[labels]
+        other = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
+        return rows, 1.05 * rows + 0.1 * other
+
+    zero, eye = torch.zeros(width, dtype=torch.float64), torch.eye(width, dtype=torch.float64)
+    distances = (
+        exact_distance(zero, covariance, reference),
+        exact_distance(zero, 1.05**2 * covariance + 0.01 * eye, reference),
+    )
+    return Population(draw, reference, distances)
+
+
+def stored_features(files: list[str], others: list[str], reference_file: str) -> Population:
+    """Features of two samplers by the same noise, and the moments of a reference."""
+    sets = [
+        torch.cat([load_file(file)["features"] for file in names]).double()
+        for names in (files, others)
+    ]
+    moments = load_file(reference_file)
+    reference = Frechet.from_moments(moments["features.mean"], moments["features.covariance"])
+
+    def draw(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        turns = torch.randint(len(sets[0]) // CLASSES, labels.shape, generator=generator)
+        one, two = (rows[turns * CLASSES + labels] for rows in sets)
+        return one, two
+
+    one, two = (exact_distance(rows.mean(0), rows.T.cov(correction=0), reference) for rows in sets)
+    return Population(draw, reference, (one, two))
+
+
+def exact_distance(mean: Tensor, covariance: Tensor, reference: Frechet) -> float:
+    """Distance of known moments to the reference."""
+    product = reference.root @ covariance @ reference.root
+    cross = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
+    shift = (mean - reference.mean).square().sum()
+    return float(shift + reference.trace + covariance.trace() - 2 * cross)
+
+
+def stratified(subject: Population, count: int, repeats: int, *, balanced: bool) -> list[str]:
+    """Coverage for both sets, and for their difference and ratio."""
+    generator = torch.Generator().manual_seed(count)
+    found: list[list[FidEstimates]] = [[], []]
+    for _ in range(repeats):
+        labels = torch.arange(count) % CLASSES
+        if not balanced:
+            labels = torch.randint(CLASSES, (count,), generator=generator)
+        for estimates, rows in zip(found, subject.draw(labels, generator), strict=True):
+            rounds = CLASSES if balanced else 1
+            estimates.append(fid_estimates(rows, subject.reference, round_length=rounds))
+    one, two = ([each.at_size for each in estimates] for estimates in found)
+    means = [float(np.mean([each.value for each in values])) for values in (one, two)]
+    cells = [f"{subject.distances[0]:.4f}", f"{means[0]:.4f}"]
+    for values, mean in zip((one, two), means, strict=True):
+        cells.append(share([Tally.of(each) for each in values], mean))
+    infinite = [[each.infinite for each in estimates if each.infinite] for estimates in found]
+    for limits, true in zip(infinite, subject.distances, strict=True):
+        cells.append(share([Tally.of(each) for each in limits], true))
+    pairs = list(zip(one, two, strict=True))
+    gains = [Tally.of(a.improvement_over(b)) for a, b in pairs]
+    differences = [Tally.of(a.minus(b)) for a, b in zip(*infinite, strict=True)]
+    return [
+        *cells,
+        share([Tally.of(a.minus(b)) for a, b in pairs], means[0] - means[1]),
+        share(gains, 1 - means[0] / means[1]),
+        share(differences, subject.distances[0] - subject.distances[1]),
+    ]
+
+
+def print_stratified(subject: Population, counts: list[int], repeats: int) -> None:
+    """Print a row for balanced and one for random labels, of each size."""
+    rows = [
+        [
+            str(count),
+            "balanced" if balanced else "random",
+            *stratified(subject, count, repeats, balanced=balanced),
+        ]
+        for count in counts
+        for balanced in (True, False)
+    ]
+    names = ["N", "labels", "true", "mean FID(N)", "at N", "other", "at infinity", "other"]
+    print_table([*names, "difference at N", "ratio at N", "difference at infinity"], rows)
+
+
 PAIRS = [("flat, near", "flat, far"), ("exp, near", "1/k^2, near"), ("flat, near", "flat, near")]
 
 
@@ -175,8 +297,22 @@ def main() -> None:
     arguments.add_argument("--count", type=int, help="number of rows instead of those of SIZES")
     arguments.add_argument("--noise", choices=NOISE, default="normal")
     arguments.add_argument("--pairs", action="store_true", help="the table of differences too")
+    arguments.add_argument("--classes", action="store_true", help="only the stratified cases")
+    arguments.add_argument("--features", nargs="+", help="only these stored features")
+    arguments.add_argument("--others", nargs="+", help="the same noise, another sampler")
+    arguments.add_argument("--reference", help="moments.safetensors of a stored reference")
+    arguments.add_argument("--counts", type=int, nargs="+", default=[1000, 2000, 5000])
     given = arguments.parse_args()
     torch.set_num_threads(1)
+    if given.features:
+        subject = stored_features(given.features, given.others, given.reference)
+        print_stratified(subject, given.counts, given.repeats)
+        return
+    if given.classes:
+        for width in given.widths:
+            print(f"F = {width}, {given.repeats} repeats\n")
+            print_stratified(gaussian_classes(width), given.counts, given.repeats)
+        return
     sizes = {width: (given.count,) if given.count else SIZES[width] for width in given.widths}
     for width, count in [(width, count) for width, counts in sizes.items() for count in counts]:
         print(f"F = {width}, N = {count}, {given.noise} noise, {given.repeats} repeats\n")

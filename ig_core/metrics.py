@@ -71,12 +71,12 @@ class Tangent(NamedTuple):
     """A Frechet distance and what its derivative is made of (Bures-Wasserstein geometry)."""
 
     value: float
+    mean: Tensor
+    """Mean of the set, (F,)."""
     shift: Tensor
     """Mean of the set minus that of the reference, (F,)."""
     factor: Tensor
     """(F, K): factor @ factor.T is the optimal transport map from the set to the reference."""
-    roots: Tensor
-    """Square roots of the K eigenvalues of S1^1/2 S2 S1^1/2 that are not rounding, (K,)."""
 
 
 class Frechet:
@@ -132,7 +132,8 @@ class Frechet:
         kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
         roots = values[kept].sqrt()
         factor = self.root @ (vectors[:, kept] / roots.sqrt())
-        return Tangent(float(shift.square().sum() + trace - 2 * roots.sum()), shift, factor, roots)
+        value = float(shift.square().sum() + trace - 2 * roots.sum())
+        return Tangent(value, stats.mean, shift, factor)
 
     def _parts(self, stats: FeatureStats) -> tuple[Tensor, Tensor, Tensor]:
         """Difference of the means, sum of the traces, S1^1/2 S2 S1^1/2."""
@@ -153,45 +154,88 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     return Frechet(a).distance(b)
 
 
+PAIRED_NOISE_SHARE = 0.5
+"""`noise_share` of a difference: that of FID at infinity; FID at N has a little more."""
+
+
 class Jackknife(NamedTuple):
     """A value on all samples and on all but one group of samples, for each group (G,).
 
     Where the value is nearly quadratic in the samples, as FID near zero is, the spread over groups
-    overstates its variance, and the variance grows with the true value. `excess` and `slope` tell
-    how much (see `ig_core.uncertainty`); they are 0 where that is not known.
+    overstates its variance, and the variance grows with the true value. `noise`, `noise_share` and
+    `slope` tell how much (see `ig_core.uncertainty`); without them nothing is corrected.
     """
 
     value: float
     without: Tensor
-    excess: float = 0.0
-    """What the spread over groups overstates the variance by."""
+    noise: Tensor | None = None
+    """(K, G): K independent errors of the values without a group. They are kept by group, so that
+    those of two sets with the same noise cancel in a difference."""
+    noise_share: float = 0.0
+    """Share of the spread of these errors by which the spread over groups is too large."""
     slope: float = 0.0
     """Derivative of the variance by the true value."""
+    curvature: float = 0.0
+    """Half the second derivative of the variance by the true value."""
 
     @property
     def standard_error(self) -> float:
         """Delete-one-group jackknife standard error (Efron and Stein 1981), less the excess."""
-        groups = len(self.without)
-        spread = float((self.without - self.without.mean()).square().sum()) * (groups - 1) / groups
-        return math.sqrt(max(spread - self.excess, 0.0))
+        spread = _covariance(self.without, self.without)
+        noise = 0.0 if self.noise is None else _covariance(self.noise, self.noise)
+        return math.sqrt(max(spread - self.noise_share * min(noise, spread), 0.0))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided Student interval: the true values from which this one is not too far.
 
         With a slope, the variance is taken at the true value, as in Wilson's interval for a
-        proportion: |value - true|^2 <= q^2 (standard_error^2 + slope (true - value)).
+        proportion and Fieller's for a ratio: the true values with d = true - value and
+
+            d^2 <= q^2 (standard_error^2 + slope d + curvature d^2).
+
+        Where the curvature lets every value in, the ends are infinite. A value that does not vary
+        at all, such as the ratio of a set to itself, is certain.
         """
-        quantile = student_quantile((1 + level) / 2, len(self.without) - 1)
-        centre = quantile**2 * self.slope / 2
-        half = math.hypot(centre, quantile * self.standard_error)
+        if self.standard_error == self.slope == 0:
+            return self.value, self.value
+        square = student_quantile((1 + level) / 2, len(self.without) - 1) ** 2
+        scale = 1 - square * self.curvature
+        if scale <= 0:
+            return -math.inf, math.inf
+        centre = square * self.slope / (2 * scale)
+        half = math.hypot(centre, math.sqrt(square / scale) * self.standard_error)
         return self.value + centre - half, self.value + centre + half
 
     def improvement_over(self, other: Jackknife) -> Jackknife:
         """1 - self / other, paired: both left out the same groups.
 
-        Noise that both share cancels; what they do not share near zero makes the interval wide.
+        Noise that both share cancels. The interval is Fieller's (1954): it holds the ratios r for
+        which self - r other is not too far from 0, so that a value of `other` that is known badly
+        makes it wider on one side.
+
+        Raises:
+            ValueError: the numbers of groups differ.
         """
-        return Jackknife(1 - self.value / other.value, 1 - self.without / other.without)
+        _require_same_groups(self, other)
+        ratio = self.value / other.value
+        change = self._combined(1 / other.value, other, -ratio / other.value)
+        scale = other._combined(1 / other.value, other, 0.0)
+
+        def covariance(a: Jackknife, b: Jackknife) -> float:
+            total = _covariance(a.without, b.without)
+            if a.noise is None or b.noise is None:
+                return total
+            return total - PAIRED_NOISE_SHARE * _covariance(a.noise, b.noise)
+
+        # The variance of (self - r other) / other.value, with r = ratio - d.
+        return Jackknife(
+            1 - ratio,
+            1 - ratio - change.without + change.without.mean(),
+            None if change.noise is None else -change.noise,
+            change.noise_share,
+            slope=2 * covariance(change, scale),
+            curvature=max(covariance(scale, scale), 0.0),
+        )
 
     def minus(self, other: Jackknife) -> Jackknife:
         """Self - other, paired: both left out the same groups.
@@ -199,10 +243,35 @@ class Jackknife(NamedTuple):
         Raises:
             ValueError: the numbers of groups differ.
         """
-        if len(self.without) != len(other.without):
-            raise ValueError(f"a paired difference needs the same groups, but got "
-                             f"{len(self.without)} and {len(other.without)}")  # fmt: skip
-        return Jackknife(self.value - other.value, self.without - other.without)
+        _require_same_groups(self, other)
+        return self._combined(1.0, other, -1.0)
+
+    def _combined(self, weight: float, other: Jackknife, other_weight: float) -> Jackknife:
+        """The sum of both, weighted, without slopes."""
+        noise = None
+        if self.noise is not None and other.noise is not None:
+            noise = weight * self.noise + other_weight * other.noise
+        return Jackknife(
+            weight * self.value + other_weight * other.value,
+            weight * self.without + other_weight * other.without,
+            noise,
+            0.0 if noise is None else PAIRED_NOISE_SHARE,
+        )
+
+
+def _covariance(one: Tensor, other: Tensor) -> float:
+    """Delete-one-group jackknife covariance of values (..., G), added over all but groups."""
+    groups = one.shape[-1]
+    one, other = (each - each.mean(-1, keepdim=True) for each in (one, other))
+    return float((one * other).sum()) * (groups - 1) / groups
+
+
+def _require_same_groups(one: Jackknife, other: Jackknife) -> None:
+    if len(one.without) != len(other.without):
+        raise ValueError(
+            f"a paired difference needs the same groups, but got "
+            f"{len(one.without)} and {len(other.without)}"
+        )
 
 
 def student_quantile(probability: float, freedom: int) -> float:
@@ -214,12 +283,16 @@ def student_quantile(probability: float, freedom: int) -> float:
     return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3
 
 
-def group_rows(rows: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Part g holds the rows g N / G .. (g + 1) N / G of N."""
-    return rows.tensor_split([len(rows) * group // groups for group in range(1, groups)])
+def group_rows(rows: Tensor, groups: int, round_length: int = 1) -> tuple[Tensor, ...]:
+    """Part g holds the rounds g R / G .. (g + 1) R / G of R, the last also what is left over."""
+    rounds = len(rows) // round_length
+    ends = [rounds * group // groups * round_length for group in range(1, groups)]
+    return rows.tensor_split(ends)
 
 
-def fid_jackknife(features: Tensor, reference: Frechet, groups: int) -> Jackknife:
+def fid_jackknife(
+    features: Tensor, reference: Frechet, groups: int, round_length: int = 1
+) -> Jackknife:
     """FID of features (N, F) with leave-one-group-out values for its sampling error.
 
     FID is a smooth function of means, so the jackknife captures its spread; the reference counts
@@ -233,7 +306,9 @@ def fid_jackknife(features: Tensor, reference: Frechet, groups: int) -> Jackknif
     if groups < 2 or len(features) < 2 * groups:
         raise ValueError(f"{groups} groups need at least 2 groups and {2 * groups} features, "
                          f"but got {len(features)} features")  # fmt: skip
-    parts = [FeatureStats.from_features(part) for part in group_rows(features, groups)]
+    parts = [
+        FeatureStats.from_features(part) for part in group_rows(features, groups, round_length)
+    ]
     whole = parts[0]
     for part in parts[1:]:
         whole = whole + part

@@ -36,7 +36,7 @@ LABELS = {
     "num_samples": "samples", "fid": "FID", "fid_infinity": "FID at infinity", "sfid": "sFID",
     "kid": "KID", "inception_score": "Inception Score",
 }  # fmt: skip
-PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "slope")
+PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "share", "slope")
 """Ends of the names of numbers that say how uncertain another one is."""
 INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
 

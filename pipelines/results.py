@@ -245,11 +245,12 @@ def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:
 
     from ig_core.metrics import Jackknife
 
-    without = torch.tensor(metrics["fid_without_group"], dtype=torch.float64)
+    noise = metrics.get("fid_noise_by_group")
     return Jackknife(
         float(metrics["fid"]),
-        without,
-        metrics.get("fid_excess", 0.0),
+        torch.tensor(metrics["fid_without_group"], dtype=torch.float64),
+        None if noise is None else torch.tensor(noise, dtype=torch.float64),
+        metrics.get("fid_noise_share", 0.0),
         metrics.get("fid_slope", 0.0),
     )
 

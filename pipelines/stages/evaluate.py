@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pipelines.stages.build import Context
 
 METRICS = "metrics.json"
-FEWEST_GROUPS = 5
-"""Fewer give no interval."""
 
 
 def build_features(context: Context, directory: Path) -> None:
@@ -50,8 +48,8 @@ def build_evaluation(context: Context, directory: Path) -> None:
     balanced = {name: rows[:count] for name, rows in whole.items()}
     metrics: dict[str, Any] = {"num_samples": count}
     config, mark = context.node.config, fingerprint(context.node)
-    # Labels that go round: a group is fair if it holds whole rounds.
-    rounds = whole_rounds(config, count, context.experiment.model.num_classes)
+    # Labels that go round.
+    rounds = {**config, "round_length": context.experiment.model.num_classes}
     if sample.get("labels") == "random":
         pool = random_pool(sample["seed"], count, sample["num_classes"])
         rows = torch.from_numpy(rows_of(pool))
@@ -72,18 +70,6 @@ def build_evaluation(context: Context, directory: Path) -> None:
 def as_json(mark: Fingerprint) -> dict[str, Any]:
     """A fingerprint as it is kept with its numbers."""
     return {"id": mark.id, **dataclasses.asdict(mark)}
-
-
-def whole_rounds(config: dict[str, Any], count: int, num_classes: int) -> dict[str, Any]:
-    """The settings with as many groups, at most, as hold whole rounds of the classes each.
-
-    A group with a part of the classes would count the difference between classes as noise. Where
-    not even five groups can be had, the rows are shuffled instead.
-    """
-    for groups in range(config["groups"], FEWEST_GROUPS - 1, -1):
-        if count % (groups * num_classes) == 0:
-            return {**config, "groups": groups}
-    return {**config, "shuffle_seed": 0}
 
 
 class _Reference(NamedTuple):
@@ -113,8 +99,13 @@ def _measure(
 ) -> dict[str, Any]:
     """All metrics of one set of rows; those that the reference cannot give are missing."""
     features = rows["features"]
-    fid, infinite = fid_estimates(features, reference.pooled, config["groups"],
-                                  config.get("shuffle_seed"))  # fmt: skip
+    fid, infinite = fid_estimates(
+        features,
+        reference.pooled,
+        config["groups"],
+        config.get("shuffle_seed"),
+        config.get("round_length", 1),
+    )
     score, score_std = inception_score(rows["logits"], config["isc_splits"])
     low, high = fid.interval()
     metrics: dict[str, Any] = {
@@ -122,11 +113,15 @@ def _measure(
         "fid_low": low,
         "fid_high": high,
         "fid_without_group": fid.without.tolist(),
-        "fid_excess": fid.excess,
         "fid_slope": fid.slope,
         "inception_score": score,
         "inception_score_std": score_std,
     }
+    if fid.noise is not None:
+        metrics |= {
+            "fid_noise_by_group": fid.noise.tolist(),
+            "fid_noise_share": fid.noise_share,
+        }
     if infinite is not None:
         low, high = infinite.interval()
         metrics |= {"fid_infinity": infinite.value, "fid_infinity_low": low,

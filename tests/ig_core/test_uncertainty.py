@@ -1,16 +1,20 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from ig_core.metrics import FeatureStats, Frechet, Jackknife, fid_jackknife
-from ig_core.uncertainty import (
-    extrapolate_fid,
-    fid_estimates,
-    least_count,
-    second_order,
+from ig_core.metrics import (
+    FeatureStats,
+    Frechet,
+    Jackknife,
+    Tangent,
+    fid_jackknife,
+    group_rows,
+    student_quantile,
 )
+from ig_core.uncertainty import extrapolate_fid, fid_estimates, least_count
 
 REPEATS = 500
 
@@ -123,7 +127,7 @@ def test_extrapolation_removes_the_first_two_powers_of_one_over_n():
 
 def test_values_are_fid_and_its_extrapolation():
     x, reference = draw(800, 8) + 0.1, standard(8)
-    found = fid_estimates(x, reference)
+    found = fid_estimates(x, reference, groups=40)
     assert found.at_size.value == pytest.approx(reference.distance(of(x)), rel=1e-10)
     parts = [of(part) for part in x.split(200)]
     halves = [reference.distance(parts[a] + parts[b]) for a in range(4) for b in range(a)]
@@ -133,7 +137,9 @@ def test_values_are_fid_and_its_extrapolation():
 
 
 @pytest.mark.parametrize("spectrum", [torch.ones(16).double(), decaying(16)])
-def test_linear_values_are_close_to_leaving_groups_out_in_fact(spectrum):
+def test_linear_values_are_close_to_leaving_groups_out_in_fact(spectrum, monkeypatch):
+    monkeypatch.setattr("ig_core.uncertainty.EXACT_WIDTH", 8)
+    monkeypatch.setattr("ig_core.uncertainty.least_count", lambda width: 10**6)
     x = draw(4000, 16) * spectrum.sqrt() * 1.3 + 0.1
     reference = Frechet.from_moments(torch.zeros(16), spectrum.diag())
     found, exact = fid_estimates(x, reference, 40).at_size, fid_jackknife(x, reference, 40)
@@ -144,6 +150,179 @@ def test_linear_values_are_close_to_leaving_groups_out_in_fact(spectrum):
         rtol=0, atol=0.15 * spread,
     )  # fmt: skip
     assert float(found.without.std()) == pytest.approx(spread, rel=0.05)
+
+
+class Mean:
+    """Squared distance of the mean from a point: quadratic in the rows, so that all is known."""
+
+    def __init__(self, point):
+        self.point = torch.tensor(point, dtype=torch.float64)
+
+    def distance(self, stats):
+        return float((stats.mean - self.point).square().sum())
+
+    def tangent(self, stats):
+        return Tangent(
+            self.distance(stats), stats.mean, stats.mean - self.point, torch.eye(len(self.point))
+        )
+
+
+def test_intervals_of_a_squared_mean_are_those_of_the_formulas():
+    x = draw(104, 1) + 0.3
+    found = fid_estimates(x, Mean([0.1]), groups=8)
+    quarters = x.reshape(4, 26).mean(1).numpy() - 0.1
+    means = x.reshape(8, 13).mean(1).numpy() - 0.1
+    slopes, errors = [], []
+    for group, own in enumerate([0, 0, 1, 1, 2, 2, 3, 3]):
+        others = np.delete(quarters, own)
+        # The derivative at a set of mean m by a row x is 2 m x, less its mean over all rows.
+        single = 2 * others * (means[group] - means.mean())
+        union = 2 * others.mean() * (means[group] - means.mean())
+        slopes.append(1.5 * union - 0.5 * single.mean())
+        errors.append((single - single.mean()) / math.sqrt(6))
+    spread = np.var(slopes, ddof=1) / 8
+    noise = np.var(errors, axis=0, ddof=1).sum() / 8
+    at_size = quarters.mean() ** 2
+    infinite = (quarters.sum() ** 2 - (quarters**2).sum()) / 12
+    few = 1 - min(3 / 16 * noise / (at_size - infinite) ** 2, 1)
+    assert 0 < few < 1
+    assert noise < spread
+    assert found.at_size.value == pytest.approx(at_size, rel=1e-12)
+    assert found.infinite.value == pytest.approx(infinite, rel=1e-12)
+    variance = spread - 5 / 8 * few * noise
+    assert found.at_size.standard_error == pytest.approx(math.sqrt(variance), rel=1e-9)
+    variance = spread - 1 / 2 * few * noise
+    assert found.infinite.standard_error == pytest.approx(math.sqrt(variance), rel=1e-9)
+    for each in found:
+        assert each.slope == pytest.approx((spread - noise / 4) / at_size, rel=1e-9)
+
+
+@pytest.mark.parametrize("round_length", [1, 3], ids=["independent", "stratified"])
+def test_variances_of_a_squared_mean_are_right_in_the_mean(round_length):
+    # 117 rows: groups of unequal numbers of rounds.
+    generator, count = torch.Generator().manual_seed(3), 117
+    offsets = torch.tensor([[-6.0], [0.0], [6.0]], dtype=torch.float64)
+    offsets = offsets[torch.arange(count) % 3] * (round_length > 1)
+    draws = torch.randn(250, count, 1, generator=generator, dtype=torch.float64)
+    draws = torch.cat([draws, -draws]) + offsets
+    # The distance is 2.5 standard errors of the mean, squared.
+    error = count**-0.5
+    point = [float(offsets.mean()) - 2.5 * error]
+    found = [fid_estimates(x, Mean(point), 20, None, round_length) for x in draws]
+
+    def mean_square(kind, share):
+        estimates = (getattr(each, kind)._replace(noise_share=share) for each in found)
+        return sum(each.standard_error**2 for each in estimates) / len(found)
+
+    linear = 4 * 2.5**2 * error**4
+    # The mean is known to 2 %.
+    assert mean_square("at_size", 5 / 8) == pytest.approx(linear + 2 * error**4, rel=0.06)
+    assert mean_square("infinite", 1 / 2) == pytest.approx(linear + 8 / 3 * error**4, rel=0.06)
+
+
+class Classes:
+    """Ten Gaussian classes of different means and covariances, and a reference near them."""
+
+    def __init__(self, width, separation):
+        generator = torch.Generator().manual_seed(3)
+        scales = 1 / torch.arange(1, width + 1, dtype=torch.float64)
+        draws = torch.randn(10, width, width, generator=generator, dtype=torch.float64)
+        means = torch.randn(10, width, generator=generator, dtype=torch.float64)
+        turns = torch.linalg.matrix_exp(0.3 * (draws - draws.mT) / math.sqrt(width))
+        sizes = torch.randn(10, width, generator=generator, dtype=torch.float64)
+        self.factors = turns * (scales * (0.4 * sizes).exp()).sqrt()[:, None]
+        self.means = separation * (means - means.mean(0)) * scales.sqrt()
+        covariance = (self.factors @ self.factors.mT + torch.einsum(
+            "ci,cj->cij", self.means, self.means)).mean(0)  # fmt: skip
+        shift = 0.1 * covariance.diag().sqrt()
+        self.reference = Frechet.from_moments(shift, 1.1 * covariance)
+        # The covariances are multiples of each other.
+        self.distance = float(shift.square().sum() + (1.1**0.5 - 1) ** 2 * covariance.trace())
+
+    def draw(self, count, generator, balanced):
+        labels = torch.arange(count) % 10
+        if not balanced:
+            labels = torch.randint(0, 10, (count,), generator=generator)
+        noise = torch.randn(count, len(self.means[0]), generator=generator, dtype=torch.float64)
+        rows = torch.empty_like(noise)
+        for label in range(10):
+            rows[labels == label] = noise[labels == label] @ self.factors[label].T
+        return rows + self.means[labels]
+
+
+def covered(classes, count, repeats, balanced):
+    """Coverage at N, at infinity, and of difference and ratio of a set and one like it."""
+    generator, round_length = torch.Generator().manual_seed(count), 10 if balanced else 1
+    ones, twos = [], []
+    for _ in range(repeats):
+        x = classes.draw(count, generator, balanced)
+        other = x * 1.05 + 0.1 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        estimates = [fid_estimates(each, classes.reference, 50, None, round_length)
+                     for each in (x, other)]  # fmt: skip
+        ones.append(estimates[0])
+        twos.append(estimates[1])
+    one, two = ([each.at_size for each in sets] for sets in (ones, twos))
+    ratio = 1 - mean(one) / mean(two)
+    gains = [a.improvement_over(b) for a, b in zip(one, two, strict=True)]
+    differences = [a.minus(b) for a, b in zip(one, two, strict=True)]
+    return {
+        "at N": coverage(one, mean(one)),
+        "infinity": coverage([each.infinite for each in ones], classes.distance),
+        "difference": coverage(differences, mean(differences)),
+        "ratio": coverage(gains, ratio),
+    }
+
+
+@pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "random"])
+def test_intervals_cover_with_labels_that_go_round(balanced):
+    found = covered(Classes(8, 4.0), 400, 200, balanced)
+    # 95 % of 200 has a standard deviation of 1.5 %.
+    assert all(0.91 <= share <= 0.99 for share in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "random"])
+@pytest.mark.parametrize("count", [1000, 2000, 5000])
+def test_intervals_cover_93_to_97_percent(count, balanced):
+    found = covered(Classes(16, 2.0), count, 1000, balanced)
+    # 95 % of 1,000 has a standard deviation of 0.7 %.
+    assert all(0.923 <= share <= 0.977 for share in found.values()), found
+
+
+def test_groups_hold_whole_rounds():
+    rows = torch.arange(47)[:, None]
+    found = [len(part) for part in group_rows(rows, 5, round_length=4)]
+    # 11 rounds, and three rows left over.
+    assert found == [8, 8, 8, 8, 15]
+    assert torch.equal(torch.cat(group_rows(rows, 5, round_length=4)), rows)
+
+
+def test_the_difference_between_classes_is_no_noise():
+    # 104 rounds of ten classes that differ by far more than what varies within them.
+    x = draw(1040, 2) * 0.1 + (torch.arange(1040) % 10)[:, None]
+    rounds = fid_estimates(x, standard(2), 50, None, 10)
+    shuffled = fid_estimates(x, standard(2), 50, 1)
+    assert rounds.at_size.standard_error < 0.1 * shuffled.at_size.standard_error
+    # Seven rows are left over.
+    broken = fid_estimates(torch.cat([x, x[:7]]), standard(2), 50, None, 10)
+    assert broken.at_size.standard_error == pytest.approx(rounds.at_size.standard_error, rel=0.2)
+    assert len(fid_estimates(x[:400], standard(2), 50, None, 10).at_size.without) == 40
+
+
+def test_fewer_than_five_rounds_are_shuffled_and_give_no_fid_at_infinity():
+    x = draw(400, 2) + (torch.arange(400) % 90)[:, None]
+    found = fid_estimates(x, standard(2), 10, None, 90)
+    assert found.infinite is None
+    expected = x[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    assert torch.equal(found.at_size.without, fid_jackknife(expected, standard(2), 10).without)
+    assert fid_estimates(x, standard(2), 10, None, 80).infinite is not None
+
+
+def test_seed_zero_shuffles_too():
+    x = draw(200, 2) + torch.arange(200)[:, None] / 100
+    by_seed = [fid_estimates(x, standard(2), 10, seed) for seed in (None, 0, 1)]
+    errors = {each.at_size.standard_error for each in by_seed}
+    assert len(errors) == 3
 
 
 def test_derivative_is_that_of_the_distance():
@@ -183,15 +362,6 @@ def test_directions_without_variance_add_nothing_to_the_transport():
     assert tangent.value == pytest.approx(standard(6).distance(of(flat)), rel=1e-12)
 
 
-def test_second_order_term_of_white_features_is_its_closed_form():
-    x = draw(200, 6)
-    values, vectors = torch.linalg.eigh(of(x).covariance)
-    white = of((x - x.mean(0)) @ (vectors / values.sqrt()))
-    expected = (6 + 6**2 / 8) / 200**2
-    found = second_order(white, standard(6).tangent(white))
-    assert found == pytest.approx(expected, rel=1e-9)
-
-
 @pytest.mark.parametrize(("width", "least"), [(2, 100), (16, 160), (64, 640), (2048, 46341)])
 def test_least_number_of_rows(width, least):
     assert least_count(width) == least
@@ -204,7 +374,8 @@ def test_too_few_rows_give_the_plain_jackknife_and_no_fid_at_infinity():
     expected = fid_jackknife(draw(159, 16), reference, 20)
     assert found.at_size.value == expected.value
     assert torch.equal(found.at_size.without, expected.without)
-    assert found.at_size.excess == found.at_size.slope == 0
+    assert found.at_size.noise is None
+    assert found.at_size.slope == 0
     assert fid_estimates(draw(160, 16), reference, groups=20).infinite is not None
 
 
@@ -214,7 +385,8 @@ def test_rows_in_order_of_class_need_the_shuffle():
     in_order = fid_estimates(x, reference, 20)
     shuffled = fid_estimates(x, reference, 20, shuffle_seed=1)
     again = fid_estimates(x, reference, 20, shuffle_seed=1)
-    assert shuffled.infinite == again.infinite._replace(without=shuffled.infinite.without)
+    assert shuffled.infinite.value == again.infinite.value
+    assert shuffled.infinite.interval() == again.infinite.interval()
     assert shuffled.at_size.value == pytest.approx(in_order.at_size.value, rel=1e-9)
     # A quarter of one class is far from the reference: the extrapolation goes astray.
     assert abs(shuffled.infinite.value - shuffled.at_size.value) < 0.1
@@ -248,13 +420,71 @@ def test_slope_makes_the_ends_those_where_the_value_is_just_not_too_far():
     assert high - 1 > 1 - low
 
 
-def test_excess_is_taken_from_the_variance():
+def test_share_of_the_noise_is_taken_from_the_variance():
     without = torch.linspace(0.9, 1.1, 20, dtype=torch.float64)
     plain = Jackknife(1.0, without)
-    half = Jackknife(1.0, without, excess=plain.standard_error**2 / 2)
-    assert half.standard_error == pytest.approx(plain.standard_error / math.sqrt(2))
+    errors = torch.stack([without, without]) / 2
+    # Two errors of half the size have half the spread; 3/5 of that are subtracted.
+    found = Jackknife(1.0, without, errors, noise_share=0.6)
+    assert found.standard_error == pytest.approx(plain.standard_error * math.sqrt(1 - 0.3))
+    # There cannot be more noise than there is spread.
+    found = Jackknife(1.0, without, 3 * errors, noise_share=0.6)
+    assert found.standard_error == pytest.approx(plain.standard_error * math.sqrt(1 - 0.6))
+
+
+def test_interval_of_a_ratio_is_fiellers():
+    draws = draw(30, 2, seed=7)
+    ours, theirs = (Jackknife(2.0 + k, 2.0 + k + 0.05 * draws[:, k]) for k in (0, 1))
+    found = ours.improvement_over(theirs)
+    low, high = found.interval()
+    quantile = (Jackknife(0.0, ours.without).interval()[1]) / ours.standard_error
+    for end in (low, high):
+        # At the ends, self - ratio other is just not too far from 0.
+        ratio = 1 - end
+        apart = Jackknife(2.0 - ratio * 3.0, ours.without - ratio * theirs.without)
+        assert abs(apart.value) == pytest.approx(quantile * apart.standard_error, rel=1e-9)
+    assert low < found.value < high
+
+
+def test_noise_of_a_difference_and_of_a_ratio_is_that_of_the_differences():
+    draws = draw(30, 4, seed=8).T
+    ours, theirs = (
+        Jackknife(2.0 + k, 2.0 + k + 0.05 * draws[k], 0.02 * draws[None, 2 + k], 0.3)
+        for k in (0, 1)
+    )
+    noise = 0.02 * (draws[2] - draws[3])
+    found = ours.minus(theirs)
+    plain = Jackknife(-1.0, found.without).standard_error ** 2
+    expected = plain - 0.5 * Jackknife(0.0, noise).standard_error ** 2
+    assert found.standard_error**2 == pytest.approx(expected, rel=1e-9)
+    found = ours.improvement_over(theirs)
+    for end in found.interval():
+        ratio = 1 - end
+        difference = Jackknife(
+            2.0 - ratio * 3.0,
+            ours.without - ratio * theirs.without,
+            ours.noise - ratio * theirs.noise,
+            0.5,
+        )
+        quantile = abs(difference.value) / difference.standard_error
+        assert quantile == pytest.approx(student_quantile(0.975, 29), rel=1e-9)
+
+
+def test_ratio_to_what_may_be_zero_has_no_bounds():
+    draws = draw(30, 2, seed=7)
+    ours, theirs = (Jackknife(2.0, 2.0 + 5 * draws[:, k]) for k in (0, 1))
+    assert ours.improvement_over(theirs).interval() == (-math.inf, math.inf)
+
+
+def test_difference_to_a_set_without_noise_keeps_its_whole_spread():
+    without = torch.linspace(0.9, 1.1, 20, dtype=torch.float64)
+    ours = Jackknife(1.0, without, without[None] / 2, 0.5)
+    theirs = Jackknife(1.0, without / 2)
+    assert ours.minus(theirs).standard_error == Jackknife(0.0, without / 2).standard_error
 
 
 def test_difference_of_other_groups_is_an_error():
     with pytest.raises(ValueError, match="the same groups, but got 3 and 4"):
         Jackknife(1.0, torch.zeros(3)).minus(Jackknife(1.0, torch.zeros(4)))
+    with pytest.raises(ValueError, match="the same groups, but got 3 and 4"):
+        Jackknife(1.0, torch.zeros(3)).improvement_over(Jackknife(1.0, torch.zeros(4)))
