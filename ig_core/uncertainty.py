@@ -36,7 +36,7 @@ groups, R that of its error. A jackknife's variance is too large in the mean (Ef
 
 with R <= S, since V >= 0. A share 1/K less of R is subtracted: K = (bias N)^2 / H is how many
 directions the bias comes from (exactly, if they are alike), and few of them make FID skewed. Of
-paired differences and ratios D and g1 .. g3 are the differences, and 1/2 R is subtracted always.
+paired differences and ratios, D and g1 .. g3 are the differences, and 2/5 R is subtracted always.
 
 **Stratified rows.** Where labels go round, as they do in class-balanced samples, and each group
 holds whole rounds, all of this holds within the classes: only what varies within them is left of

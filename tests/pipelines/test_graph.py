@@ -445,7 +445,7 @@ FROZEN = {
     "images": "ebf6209363c29982c262",
     "sample": "217c4f897f02ed82aea2",
     "features": "62cb7ecc3755e3e04dd6",
-    "evaluate": "d392c5f2312a7f8897c7",
+    "evaluate": "3fd0c2210027ad5f00f8",
 }
 
 
