@@ -155,8 +155,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
 
 
 PAIRED_NOISE_SHARE = 0.4
-"""`noise_share` of a difference. Less than that of its parts (1/2, 5/8): terms of third order,
-which are neglected, show in ratios of few rows."""
+"""`noise_share` of a difference: less than that of its parts (see `ig_core.uncertainty`)."""
 
 
 class Jackknife(NamedTuple):

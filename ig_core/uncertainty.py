@@ -34,9 +34,12 @@ groups, R that of its error. A jackknife's variance is too large in the mean (Ef
 
     Var FID(N) = S - 5/8 R,      Var FID(infinity) = S - 1/2 R,                              (5)
 
-with R <= S, since V >= 0. A share 1/K less of R is subtracted: K = (bias N)^2 / H is how many
-directions the bias comes from (exactly, if they are alike), and few of them make FID skewed. Of
-paired differences and ratios, D and g1 .. g3 are the differences, and 2/5 R is subtracted always.
+with R <= S, since V >= 0. Of FID(N) 1/2 R is subtracted too: terms of third order, neglected here,
+add to its variance where N is small. A share 1/K less of R is subtracted: K = (bias N)^2 / H is
+how many directions the bias comes from (exactly, if they are alike), and few of them make FID
+skewed. Of paired differences and ratios, D and g1 .. g3 are the differences, and 2/5 R is
+subtracted always, since those terms show most in ratios. (The derivation gives 5/8 and 1/2; 1/2 and
+2/5 were chosen on simulated cases such as `benchmarks/fid_coverage.py` has.)
 
 **Stratified rows.** Where labels go round, as they do in class-balanced samples, and each group
 holds whole rounds, all of this holds within the classes: only what varies within them is left of
@@ -157,8 +160,8 @@ def fid_estimates(
     slope = (spread - noise / 4) / at_size if at_size > 0 else 0.0
     without, of_noise = _left_out(slopes), _left_out(errors)
     return FidEstimates(
-        Jackknife(at_size, at_size + without, of_noise, 5 / 8 * few, slope),
-        Jackknife(infinite, infinite + without, of_noise, 1 / 2 * few, slope),
+        Jackknife(at_size, at_size + without, of_noise, few / 2, slope),
+        Jackknife(infinite, infinite + without, of_noise, few / 2, slope),
     )
 
 
