@@ -286,6 +286,15 @@ def test_a_short_lease_does_not_die_of_an_outage(store):
     assert not leases._may_live(".locks/x/x-000001", now - bucket.OUTAGE_SECONDS - 10)
 
 
+def test_what_this_process_holds_it_never_takes_for_dead(store, monkeypatch):
+    """Its renewals may have waited for the end of an outage."""
+    held, now = store.lock("x"), store.bucket.now
+    assert held.acquire()
+    monkeypatch.setattr(store.bucket, "now", lambda: now() + 3600)
+    monkeypatch.setattr(store.leases.bucket, "now", lambda: now() + 3600)
+    assert not store.lock("x").acquire()
+
+
 def test_a_lock_whose_taking_failed_is_held_by_nobody(store, monkeypatch):
     lock, live = store.lock("x"), store.leases.live
     calls = []
