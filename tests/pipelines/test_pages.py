@@ -252,7 +252,9 @@ def test_runs_that_share_data_and_protocol_are_compared_in_one_view(ui, look):
     by_scale = card(page, "fid_by_ig_scale_x100").locator("svg text").all_text_contents()
     assert "ig_scale_axis" in by_scale
     assert "Step" not in by_scale
-    card(page, "fid").locator(".barlayer .trace").first.wait_for()
+    cards = page.get_by_test_id("experiment-view-compare-runs-card")
+    own = cards.filter(has=page.get_by_text("fid", exact=True)).first
+    own.locator(".barlayer .trace").first.wait_for()
     body = page.locator("body").inner_text()
     assert "2 matching runs" in body.replace("\n", " ").replace("  ", " ")
     differences = card(page, "Show differences only")
