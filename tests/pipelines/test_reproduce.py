@@ -8,7 +8,8 @@ import tyro
 
 from experiments import get_experiment, get_study
 from pipelines.cli import RunOptions, StudyCommand, _options
-from pipelines.reproduce import command, run_words, study_words
+from pipelines.graph import Graph
+from pipelines.reproduce import command, run_command, run_name, run_words, study_words
 from pipelines.study.options import StudyOptions
 from tests.pipelines.conftest import tiny
 
@@ -46,6 +47,43 @@ def test_the_command_gives_the_experiment_again(experiment):
 
 def test_an_experiment_outside_the_registry_has_no_command():
     assert run_words(tiny()) is None
+    assert run_command(tiny()) == "igdit run experiment.json"
+    assert run_name(tiny()) == f"tiny {Graph(tiny()).run_key[:8]}"
+
+
+def test_the_source_of_a_run_is_its_command_with_all_that_was_set():
+    experiment = changed(train={"steps": 750}, loss={"aux_weight": 0.25}, ig_scales=(1.4, 2.0))
+    assert run_command(experiment) == ("igdit run digits --loss.aux-weight 0.25 "
+                                       "--train.steps 750 --ig-scales 1.4 2.0")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name"),
+    [
+        (changed(), "digits"),
+        (changed(resources={"num_workers": 1}), "digits"),
+        (changed(loss={"aux_weight": 0.25}, train={"steps": 750}),
+         "digits aux_weight=0.25 steps=750"),
+        (changed(ig_scales=(2, 1.4)), "digits ig_scales=1,1.4,1.8,2"),
+        (changed(ig_scales=(2, 1, 1.4, 1.8)), "digits ig_scales=1,1.4,1.8,2"),
+        (changed(guidance={"cfg_interval": (0.0, 0.5)}), "digits"),
+        (changed(train={"seed": 3}, evaluation={"seed": 4}),
+         "digits train.seed=3 evaluation.seed=4"),
+        (changed("sit_xl2_ig",
+                 train={"from_checkpoint": "/a/SiT.pt", "checkpoint_sha256": "a" * 64},
+                 data={"codec_path": "/vae", "codec_sha256": "b" * 64}),
+         "sit_xl2_ig codec_path=vae from_checkpoint=SiT.pt"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_by_what_differs(experiment, name):
+    """Not by what changes no result, nor by how the same is spelled."""
+    assert run_name(experiment) == name
+
+
+def test_a_long_name_says_how_many_settings_more_differ(monkeypatch):
+    monkeypatch.setattr("pipelines.reproduce.NAME_LENGTH", 25)
+    experiment = changed(loss={"aux_weight": 0.25}, train={"steps": 750, "seed": 5})
+    assert run_name(experiment) == "digits aux_weight=0.25 and 2 more"
 
 
 @pytest.mark.parametrize("name", ["digits", "mine"])
