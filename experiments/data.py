@@ -77,6 +77,11 @@ class DataConfig:
                 f"{self.side * factor}: data.side={self.side} times {factor} of "
                 f"{self.codec}")  # fmt: skip
 
+    @property
+    def image_side(self) -> int:
+        """Side in pixels of the images that are learnt, and of samples."""
+        return self.side if self.source == "digits" else self.resolution
+
     def _check_digits(self) -> None:
         """Raise ValueError for what digits do not have."""
         for name, value in (("path", None), ("classes", None), ("codec", "none"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NO_PART = (
     "extractor_weights", "reference", "shard_size", "seed", "report_seed", "curve_samples",
-    "groups", "weights_sha256", "reference_sha256",
+    "groups", "weights_sha256", "reference_sha256", "reference_content", "reference_resolution",
 )  # fmt: skip
 """Fields of an evaluation that are no part of its protocol."""
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

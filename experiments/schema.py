@@ -38,10 +38,18 @@ class EvaluationConfig:
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
     reference: str | None = None
     """Real images: an .npz of the ADM protocol (statistics mu, sigma, and for sFID mu_s, sigma_s;
-    images in arr_0 for precision and recall), a folder of PNG files of the samples' size, or one of
-    .npz shards. None: the training images of the digits; a run on other data needs one."""
+    images in arr_0 for precision and recall), or images: a folder of .npz shards, or what
+    data.path may be (folders of JPEG, PNG and other images, with class folders or without; Parquet
+    files, tars, a zip), cropped to the samples' size as ADM does where they have another. None: the
+    images to learn, cropped likewise; a run on latents, which has none, needs one."""
     reference_sha256: str | None = None
-    """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
+    """SHA-256 of that file, or of a folder of the samples' format; a run fills it in, and an
+    experiment that has it takes no other."""
+    reference_content: str | None = None
+    """Identity of images that are cropped, given or to learn; a run fills it in, and an experiment
+    that has it takes no others."""
+    reference_resolution: int | None = None
+    """Side in pixels to which they are cropped. None: that of the samples."""
     extractor_epochs: int = 15
     """digits-cnn: passes over the data."""
     extractor_seed: int = 0
@@ -73,6 +81,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("extractor_epochs", "shard_size", "kid_subsets", "isc_splits"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        side = self.reference_resolution
+        require(side is None or side >= 1, "evaluation.reference_resolution", side, "at least 1")
         require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
         require(self.groups >= 5, "groups", self.groups, "at least 5 (fewer give no interval)")
         require(self.isc_splits <= self.curve_samples, "isc_splits", self.isc_splits,
@@ -165,6 +175,12 @@ class Experiment:
         require(optim.precision != "fp16", "optim.precision", "fp16", f"float32 or bf16 {also}")
         require(not self.loss.target_guidance, "loss.target_guidance", self.loss.target_guidance,
                  f"0 {also}")  # fmt: skip
+
+    @property
+    def reference_side(self) -> int:
+        """Side in pixels of the images that samples are compared with, where they are cropped."""
+        given = self.evaluation.reference_resolution
+        return self.data.image_side if given is None else given
 
     @property
     def _shards(self) -> int:

@@ -190,10 +190,11 @@ class Study:
         for part, file, digest in (
             (values["experiment"]["evaluation"], "extractor_weights", "weights_sha256"),
             (values["experiment"]["evaluation"], "reference", "reference_sha256"),
+            (values["experiment"]["evaluation"], "reference", "reference_content"),
             (data, "path", "content"),
             (data, "codec_path", "codec_sha256"),
         ):
-            if part[digest] is not None:
+            if part[digest] is not None and part[file] is not None:
                 part[file] = f"sha256:{part[digest]}"
         plain: dict[str, object] = json.loads(json.dumps(values))
         return plain

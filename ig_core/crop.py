@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
+Mode = Literal["RGB", "L"]
+"""What pixels become: colours, or grey."""
 LONGEST = 100
 """How many times as long as wide an image may be: ADM makes all of it before it crops."""
 
@@ -26,14 +28,14 @@ class Pixels(NamedTuple):
     """A training image."""
 
     image: NDArray[np.uint8] | None
-    """(3, size, size); None: it cannot be used."""
+    """(3, size, size), grey (1, size, size); None: it cannot be used."""
     fault: str | None
     """What is wrong with it; an image that has pixels all the same was converted."""
     oriented: bool = False
     """Whether viewers would turn it, by its EXIF data; the pixels are as they are stored."""
 
 
-def read_pixels(data: bytes, size: int) -> Pixels:
+def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
     """Decode an image file and crop it to `size` x `size`.
 
     Grey images, palettes and transparent ones become RGB as Pillow does it, which is what published
@@ -47,6 +49,7 @@ def read_pixels(data: bytes, size: int) -> Pixels:
     Args:
         data: The file.
         size: Side in pixels.
+        mode: What they become.
 
     Raises:
         MemoryError: what the machine lacks is no fault of an image.
@@ -55,9 +58,9 @@ def read_pixels(data: bytes, size: int) -> Pixels:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
+            stored = image.mode
             if _is_deep(image):
-                return Pixels(None, f"more than 8 bits a channel (mode {mode})")
+                return Pixels(None, f"more than 8 bits a channel (mode {stored})")
             if max(image.size) > LONGEST * min(image.size):
                 return Pixels(None, f"is {image.width} x {image.height}: over {LONGEST} times as "
                                     f"long as wide")  # fmt: skip
@@ -66,13 +69,14 @@ def read_pixels(data: bytes, size: int) -> Pixels:
                                     f"pixels")  # fmt: skip
             image.load()
             oriented = _is_oriented(image)
-            pixels = center_crop(image.convert("RGB"), size)
+            pixels = center_crop(image.convert(mode), size)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file makes a decoder raise anything
         reason = str(error).partition(" <_io")[0]  # Pillow adds the address of the buffer
         return Pixels(None, f"cannot be decoded: {reason or type(error).__name__}")
-    return Pixels(pixels, "is CMYK, converted to RGB" if mode == "CMYK" else None, oriented)
+    fault = f"is CMYK, converted to {mode}" if stored == "CMYK" else None
+    return Pixels(pixels, fault, oriented)
 
 
 def _is_oriented(image: ImageFile) -> bool:
@@ -104,7 +108,7 @@ def center_crop(image: Image, size: int) -> NDArray[np.uint8]:
     bicubic interpolation until it is `size`, then cropped.
 
     Returns:
-        uint8 (3, size, size).
+        uint8 (3, size, size), of a grey image (1, size, size).
     """
     from PIL.Image import Resampling
 
@@ -113,7 +117,7 @@ def center_crop(image: Image, size: int) -> NDArray[np.uint8]:
         image = image.resize((width // 2, height // 2), Resampling.BOX)
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
-    pixels = np.asarray(image.resize((width, height), Resampling.BICUBIC))
+    pixels = np.atleast_3d(np.asarray(image.resize((width, height), Resampling.BICUBIC)))
     top, left = (height - size) // 2, (width - size) // 2
     cropped = pixels[top : top + size, left : left + size]
-    return np.ascontiguousarray(cropped.transpose(2, 0, 1))
+    return np.array(cropped.transpose(2, 0, 1), order="C")

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ig_core.image_bytes import read_image_file
 from ig_core.npz import names, open_array, open_npz, read_array, read_rows
+from ig_core.source_formats import CONTAINERS
+from ig_core.source_images import IMAGES
 from ig_core.source_labels import suffix_of
 from ig_core.source_walk import is_hidden, walk
 
@@ -71,6 +73,41 @@ def count_images(path: Path) -> int:
         return sum(map(count_images, shards)) if shards else len(png_files(path))
     with open_npz(path) as archive, open_array(archive, "arr_0") as (header, _):
         return _checked_shape(header.shape, header.dtype, path)[0]
+
+
+def holds_samples(folder: Path, side: int | None) -> bool:
+    """Whether a folder holds images as samples are written: .npz shards, or PNG files alone.
+
+    Args:
+        folder: The folder.
+        side: Height and width that the PNG files must have; None: any. What is no PNG file has
+            none, and shows when it is read.
+
+    Raises:
+        ValueError: there are .npz shards and PNG files, or a shard holds no images.
+    """
+    if shards := npz_shards(folder):
+        for shard in shards:
+            count_images(shard)
+        return True
+    kinds = [(entry, suffix_of(entry.name)) for entry in _entries(folder) if entry.is_file()]
+    pngs = [entry for entry, kind in kinds if kind == ".png"]
+    others = any(kind in IMAGES or kind in CONTAINERS for _, kind in kinds if kind != ".png")
+    if not pngs or others:
+        return False
+    return side is None or all(_png_size(file) in (None, (side, side)) for file in pngs)
+
+
+def _png_size(file: Path) -> tuple[int, int] | None:
+    """Width and height that a PNG file says it has; None: it is none, or cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(24)
+    except OSError:
+        return None
+    if len(start) < 24 or not start.startswith(b"\x89PNG") or start[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(start[16:20]), int.from_bytes(start[20:24])
 
 
 def npz_shards(folder: Path) -> list[Path]:

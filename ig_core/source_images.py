@@ -99,18 +99,27 @@ def list_parquet(search: Search) -> list[Row]:
         path = search.found.root / file
         table = pq.ParquetFile(path)
         schema = table.schema_arrow
-        if "image" not in schema.names or "label" not in schema.names:
-            raise ValueError(f"{path} must have columns image and label, but has "
+        wanted = ["image"] if search.labels else ["image", "label"]
+        if not set(wanted) <= set(schema.names):
+            plural = "s" if len(wanted) > 1 else ""
+            raise ValueError(f"{path} must have column{plural} {' and '.join(wanted)}, but has "
                              f"{', '.join(schema.names)}")  # fmt: skip
-        kind = schema.field("label").type
-        if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
-            raise ValueError(f"{path}: column label must hold integers, but holds {kind}")
         _check_images(table, path)
-        labels = table.read(columns=["label"])["label"].to_pylist()
-        rows += [Row(f"{file}[{number}]", file, number, -1, label if type(label) is int
-                     else whole_number(label, f"{path}: the label of row {number}"))
+        labels = ([0] * table.metadata.num_rows if search.labels
+                  else _label_column(table, path))  # fmt: skip
+        rows += [Row(f"{file}[{number}]", file, number, -1, label)
                  for number, label in enumerate(labels)]  # fmt: skip
     return rows
+
+
+def _label_column(table: pq.ParquetFile, path: Path) -> list[int]:
+    kind = table.schema_arrow.field("label").type
+    if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+        raise ValueError(f"{path}: column label must hold integers, but holds {kind}")
+    labels = table.read(columns=["label"])["label"].to_pylist()
+    return [label if type(label) is int
+            else whole_number(label, f"{path}: the label of row {number}")
+            for number, label in enumerate(labels)]  # fmt: skip
 
 
 def image_type(schema: pa.Schema, path: Path) -> pa.DataType:

@@ -52,6 +52,20 @@ class Labels:
                              f"{some(absent)} are not there")  # fmt: skip
 
 
+class NoLabels(Labels):
+    """Labels of images whose classes do not matter: all are 0, and none is looked for."""
+
+    def __init__(self) -> None:
+        super().__init__("", {})
+
+    def of(self, name: str) -> int:  # noqa: ARG002
+        """Label of a file."""
+        return 0
+
+    def check(self, names: Collection[str], suffixes: Collection[str]) -> None:
+        """Find nothing missing."""
+
+
 def read_labels(path: Path) -> Labels:
     """Labels from a file.
 

@@ -10,6 +10,7 @@ can be read by itself.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ig_core.source_formats import CLASSES, MAPPING, Row, detect, hint
 from ig_core.source_images import Search, list_folder, list_parquet, list_zip
-from ig_core.source_labels import read_labels
+from ig_core.source_labels import NoLabels, read_labels
 from ig_core.source_latents import list_npy, list_safetensors
 from ig_core.source_tars import list_tar
 
@@ -102,6 +103,18 @@ def read_listing(path: Path, root: Path) -> Listing:
                    about.get("ignored", {}))  # fmt: skip
 
 
+def list_images(path: Path) -> Listing:
+    """List images whose labels do not matter: as `list_source`, but each is given label 0.
+
+    Raises:
+        ValueError: nothing there has one of the formats of images, or something is missing.
+    """
+    found = detect(path)._replace(extra=())
+    if found.format in ("npy", "safetensors"):
+        raise ValueError(f"{path} must hold images, but holds {found.format}")
+    return _list(path, Search(found, 1, NoLabels()))
+
+
 def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Listing:
     """List what lies at a path.
 
@@ -121,7 +134,11 @@ def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Lis
             raise ValueError(f"data.classes must be left out: {path} holds {found.format}, which "
                              f"has labels of its own")  # fmt: skip
         found = found._replace(extra=())
-    search = Search(found, num_classes, None if labels is None else read_labels(labels))
+    return _list(path, Search(found, num_classes, None if labels is None else read_labels(labels)))
+
+
+def _list(path: Path, search: Search) -> Listing:
+    found, num_classes = search.found, search.num_classes
     try:
         rows = LISTERS[found.format](search)
     except (OSError, KeyError, TypeError, tarfile.TarError, pa.ArrowException) as error:
@@ -154,6 +171,14 @@ def _ignored(ignored: Counter[str]) -> str:
 def _warn(text: str) -> None:
     """Log it once a process: a study lists its source for every trial."""
     logger.warning("%s", text)
+
+
+def identify_images(listing: Listing) -> str:
+    """`identify`, whatever the labels are."""
+    unlabelled = listing.table["label"].combine_chunks().is_null().cast(pa.int64())
+    place = listing.table.schema.get_field_index("label")
+    table = listing.table.set_column(place, "label", unlabelled)
+    return identify(dataclasses.replace(listing, table=table, extra=()))
 
 
 def identify(listing: Listing) -> str:

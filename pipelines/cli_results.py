@@ -25,8 +25,10 @@ class EvaluateOptions:
     """How `igdit evaluate` judges a folder of PNG files, an .npz file or a set of shards."""
 
     reference: Path | None = None
-    """What they are compared with: an .npz of the ADM protocol (mu, sigma), or images of any of the
-    kinds above. None: scikit-learn's digits."""
+    """What they are compared with: an .npz of the ADM protocol (mu, sigma), images of any of the
+    kinds above, or other images (folders of JPEG and others, with class folders or without;
+    Parquet files, tars, a zip), cropped to the size of those that are judged. None: scikit-learn's
+    digits."""
     protocol: str | None = None
     """Protocol to follow to the letter; None: the metrics of all images that there are."""
     extractor: str = "digits-cnn"

@@ -114,8 +114,10 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
     if mark.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
         found.append(f"features: {PORT} {theirs.extractor}")
     if run.evaluation.reference is not None:
-        digest = str(run.evaluation.reference_sha256)[:12]
-        found.append(f"reference: a file with SHA-256 {digest}..., published with "
+        content = run.evaluation.reference_content
+        digest = str(content or run.evaluation.reference_sha256)[:12]
+        what = "images with identity" if content else "a file with SHA-256"
+        found.append(f"reference: {what} {digest}..., published with "
                      f"{theirs.reference}")  # fmt: skip
     if run.train.imported:
         digest = str(run.train.checkpoint_sha256)[:12]

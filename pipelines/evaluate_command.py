@@ -44,7 +44,7 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
                          f"but {path} does not exist")  # fmt: skip
     home.prepare()
     count = count_images(path)
-    experiment = resolve(_experiment(options, count))
+    experiment = resolve(_experiment(options, count, _side(path)))
     evaluation = experiment.evaluation
     if count < evaluation.num_samples:
         raise ValueError(f"images must be at least {evaluation.num_samples:,}, but {path} has "
@@ -81,9 +81,9 @@ def _check_files(evaluation: EvaluationConfig) -> None:
 
     if evaluation.extractor_weights is not None:
         read_weights(evaluation.extractor_weights)
-    if evaluation.reference is None or Path(evaluation.reference).is_dir():
+    if evaluation.reference_sha256 is None or Path(str(evaluation.reference)).is_dir():
         return
-    path = Path(evaluation.reference)
+    path = Path(str(evaluation.reference))
     if has_arrays(path, {"mu", "sigma"}):
         read_reference(path, int(FEATURE_LAYERS[evaluation.extractor][0]))
 
@@ -96,11 +96,22 @@ def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Pa
     return target
 
 
-def _experiment(options: EvaluateOptions, count: int) -> Experiment:
+def _side(path: Path) -> int:
+    """Side of the images in pixels; of those that are not square the shorter one.
+
+    Raises:
+        ValueError: the first of them cannot be read.
+    """
+    from ig_core.image_files import read_image_batches
+
+    return int(min(next(read_image_batches(path, 1)).shape[2:]))
+
+
+def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
     """An experiment of which only the evaluation matters."""
     reference = None if options.reference is None else str(options.reference)
     weights = None if options.weights is None else str(options.weights)
-    changes: dict[str, Any] = {"groups": options.groups}
+    changes: dict[str, Any] = {"groups": options.groups, "reference_resolution": side}
     if options.protocol is None:
         if options.extractor != "digits-cnn" and reference is None:
             raise ValueError(f"extractor {options.extractor} needs a --reference, but got None")
@@ -126,7 +137,14 @@ def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None)
 
     expected = {"digits-cnn": (1, 8, 8)}.get(evaluation.extractor)
     expected = {"adm-imagenet256": (3, 256, 256)}.get(protocol or "", expected)
-    for name, where in (("images", path), ("reference images", evaluation.reference)):
+    # Those that are cropped come out as they must be.
+    given = None if evaluation.reference_content else evaluation.reference
+    if given is None and evaluation.reference is not None:
+        height, width = next(read_image_batches(path, 1)).shape[2:]
+        if height != width:
+            raise ValueError(f"images must be square where those of a reference are cropped, but "
+                             f"those of {path} are {height} x {width}")  # fmt: skip
+    for name, where in (("images", path), ("reference images", given)):
         if where is None or expected is None or (where != path and not _has_images(Path(where))):
             continue
         first: Tensor = next(read_image_batches(Path(where), 1))

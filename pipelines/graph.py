@@ -231,10 +231,16 @@ class Graph:
         return Node("data", config, {"listing": listing, **_numbered(parts)})
 
     def _reference(self) -> Node:
-        evaluation = self.experiment.evaluation
-        if evaluation.reference is None and self.experiment.data.source == "digits":
+        """What samples are compared with: the digits, images that are cropped, or a file."""
+        experiment, evaluation = self.experiment, self.experiment.evaluation
+        given = evaluation.reference is not None
+        if not given and experiment.data.source == "digits":
             return Node("reference", {}, {"data": self.data, "extractor": self.extractor})
-        config = {"sha256": evaluation.reference_sha256}
+        config: dict[str, Any] = {"sha256": evaluation.reference_sha256}
+        learnt = not given and experiment.data.source == "images"
+        if evaluation.reference_content is not None or learnt:
+            config = {"images": evaluation.reference_content,
+                      "resolution": experiment.reference_side}  # fmt: skip
         return Node("reference", config, {"extractor": self.extractor})
 
     def _extractor(self) -> Node:

@@ -10,7 +10,12 @@ ADDED = {
     "OptimConfig": {"optimizer", "momentum", "precision"},
     "SamplerConfig": {"precision"},
     "TrainConfig": {"from_checkpoint", "checkpoint_sha256"},
-    "EvaluationConfig": {"reference_sha256", "report_seed"},
+    "EvaluationConfig": {
+        "reference_sha256",
+        "reference_content",
+        "reference_resolution",
+        "report_seed",
+    },
     "DataConfig": {
         "content",
         "codec",

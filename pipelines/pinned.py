@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import INCEPTION
 from pipelines.keys import content_digest, file_digest
-from pipelines.sources import pin_source
+from pipelines.sources import ImagesOf, pin_source, reference_identity
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from experiments import DataConfig, Experiment
+    from experiments import DataConfig, EvaluationConfig, Experiment
     from ig_core.config import ModelConfig, TrainConfig
 
-PINNED = {"extractor_weights": "weights_sha256", "reference": "reference_sha256"}
-"""Files of an evaluation -> the field that holds what identifies them."""
+PINNED = ("extractor_weights", "reference")
+"""Files of an evaluation."""
 
 
 def path_digest(path: Path) -> str:
@@ -76,8 +76,11 @@ def unnamed_files(experiment: Experiment) -> dict[str, str]:
         wanted["evaluation.extractor_weights"] = (
             "Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)"
         )
-    if data.source != "digits" and evaluation.reference is None:
-        wanted["evaluation.reference"] = "reference statistics (VIRTUAL_imagenet256_labeled.npz)"
+    if data.source == "latents" and evaluation.reference is None:
+        wanted["evaluation.reference"] = (
+            "reference statistics (VIRTUAL_imagenet256_labeled.npz) or images, since latents come "
+            "without any"
+        )
     return wanted
 
 
@@ -132,46 +135,89 @@ def resolve(
         raise ValueError(f"{experiment.name} needs files that are not named yet: {named}")
     if "train.from_checkpoint" not in skip:
         experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment))
+    experiment = dataclasses.replace(experiment, data=_pin_data(experiment, skip))
+    if "evaluation.extractor_weights" not in skip:
+        experiment = dataclasses.replace(experiment, evaluation=_pin_weights(experiment))
+    return dataclasses.replace(experiment, evaluation=_pin_reference(experiment, skip))
+
+
+def _pin_weights(experiment: Experiment) -> EvaluationConfig:
+    """The weights of an extractor, pinned."""
     evaluation = experiment.evaluation
-    for field_, digest_field in PINNED.items():
-        given = getattr(evaluation, field_)
-        if given is None or f"evaluation.{field_}" in skip:
-            continue
-        path, known = Path(given).expanduser().absolute(), getattr(evaluation, digest_field)
-        if not path.is_file() and (field_ != "reference" or not path.is_dir()):
-            raise ValueError(f"{field_} must be a file, but got {str(path)!r}")
-        if field_ == "reference":
-            check_reference(path)
-        digest = _known_digest(path)
-        if known not in (None, digest):
-            raise ValueError(f"{field_} must be the file with SHA-256 {known}, but {path} has "
-                             f"{digest}")  # fmt: skip
-        changes: Any = {field_: str(path), digest_field: digest}
-        evaluation = dataclasses.replace(evaluation, **changes)
-    return dataclasses.replace(experiment, evaluation=evaluation,
-                               data=_pin_data(experiment, skip))  # fmt: skip
+    if evaluation.extractor_weights is None:
+        return evaluation
+    path = Path(evaluation.extractor_weights).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"extractor_weights must be a file, but got {str(path)!r}")
+    digest = _known_digest(path)
+    _check_known("extractor_weights", path, evaluation.weights_sha256, digest)
+    return dataclasses.replace(evaluation, extractor_weights=str(path), weights_sha256=digest)
 
 
-def check_reference(path: Path) -> None:
-    """Look into a reference: a folder of images, or a file with images or statistics.
+def _check_known(field: str, path: Path, known: str | None, digest: str | None) -> None:
+    """Raise ValueError unless a file is the one that the experiment was run with, if it was."""
+    if known not in (None, digest):
+        raise ValueError(f"{field} must be the file with SHA-256 {known}, but {path} has "
+                         f"{digest or 'images of another format'}")  # fmt: skip
+
+
+def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationConfig:
+    """What samples are compared with, pinned after a look into it.
 
     Raises:
-        ValueError: it is none; the message says what is there.
+        ValueError: it holds nothing to compare with, or is not what the experiment was run with.
     """
-    from ig_core.image_files import count_images
+    evaluation, data = experiment.evaluation, experiment.data
+    given = evaluation.reference
+    learnt = given is None and data.source == "images" and data.path is not None
+    if (given is None and not learnt) or {"evaluation.reference", "data.path"} & set(skip):
+        return evaluation
+    if given is not None:
+        path = Path(given).expanduser().absolute()
+        evaluation = dataclasses.replace(evaluation, reference=str(path))
+        side = None if evaluation.reference_sha256 else experiment.reference_side
+        if _has_format_of_samples(path, side):
+            digest = _known_digest(path)
+            _check_known("reference", path, evaluation.reference_sha256, digest)
+            if evaluation.reference_content is not None:
+                raise ValueError(f"reference must be the images of {evaluation.reference_content} "
+                                 f"as when the experiment was run, but is {path}")  # fmt: skip
+            return dataclasses.replace(evaluation, reference_sha256=digest)
+        _check_known("reference", path, evaluation.reference_sha256, None)
+    images = ImagesOf.reference(dataclasses.replace(experiment, evaluation=evaluation))
+    content, known = reference_identity(images), evaluation.reference_content
+    if known not in (None, content):
+        raise ValueError(f"reference must be the images of {known} as when the experiment was run, "
+                         f"but {images.path} holds those of {content}")  # fmt: skip
+    return dataclasses.replace(evaluation, reference_content=content)
+
+
+def _has_format_of_samples(path: Path, side: int | None) -> bool:
+    """Look into a reference: are it statistics, or images as they are and not to be cropped?
+
+    Args:
+        path: What is given.
+        side: Of the samples, in pixels: PNG files of another are to be cropped. None: none are.
+
+    Raises:
+        ValueError: it holds nothing that can be compared with.
+    """
+    from ig_core.image_files import count_images, holds_samples
     from ig_core.npz import has_arrays
+    from ig_core.source_formats import CONTAINERS
 
     if path.is_dir():
-        try:
-            count_images(path)
-        except ValueError as error:
-            raise ValueError(f"reference must be a folder of PNG files or .npz shards, or an .npz "
-                             f"file: {error}") from error  # fmt: skip
-    elif not has_arrays(path, {"mu", "sigma"}):
+        return holds_samples(path, side)
+    if not path.is_file():
+        raise ValueError(f"reference must be a file or a folder, but got {str(path)!r}")
+    if path.suffix.lower() in CONTAINERS:
+        return False
+    if not has_arrays(path, {"mu", "sigma"}):
         if not has_arrays(path, {"arr_0"}):
             raise ValueError(f"reference must hold statistics (mu, sigma) or images (arr_0), but "
                              f"{path} holds neither")  # fmt: skip
         count_images(path)
+    return True
 
 
 def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:

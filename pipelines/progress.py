@@ -188,7 +188,8 @@ class ProgressDisplay:
         if node.kind == "latents":
             name = f"latents {node.config['start']:,} to {node.config['stop']:,}"
         self.say(f"{node.stage:<9} {name} ready")
-        if node.kind != "data" or "listing" not in node.inputs:
+        read_images = "listing" in node.inputs or "images" in node.config
+        if node.kind not in ("data", "reference") or not read_images:
             return
         path = self.store.open(node.kind, node.key).path / STATISTICS
         broken = json.loads(path.read_text(encoding="utf-8"))["broken"]

@@ -100,7 +100,7 @@ def comparison_name(graph: Graph) -> str:
     evaluation, reference = graph.experiment.evaluation, graph.reference
     name = protocol_name(evaluation)
     if name != CUSTOM:
-        digest = evaluation.reference_sha256
+        digest = evaluation.reference_sha256 or evaluation.reference_content
         return name if digest is None else f"{name} {digest[:8]}"
     key = content_key([protocol_essence(evaluation), reference.key])
     return f"{graph.experiment.data.source} {key[:8]}"

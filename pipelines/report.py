@@ -189,6 +189,10 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
     if kind == "checkpoint":
         steps = [node.step for node in missing]
         return f"training from step {starting_step(store, graph, steps)} to {max(steps)}"
+    if kind == "reference" and "images" in missing[0].config:
+        side = missing[0].config["resolution"]
+        given = graph.experiment.evaluation.reference
+        return f"{given or 'the training images'}, cropped to {side} x {side}"
     if kind in ("images", "latents"):
         count = sum(node.config["stop"] - node.config["start"] for node in missing)
         return f"{count:,} {kind}"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 NAME_LENGTH = 120
 """Characters after which the name of a run says only how many settings more differ."""
 FILES = {
-    "data.path": ("data.content", "data.count"),
+    "data.path": ("data.content", "data.count", "evaluation.reference-content"),
     "data.codec-path": ("data.codec-sha256", "data.encoder-sha256"),
     "train.from-checkpoint": ("train.checkpoint-sha256",),
-    "evaluation.reference": ("evaluation.reference-sha256",),
+    "evaluation.reference": ("evaluation.reference-sha256", "evaluation.reference-content"),
     "evaluation.extractor-weights": ("evaluation.weights-sha256",),
 }
 """Setting that names a file -> settings that a run fills in by looking at it."""

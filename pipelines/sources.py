@@ -6,18 +6,20 @@ import dataclasses
 import functools
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from experiments import DataConfig
+    from experiments import DataConfig, Experiment
     from ig_core.latent_checks import LatentForm
     from ig_core.source_rows import LatentRows
     from ig_core.sources import Listing
 
+PROBES = 16
+"""Images of a reference of which one at least must be usable before any work."""
 OVERRIDE = "--data.no-check-statistics takes them as they are"
 
 
@@ -73,9 +75,64 @@ def _source(data: DataConfig, labels: str) -> tuple[str, int]:  # noqa: ARG001
     return identify(listing), len(listing)
 
 
+class ImagesOf(NamedTuple):
+    """Where the real images lie that samples are compared with."""
+
+    path: str
+    num_classes: int | None = None
+    """Of images to learn, which are listed with their labels."""
+    classes: str | None = None
+
+    @classmethod
+    def reference(cls, experiment: Experiment) -> ImagesOf:
+        """Find them: those that are given, else those to learn."""
+        data, given = experiment.data, experiment.evaluation.reference
+        return cls(str(data.path), data.num_classes, data.classes) if given is None else cls(given)
+
+    def list(self) -> Listing:
+        """List them.
+
+        Raises:
+            ValueError: there are none, or something of them is missing.
+        """
+        from ig_core.sources import list_images, list_source
+
+        if self.num_classes is None:
+            return list_images(Path(self.path))
+        classes = None if self.classes is None else Path(self.classes)
+        return list_source(Path(self.path), self.num_classes, classes)
+
+
+@functools.lru_cache(maxsize=16)
+def reference_identity(images: ImagesOf) -> str:
+    """Identity of the images of a reference, taken once a process.
+
+    Raises:
+        ValueError: there are none, or of the first none can be used.
+    """
+    from ig_core.crop import read_pixels
+    from ig_core.source_rows import image_files
+    from ig_core.sources import identify_images
+
+    listing = images.list()
+    faults = []
+    for row, content in image_files(listing, 0, min(len(listing), PROBES)):
+        fault = content if isinstance(content, str) else None
+        if not isinstance(content, str):
+            pixels, fault, _ = read_pixels(content, 1)
+            if pixels is not None:
+                break
+        faults.append(f"{row.name}: {fault}")
+    else:
+        raise ValueError(f"reference must hold images that can be used, but of {listing.root} the "
+                         f"first {len(faults)} cannot be, for example {faults[0]}")  # fmt: skip
+    return identify_images(listing)
+
+
 def forget_sources() -> None:
     """List sources anew, for a process in which they change."""
     _source.cache_clear()
+    reference_identity.cache_clear()
 
 
 def _check_latents(data: DataConfig, listing: Listing) -> None:

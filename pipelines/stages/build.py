@@ -108,10 +108,11 @@ def build(job: Job) -> None:
     import torch
 
     from ig_core.precision import set_tf32
-    from pipelines.stages.data import build_data, build_extractor, build_reference
+    from pipelines.stages.data import build_data, build_extractor
     from pipelines.stages.encode import build_latents, build_listing
     from pipelines.stages.evaluate import build_evaluation, build_features
     from pipelines.stages.imported import build_checkpoint
+    from pipelines.stages.reference import build_reference
     from pipelines.stages.sample import build_images, build_sample
 
     builders: dict[str, Callable[[Context, Path], None]] = {

@@ -1,4 +1,4 @@
-"""Data stage: images into shards, the feature extractor, the reference features."""
+"""Data stage: the digits, the feature extractor, and the features of images."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ig_core.fidelity import (
     DIGITS_CNN,
-    FEATURE_LAYERS,
     INCEPTION,
     ImageFeatures,
     make_image_extractor,
     read_weights,
     train_digits_net,
 )
-from ig_core.image_files import read_image_batches
 from ig_core.images import ImageSet, read_images, write_images
-from ig_core.metrics import FeatureStats
-from ig_core.npz import has_arrays
-from ig_core.reference import Moments, read_reference
 from pipelines.pinned import path_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pipelines.stages.build import Context
 
@@ -90,48 +85,16 @@ def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:
 _made_extractor = functools.lru_cache(maxsize=1)(make_image_extractor)
 
 
+def extracted(context: Context, batches: Iterable[torch.Tensor]) -> Iterator[ImageFeatures]:
+    """Features of images, a batch at a time."""
+    return map(_extractor(context), batches)
+
+
 def write_features(context: Context, batches: Iterable[torch.Tensor], path: Path) -> None:
     """Features (N, F), logits (N, K) and, of Inception, spatial features (N, 2023) of images."""
-    extract = _extractor(context)
-    pieces = [extract(batch) for batch in batches]
+    pieces = list(extracted(context, batches))
     columns = zip(ImageFeatures._fields, zip(*pieces, strict=True), strict=True)
     save_file({name: torch.cat(column) for name, column in columns if column[0] is not None}, path)
-
-
-def build_reference(context: Context, directory: Path) -> None:
-    """Moments of the real images' features, and the features of those that are at hand.
-
-    Of a reference file the moments are taken as they stand, of however many images they are.
-    """
-    size, features = context.experiment.resources.sample_batch, directory / FEATURES
-    if "data" in context.node.inputs:
-        images = read_images([context.input("data") / IMAGES])
-        write_features(context, images.image.split(size), features)
-        moments = moments_in(features)
-    else:
-        path = pinned_file(context, "reference", "sha256")
-        width = int(FEATURE_LAYERS[context.experiment.evaluation.extractor][0])
-        has_moments = path.is_file() and has_arrays(path, {"mu", "sigma"})
-        reference = read_reference(path, width) if has_moments else None
-        if reference is None or reference.has_images:
-            write_features(context, read_image_batches(path, size), features)
-        if reference is None:
-            moments = moments_in(features)
-        else:
-            moments = {"features": reference.pooled}
-            if reference.spatial is not None:
-                moments["spatial"] = reference.spatial
-    save_file({f"{name}.{part}": getattr(value, part).contiguous()
-               for name, value in moments.items() for part in Moments._fields},
-              directory / MOMENTS)  # fmt: skip
-
-
-def moments_in(path: Path) -> dict[str, Moments]:
-    """Mean and unbiased covariance of the features in a file, by their name."""
-    found = load_file(path)
-    stats = {name: FeatureStats.from_features(found[name])
-             for name in ("features", "spatial") if name in found}  # fmt: skip
-    return {name: Moments(value.mean, value.covariance) for name, value in stats.items()}
 
 
 def pinned_file(context: Context, field: str, digest: str) -> Path:

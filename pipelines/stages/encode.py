@@ -11,6 +11,7 @@ import functools
 import json
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from experiments import DataConfig
     from ig_core.codecs import Codec
+    from ig_core.crop import Mode
     from pipelines.stages.build import Context
 
     Usable = tuple[int, int, Any]
@@ -90,19 +92,19 @@ def build_latents(context: Context, directory: Path) -> None:
     data, config = context.experiment.data, context.node.config
     listing = _listing(context.input("listing"), detect(Path(data.path or "")).root)
     writer, sums = ShardWriter(directory), None
-    broken: list[dict[str, str]] = []
+    judged = Judged(data.max_broken)
     labels: list[int] = []
-    oriented: list[str] = []
     if listing.has_latents:
         pieces = _converted(listing, config["start"], config["stop"], data)
     else:
-        pieces = _encoded(context, listing, broken, oriented, directory)
+        pieces = _encoded(context, listing, judged, directory)
     for index, label, latent, mirror in pieces:
         writer.add(index, label, latent, mirror)
         labels += label
         piece = ChannelSums.of(torch.from_numpy(latent), data.channels)
         sums = piece if sums is None else sums + piece
-    about: dict[str, Any] = {"count": len(labels), "broken": broken, "oriented": len(oriented)}
+    about: dict[str, Any] = {"count": len(labels), "broken": judged.broken,
+                             "oriented": judged.oriented}  # fmt: skip
     if sums is not None:
         writer.write(directory / LATENTS)
         per_class = torch.tensor(labels).bincount(minlength=data.num_classes)
@@ -123,17 +125,13 @@ def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Ite
 def _encoded(
     context: Context,
     listing: Listing,
-    broken: list[dict[str, str]],
-    oriented: list[str],
+    judged: Judged,
     directory: Path,
 ) -> Iterator[Piece]:
-    """Encoded images, a batch at a time; what is wrong with others is appended to `broken`.
-
-    Names of those that have an EXIF orientation are appended to `oriented`.
-    """
-    data = context.experiment.data
+    """Encoded images, a batch at a time."""
+    data, config = context.experiment.data, context.node.config
     codec = None if data.codec == "none" else codec_of(context)
-    usable = _usable(context, listing, broken, oriented)
+    usable = usable_images(listing, config["start"], config["stop"], data.resolution, judged)
     while kept := list(islice(usable, BATCH)):
         if not (directory / IMAGES).exists():
             _keep_preview(kept, directory)
@@ -158,42 +156,59 @@ def _encode(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool)
     return list(index), list(label), latent, mirror
 
 
-def _usable(
-    context: Context, listing: Listing, broken: list[dict[str, str]], oriented: list[str]
+@dataclass
+class Judged:
+    """What was found out about images that were read."""
+
+    most: int
+    """Faulty ones that are borne."""
+    broken: list[dict[str, str]] = field(default_factory=list)
+    """Name and fault of each."""
+    oriented: int = 0
+    """How many have an EXIF orientation."""
+
+
+def usable_images(
+    listing: Listing,
+    start: int,
+    stop: int,
+    size: int,
+    judged: Judged,
+    mode: Mode = "RGB",
 ) -> Iterator[Usable]:
-    """Index, label and pixels of images that can be used; the others are named, up to a limit."""
-    data, config = context.experiment.data, context.node.config
-    files = enumerate(image_files(listing, config["start"], config["stop"]), config["start"])
+    """Index, label and pixels of images that can be used, cropped; the others are named.
+
+    Raises:
+        ValueError: more of them are faulty than are borne.
+    """
+    files = enumerate(image_files(listing, start, stop), start)
 
     def decode(item: Any) -> tuple[int, Any, Pixels]:  # noqa: ANN401
         index, (row, content) = item
         if isinstance(content, str):
             return index, row, Pixels(None, content)
-        return index, row, read_pixels(content, data.resolution)
+        return index, row, read_pixels(content, size, mode)
 
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Any] = deque()
         held = 0  # bytes that wait to be decoded
         for item in files:
-            size = len(item[1][1])
-            waiting.append((pool.submit(decode, item), size))
-            held += size
+            length = len(item[1][1])
+            waiting.append((pool.submit(decode, item), length))
+            held += length
             while len(waiting) >= READ_AHEAD or (held > READ_AHEAD_BYTES and len(waiting) > 1):
-                done, size = waiting.popleft()
-                yield from _judged(done.result(), broken, oriented, data.max_broken)
-                held -= size
+                done, length = waiting.popleft()
+                yield from _judge(done.result(), judged)
+                held -= length
         for done, _ in waiting:
-            yield from _judged(done.result(), broken, oriented, data.max_broken)
+            yield from _judge(done.result(), judged)
 
 
-def _judged(
-    found: tuple[int, Any, Pixels], broken: list[dict[str, str]], oriented: list[str], most: int
-) -> Iterator[Usable]:
+def _judge(found: tuple[int, Any, Pixels], judged: Judged) -> Iterator[Usable]:
     index, row, (pixels, fault, is_oriented) = found
-    if is_oriented:
-        oriented.append(row.name)
+    judged.oriented += is_oriented
     if fault is not None:
-        broken.append({"name": row.name, "fault": fault})
-        check_broken(broken, most)
+        judged.broken.append({"name": row.name, "fault": fault})
+        check_broken(judged.broken, judged.most)
     if pixels is not None:
         yield index, row.label, torch.from_numpy(pixels)

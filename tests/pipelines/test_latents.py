@@ -486,8 +486,9 @@ def test_what_is_missing_is_said_before_any_work(tmp_path, latent, sd_vae):
         with pytest.raises(ValueError, match=message):
             resolve(dataclasses.replace(good, data=dataclasses.replace(good.data, **changes)))
     bare = dataclasses.replace(good.evaluation, reference=None)
-    with pytest.raises(ValueError, match=r"evaluation\.reference"):
-        resolve(dataclasses.replace(good, evaluation=bare))
+    ready = dataclasses.replace(good.data, source="latents")
+    with pytest.raises(ValueError, match=r"evaluation\.reference PATH: .* latents come without"):
+        resolve(dataclasses.replace(good, evaluation=bare, data=ready))
 
 
 # Identity
