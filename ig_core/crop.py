@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,6 +18,10 @@ Mode = Literal["RGB", "L"]
 LONGEST = 100
 """How many times as long as wide an image may be: ADM makes all of it before it crops."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF", "AVIF", "HEIF", "JPEG2000", "JXL",
+           "TGA", "DDS", "PSD")  # fmt: skip
+"""What is decoded, by Pillow's names. A file is known by its content: a PostScript file called
+`.png` would start Ghostscript."""
 ORIENTATION = 0x0112
 """EXIF tag of how an image is to be turned; 1: not at all."""
 MOST_PIXELS = 2**27
@@ -57,7 +62,7 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             stored = image.mode
             if _is_deep(image):
                 return Pixels(None, f"more than 8 bits a channel (mode {stored})")
@@ -77,6 +82,15 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
         return Pixels(None, f"cannot be decoded: {reason or type(error).__name__}")
     fault = f"is CMYK, converted to {mode}" if stored == "CMYK" else None
     return Pixels(pixels, fault, oriented)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Formats that this Pillow can read, of those that are images for training."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _is_oriented(image: ImageFile) -> bool:

@@ -169,8 +169,9 @@ def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationC
     """
     evaluation, data = experiment.evaluation, experiment.data
     given = evaluation.reference
-    learnt = given is None and data.source == "images" and data.path is not None
-    if (given is None and not learnt) or {"evaluation.reference", "data.path"} & set(skip):
+    if given is None and (data.source != "images" or data.path is None):
+        return evaluation
+    if ("data.path" if given is None else "evaluation.reference") in skip:
         return evaluation
     if given is not None:
         path = Path(given).expanduser().absolute()

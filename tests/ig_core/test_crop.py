@@ -203,3 +203,24 @@ def test_damaged_exif_data_are_no_fault_of_the_pixels():
     picture(20, 30).save(stream, "JPEG", exif=b"Exif\0\0" + b"\xff" * 40)
     found = read_pixels(stream.getvalue(), 16)
     assert (found.fault, found.oriented) == (None, False)
+
+
+def test_what_is_no_image_for_training_starts_no_other_program(monkeypatch):
+    """PostScript, whatever its file is called, would be drawn by Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append(1))
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n%%EOF\n"
+    pixels, fault, _ = read_pixels(text, 8)
+    assert pixels is None
+    assert "cannot be decoded: cannot identify image file" in fault
+    assert started == []
+
+
+def test_grey_is_asked_for():
+    data = io.BytesIO()
+    Image.fromarray(np.full((9, 12, 3), 7, np.uint8)).save(data, "PNG")
+    pixels = read_pixels(data.getvalue(), 4, "L").image
+    assert pixels.shape == (1, 4, 4)
+    assert (pixels == 7).all()

@@ -157,6 +157,15 @@ def test_what_the_reference_is_shows_in_its_key_and_fingerprint(tmp_path, colour
     assert len({graph.run_key for graph in graphs}) == 3
 
 
+def test_what_lies_elsewhere_is_left_alone_and_the_rest_is_pinned(tmp_path, colour):
+    data = IMAGE_FORMATS["folder"](tmp_path / "data", pictures(7))
+    given = colour(tmp_path / "elsewhere", data)
+    assert resolve(given, skip={"data.path"}).evaluation.reference_content is not None
+    assert resolve(colour(data, tmp_path / "elsewhere"), skip={"evaluation.reference"}) is not None
+    learnt = resolve(colour(tmp_path / "elsewhere"), skip={"data.path"})
+    assert learnt.evaluation.reference_content is None
+
+
 def test_a_reference_that_changed_is_refused(tmp_path, colour):
     data = IMAGE_FORMATS["folder"](tmp_path / "data", pictures(7))
     given = IMAGE_FORMATS["folder"](tmp_path / "given", pictures(7, seed=1))
