@@ -44,7 +44,9 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
                          f"but {path} does not exist")  # fmt: skip
     home.prepare()
     count = count_images(path)
-    experiment = resolve(_experiment(options, count, _side(path)))
+    wanted = _experiment(options, count, _side(path))
+    _check_weights(wanted.evaluation)
+    experiment = resolve(wanted)
     evaluation = experiment.evaluation
     if count < evaluation.num_samples:
         raise ValueError(f"images must be at least {evaluation.num_samples:,}, but {path} has "
@@ -55,7 +57,7 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
             f"are a fair sample only if any run of them is, which --in-order says"
         )
     _check_shape(path, evaluation, options.protocol)
-    _check_files(evaluation)
+    _check_statistics(evaluation)
     store, graph = home.store, Graph(experiment)
     with in_use(store):
         nodes = _keep(path, evaluation.num_samples, graph, store, console)
@@ -73,14 +75,21 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     return 0
 
 
-def _check_files(evaluation: EvaluationConfig) -> None:
-    """Read what is small now, so that a wrong file does not show after hours of work."""
-    from ig_core.fidelity import FEATURE_LAYERS, read_weights
+def _check_weights(evaluation: EvaluationConfig) -> None:
+    """Read the weights of an extractor now; that they are missing is said with what else is."""
+    from ig_core.fidelity import read_weights
+
+    given = evaluation.extractor_weights
+    if given is not None and Path(given).expanduser().is_file():
+        read_weights(Path(given).expanduser())
+
+
+def _check_statistics(evaluation: EvaluationConfig) -> None:
+    """Read statistics now, so that a wrong file does not show after hours of work."""
+    from ig_core.fidelity import FEATURE_LAYERS
     from ig_core.npz import has_arrays
     from ig_core.reference import read_reference
 
-    if evaluation.extractor_weights is not None:
-        read_weights(evaluation.extractor_weights)
     if evaluation.reference_sha256 is None or Path(str(evaluation.reference)).is_dir():
         return
     path = Path(str(evaluation.reference))
