@@ -55,11 +55,14 @@ def read_zip_member(archive: zipfile.ZipFile, name: str, most: int = MAX_IMAGE_B
     """
     try:
         with archive.open(name) as stream:
-            data = stream.read(most + 1)
+            # bzip2 and LZMA expand all that was read, whatever is asked for: the size that the
+            # member says it has is looked at first. Beyond that nothing is given.
+            size = archive.getinfo(name).file_size
+            data = stream.read(most + 1) if size <= most else b""
     except MemoryError:
         raise
     except Exception as error:  # each method of compression has errors of its own
         raise ValueError(f"cannot be read: {error or type(error).__name__}") from error
-    if len(data) > most:
+    if size > most:
         raise ValueError(f"takes over {most / 2**20:g} MiB")
     return data

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 
 import pyarrow as pa
@@ -48,6 +49,20 @@ def test_what_expands_without_end_is_never_in_memory(tmp_path, monkeypatch):
     assert len(list(image_files(listing, 0, 2))) == 2
     assert all(0 < size <= image_bytes.MAX_LABEL_BYTES + 1 for size in sizes)
     assert sizes.count(image_bytes.MAX_IMAGE_BYTES + 1) == 2
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_method_of_compression_expands_a_member_beyond_its_bound(tmp_path, method):
+    path = tmp_path / "z.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", bytes(2**24))
+    with zipfile.ZipFile(path) as archive:
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="takes over 1 MiB"):
+            image_bytes.read_zip_member(archive, "a.png", 2**20)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2**22
 
 
 def damage(path, name, how):
