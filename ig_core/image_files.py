@@ -21,7 +21,7 @@ from ig_core.npz import names, open_array, open_npz, read_array, read_rows
 from ig_core.source_formats import CONTAINERS
 from ig_core.source_images import IMAGES
 from ig_core.source_labels import suffix_of
-from ig_core.source_walk import is_hidden, walk
+from ig_core.source_walk import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -142,7 +142,7 @@ def png_files(folder: Path) -> list[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     """What a folder holds, by name, without hidden files: a Mac leaves `._000000.png`."""
-    return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _below(folder: Path) -> str:

@@ -324,6 +324,7 @@ def test_hidden_files_are_none_of_a_set(folder):
     write_folder(folder, [torch.zeros(3, 3, 8, 8, dtype=torch.uint8)])
     (folder / "._000000.png").write_bytes(b"of a Mac")
     (folder / "._000000.npz").write_bytes(b"of a Mac")
+    (folder / "000000.png").rename(folder / "__000000.png")  # a name like any other
     assert count_images(folder) == 3
     assert len(next(read_image_batches(folder, 9))) == 3
 
