@@ -20,12 +20,14 @@ from ig_core.source_labels import some
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-AVERAGED = {"ema", "swa", "average", "averaged", "shadow", "polyak"}
+AVERAGED = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak"}
 """Words in the name of a moving average."""
 AS_TRAINED = {"online", "current", "raw"}
 """Words in the name of weights as trained, beside an average: ema-pytorch's and Lightning's."""
 OPTIMIZERS = {"opt", "optim", "optimizer", "optimizers"}
 """Words in the name of an optimizer's state, whose averages are of gradients."""
+MOMENT = "exp_avg"
+"""How torch's optimizers call such an average, wherever it lies."""
 SHOWN = 8
 """Names that a message gives where nothing fits."""
 MAX_DEPTH, MAX_ENTRIES = 8, 1_000_000
@@ -81,7 +83,8 @@ def find_weights(
         raise ValueError(f"{where} must hold tensors by name, but got {type(held).__name__}")
     entries = list(_entries(held))
     places = sorted({place for entry in entries if isinstance(entry.value, Tensor)
-                     for place in _places(entry.name, anchors)})  # fmt: skip
+                     for place in _places(entry.name, anchors)
+                     if not OPTIMIZERS & set(_words(place))})  # fmt: skip
     if not places:
         raise ValueError(f"{where} holds no weights of a {kind}: no {' or '.join(anchors)} among "
                          f"the names found, {_listed(entries) or 'it is empty'}")  # fmt: skip
@@ -171,7 +174,7 @@ def _within(name: str, place: str) -> bool:
 def _words(name: str) -> list[str]:
     """Words of a name, `modelEMA_0.9999` too, in lower case."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return re.findall(r"[a-z]+", spaced.lower())
+    return re.findall(r"[a-z]+", spaced.lower().replace(MOMENT, ""))
 
 
 def _is_averaged(place: str) -> bool | None:

@@ -63,6 +63,7 @@ PLACES = {
     "ema-pytorch": {"model": RAW, "ema": {"initted": torch.tensor(True), "step": torch.tensor(7),
                                           **wrapped(AVERAGE, "ema_model"),
                                           **wrapped(RAW, "online_model")}},
+    "avg": {"model": RAW, "avg_model": AVERAGE},
     "with an optimizer": {"model": RAW, "ema": AVERAGE,
                           "opt": {"state": {0: {"exp_avg": torch.zeros(3), "ema": torch.ones(2)}}}},
 }  # fmt: skip
@@ -74,6 +75,10 @@ ALONE = {
                     "a bare state dict: whether averaged is not said"),
     "the published one": ({"model": AVERAGE, "opt": {"state": {0: {"ema": torch.ones(2)}}}},
                           "as trained (model)"),
+    "with an optimizer by names": (
+        {"model": AVERAGE, "optimizer": {"exp_avg": RAW}, "m": {"0": {"exp_avg": RAW[FIRST]}}},
+        "as trained (model)",
+    ),
     "ema-pytorch's": ({"online_model": AVERAGE}, "as trained (online_model)"),
 }  # fmt: skip
 
@@ -104,6 +109,10 @@ REFUSED = {
     ),
     "a list": ({"model": RAW, "ema": {"decay": 0.99, "shadow_params": list(AVERAGE.values())}},
                r"averaged weights whose names are not .*\d+ \(ema\.shadow_params\.0, "),
+    "an average by another word": (
+        {"model": RAW, "avg": {"x_embedder_proj": AVERAGE[FIRST]}},
+        r"averaged weights whose names are not .*\(avg\.x_embedder_proj\)",
+    ),
     "two averages": ({"model": RAW, "ema": AVERAGE, "ema_0.999": AVERAGE},
                      r"2 networks, .*: 2 \(ema, ema_0\.999\)"),
     "two as trained": ({"model": RAW, "generator": RAW}, r"2 networks, .*: 2 \(generator, model\)"),
