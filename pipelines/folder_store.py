@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 OWN_NAMES = (".staging", ".leases", ".corrupt", ".runs", ".shown", ".tables", ".drivers",
-             ".in-use.lock", "events.jsonl")  # fmt: skip
+             ".commands", ".in-use.lock", "events.jsonl")  # fmt: skip
 logger = logging.getLogger(__name__)
 
 LINE_BYTES = 1024
@@ -55,11 +55,13 @@ class FolderStore(Store):
         super().__init__(str(self.root))
 
     def prepare(self) -> None:
-        kinds = (path.name for path in self.root.glob("[!.]*") if path.is_dir())
+        kinds = (path.name for path in self.root.glob("[!.]*")
+                 if path.is_symlink() or path.is_dir())  # fmt: skip
         names = (*OWN_NAMES, *filter(is_name, kinds))
         require_writable(self.root, names, "store")
         for path in (self.root / name for name in names):
-            if path.exists() and path.stat().st_dev != self.root.stat().st_dev:
+            # Of folders alone: files are not renamed, and in a container's layers lie elsewhere.
+            if path.is_dir() and path.stat().st_dev != self.root.stat().st_dev:
                 raise ValueError(f"all of a store must lie on one file system, since artifacts are "
                                  f"published by renaming, but {path} lies on another one than "
                                  f"{self.root}: move it there, and link or mount the whole "

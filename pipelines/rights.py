@@ -58,7 +58,8 @@ def missing_right(path: Path) -> str | None:
     Returns:
         The sentence, with what mends it; None: no right is missing.
     """
-    path = path.absolute()
+    # Where links lead to: what a link names may lie where this process may not even look.
+    path = Path(os.path.realpath(path))
     for above in reversed(path.parents):
         if os.path.lexists(above) and not os.access(above, os.X_OK):
             return _sentence(above, "enter")

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -551,6 +552,32 @@ def test_a_kind_on_another_file_system_is_refused_before_work(store, tmp_path):
     (store.root / "images").symlink_to("/proc")
     with pytest.raises(ValueError, match=r"one file system.*images"):
         store.prepare()
+
+
+def test_a_file_of_a_store_may_lie_on_another_file_system(store, monkeypatch):
+    """In a container it does, where the image has it and the folder is of the layer above."""
+    put(store)
+    store.log("opened", "data", KEY)
+    stat = Path.stat
+
+    def of_a_layer(path, **options):
+        found = stat(path, **options)
+        device = found.st_dev + (path.name == "events.jsonl")
+        return os.stat_result((*found[:2], device, *found[3:10]))
+
+    monkeypatch.setattr(Path, "stat", of_a_layer)
+    store.prepare()
+
+
+def test_all_that_a_run_writes_in_a_store_is_looked_at_before_work(store, monkeypatch):
+    """Also the times of commands: else a command would fail at its end."""
+    seen = []
+    monkeypatch.setattr("pipelines.folder_store.require_writable",
+                        lambda _, names, __: seen.extend(names))  # fmt: skip
+    for name in (".runs/a.json", ".commands/a/1", ".tables/a.json"):
+        store.write_record(name, "{}")
+    store.prepare()
+    assert {path.name for path in store.root.iterdir()} <= set(seen)
 
 
 # Listing, deleting, the event log

@@ -148,6 +148,19 @@ except Exception as error:
     )
 
 
+@as_root
+def test_a_link_to_where_nobody_else_may_look_is_named_by_what_closes_it(shared):
+    assert run_as(LEAVE, shared, 54322, 0o002).returncode == 0
+    closed = shared.parent / "closed"
+    (closed / "images").mkdir(parents=True)
+    closed.chmod(0o700)
+    (shared / "images").symlink_to(closed / "images")
+    message = run_as("store.prepare()", shared, 54323, 0o002).stderr.strip().splitlines()[-1]
+    assert f"ValueError: the store must be a folder that can be written, but {shared}" in message
+    assert f"{closed} belongs to root" in message
+    assert "54323 may not enter it" in message
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o077, 0o600)])
 def test_everything_in_a_store_follows_the_umask(tmp_path, umask, mode):
     store, before = FolderStore(tmp_path / "store"), os.umask(umask)
