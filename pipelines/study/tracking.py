@@ -206,7 +206,7 @@ class StudyTracker:
             if run.info.status == status:
                 return
             self._client.update_run(run.info.run_id, status=status)
-        elif (run.info.status, run.info.end_time) != (status, ended):
+        elif run.info.status != status or ended not in (None, run.info.end_time):
             self._client.set_terminated(run.info.run_id, status, ended)
 
 

@@ -561,12 +561,20 @@ def test_trials_that_failed_are_shown_as_failed(home, study):
 
     book = book_of(home, study())
     book.fail(book.next_unit(8), "NaN")
-    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
-    StudyTracker(tracker, study(), book.identity, home.store).sync(book.trials(), finished=False)
-    book.close()
+    tracker = StudyTracker(
+        MlflowTracker(home.tracking_uri, home.mlartifacts), study(), book.identity, home.store
+    )
+    tracker.sync(book.trials(), finished=False)
     _, runs, _ = runs_of(home)
     assert {runs[number].info.status for number in runs if number} == {"FAILED"}
     assert runs[""].info.status == "RUNNING"
+    # Without any number nothing says when they ended: the first look does, and stays.
+    tracker.sync(book.trials(), finished=False, thorough=True)
+    book.close()
+    again = runs_of(home)[1]
+    assert {n: run.info.end_time for n, run in again.items()} == {
+        n: run.info.end_time for n, run in runs.items()
+    }
 
 
 def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
