@@ -130,7 +130,8 @@ class WorkAhead:
             done = self._done_seconds + self._trained_steps() * self._seconds_per_step()
             left = self._seconds_to_train() + sum(map(self._seconds_of, self._left))
             if self._is_measured():
-                self._furthest = max(self._furthest, done / (done + left) if self._left else 1.0)
+                share = done / (done + left) if done else 0.0
+                self._furthest = max(self._furthest, share if self._left else 1.0)
             return self._furthest
 
     def seconds_left(self) -> float | None:

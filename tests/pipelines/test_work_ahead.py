@@ -157,3 +157,13 @@ def test_what_is_built_together_shares_its_time():
     runs[0].ahead.finished(two)
     runs[1].build(one, 3.0)
     assert runs[0].ahead._each("images") == pytest.approx(runs[1].ahead._each("images"))
+
+
+def test_a_training_that_begins_again_farther_back_has_done_nothing():
+    """A state that is damaged: what was to be trained from there takes longer than all of it."""
+    run = Run()
+    last = [node for node in run.nodes if node.trained][-1]
+    run.ahead.expect([last], last.step - 1)
+    run.train(last.step - 1, 1.0)
+    run.now += 10
+    assert run.ahead.share() == 0
