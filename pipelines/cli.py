@@ -39,7 +39,7 @@ from pipelines.cli_submit import submit_command
 from pipelines.dag import make_plan
 from pipelines.discretion import DiscreetFormatter, discreet, print_discreetly
 from pipelines.errors import PipelineError, UsageError
-from pipelines.files import never_fail_to_print
+from pipelines.files import discard, is_read, never_fail_to_print
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.memory import explanation, ran_out_of_memory
@@ -113,7 +113,20 @@ class PlanOptions(RunOptions):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command; returns the exit code, 1 if nobody reads on (`igdit run --help | head`)."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if is_read(sys.stdout):
+            raise
+        discard(sys.stdout)
+        return 1
+
+
+def _main(arguments: list[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     never_fail_to_print(sys.stdout)
@@ -153,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
             load_secrets()
         return commands[name](rest)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not is_read(sys.stdout):
+            raise
         code = None if setting("IGDIT_DEBUG") else _explain(error)
         if code is None:
             raise

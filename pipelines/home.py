@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.rights import require_writable
 from pipelines.settings import setting
-from pipelines.stores import make_store, require_lasting
+from pipelines.stores import file_path, make_store, require_lasting
 
 if TYPE_CHECKING:
     from pipelines.artifacts import Store
@@ -23,8 +23,17 @@ class Home:
 
     @classmethod
     def default(cls) -> Home:
-        """`IGDIT_HOME`, or `runs` in the current directory."""
-        return cls(Path(setting("IGDIT_HOME") or "runs").absolute())
+        """`IGDIT_HOME`, or `runs` in the current directory.
+
+        Raises:
+            ValueError: it is the address of something that is no folder.
+        """
+        address = setting("IGDIT_HOME") or "runs"
+        path = file_path(address)
+        if path is None:
+            raise ValueError(f"IGDIT_HOME must be a folder of this machine, but got {address!r}; a "
+                             f"bucket is named by IGDIT_STORE")  # fmt: skip
+        return cls(Path(path).absolute())
 
     def prepare(self) -> None:
         """See that results can be written here, before any work.

@@ -416,3 +416,22 @@ def test_the_package_can_be_run_as_a_program(tmp_path):
     assert run.returncode == 2
     assert "did you mean 'run'?" in run.stderr
     assert FolderStore(tmp_path / "home" / "store").root.exists() is False
+
+
+@pytest.mark.parametrize("words", [["--version"], ["run", "digits", "--help"], ["store", "ls"]])
+def test_a_reader_that_has_enough_is_no_error(words, tmp_path):
+    """As `igdit run digits --help | head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "pipelines", *words],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"IGDIT_HOME": str(tmp_path)},
+        )
+    finally:
+        os.close(write)
+    assert (run.returncode, run.stderr) == (1, "")

@@ -73,6 +73,21 @@ def test_a_store_is_the_same_however_its_folder_is_written():
     assert len({identity_of("x", {"IGDIT_STORE": name}, None) for name in names}) == 1
 
 
+def test_a_home_may_be_written_as_an_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("IGDIT_HOME", f"file://localhost{tmp_path}")
+    assert Home.default().root == tmp_path
+
+
+def test_a_home_in_a_bucket_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IGDIT_HOME", "s3://bucket/runs")
+    assert main(["plan", "digits"]) == 2
+    err = capsys.readouterr().err
+    assert "IGDIT_HOME must be a folder of this machine, but got 's3://bucket/runs'" in err
+    assert "IGDIT_STORE" in err
+    assert not list(tmp_path.iterdir())
+
+
 PACKAGE = "ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
 
 
