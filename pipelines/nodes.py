@@ -16,7 +16,7 @@ VERSIONS = {
     "latents": 1,
     "data": 1,
     "extractor": 1,
-    "reference": 2,
+    "reference": 3,
     "checkpoint": 1,
     "resume": 1,
     "images": 1,

@@ -439,13 +439,13 @@ FROZEN = {
     "run": "60d6f5e154b002744cb0",
     "data": "dd37777a243e6b0b8956",
     "extractor": "14604cdd858bddba8836",
-    "reference": "2220825ed5391ffc246f",
+    "reference": "2a2ffb64d98a067f1cb7",
     "checkpoint": "d074896f4ec3bcb129bd-00000010",
     "resume": "b538a2833cb1f67d79d7-00000010",
     "images": "ebf6209363c29982c262",
     "sample": "217c4f897f02ed82aea2",
     "features": "62cb7ecc3755e3e04dd6",
-    "evaluate": "3fd0c2210027ad5f00f8",
+    "evaluate": "3d85b3ef339950d17c6f",
 }
 
 
