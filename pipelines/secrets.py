@@ -20,12 +20,12 @@ FILE = "IGDIT_SECRETS"
 """Variable that names the file."""
 SECRET_VARIABLE = re.compile(
     r"PASS(?!FILE)|PWD|(^|_)PW$|SECRET|TOKENS?(_|$)|CREDENTIAL|SIGNATURE|BEARER|COOKIE"
-    r"|AUTH(ORIZATION)?$|(^|_)SAS(_|$)|CONNECTION_?STRING|KEY$",
+    r"|AUTH(ORIZATION)?$|(^|_)(SAS|PAT)(_|$)|CONNECTION_?STRING|KEYS?(_?\d+)?$",
     re.IGNORECASE,
 )
 """Names of variables whose values are passwords, tokens or keys."""
 NO_SECRET_VARIABLE = re.compile(
-    r"_(PATH|FILE|DIR|ID|MODE)$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE
+    r"_(PATH|FILE|DIR|MODE)$|(?<!SECRET)_ID$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE
 )
 """Names among these whose values are files, identities or settings."""
 

@@ -88,7 +88,8 @@ def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
 @pytest.mark.parametrize("name", [
     "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
-    "HF_TOKEN", "API_KEY", "apikey", "DB_PASSWD", "DB_PASSPHRASE", "DB_PWD", "DB_PW",
+    "HF_TOKEN", "API_KEY", "apikey", "API_KEY_2", "API_KEYS", "VAULT_SECRET_ID", "GITHUB_PAT",
+    "DB_PASSWD", "DB_PASSPHRASE", "DB_PWD", "DB_PW",
     "CLIENT_SECRET", "HTTP_AUTHORIZATION",
 ])  # fmt: skip
 def test_passwords_tokens_and_keys_in_the_file_are_hidden(name, file):
