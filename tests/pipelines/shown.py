@@ -29,6 +29,14 @@ def names_of(api, run_id: str | None) -> str | None:
     return None if run_id is None else api.get_run(run_id).info.run_name
 
 
+def _began(tags: dict[str, str]) -> bool:
+    """Whether the start of a run is that of work: else the run itself was made then.
+
+    A trial's may be made before its training begins; of a row that was not run there is no work.
+    """
+    return "igdit.trial" not in tags and tags.get("igdit.table_number") != "none"
+
+
 def shown(folder: Path) -> dict[str, dict]:
     """All that MLflow shows, without the ids it invents: by name of the run."""
     return shown_at(database(folder))
@@ -51,8 +59,7 @@ def shown_at(tracking_uri: str) -> dict[str, dict]:
                 "experiment": experiment.name,
                 "source": run.data.tags["mlflow.source.name"],
                 "note": experiment.tags.get("mlflow.note.content"),
-                # A trial's run may be made before the training has begun that it is part of.
-                "started": None if "igdit.trial" in run.data.tags else run.info.start_time,
+                "started": run.info.start_time if _began(run.data.tags) else None,
                 "views": {k: v for k, v in experiment.tags.items() if "View" in k},
                 "parent": names_of(api, run.data.tags.get("mlflow.parentRunId")),
                 "status": run.info.status,

@@ -249,7 +249,7 @@ def test_a_table_is_readable_at_any_width(name, width, tmp_path):
 
 def test_the_file_and_the_comparison_have_all_rows_whichever_are_shown(table, tmp_path):
     home = Home(tmp_path / "home")
-    output = shown(home, rows=("plain",))
+    output = shown(home, rows=("plain",), track=True)
     assert "guided" not in output
     with (home.report / "table-main" / "table.csv").open() as file:
         assert [record["row"] for record in csv.DictReader(file)] == [r.name for r in rows()]
