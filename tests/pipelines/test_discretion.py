@@ -147,7 +147,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
     assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
     (page,) = shown(home.root).values()
     assert page["status"] == "FINISHED"
-    assert [step for step, _, _ in page["metrics"]["fid"]] == [10, 20]
+    assert [step for step, _, _ in page["metrics"]["fid_curve"]] == [10, 20]
 
 
 def test_training_goes_on_while_the_server_hangs(hanging, tmp_path):
