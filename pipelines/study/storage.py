@@ -42,7 +42,8 @@ other programs that use Alembic, MLflow among them, are hexadecimal."""
 PASSING_CLASSES = {"08", "40"}
 """SQLSTATE classes of errors that pass: connections, and transactions to be tried again."""
 PASSING_CODES = {
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+    # A shared file system that answers late is an I/O error to SQLite.
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR),
     # PostgreSQL: out of memory or connections, a lock, a statement cut off, restarts.
     *("53200", "53300", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"),
     # MySQL: too many connections, shutdown, lock wait, deadlock, connections.
@@ -50,7 +51,8 @@ PASSING_CODES = {
 }
 FULL_CODES = {sqlite3.SQLITE_FULL, "53100", 1021, 1114}
 READ_ONLY_CODES = {sqlite3.SQLITE_READONLY, "25006", "42501", 1142, 1290}
-"""Codes of a full disk, and of a database that this user may not write to."""
+DAMAGED_CODES = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+"""Codes of a full disk, of a database that this user may not write to, and of a damaged file."""
 
 
 def open_storage(url: str, *, create: bool = True) -> RDBStorage:
@@ -95,7 +97,7 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     except Exception as error:  # of SQLAlchemy, Optuna, Alembic or the driver
         raise ValueError(
             f"the study's storage must be a database that can be reached, but {shown} is not: "
-            f"{in_one_line(_cause(error))}"
+            f"{in_one_line(_cause(error))}.{_mend(error)}"
         ) from error
     return storage
 
@@ -240,4 +242,9 @@ def _mend(error: BaseException) -> str:
     code = _code(cause) if isinstance(cause, DBAPIError) else None
     if code in FULL_CODES:
         return " Make room on its disk."
+    if code in DAMAGED_CODES:
+        return (
+            " Restore it from a backup, or move it away: the study then begins anew, and what it "
+            "trained is still in the store."
+        )
     return " Give this user the right to write there." if code in READ_ONLY_CODES else ""

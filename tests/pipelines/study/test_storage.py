@@ -116,6 +116,9 @@ def test_sqlite_says_what_passes(tmp_path):
     snapshot = sqlite3.OperationalError("database is locked")
     snapshot.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
     assert can_pass(wrapped(snapshot)), "a variant of a lock"
+    late = sqlite3.OperationalError("disk I/O error")
+    late.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+    assert can_pass(wrapped(late)), "a shared file system that answers late"
     database.execute("PRAGMA query_only = ON")
     assert not can_pass(wrapped(raised(lambda: database.execute("DELETE FROM t"))))
     database.close()
@@ -261,7 +264,7 @@ def test_setting_up_that_was_cut_short_is_gone_on_with(tmp_path):
     [
         ("sqlite:///{0}/none.db", r"none\.db does not exist"),
         ("sqlite:///{0}/empty.db", r"empty\.db holds none yet"),
-        ("sqlite:///{0}/text.db", "file is not a database"),
+        ("sqlite:///{0}/text.db", "file is not a database. Restore it from a backup, or move"),
         ("sqlite://", "database in memory"),
         ("sqlite:///:memory:", "database in memory"),
         ("sqlite:///file:x?mode=memory&uri=true", "database in memory"),
