@@ -167,3 +167,16 @@ def test_a_training_that_begins_again_farther_back_has_done_nothing():
     run.train(last.step - 1, 1.0)
     run.now += 10
     assert run.ahead.share() == 0
+
+
+def test_evaluations_made_anew_move_the_bar_though_the_last_noise_is_still_to_be_sampled():
+    run = Run()
+    evaluations = of_kind(run, "evaluate")
+    last = closure([p.evaluate for p in run.graph.report(1.5)])
+    samples = [n for n in last if n.kind == "images" and n not in run.nodes]
+    assert samples, "noise that nothing else uses"
+    run.nodes = [*evaluations, *samples]
+    run.expect()
+    run.build(evaluations[0], 2.0)
+    assert 0 < run.ahead.share() < 1
+    assert run.ahead.seconds_left() is not None
