@@ -194,6 +194,23 @@ def test_intervals_of_a_squared_mean_are_those_of_the_formulas():
         assert each.slope == pytest.approx((spread - noise / 4) / at_size, rel=1e-9)
 
 
+class BiasedSlope(Mean):
+    """The same with a derivative that is too steep by a share of 30 / N."""
+
+    def tangent(self, stats):
+        tangent = super().tangent(stats)
+        return tangent._replace(shift=tangent.shift * (1 + 30 / stats.count))
+
+
+def test_slopes_have_no_bias_of_the_sizes_they_are_taken_at():
+    x = draw(120, 2) + 0.3
+    found, expected = (
+        fid_estimates(x, kind([0.1, -0.2]), groups=8).infinite.without
+        for kind in (BiasedSlope, Mean)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("round_length", [1, 3], ids=["independent", "stratified"])
 def test_variances_of_a_squared_mean_are_right_in_the_mean(round_length):
     # 117 rows: groups of unequal numbers of rounds.
