@@ -124,6 +124,13 @@ def test_extrapolation_removes_the_first_two_powers_of_one_over_n():
     assert extrapolate_fid(whole, quarters, Series()) == pytest.approx(3, rel=1e-12)
 
 
+def test_extrapolation_removes_one_over_n_from_quarters_of_different_sizes_too():
+    reference = Series()
+    reference.distance = lambda stats: 3 + 200 / stats.count
+    quarters = [of(draw(count, 2)) for count in (90, 100, 120, 100)]
+    assert extrapolate_fid(3 + 200 / 410, quarters, reference) == pytest.approx(3, rel=1e-12)
+
+
 def test_values_are_fid_and_its_extrapolation():
     x, reference = draw(800, 8) + 0.1, standard(8)
     found = fid_estimates(x, reference, groups=40)
