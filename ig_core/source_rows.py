@@ -14,7 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ig_core.image_bytes import bounded, read_image_file, read_zip_member, too_large
+from ig_core.image_bytes import (
+    MAX_IMAGE_BYTES,
+    bounded,
+    read_image_file,
+    read_zip_member,
+    too_large,
+)
 from ig_core.official import read_file
 from ig_core.source_formats import STATISTICS
 from ig_core.source_images import image_type
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from ig_core.sources import Listing
 
 PARQUET_ROWS = 16
-"""Rows of a Parquet file that are in memory at once."""
+"""Most rows of a Parquet file that are in memory at once; fewer where rows are large."""
 BUFFER = 2**20
 """Bytes of a Parquet file that are read at once."""
 
@@ -96,8 +102,9 @@ def _read_parquet(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
 def _read_row_group(file: pq.ParquetFile, number: int, wanted: Sequence[int]) -> Iterator[Encoded]:
     """Images of one row group, whose places in it ascend; a damaged one has no more of them."""
     first, done = 0, 0
+    at_once = _rows_at_once(file.metadata.row_group(number))
     try:
-        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=["image"]):
+        for batch in file.iter_batches(at_once, row_groups=[number], columns=["image"]):
             column, after = batch.column(0), first + len(batch)
             while done < len(wanted) and wanted[done] < after:
                 value = column[wanted[done] - first].as_py()
@@ -113,6 +120,17 @@ def _read_row_group(file: pq.ParquetFile, number: int, wanted: Sequence[int]) ->
         fault = "is missing"
     for _ in wanted[done:]:
         yield fault
+
+
+def _rows_at_once(group: pq.RowGroupMetaData) -> int:
+    """Count the rows that together expand to about what one image may take, by their mean.
+
+    Parquet expands rows before their sizes are known.
+    """
+    columns = [group.column(i) for i in range(group.num_columns)]
+    expanded = sum(column.total_uncompressed_size for column in columns)
+    mean = max(expanded // max(group.num_rows, 1), 1)
+    return min(max(MAX_IMAGE_BYTES // mean, 1), PARQUET_ROWS)
 
 
 _READERS = {

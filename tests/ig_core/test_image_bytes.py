@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ig_core import image_bytes, source_images
+from ig_core import image_bytes, source_images, source_rows
 from ig_core.crop import read_pixels
 from ig_core.npz import open_array, open_npz
 from ig_core.source_rows import image_files
@@ -122,6 +122,28 @@ def test_a_damaged_row_group_takes_no_others_with_it(tmp_path):
     read = [data for _, data in image_files(list_source(root, 3), 0, 7)]
     assert [isinstance(data, str) for data in read] == [False] * 3 + [True] * 2 + [False] * 2
     assert read[5:] == [data for _, data in images[5:]]
+
+
+def test_rows_that_expand_are_few_in_memory_at_once(tmp_path, monkeypatch):
+    """Zeros are a few bytes of Parquet, whatever they expand to."""
+    path = tmp_path / "a.parquet"
+    images = [{"bytes": bytes([place]) * 2**20} for place in range(8)]
+    column = pa.array(images, pa.struct([("bytes", pa.binary())]))
+    table = pa.table({"image": column, "label": list(range(8))})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(source_rows, "MAX_IMAGE_BYTES", 3 * 2**20)
+    batches = []
+    read = pq.ParquetFile.iter_batches
+
+    def noting(file, rows, **options):
+        for batch in read(file, rows, **options):
+            batches.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
+    found = [data for _, data in image_files(list_source(path, 8), 0, 8)]
+    assert found == [image["bytes"] for image in images]
+    assert batches == [2, 2, 2, 2], "as many as one image may take, by their mean"
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):
