@@ -113,7 +113,7 @@ def trained(cluster: LocalCluster) -> dict[str, list[int]]:
 
 def test_a_study_that_is_stopped_is_taken_up_by_the_next_attempt(cluster):
     first = submit(cluster, "study", "digits", "--name", "clean", *SMALL)
-    wait_for_log(cluster, "igdit-study-clean-1", "step 50\n", first)
+    wait_for_log(cluster, "igdit-study-clean-1", "step 50, 100 samples\n", first)
     said = ray(cluster, "stop", "igdit-study-clean-1")
     assert "was stopped" in said, said
     out = finish(first)
@@ -145,7 +145,7 @@ def test_rays_own_command_works_and_its_short_patience_loses_nothing(cluster):
                   "--runtime-env-json", json.dumps(runtime_env), "--", *study, *SMALL)  # fmt: skip
         assert "submitted successfully" in out, out
         if attempt == "raw-1":
-            wait_for_log(cluster, "raw-1", "step 50\n")
+            wait_for_log(cluster, "raw-1", "step 50, 100 samples\n")
             ray(cluster, "stop", "raw-1")
     wait_for_log(cluster, "raw-2", "Done in")
     assert states(cluster, "raw") == ["COMPLETE"] * 4
