@@ -146,12 +146,24 @@ def _pin_weights(experiment: Experiment) -> EvaluationConfig:
     evaluation = experiment.evaluation
     if evaluation.extractor_weights is None:
         return evaluation
-    path = Path(evaluation.extractor_weights).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"extractor_weights must be a file, but got {str(path)!r}")
-    digest = _known_digest(path)
-    _check_known("extractor_weights", path, evaluation.weights_sha256, digest)
+    path, digest = _pin_file(
+        "extractor_weights", evaluation.extractor_weights, evaluation.weights_sha256
+    )
     return dataclasses.replace(evaluation, extractor_weights=str(path), weights_sha256=digest)
+
+
+def _pin_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
+    """Return where a file lies and its digest.
+
+    Raises:
+        ValueError: it is not there, or is not the one that the experiment was run with.
+    """
+    path = Path(given).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"{field} must be a file, but got {str(path)!r}")
+    digest = _known_digest(path)
+    _check_known(field, path, known, digest)
+    return path, digest
 
 
 def _check_known(field: str, path: Path, known: str | None, digest: str | None) -> None:
@@ -256,13 +268,9 @@ def _pin_checkpoint(experiment: Experiment) -> TrainConfig:
     train = experiment.train
     if train.from_checkpoint is None:
         return train
-    path = Path(train.from_checkpoint).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"train.from_checkpoint must be a file, but got {str(path)!r}")
-    digest = _known_digest(path)
-    if train.checkpoint_sha256 not in (None, digest):
-        raise ValueError(f"train.from_checkpoint must be the file with SHA-256 "
-                         f"{train.checkpoint_sha256}, but {path} has {digest}")  # fmt: skip
+    path, digest = _pin_file(
+        "train.from_checkpoint", train.from_checkpoint, train.checkpoint_sha256
+    )
     _check_checkpoint(path, experiment.model, digest)
     return dataclasses.replace(train, from_checkpoint=str(path), checkpoint_sha256=digest)
 
