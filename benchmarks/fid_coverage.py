@@ -135,8 +135,13 @@ def single(subject: Case, count: int, repeats: int, noise: str) -> list[str]:
             infinite.append(Tally.of(found.infinite))
         simple.append(Tally.of(halved(features, bare, subject.reference)))
     expected = float(np.mean([tally.value for tally in at_size]))
-    table = [f"{subject.distance:.4f}", f"{expected:.4f}", share(plain, expected),
-             share(at_size, expected), share(simple, subject.distance)]  # fmt: skip
+    table = [
+        f"{subject.distance:.4f}",
+        f"{expected:.4f}",
+        share(plain, expected),
+        share(at_size, expected),
+        share(simple, subject.distance),
+    ]
     if not infinite:
         return [*table, "none", ""]
     values = [tally.value for tally in infinite]
@@ -165,8 +170,13 @@ def paired(first: Case, second: Case, count: int, repeats: int) -> list[str]:
         errors.append(difference.standard_error / alone)
     ours, theirs = np.mean(sizes, axis=0)
     true = first.distance - second.distance
-    return [f"{true:.4f}", share(at_size, ours - theirs), share(gain, 1 - ours / theirs),
-            share(infinite, true), f"{np.median(errors):.2f}"]  # fmt: skip
+    return [
+        f"{true:.4f}",
+        share(at_size, ours - theirs),
+        share(gain, 1 - ours / theirs),
+        share(infinite, true),
+        f"{np.median(errors):.2f}",
+    ]
 
 
 class Population(NamedTuple):
@@ -316,16 +326,47 @@ def main() -> None:
     sizes = {width: (given.count,) if given.count else SIZES[width] for width in given.widths}
     for width, count in [(width, count) for width, counts in sizes.items() for count in counts]:
         print(f"F = {width}, N = {count}, {given.noise} noise, {given.repeats} repeats\n")
-        rows = [[name, *single(case(width, *CASES[name]), count, given.repeats, given.noise)]
-                for name in CASES]  # fmt: skip
-        print_table(["case", "true", "mean FID(N)", "FID(N): jackknife", "ours",
-                     "infinity: halves", "ours", "bias / sd"], rows)  # fmt: skip
+        rows = [
+            [name, *single(case(width, *CASES[name]), count, given.repeats, given.noise)]
+            for name in CASES
+        ]
+        print_table(
+            [
+                "case",
+                "true",
+                "mean FID(N)",
+                "FID(N): jackknife",
+                "ours",
+                "infinity: halves",
+                "ours",
+                "bias / sd",
+            ],
+            rows,
+        )
     if given.pairs:
-        rows = [[f"{one} - {two}", str(width), str(count),
-                 *paired(case(width, *CASES[one]), case(width, *CASES[two]), count, given.repeats)]
-                for width, count in ((16, 400), (64, 1280)) for one, two in PAIRS]  # fmt: skip
-        print_table(["difference", "F", "N", "true", "at N", "ratio at N", "at infinity",
-                     "error / unpaired"], rows)  # fmt: skip
+        rows = [
+            [
+                f"{one} - {two}",
+                str(width),
+                str(count),
+                *paired(case(width, *CASES[one]), case(width, *CASES[two]), count, given.repeats),
+            ]
+            for width, count in ((16, 400), (64, 1280))
+            for one, two in PAIRS
+        ]
+        print_table(
+            [
+                "difference",
+                "F",
+                "N",
+                "true",
+                "at N",
+                "ratio at N",
+                "at infinity",
+                "error / unpaired",
+            ],
+            rows,
+        )
 
 
 if __name__ == "__main__":

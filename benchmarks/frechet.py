@@ -57,8 +57,10 @@ def compare(width: int, count: int, timer: Timer, rounds: int) -> list[str]:
     a, b = draw(count, width, 0, 1.0), draw(count, width, 1, 1.1)
     one, two = FeatureStats.from_features(a), FeatureStats.from_features(b)
     fixed, true = Frechet(one), exact(a, b)
-    errors = [abs(found - true) / true for found in (
-        fixed.distance(two), by_square_root(one, two), by_eigenvalues(one, two))]  # fmt: skip
+    errors = [
+        abs(found - true) / true
+        for found in (fixed.distance(two), by_square_root(one, two), by_eigenvalues(one, two))
+    ]
     times = timer.interleave(
         {
             "sqrtm": lambda: by_square_root(one, two),
@@ -69,9 +71,13 @@ def compare(width: int, count: int, timer: Timer, rounds: int) -> list[str]:
         rounds,
         warmup=0,
     )
-    return [str(width), str(count), *(f"{error:.0e}" for error in errors),
-            f"{times['sqrtm'].seconds:.3f} s",
-            *(str(times[name]) for name in ("eigvals", "ours", "ours, next"))]  # fmt: skip
+    return [
+        str(width),
+        str(count),
+        *(f"{error:.0e}" for error in errors),
+        f"{times['sqrtm'].seconds:.3f} s",
+        *(str(times[name]) for name in ("eigvals", "ours", "ours, next")),
+    ]
 
 
 def uncertainty(width: int, timer: Timer, rounds: int, *, plain: bool) -> list[str]:
@@ -86,8 +92,13 @@ def uncertainty(width: int, timer: Timer, rounds: int, *, plain: bool) -> list[s
     if plain:
         variants["jackknife"] = lambda: fid_jackknife(features, fixed, 50)
     times = timer.interleave(variants, rounds, warmup=0)
-    return [str(width), str(count), f"{times['FID'].seconds:.3f} s", str(times["estimates"]),
-            str(times["jackknife"]) if plain else "not run"]  # fmt: skip
+    return [
+        str(width),
+        str(count),
+        f"{times['FID'].seconds:.3f} s",
+        str(times["estimates"]),
+        str(times["jackknife"]) if plain else "not run",
+    ]
 
 
 def main() -> None:
@@ -98,12 +109,29 @@ def main() -> None:
     given = arguments.parse_args()
     timer = prepare(given)
     rounds = given.rounds or 10
-    rows = [compare(width, count, timer, rounds)
-            for width in given.widths for count in (4 * width, width // 2)]  # fmt: skip
-    print_table(["F", "N", "error: ours", "sqrtm", "eigvals", "time: sqrtm", "eigvals / sqrtm",
-                 "ours / sqrtm", "ours, same reference / sqrtm"], rows)  # fmt: skip
-    rows = [uncertainty(width, timer, rounds, plain=width <= 1000 or given.jackknife)
-            for width in given.widths]  # fmt: skip
+    rows = [
+        compare(width, count, timer, rounds)
+        for width in given.widths
+        for count in (4 * width, width // 2)
+    ]
+    print_table(
+        [
+            "F",
+            "N",
+            "error: ours",
+            "sqrtm",
+            "eigvals",
+            "time: sqrtm",
+            "eigvals / sqrtm",
+            "ours / sqrtm",
+            "ours, same reference / sqrtm",
+        ],
+        rows,
+    )
+    rows = [
+        uncertainty(width, timer, rounds, plain=width <= 1000 or given.jackknife)
+        for width in given.widths
+    ]
     print_table(["F", "N", "time: FID", "both estimates / FID", "jackknife, 50 groups / FID"], rows)
 
 

@@ -57,8 +57,12 @@ def compare(job: Job, guidances: list[Guidance], rounds: int, timer: Timer) -> l
     apart, shared = rows_evaluated(job.model, separate), rows_evaluated(job.model, together)
     ways = {"separate": separate, "together": together}
     timing = timer.interleave(ways, rounds, warmup=0)["together"]
-    return [f"{apart} -> {shared}", f"{shared / apart:.2f}", str(timing),
-            f"{1 / timing.ratio:.2f} x"]  # fmt: skip
+    return [
+        f"{apart} -> {shared}",
+        f"{shared / apart:.2f}",
+        str(timing),
+        f"{1 / timing.ratio:.2f} x",
+    ]
 
 
 def main() -> None:
@@ -73,12 +77,18 @@ def main() -> None:
     job = Job.new(args.model, args.batch, SamplerConfig(num_steps=args.steps), timer.device)
     timer = replace(timer, budget=args.budget / (len(INTERVALS) * len(args.counts)))
     rows = [
-        [str(count), f"({interval[0]:g}, {interval[1]:g})",
-         *compare(job, scales(count, interval), args.rounds or 10, timer)]
-        for interval in INTERVALS for count in args.counts
-    ]  # fmt: skip
-    print(f"{args.model}, batch {args.batch}, {args.steps} Heun steps, internal guidance; "
-          f"time over that of K separate samplings (quartiles)")  # fmt: skip
+        [
+            str(count),
+            f"({interval[0]:g}, {interval[1]:g})",
+            *compare(job, scales(count, interval), args.rounds or 10, timer),
+        ]
+        for interval in INTERVALS
+        for count in args.counts
+    ]
+    print(
+        f"{args.model}, batch {args.batch}, {args.steps} Heun steps, internal guidance; "
+        f"time over that of K separate samplings (quartiles)"
+    )
     print_table(["K", "interval", "rows", "rows ratio", "time ratio", "speed-up"], rows)
 
 

@@ -117,9 +117,11 @@ def measure_opening(size: Size, arrow: list[Path], normalisation: Normalisation)
         dataset.rows(index, index, 0)
         first.append(time.perf_counter() - begun)
         del dataset
-    print(f"{size.name}: {size.rows:,} rows, {size.rows * size.row_bytes / 1e9:.2f} GB in "
-          f"{len(arrow)} shards; opened in {np.median(seconds):.3f} s, first batch after "
-          f"{np.median(first):.3f} s")  # fmt: skip
+    print(
+        f"{size.name}: {size.rows:,} rows, {size.rows * size.row_bytes / 1e9:.2f} GB in "
+        f"{len(arrow)} shards; opened in {np.median(seconds):.3f} s, first batch after "
+        f"{np.median(first):.3f} s"
+    )
 
 
 def measure_memory(size: Size, arrow: list[Path], normalisation: Normalisation) -> None:
@@ -153,8 +155,11 @@ def measure_batches(
     }
     generator = np.random.default_rng(1)
     variants = {}
-    for name, most in (("mapped Arrow shards", size.rows), *((n, size.rows) for n in readers),
-                       ("memory", size.rows)):  # fmt: skip
+    for name, most in (
+        ("mapped Arrow shards", size.rows),
+        *((n, size.rows) for n in readers),
+        ("memory", size.rows),
+    ):
         reader, limit = readers.get(name), len(single) if name.startswith("one") else most
         index = [generator.integers(0, limit, BATCH) for _ in range(options.batches)]
 
@@ -175,9 +180,16 @@ def measure_batches(
     volume = options.batches * BATCH
     print_table(
         ["reader", "rows/s", "GB/s", "time over ours"],
-        [[name, f"{volume / t.seconds:,.0f}", f"{volume * size.row_bytes / t.seconds / 1e9:.3f}",
-          str(t)] for name, t in found.items()],
-    )  # fmt: skip
+        [
+            [
+                name,
+                f"{volume / t.seconds:,.0f}",
+                f"{volume * size.row_bytes / t.seconds / 1e9:.3f}",
+                str(t),
+            ]
+            for name, t in found.items()
+        ],
+    )
 
 
 def main() -> None:
@@ -193,8 +205,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     normalisation = Normalisation.uniform(4, 1.0)
-    sizes = (Size("tiny latents (8, 4, 4)", options.rows, 4),
-             Size("latents of real size (8, 32, 32)", min(60_000, options.rows), 32))  # fmt: skip
+    sizes = (
+        Size("tiny latents (8, 4, 4)", options.rows, 4),
+        Size("latents of real size (8, 32, 32)", min(60_000, options.rows), 32),
+    )
     for size in sizes:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             written = write(size, Path(name), min(options.files, size.rows))

@@ -70,8 +70,15 @@ def counted_flops(config: ModelConfig, batch: int) -> int:
 
 def check_formula() -> float:
     """Assert that the formula holds for small models of both families; its worst error."""
-    light = replace(DIGITS, backbone="lightningdit", rope=True, rms_norm=True, swiglu=True,
-                    adaln_shift=False, patch_size=1)  # fmt: skip
+    light = replace(
+        DIGITS,
+        backbone="lightningdit",
+        rope=True,
+        rms_norm=True,
+        swiglu=True,
+        adaln_shift=False,
+        patch_size=1,
+    )
     errors = [
         abs(training_flops(config, 4) / counted_flops(config, 4) - 1)
         for config in (DIGITS, replace(DIGITS, aux_layer=None), light)
@@ -110,14 +117,20 @@ def main() -> None:
     if device.type == "cpu":
         config, name, args.precision = DIGITS, "a tiny model (no GPU)", "float32"
     step = our_steps(
-        config, args.batch, device, precision=args.precision, compiled=args.compile,
+        config,
+        args.batch,
+        device,
+        precision=args.precision,
+        compiled=args.compile,
         checkpointing=args.activation_checkpointing,
-    )  # fmt: skip
+    )
     timing = timer.interleave({"step": step}, max(args.steps, 2), warmup=5)
     flops = training_flops(config, args.batch)
     achieved = flops / timing["step"].seconds / 1e12
-    print(f"{name}, batch {args.batch}, {args.precision}: {flops / 1e12:.4g} TFLOP and "
-          f"{1e3 * timing['step'].seconds:.1f} ms a step, {achieved:.4g} TFLOP/s")  # fmt: skip
+    print(
+        f"{name}, batch {args.batch}, {args.precision}: {flops / 1e12:.4g} TFLOP and "
+        f"{1e3 * timing['step'].seconds:.1f} ms a step, {achieved:.4g} TFLOP/s"
+    )
     peak = peak_of(device, args.peak_tflops)
     if peak is None:
         print("peak unknown: give --peak-tflops for the utilisation")

@@ -44,11 +44,18 @@ def small() -> Experiment:
         model=replace(digits.model, depth=2, width=32, num_heads=2, aux_layer=1),
         train=replace(digits.train, steps=4, checkpoint_every=1, batch_size=16),
         sampler=replace(digits.sampler, num_steps=2),
-        evaluation=replace(digits.evaluation, num_samples=100, curve_samples=100, groups=5,
-                           extractor_epochs=1, kid_subsets=2, kid_subset_size=50),
+        evaluation=replace(
+            digits.evaluation,
+            num_samples=100,
+            curve_samples=100,
+            groups=5,
+            extractor_epochs=1,
+            kid_subsets=2,
+            kid_subset_size=50,
+        ),
         ig_scales=(1.2, 1.4, 1.6),
         resources=replace(digits.resources, runner="inline", num_workers=1),
-    )  # fmt: skip
+    )
 
 
 def build(store: Store, experiment: Experiment) -> list[Node]:
@@ -103,8 +110,10 @@ def measure(uri: str) -> None:
     cache = os.environ.get("IGDIT_CACHE")
     for name, act in tasks.items():
         found = milliseconds(act, len(nodes))
-        print(f"{name:7} {statistics.median(found):8.2f} ms an artifact "
-              f"({min(found):.2f} .. {max(found):.2f}), {len(nodes)} artifacts")  # fmt: skip
+        print(
+            f"{name:7} {statistics.median(found):8.2f} ms an artifact "
+            f"({min(found):.2f} .. {max(found):.2f}), {len(nodes)} artifacts"
+        )
         if cache is not None:
             os.environ["IGDIT_CACHE"] = cache
 
@@ -128,8 +137,11 @@ def main() -> None:
         server.start()
         try:
             server.make_bucket("lab")
-            os.environ |= {"AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": server.access_key,
-                           "AWS_SECRET_ACCESS_KEY": server.secret_key}  # fmt: skip
+            os.environ |= {
+                "AWS_ENDPOINT_URL": server.url,
+                "AWS_ACCESS_KEY_ID": server.access_key,
+                "AWS_SECRET_ACCESS_KEY": server.secret_key,
+            }
             print("bucket on loopback")
             measure("s3://lab/benchmark")
         finally:

@@ -39,8 +39,9 @@ def state_of(model: str, device: str) -> TrainState:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", default="SiT-B/2")
     parser.add_argument("--store", help="default: a folder that is deleted")
     parser.add_argument("--device", default="cpu")
@@ -51,8 +52,9 @@ def main() -> None:
         store.prepare()
         state = state_of(chosen.model, chosen.device)
         experiment = dataclasses.replace(get_experiment("digits"), name="publishing")
-        publisher = Publisher(store, Graph(experiment), "benchmark", (), None,
-                              Team(0, 1, chosen.device))  # fmt: skip
+        publisher = Publisher(
+            store, Graph(experiment), "benchmark", (), None, Team(0, 1, chosen.device)
+        )
         publisher.begin(None)
         copied, published = [], []
         with publisher:
@@ -64,10 +66,14 @@ def main() -> None:
                 published.append(time.perf_counter() - begun)
         artifact = store.list("resume")[-1]
         ratios = sorted(c / p for c, p in zip(copied, published, strict=True))
-        print(f"{chosen.model}, {artifact.size / 2**30:.2f} GiB, "
-              f"{'bucket' if '://' in store.uri else 'folder'}")  # fmt: skip
-        print(f"stands still {median(copied):.2f} s, published {median(published):.2f} s, "
-              f"ratio {median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})")  # fmt: skip
+        print(
+            f"{chosen.model}, {artifact.size / 2**30:.2f} GiB, "
+            f"{'bucket' if '://' in store.uri else 'folder'}"
+        )
+        print(
+            f"stands still {median(copied):.2f} s, published {median(published):.2f} s, "
+            f"ratio {median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})"
+        )
         store.delete(artifact)
 
 

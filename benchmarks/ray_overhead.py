@@ -147,9 +147,11 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
         ratios = [a / b for a, b in pairs]
         low, _, high = quantiles(ratios, n=4)
         bare_ms, ray_ms = (1e3 * median(pair[k] for pair in pairs) for k in (1, 0))
-        print(f"batch {experiment.train.batch_size}, {len(ratios)} turns of {steps} steps, "
-              f"{clock}: bare {bare_ms:.2f} ms, Ray Train {ray_ms:.2f} ms, "
-              f"ratio {median(ratios):.3f} ({low:.3f}-{high:.3f})")  # fmt: skip
+        print(
+            f"batch {experiment.train.batch_size}, {len(ratios)} turns of {steps} steps, "
+            f"{clock}: bare {bare_ms:.2f} ms, Ray Train {ray_ms:.2f} ms, "
+            f"ratio {median(ratios):.3f} ({low:.3f}-{high:.3f})"
+        )
 
 
 def main() -> None:
@@ -163,11 +165,13 @@ def main() -> None:
     digits = get_experiment("digits")
     experiment = dataclasses.replace(
         digits,
-        train=dataclasses.replace(digits.train, steps=FOREVER, checkpoint_every=FOREVER,
-                                  batch_size=args.batch),
-        resources=dataclasses.replace(digits.resources, num_workers=1, micro_batch=None,
-                                      save_minutes=None),
-    )  # fmt: skip
+        train=dataclasses.replace(
+            digits.train, steps=FOREVER, checkpoint_every=FOREVER, batch_size=args.batch
+        ),
+        resources=dataclasses.replace(
+            digits.resources, num_workers=1, micro_batch=None, save_minutes=None
+        ),
+    )
     with tempfile.TemporaryDirectory(prefix="igd") as folder:
         measure(Path(folder), experiment, args.rounds, args.steps)
 

@@ -121,8 +121,10 @@ def main() -> None:
             speeds = [f"{size.batch / timed[way].seconds:.2f}" for way in ("usual", "ours")]
             ratio = timed["ours"]
             rows.append([name, *speeds, str(ratio), f"{1 / ratio.ratio:.2f} x"])
-        print(f"{size.model}, batch {size.batch}, {size.steps} Heun steps; samples equal to "
-              f"{worst:.0e}; ratio of times (quartiles)")  # fmt: skip
+        print(
+            f"{size.model}, batch {size.batch}, {size.steps} Heun steps; samples equal to "
+            f"{worst:.0e}; ratio of times (quartiles)"
+        )
         print_table(["guidance", "usual, images/s", "ours, images/s", "ratio", "speed-up"], rows)
 
 

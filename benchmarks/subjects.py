@@ -8,8 +8,16 @@ from torch import Tensor
 from ig_core.config import ModelConfig, model_config
 from ig_core.transformer import DiffusionTransformer
 
-DIGITS = ModelConfig(depth=4, width=64, num_heads=4, patch_size=2, input_size=8, in_channels=1,
-                     num_classes=10, aux_layer=2)  # fmt: skip
+DIGITS = ModelConfig(
+    depth=4,
+    width=64,
+    num_heads=4,
+    patch_size=2,
+    input_size=8,
+    in_channels=1,
+    num_classes=10,
+    aux_layer=2,
+)
 """A model of the size used for 8 x 8 digits."""
 
 

@@ -92,13 +92,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     """Arguments that all scripts have."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--device", default="cpu", help="cpu or cuda")
-    arguments.add_argument("--threads", type=int, default=1,
-                           help="CPU threads of torch; more need an idle machine")  # fmt: skip
-    arguments.add_argument("--clock", choices=CLOCKS, default="wall",
-                           help="cpu: CPU time, for a busy machine; needs --threads 1")  # fmt: skip
+    arguments.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of torch; more need an idle machine"
+    )
+    arguments.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: CPU time, for a busy machine; needs --threads 1",
+    )
     arguments.add_argument("--rounds", type=int, help="most timed runs of each variant")
-    arguments.add_argument("--budget", type=float, default=15.0,
-                           help="seconds after which a table starts no more rounds")  # fmt: skip
+    arguments.add_argument(
+        "--budget",
+        type=float,
+        default=15.0,
+        help="seconds after which a table starts no more rounds",
+    )
     return arguments
 
 
@@ -115,8 +124,11 @@ def prepare(arguments: argparse.Namespace) -> Timer:
     # Its default, TF32, would round the patch embedding differently for different batch sizes.
     torch.backends.cudnn.allow_tf32 = False
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, {name}, CPU threads: {torch.get_num_threads()}, "
-          f"{clock} time\n", flush=True)  # fmt: skip
+    print(
+        f"torch {torch.__version__}, {name}, CPU threads: {torch.get_num_threads()}, "
+        f"{clock} time\n",
+        flush=True,
+    )
     return Timer(device, arguments.budget, CLOCKS[clock])
 
 

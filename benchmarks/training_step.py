@@ -145,9 +145,11 @@ def report(size: Size, timings: dict[str, Timing]) -> None:
     print(f"{size.model}, batch {size.batch}: time of a step over the usual one (quartiles)")
     print_table(
         ["variant", "ms", "ratio", "speed-up"],
-        [[name, f"{1e3 * t.seconds:.1f}", str(t), f"{1 / t.ratio:.2f} x"]
-         for name, t in timings.items()],
-    )  # fmt: skip
+        [
+            [name, f"{1e3 * t.seconds:.1f}", str(t), f"{1 / t.ratio:.2f} x"]
+            for name, t in timings.items()
+        ],
+    )
     cost = timings["ours"].seconds / timings["ours, no auxiliary head"].seconds - 1
     print(f"auxiliary head: {100 * cost:+.1f} % of a step without it\n", flush=True)
 
@@ -169,8 +171,10 @@ def main() -> None:
     for size in sizes:
         torch.set_float32_matmul_precision("highest")
         errors = check_equal(architecture(size.model), min(size.batch, 8), device)
-        print(f"equal to {errors[0]:.0e} (loss), {errors[1]:.0e} (weights) after "
-              f"{CHECKED_STEPS} steps")  # fmt: skip
+        print(
+            f"equal to {errors[0]:.0e} (loss), {errors[1]:.0e} (weights) after "
+            f"{CHECKED_STEPS} steps"
+        )
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
         chosen, rounds = variants(size, device, options), args.rounds or size.rounds
         report(size, timer.interleave(chosen, rounds, warmup=2))

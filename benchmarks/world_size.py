@@ -149,9 +149,11 @@ def main() -> None:
         start = TrainState.new(MODEL, OPTIM, seed=0).ema
         moved = sum((alone.ema[n] - start[n]).double().square().sum() for n in start)
         error = sum((alone.ema[n] - state.ema[n]).double().square().sum() for n in start)
-        print(f"{name:<18} {time.monotonic() - begun:>8.0f} {apart.max().item():>15.1e} "
-              f"{int(apart.argmax()) + 1:>8} {float(error / moved) ** 0.5:>9.1e}",
-              flush=True)  # fmt: skip
+        print(
+            f"{name:<18} {time.monotonic() - begun:>8.0f} {apart.max().item():>15.1e} "
+            f"{int(apart.argmax()) + 1:>8} {float(error / moved) ** 0.5:>9.1e}",
+            flush=True,
+        )
     plot({name: state.history for name, state in states.items()}, args.plot)
     print(args.plot)
 

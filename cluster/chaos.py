@@ -37,13 +37,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
-    "train.steps": 120, "train.checkpoint-every": 30,
-    "evaluation.num-samples": 200, "evaluation.curve-samples": 200, "evaluation.shard-size": 200,
-    "evaluation.extractor-epochs": 2, "evaluation.groups": 10, "evaluation.kid-subsets": 2,
+    "train.steps": 120,
+    "train.checkpoint-every": 30,
+    "evaluation.num-samples": 200,
+    "evaluation.curve-samples": 200,
+    "evaluation.shard-size": 200,
+    "evaluation.extractor-epochs": 2,
+    "evaluation.groups": 10,
+    "evaluation.kid-subsets": 2,
     "evaluation.kid-subset-size": 100,
     # Halves of the batch, so that one worker and two agree bit for bit.
     "resources.micro-batch": 64,
-}  # fmt: skip
+}
 LEASE_SECONDS = 30
 OUTSIDE = ("IGDIT_", "RAY_", "MLFLOW_", "AWS_", "PG")
 """How variables begin that would lead the undisturbed study to a cluster."""
@@ -51,10 +56,22 @@ OUTSIDE = ("IGDIT_", "RAY_", "MLFLOW_", "AWS_", "PG")
 
 def command(trials: int, *resources: str) -> list[str]:
     """The study, as words after `igdit` or `igdit submit`."""
-    words = [word for name, value in SETTINGS.items()
-             for word in (f"--experiment.{name}", str(value))]  # fmt: skip
-    return ["study", "digits", "--trials", str(trials), "--parallel", "1", "--yes",
-            "--scales-per-training", "2", *words, *resources]  # fmt: skip
+    words = [
+        word for name, value in SETTINGS.items() for word in (f"--experiment.{name}", str(value))
+    ]
+    return [
+        "study",
+        "digits",
+        "--trials",
+        str(trials),
+        "--parallel",
+        "1",
+        "--yes",
+        "--scales-per-training",
+        "2",
+        *words,
+        *resources,
+    ]
 
 
 class Chaos:
@@ -81,12 +98,25 @@ class Chaos:
 
     def submit(self) -> None:
         """Send the study, or follow it if it runs."""
-        words = [sys.executable, "-m", "pipelines", "submit", "--python", sys.executable,
-                 *command(self.trials, "--experiment.resources.num-workers", "2",
-                          "--experiment.resources.min-workers", "1")]  # fmt: skip
+        words = [
+            sys.executable,
+            "-m",
+            "pipelines",
+            "submit",
+            "--python",
+            sys.executable,
+            *command(
+                self.trials,
+                "--experiment.resources.num-workers",
+                "2",
+                "--experiment.resources.min-workers",
+                "1",
+            ),
+        ]
         with self.log.open("ab") as output:
-            self.job = subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=output,
-                                        stderr=subprocess.STDOUT)  # fmt: skip
+            self.job = subprocess.Popen(
+                words, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
         self.say("submitted")
 
     def disturb(self, store: Store) -> None:
@@ -126,8 +156,12 @@ class Chaos:
     def kill_driver(self) -> None:
         """SIGKILL the job's driver, and submit the study again."""
         head = self.cluster.nodes[0].process
-        drivers = [p.pid for p in (head.below() if head else ()) if " study digits" in title(p.pid)
-                   and title(p.pid).split(" ")[1:3] == ["-m", "pipelines"]]  # fmt: skip
+        drivers = [
+            p.pid
+            for p in (head.below() if head else ())
+            if " study digits" in title(p.pid)
+            and title(p.pid).split(" ")[1:3] == ["-m", "pipelines"]
+        ]
         self.say(f"kills driver {drivers}")
         for pid in drivers:
             os.kill(pid, signal.SIGKILL)
@@ -179,22 +213,32 @@ def undisturbed(folder: Path, trials: int) -> list[Trial]:
     """The trials of the same study, run in one process."""
     home = folder / "undisturbed"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)}
-    words = command(trials, "--experiment.resources.runner", "inline",
-                    "--experiment.resources.num-workers", "1")  # fmt: skip
+    words = command(
+        trials, "--experiment.resources.runner", "inline", "--experiment.resources.num-workers", "1"
+    )
     with (folder / "undisturbed.log").open("wb") as log:
-        subprocess.run([sys.executable, "-m", "pipelines", *words], cwd=ROOT, check=True,
-                       env={**environment, "IGDIT_HOME": str(home)}, stdout=log,
-                       stderr=log)  # fmt: skip
-    return stored_study(f"sqlite:///{home / 'study.db'}", make_store(str(home / "store")),
-                        "digits").trials  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "pipelines", *words],
+            cwd=ROOT,
+            check=True,
+            env={**environment, "IGDIT_HOME": str(home)},
+            stdout=log,
+            stderr=log,
+        )
+    return stored_study(
+        f"sqlite:///{home / 'study.db'}", make_store(str(home / "store")), "digits"
+    ).trials
 
 
 @contextmanager
 def as_a_node(cluster: LocalCluster) -> Iterator[None]:
     """The environment of a node, with its secrets, and a cache of one's own."""
     lines = cluster.secrets.read_text(encoding="utf-8").splitlines()
-    found = {**cluster.node_environment, **dict(line.split("=", 1) for line in lines),
-             "IGDIT_CACHE": str(cluster.folder / "cache-of-chaos")}  # fmt: skip
+    found = {
+        **cluster.node_environment,
+        **dict(line.split("=", 1) for line in lines),
+        "IGDIT_CACHE": str(cluster.folder / "cache-of-chaos"),
+    }
     before = dict(os.environ)
     os.environ.update(found)
     try:
@@ -224,8 +268,10 @@ def run(folder: Path, trials: int, say: Callable[[str], None]) -> list[str]:
             wrong = findings(store, got, undisturbed(folder, trials))
             if shown != trials:
                 wrong.append(f"MLflow shows {shown} trials instead of {trials}")
-            say(f"{len(got)} trials, {len(published(store))} artifacts, "
-                f"{len(wrong)} things are not as they should be")  # fmt: skip
+            say(
+                f"{len(got)} trials, {len(published(store))} artifacts, "
+                f"{len(wrong)} things are not as they should be"
+            )
             return wrong
     finally:
         cluster.stop()
@@ -233,8 +279,11 @@ def run(folder: Path, trials: int, say: Callable[[str], None]) -> list[str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.chaos", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--folder", type=Path, help="where all of it lies; it must be new")
     parser.add_argument("--trials", type=int, default=12)
     chosen = parser.parse_args()

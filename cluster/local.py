@@ -49,9 +49,14 @@ class LocalCluster:
     # What a test or a person does
 
     def start(
-        self, nodes: int = 3, cpus: int = 1, services: tuple[str, ...] = (), *,
-        port: int = 0, dashboard_port: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        nodes: int = 3,
+        cpus: int = 1,
+        services: tuple[str, ...] = (),
+        *,
+        port: int = 0,
+        dashboard_port: int = 0,
+    ) -> None:
         """Start a head and nodes - 1 workers, and services of `SERVICES`.
 
         The head has no CPUs of its own if there are workers. Ports of 0 are any that are free.
@@ -208,8 +213,11 @@ class LocalCluster:
     def _known_secrets(self) -> dict[str, str]:
         """Passwords of the services: made once, kept in a file of their owner only."""
         if not self.secrets.exists():
-            made = {"AWS_ACCESS_KEY_ID": "igdit", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
-                    "PGPASSWORD": secrets.token_hex(16)}  # fmt: skip
+            made = {
+                "AWS_ACCESS_KEY_ID": "igdit",
+                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+                "PGPASSWORD": secrets.token_hex(16),
+            }
             _write_private(self.secrets, "".join(f"{k}={v}\n" for k, v in made.items()))
         lines = self.secrets.read_text(encoding="utf-8").splitlines()
         return dict(line.split("=", 1) for line in lines)
@@ -229,12 +237,20 @@ class LocalCluster:
             return None if process is None else [process.pid, process.born]
 
         state = {
-            "port": self.port, "dashboard_port": self.dashboard_port,
+            "port": self.port,
+            "dashboard_port": self.dashboard_port,
             "nodes": [[n.number, n.cpus, known(n.process)] for n in self.nodes],
-            "services": {name: [s.port, known(s.process), known(s.helper),
-                                getattr(s, "target", 0), getattr(s, "backend", "")]
-                         for name, s in self.services.items()},
-        }  # fmt: skip
+            "services": {
+                name: [
+                    s.port,
+                    known(s.process),
+                    known(s.helper),
+                    getattr(s, "target", 0),
+                    getattr(s, "backend", ""),
+                ]
+                for name, s in self.services.items()
+            },
+        }
         aside = self._state.with_suffix(".new")
         aside.write_text(json.dumps(state, indent=1), encoding="utf-8")
         aside.replace(self._state)
@@ -245,9 +261,13 @@ class LocalCluster:
         self.nodes = [Node(n, c, p and Process(*p)) for n, c, p in state["nodes"]]
         known = self._known_secrets() if state["services"] else {}
         for name, (port, process, helper, target, backend) in state["services"].items():
-            service = SERVICES[name](self.folder, {**known, "MLFLOW_DISABLE_TELEMETRY": "true"},
-                                     port, process and Process(*process),
-                                     helper and Process(*helper))  # fmt: skip
+            service = SERVICES[name](
+                self.folder,
+                {**known, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                port,
+                process and Process(*process),
+                helper and Process(*helper),
+            )
             self.services[name], service.changed = service, self._save
             if isinstance(service, S3):
                 service.target, service.secret_key = target, known["AWS_SECRET_ACCESS_KEY"]
@@ -267,11 +287,18 @@ def _write_private(path: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.local",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("command", choices=["up", "env", "status", "down"])
-    parser.add_argument("--folder", type=Path, help="where all of it lies",
-                        default=Path(tempfile.gettempdir()) / f"igdit-{os.getuid()}")  # fmt: skip
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where all of it lies",
+        default=Path(tempfile.gettempdir()) / f"igdit-{os.getuid()}",
+    )
     parser.add_argument("--nodes", type=int, default=3, help="the head among them")
     parser.add_argument("--cpus", type=int, default=1, help="of each node but the head")
     parser.add_argument("--port", type=int, default=6431)
@@ -285,8 +312,13 @@ def main(arguments: list[str] | None = None) -> int:
     cluster = LocalCluster(chosen.folder)
     if chosen.command == "up":
         services = tuple(name for name in SERVICES if getattr(chosen, name))
-        cluster.start(chosen.nodes, chosen.cpus, services, port=chosen.port,
-                      dashboard_port=chosen.dashboard_port)  # fmt: skip
+        cluster.start(
+            chosen.nodes,
+            chosen.cpus,
+            services,
+            port=chosen.port,
+            dashboard_port=chosen.dashboard_port,
+        )
     if chosen.command in ("up", "env"):
         for name, value in cluster.client_environment.items():
             print(f"export {name}={shlex.quote(value)}")
@@ -297,8 +329,10 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         alive = cluster.alive() if cluster.nodes else set()
         for node in cluster.nodes:
-            print(f"node {node.number}  {node.address}  "
-                  f"{'runs' if node.address in alive else 'is gone'}")  # fmt: skip
+            print(
+                f"node {node.number}  {node.address}  "
+                f"{'runs' if node.address in alive else 'is gone'}"
+            )
         for name, service in cluster.services.items():
             print(f"{name}  port {service.port}  {'runs' if service.running else 'is away'}")
     return 0

@@ -42,21 +42,35 @@ class Node:
 
     def lead(self, port: int, dashboard_port: int, folder: Path) -> list[str]:
         """The command of a head; Ray's files of all nodes lie in the folder."""
-        return [*START, "--head", f"--port={port}", "--disable-usage-stats",
-                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
-                f"--temp-dir={folder / 'ray'}", *self._size()]  # fmt: skip
+        return [
+            *START,
+            "--head",
+            f"--port={port}",
+            "--disable-usage-stats",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard_port}",
+            f"--temp-dir={folder / 'ray'}",
+            *self._size(),
+        ]
 
     def join(self, head: Node, port: int, folder: Path) -> list[str]:
         """The command of a worker."""
         # In one folder, each node would delete and write anew the uploaded code that others run.
-        return [*START, f"--address={head.address}:{port}",
-                f"--temp-dir={folder / f'ray{self.number}'}", *self._size()]  # fmt: skip
+        return [
+            *START,
+            f"--address={head.address}:{port}",
+            f"--temp-dir={folder / f'ray{self.number}'}",
+            *self._size(),
+        ]
 
     def _size(self) -> list[str]:
         # Without a port of its own an agent takes one that another cluster's agent may have here.
-        return [f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}",
-                f"--object-store-memory={STORE_MEMORY}",
-                f"--dashboard-agent-listen-port={free_port(self.address)}"]  # fmt: skip
+        return [
+            f"--node-ip-address={self.address}",
+            f"--num-cpus={self.cpus}",
+            f"--object-store-memory={STORE_MEMORY}",
+            f"--dashboard-agent-listen-port={free_port(self.address)}",
+        ]
 
 
 def alive_nodes(dashboard: str, token: str) -> set[str]:

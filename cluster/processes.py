@@ -29,9 +29,13 @@ class Process:
         """Start a program in a session of its own; its output is appended to the log."""
         with log.open("ab") as output:
             child = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, **environment}, start_new_session=True,
-            )  # fmt: skip
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
         return cls(child.pid, _born(child.pid))
 
     @property
@@ -134,7 +138,7 @@ def wait_for_port(host: str, port: int, process: Process, log: Path, seconds: fl
 
 def wait_for(
     condition: Callable[[], bool], process: Process | None, log: Path, seconds: float
-) -> None:  # fmt: skip
+) -> None:
     """Wait until a program is ready.
 
     Raises:

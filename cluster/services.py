@@ -116,9 +116,12 @@ class S3(Service):
         import boto3
 
         client = boto3.client(
-            "s3", endpoint_url=self.url, aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key, region_name="us-east-1",
-        )  # fmt: skip
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+        )
         client.create_bucket(Bucket=name)
 
 
@@ -150,8 +153,18 @@ class Postgres(Service):
         return self.folder / "postgres.place"
 
     def command(self) -> list[str]:
-        return [*self._user(), self._program("postgres"), "-D", str(self.data), "-p",
-                str(self.port), "-h", HOST, "-c", "unix_socket_directories="]  # fmt: skip
+        return [
+            *self._user(),
+            self._program("postgres"),
+            "-D",
+            str(self.data),
+            "-p",
+            str(self.port),
+            "-h",
+            HOST,
+            "-c",
+            "unix_socket_directories=",
+        ]
 
     def start(self) -> None:
         new = not self.data.exists()
@@ -159,18 +172,31 @@ class Postgres(Service):
             self._initialise()
         super().start()
         ready = [self._program("pg_isready"), "-q", "-h", HOST, "-p", str(self.port)]
-        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, self.process, self.log,
-                 120.0)  # fmt: skip
+        wait_for(
+            lambda: subprocess.run(ready, check=False).returncode == 0,
+            self.process,
+            self.log,
+            120.0,
+        )
         if new:
             for database in ("igdit", "mlflow"):
-                self._run(self._program("createdb"), "-h", HOST, "-p", str(self.port), "-U",
-                          "igdit", database)  # fmt: skip
+                self._run(
+                    self._program("createdb"),
+                    "-h",
+                    HOST,
+                    "-p",
+                    str(self.port),
+                    "-U",
+                    "igdit",
+                    database,
+                )
 
     def stop(self) -> None:
         """End it in good order, or at once if somebody is connected: the data are safe."""
         if self.process is not None and self.process.alive:
-            self._run(*self._user(), self._program("pg_ctl"), "-D", str(self.data), "-m", "fast",
-                      "stop")  # fmt: skip
+            self._run(
+                *self._user(), self._program("pg_ctl"), "-D", str(self.data), "-m", "fast", "stop"
+            )
             self.process.end()
 
     def delete(self) -> None:
@@ -194,8 +220,20 @@ class Postgres(Service):
         if self._user():
             for path in (self.data, password):
                 shutil.chown(path, "postgres", "postgres")
-        self._run(*self._user(), self._program("initdb"), "-D", str(self.data), "-U", "igdit", "-A",
-                  "scram-sha-256", "--pwfile", str(password), "--encoding", "UTF8")  # fmt: skip
+        self._run(
+            *self._user(),
+            self._program("initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "igdit",
+            "-A",
+            "scram-sha-256",
+            "--pwfile",
+            str(password),
+            "--encoding",
+            "UTF8",
+        )
         password.unlink()
 
     def _user(self) -> list[str]:
@@ -213,12 +251,18 @@ class Postgres(Service):
         return found[0]
 
     def _run(self, *words: str) -> None:
-        run = subprocess.run(words, capture_output=True, check=False,
-                             encoding="utf-8", errors="replace",
-                             env={**os.environ, "PGPASSWORD": self.password})  # fmt: skip
+        run = subprocess.run(
+            words,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PGPASSWORD": self.password},
+        )
         if run.returncode:
-            raise RuntimeError(f"{Path(words[-1]).name}: {' '.join(words[:3])} failed: "
-                               f"{run.stderr[-800:]}")  # fmt: skip
+            raise RuntimeError(
+                f"{Path(words[-1]).name}: {' '.join(words[:3])} failed: {run.stderr[-800:]}"
+            )
 
 
 @dataclass
@@ -234,6 +278,19 @@ class Mlflow(Service):
 
     def command(self) -> list[str]:
         backend = self.backend or f"sqlite:///{self.folder / 'mlflow.db'}"
-        return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
-                "--artifacts-destination", str(self.folder / "mlartifacts"), "--host", HOST,
-                "--port", str(self.port), "--workers", "1"]  # fmt: skip
+        return [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            backend,
+            "--artifacts-destination",
+            str(self.folder / "mlartifacts"),
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]

@@ -37,12 +37,18 @@ def findings(store: Store, got: Sequence[Trial], wanted: Sequence[Trial]) -> lis
     wrong += [f"{name} was published {count} times" for name, count in often.items() if count > 1]
     for event in events:
         if event["event"] == "execute" and event["kind"] == "checkpoint":
-            ready = [int(e["key"].rpartition("-")[2]) for e in made
-                     if e["kind"] == "checkpoint" and e["key"].startswith(event["key"])
-                     and e["time"] < event.get("decided", event["time"]) - 1]  # fmt: skip
+            ready = [
+                int(e["key"].rpartition("-")[2])
+                for e in made
+                if e["kind"] == "checkpoint"
+                and e["key"].startswith(event["key"])
+                and e["time"] < event.get("decided", event["time"]) - 1
+            ]
             if max(ready, default=0) > event["from_step"]:
-                wrong.append(f"a training began at step {event['from_step']} though "
-                             f"{max(ready)} was published")  # fmt: skip
+                wrong.append(
+                    f"a training began at step {event['from_step']} though "
+                    f"{max(ready)} was published"
+                )
     return wrong + half_published(store)
 
 
@@ -50,17 +56,24 @@ def half_published(store: Store) -> list[str]:
     """Files in the bucket that no manifest names."""
     store.sweep()
     bucket = store.bucket  # type: ignore[attr-defined]  # it is one
-    manifests = {f"{a.kind}/{a.key}/{a.manifest['attempt']}/{name}"
-                 for a in store.list() for name in a.manifest["files"]}  # fmt: skip
+    manifests = {
+        f"{a.kind}/{a.key}/{a.manifest['attempt']}/{name}"
+        for a in store.list()
+        for name in a.manifest["files"]
+    }
     files = set(bucket.list("files"))
-    return ([f"{name} belongs to nothing" for name in sorted(files - manifests)]
-            + [f"{name} is missing" for name in sorted(manifests - files)])  # fmt: skip
+    return [f"{name} belongs to nothing" for name in sorted(files - manifests)] + [
+        f"{name} is missing" for name in sorted(manifests - files)
+    ]
 
 
 def runs_in_mlflow(url: str) -> int:
     """Trials that the MLflow server shows."""
     body = {"experiment_ids": ["1"], "filter": "tags.`igdit.trial` LIKE '%'", "max_results": 1000}
-    request = urllib.request.Request(f"{url}/api/2.0/mlflow/runs/search", json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})  # fmt: skip
+    request = urllib.request.Request(
+        f"{url}/api/2.0/mlflow/runs/search",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return len(json.load(answer).get("runs", []))

@@ -68,14 +68,25 @@ class DataConfig:
         if self.source == "digits":
             self._check_digits()
             return
-        require(self.source == "images" or self.codec != "none", "data.codec", self.codec,
-                "sd-vae or va-vae with data.source=latents")  # fmt: skip
+        require(
+            self.source == "images" or self.codec != "none",
+            "data.codec",
+            self.codec,
+            "sd-vae or va-vae with data.source=latents",
+        )
         factor, channels = CODEC_FACTOR[self.codec], CODEC_CHANNELS[self.codec]
-        require(self.channels == channels, "data.channels", self.channels,
-                f"{channels} with data.codec={self.codec}")  # fmt: skip
-        require(self.resolution == self.side * factor, "data.resolution", self.resolution,
-                f"{self.side * factor}: data.side={self.side} times {factor} of "
-                f"{self.codec}")  # fmt: skip
+        require(
+            self.channels == channels,
+            "data.channels",
+            self.channels,
+            f"{channels} with data.codec={self.codec}",
+        )
+        require(
+            self.resolution == self.side * factor,
+            "data.resolution",
+            self.resolution,
+            f"{self.side * factor}: data.side={self.side} times {factor} of {self.codec}",
+        )
 
     @property
     def image_side(self) -> int:
@@ -84,8 +95,19 @@ class DataConfig:
 
     def _check_digits(self) -> None:
         """Raise ValueError for what digits do not have."""
-        for name, value in (("path", None), ("classes", None), ("codec", "none"),
-                            ("codec_path", None), ("channels", 1), ("side", 8),
-                            ("num_classes", 10), ("flip", False)):  # fmt: skip
-            require(getattr(self, name) == value, f"data.{name}", getattr(self, name),
-                    f"{value} with data.source=digits")  # fmt: skip
+        for name, value in (
+            ("path", None),
+            ("classes", None),
+            ("codec", "none"),
+            ("codec_path", None),
+            ("channels", 1),
+            ("side", 8),
+            ("num_classes", 10),
+            ("flip", False),
+        ):
+            require(
+                getattr(self, name) == value,
+                f"data.{name}",
+                getattr(self, name),
+                f"{value} with data.source=digits",
+            )

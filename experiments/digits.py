@@ -24,8 +24,16 @@ def digits() -> Experiment:
     return Experiment(
         name="digits",
         model=ModelConfig(
-            depth=4, width=64, num_heads=4, patch_size=2, input_size=8, in_channels=1,
-            num_classes=10, aux_layer=1, time_scale=100.0, embedding_std=0.1,
+            depth=4,
+            width=64,
+            num_heads=4,
+            patch_size=2,
+            input_size=8,
+            in_channels=1,
+            num_classes=10,
+            aux_layer=1,
+            time_scale=100.0,
+            embedding_std=0.1,
         ),
         loss=LossConfig(aux_weight=0.5),
         optim=OptimConfig(lr=3e-3, warmup_steps=50, ema_decay=0.99),
@@ -37,4 +45,4 @@ def digits() -> Experiment:
         # One and two workers then add the same two gradients: on CPUs of one
         # kind the same weights, bit for bit.
         resources=Resources(micro_batch=64),
-    )  # fmt: skip
+    )

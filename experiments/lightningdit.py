@@ -43,8 +43,13 @@ def lightningdit(*, ig: bool) -> Experiment:
         model=model_config("LightningDiT-XL/1", **({} if ig else {"aux_layer": None})),
         loss=LossConfig(aux_weight=0.5, cosine_weight=1.0),
         optim=OptimConfig(
-            optimizer="muon", lr=2e-4, betas=(0.9, 0.95), weight_decay=0.01, momentum=0.95,
-            ema_decay=0.9999, precision="bf16",
+            optimizer="muon",
+            lr=2e-4,
+            betas=(0.9, 0.95),
+            weight_decay=0.01,
+            momentum=0.95,
+            ema_decay=0.9999,
+            precision="bf16",
         ),
         train=TrainConfig(steps=STEPS_60_EPOCHS, batch_size=256, checkpoint_every=100_000),
         guidance=Guidance(ig_scale=1.7 if ig else 1.0),
@@ -53,7 +58,7 @@ def lightningdit(*, ig: bool) -> Experiment:
         sampler=SamplerConfig(method="heun", num_steps=124, shift=1 / 0.3),
         evaluation=adm_imagenet256(),
         resources=GPUS,
-    )  # fmt: skip
+    )
 
 
 def lightningdit_xl1() -> Experiment:

@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_PART = (
-    "extractor_weights", "reference", "shard_size", "seed", "report_seed", "curve_samples",
-    "groups", "weights_sha256", "reference_sha256", "reference_content", "reference_resolution",
-)  # fmt: skip
+    "extractor_weights",
+    "reference",
+    "shard_size",
+    "seed",
+    "report_seed",
+    "curve_samples",
+    "groups",
+    "weights_sha256",
+    "reference_sha256",
+    "reference_content",
+    "reference_resolution",
+)
 """Fields of an evaluation that are no part of its protocol."""
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`, 95,628,359 bytes; the same bytes as
@@ -74,8 +83,10 @@ def get_protocol(name: str, weights: str | None, reference: str | None) -> Evalu
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, but got {name!r}")
     if name == "digits":
         if reference is not None or weights is not None:
-            raise ValueError(f"protocol digits has its own reference and extractor, but got "
-                             f"{reference or weights!r}")  # fmt: skip
+            raise ValueError(
+                f"protocol digits has its own reference and extractor, but got "
+                f"{reference or weights!r}"
+            )
         return digits()
     for option, value in (("weights", weights), ("reference", reference)):
         if value is None:

@@ -88,15 +88,23 @@ def row(
     if fid is None:
         raise ValueError(f"{method} needs an FID, but got None")
     return Published(
-        method=method, epochs=epochs, cfg=cfg, fid=fid, sfid=sfid, inception_score=score,
-        precision=precision, recall=recall, balanced_fid=balanced,
-    )  # fmt: skip
+        method=method,
+        epochs=epochs,
+        cfg=cfg,
+        fid=fid,
+        sfid=sfid,
+        inception_score=score,
+        precision=precision,
+        recall=recall,
+        balanced_fid=balanced,
+    )
 
 
 def ablation(method: str, fid: float, score: float, table: int) -> Published:
     """A row of the ablation on SiT-B/2, 80 epochs, without CFG."""
-    return Published(method=method, epochs=80, fid=fid, inception_score=score,
-                     source=f"{PAPER}, table {table}")  # fmt: skip
+    return Published(
+        method=method, epochs=80, fid=fid, inception_score=score, source=f"{PAPER}, table {table}"
+    )
 
 
 OTHERS = (

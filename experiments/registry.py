@@ -78,6 +78,7 @@ def _named(table: dict[str, Callable[[], T]], name: str, what: str, otherwise: s
     if name not in table:
         close = difflib.get_close_matches(name, table, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{what} must be one of {', '.join(table)}{otherwise}, but got "
-                         f"{name!r}{hint}")  # fmt: skip
+        raise ValueError(
+            f"{what} must be one of {', '.join(table)}{otherwise}, but got {name!r}{hint}"
+        )
     return table[name]()

@@ -50,17 +50,32 @@ class Resources:
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "sample_tasks", "sample_batch"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch",
-                 self.micro_batch, "None or at least 1")  # fmt: skip
+        require(
+            self.micro_batch is None or self.micro_batch >= 1,
+            "micro_batch",
+            self.micro_batch,
+            "None or at least 1",
+        )
         require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
-        require(self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
-                 "min_workers", self.min_workers,
-                 f"None or 1..num_workers={self.num_workers}")  # fmt: skip
-        require(self.save_minutes is None or self.save_minutes > 0, "save_minutes",
-                 self.save_minutes, "None or positive")  # fmt: skip
+        require(
+            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+            "min_workers",
+            self.min_workers,
+            f"None or 1..num_workers={self.num_workers}",
+        )
+        require(
+            self.save_minutes is None or self.save_minutes > 0,
+            "save_minutes",
+            self.save_minutes,
+            "None or positive",
+        )
         require(self.wait_minutes >= 0, "wait_minutes", self.wait_minutes, "at least 0")
-        require(self.runner == "ray" or self.num_workers == 1, "num_workers", self.num_workers,
-                 "1 with the inline runner")  # fmt: skip
+        require(
+            self.runner == "ray" or self.num_workers == 1,
+            "num_workers",
+            self.num_workers,
+            "1 with the inline runner",
+        )
 
     @property
     def device(self) -> str:

@@ -85,16 +85,28 @@ class EvaluationConfig:
         require(side is None or side >= 1, "evaluation.reference_resolution", side, "at least 1")
         require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "at least 2")
         require(self.groups >= 5, "groups", self.groups, "at least 5 (fewer give no interval)")
-        require(self.isc_splits <= self.curve_samples, "isc_splits", self.isc_splits,
-                 f"at most curve_samples={self.curve_samples}")  # fmt: skip
+        require(
+            self.isc_splits <= self.curve_samples,
+            "isc_splits",
+            self.isc_splits,
+            f"at most curve_samples={self.curve_samples}",
+        )
         for name in ("num_samples", "curve_samples"):
             least = 2 * self.groups
-            require(getattr(self, name) >= least, name, getattr(self, name),
-                     f"at least {least} (two for each of {self.groups} groups)")  # fmt: skip
+            require(
+                getattr(self, name) >= least,
+                name,
+                getattr(self, name),
+                f"at least {least} (two for each of {self.groups} groups)",
+            )
         for name, bank in (("seed", self.seed), ("report_seed", self.report_bank)):
             require(0 <= bank < 2**63, f"evaluation.{name}", bank, "in 0..2^63 - 1")
-        require(self.report_seed != self.seed, "evaluation.report_seed", self.report_seed,
-                 f"another bank than seed={self.seed}, on which the scale is chosen")  # fmt: skip
+        require(
+            self.report_seed != self.seed,
+            "evaluation.report_seed",
+            self.report_seed,
+            f"another bank than seed={self.seed}, on which the scale is chosen",
+        )
 
     @property
     def report_bank(self) -> int:
@@ -137,34 +149,69 @@ class Experiment:
             ("model.num_classes", self.model.num_classes, self.data.num_classes),
         ):
             require(value == expected, name, value, f"{expected} for {self.data.source}")
-        require(self.data.source == "digits" or self.evaluation.extractor != "digits-cnn",
-                "evaluation.extractor", self.evaluation.extractor,
-                f"inception-v3-compat with data.source={self.data.source}")  # fmt: skip
-        require(self.sampler.path == self.loss.path, "sampler.path", self.sampler.path,
-                 f"the path of the loss, {self.loss.path!r}")  # fmt: skip
-        require(self.train.batch_size >= self.resources.num_workers, "train.batch_size",
-                 self.train.batch_size,
-                 f"at least resources.num_workers={self.resources.num_workers}")  # fmt: skip
+        require(
+            self.data.source == "digits" or self.evaluation.extractor != "digits-cnn",
+            "evaluation.extractor",
+            self.evaluation.extractor,
+            f"inception-v3-compat with data.source={self.data.source}",
+        )
+        require(
+            self.sampler.path == self.loss.path,
+            "sampler.path",
+            self.sampler.path,
+            f"the path of the loss, {self.loss.path!r}",
+        )
+        require(
+            self.train.batch_size >= self.resources.num_workers,
+            "train.batch_size",
+            self.train.batch_size,
+            f"at least resources.num_workers={self.resources.num_workers}",
+        )
         self._check_sharding()
-        require(all(abs(s) < float("inf") for s in self.ig_scales), "ig_scales", self.ig_scales,
-                 "finite numbers")  # fmt: skip
+        require(
+            all(abs(s) < float("inf") for s in self.ig_scales),
+            "ig_scales",
+            self.ig_scales,
+            "finite numbers",
+        )
         guided = [s for s in (*self.ig_scales, self.guidance.ig_scale) if s != 1]
-        require(self.model.aux_layer is not None or not guided, "ig scales", guided,
-                 "all 1 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
-        require(self.model.aux_layer is not None or not self.loss.target_guidance,
-                 "loss.target_guidance", self.loss.target_guidance,
-                 "0 for a model without auxiliary head (model.aux_layer None)")  # fmt: skip
-        require(len({round(100 * s) for s in self.scales}) == len(self.scales), "ig scales",
-                 self.scales, "at least 0.01 apart (their step in the tracked curve)")  # fmt: skip
-        require(self.sampler.method != "dopri5", "sampler.method", self.sampler.method,
-                 "euler, heun or sde (dopri5 has one step size for a whole batch, so that an "
-                 "image would depend on the batch it is in)")  # fmt: skip
-        require(self._shards <= MOST_SHARDS, "train.checkpoint_every, evaluation.shard_size",
-                 (self.train.checkpoint_every, self.evaluation.shard_size),
-                 f"large enough for at most {MOST_SHARDS:,} shards of samples, not {self._shards:,}"
-                 )  # fmt: skip
-        require(self.guidance.auto_scale == 1, "guidance.auto_scale", self.guidance.auto_scale,
-                 "1 (experiments name no weaker checkpoint yet)")  # fmt: skip
+        require(
+            self.model.aux_layer is not None or not guided,
+            "ig scales",
+            guided,
+            "all 1 for a model without auxiliary head (model.aux_layer None)",
+        )
+        require(
+            self.model.aux_layer is not None or not self.loss.target_guidance,
+            "loss.target_guidance",
+            self.loss.target_guidance,
+            "0 for a model without auxiliary head (model.aux_layer None)",
+        )
+        require(
+            len({round(100 * s) for s in self.scales}) == len(self.scales),
+            "ig scales",
+            self.scales,
+            "at least 0.01 apart (their step in the tracked curve)",
+        )
+        require(
+            self.sampler.method != "dopri5",
+            "sampler.method",
+            self.sampler.method,
+            "euler, heun or sde (dopri5 has one step size for a whole batch, so that an "
+            "image would depend on the batch it is in)",
+        )
+        require(
+            self._shards <= MOST_SHARDS,
+            "train.checkpoint_every, evaluation.shard_size",
+            (self.train.checkpoint_every, self.evaluation.shard_size),
+            f"large enough for at most {MOST_SHARDS:,} shards of samples, not {self._shards:,}",
+        )
+        require(
+            self.guidance.auto_scale == 1,
+            "guidance.auto_scale",
+            self.guidance.auto_scale,
+            "1 (experiments name no weaker checkpoint yet)",
+        )
 
     def _check_sharding(self) -> None:
         """Raise ValueError for what cannot be right when every worker has a part of the state."""
@@ -173,8 +220,12 @@ class Experiment:
         optim, also = self.optim, "with resources.sharding=fsdp"
         require(optim.optimizer == "adamw", "optim.optimizer", optim.optimizer, f"adamw {also}")
         require(optim.precision != "fp16", "optim.precision", "fp16", f"float32 or bf16 {also}")
-        require(not self.loss.target_guidance, "loss.target_guidance", self.loss.target_guidance,
-                 f"0 {also}")  # fmt: skip
+        require(
+            not self.loss.target_guidance,
+            "loss.target_guidance",
+            self.loss.target_guidance,
+            f"0 {also}",
+        )
 
     @property
     def reference_side(self) -> int:
@@ -187,8 +238,9 @@ class Experiment:
         """Shards of samples that it asks for, about."""
         evaluation, size = self.evaluation, self.evaluation.shard_size
         checkpoints = -(-self.train.steps // self.train.checkpoint_every)
-        return (2 * checkpoints * -(-evaluation.curve_samples // size)
-                + len(self.ig_scales) * -(-evaluation.num_samples // size))  # fmt: skip
+        return 2 * checkpoints * -(-evaluation.curve_samples // size) + len(self.ig_scales) * -(
+            -evaluation.num_samples // size
+        )
 
     @property
     def scales(self) -> tuple[float, ...]:

@@ -36,8 +36,12 @@ class Range:
         require(self.step > 0, "step", self.step, "positive")
         require(self.low <= self.high, "high", self.high, f"at least low={self.low}")
         count = (self.high - self.low) / self.step
-        require(abs(count - round(count)) < 1e-6, "high", self.high,
-                 f"low={self.low} plus a multiple of step={self.step}")  # fmt: skip
+        require(
+            abs(count - round(count)) < 1e-6,
+            "high",
+            self.high,
+            f"low={self.low} plus a multiple of step={self.step}",
+        )
 
     @property
     def count(self) -> int:
@@ -131,13 +135,21 @@ class Study:
 
     def __post_init__(self) -> None:
         require_file_name("name", self.name)
-        require(self.scales_per_training >= 1, "scales_per_training", self.scales_per_training,
-                 "at least 1")  # fmt: skip
-        require(self.scales_per_training <= self.space.ig_scale.count, "scales_per_training",
-                 self.scales_per_training,
-                 f"at most {self.space.ig_scale.count}, the scales there are")  # fmt: skip
-        require(self.startup_trainings >= 0, "startup_trainings", self.startup_trainings,
-                 "at least 0")  # fmt: skip
+        require(
+            self.scales_per_training >= 1,
+            "scales_per_training",
+            self.scales_per_training,
+            "at least 1",
+        )
+        require(
+            self.scales_per_training <= self.space.ig_scale.count,
+            "scales_per_training",
+            self.scales_per_training,
+            f"at most {self.space.ig_scale.count}, the scales there are",
+        )
+        require(
+            self.startup_trainings >= 0, "startup_trainings", self.startup_trainings, "at least 0"
+        )
         require(self.default_trials >= 1, "default_trials", self.default_trials, "at least 1")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..2^32 - 1")
         require(
@@ -147,16 +159,28 @@ class Study:
             "None: a study trains its models",
         )
         depth, layers = self.experiment.model.depth, self.layers
-        require(1 <= layers[0] <= layers[1] <= depth - 1, "space.aux_layer", layers,
-                 f"in 1..{depth - 1} (depth - 1)")  # fmt: skip
+        require(
+            1 <= layers[0] <= layers[1] <= depth - 1,
+            "space.aux_layer",
+            layers,
+            f"in 1..{depth - 1} (depth - 1)",
+        )
         scale = self.space.ig_scale
         grid = {round(100 * scale.value(index)) for index in range(scale.count)}
         own = {100.0, 100 * self.experiment.guidance.ig_scale}
-        require(len(grid) == scale.count and all(
-                    any(round(v) == k or abs(v - k) >= 1 for k in grid) for v in own),
-                "space.ig_scale.step", scale.step, "at least 0.01")  # fmt: skip
-        require(self.space.aux_weight.low >= 0, "space.aux_weight", self.space.aux_weight.low,
-                 "at least 0")  # fmt: skip
+        require(
+            len(grid) == scale.count
+            and all(any(round(v) == k or abs(v - k) >= 1 for k in grid) for v in own),
+            "space.ig_scale.step",
+            scale.step,
+            "at least 0.01",
+        )
+        require(
+            self.space.aux_weight.low >= 0,
+            "space.aux_weight",
+            self.space.aux_weight.low,
+            "at least 0",
+        )
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -209,6 +233,7 @@ class Study:
         # Resources are not written down, and the number of workers limits the batch.
         unwritten = {"name": name, "resources": {"num_workers": 1}}
         experiment = {**fixed["experiment"], **unwritten}  # type: ignore[dict-item]
-        study: Study = read_dataclass(cls, {**fixed, "name": name, "experiment": experiment},
-                                      "study")  # fmt: skip
+        study: Study = read_dataclass(
+            cls, {**fixed, "name": name, "experiment": experiment}, "study"
+        )
         return study

@@ -76,47 +76,70 @@ def _sit_rows() -> list[TableRow]:
     ode = replace(plain.sampler, method="heun", num_steps=124)
     return [
         TableRow(
-            name="sit_xl2-1400", published=paper.SIT_XL2, scale=1.0, experiment=plain,
-            protocol=SIT_AUTHORS_PROTOCOL, note="SiT's authors also give 8.3 (SDE)",
+            name="sit_xl2-1400",
+            published=paper.SIT_XL2,
+            scale=1.0,
+            experiment=plain,
+            protocol=SIT_AUTHORS_PROTOCOL,
+            note="SiT's authors also give 8.3 (SDE)",
         ),
         TableRow(
-            name="sit_xl2-1400-cfg", published=paper.SIT_XL2_CFG, scale=1.0,
+            name="sit_xl2-1400-cfg",
+            published=paper.SIT_XL2_CFG,
+            scale=1.0,
             experiment=replace(plain, guidance=Guidance(cfg_scale=1.5), sampler=ode),
             protocol=SIT_AUTHORS_PROTOCOL,
         ),
         TableRow(
-            name="sit_xl2_ig-80", published=paper.SIT_XL2_IG_80, experiment=sit_xl2_ig(),
+            name="sit_xl2_ig-80",
+            published=paper.SIT_XL2_IG_80,
+            experiment=sit_xl2_ig(),
             note=NOT_RECOVERED,
         ),
         TableRow(
-            name="sit_xl2_ig-800", published=paper.SIT_XL2_IG_800, note=NOT_RECOVERED,
-            experiment=_steps(sit_xl2_ig(), STEPS_800_EPOCHS), checkpoints=released,
+            name="sit_xl2_ig-800",
+            published=paper.SIT_XL2_IG_800,
+            note=NOT_RECOVERED,
+            experiment=_steps(sit_xl2_ig(), STEPS_800_EPOCHS),
+            checkpoints=released,
         ),
         TableRow(
-            name="sit_xl2_ig-800-cfg", published=paper.SIT_XL2_IG_800_CFG, scale=1.4,
-            experiment=_steps(sit_xl2_ig_cfg(), STEPS_800_EPOCHS), checkpoints=released,
+            name="sit_xl2_ig-800-cfg",
+            published=paper.SIT_XL2_IG_800_CFG,
+            scale=1.4,
+            experiment=_steps(sit_xl2_ig_cfg(), STEPS_800_EPOCHS),
+            checkpoints=released,
             note="IG 1.4, CFG 1.35 for t up to 0.7",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _lightningdit_rows() -> list[TableRow]:
     return [
         TableRow(
-            name="lightningdit_xl1_ig-60", published=paper.LIGHTNINGDIT_IG_60,
-            experiment=lightningdit_xl1_ig(), protocol=LIGHTNINGDIT_PROTOCOL, note=NOT_RECOVERED,
+            name="lightningdit_xl1_ig-60",
+            published=paper.LIGHTNINGDIT_IG_60,
+            experiment=lightningdit_xl1_ig(),
+            protocol=LIGHTNINGDIT_PROTOCOL,
+            note=NOT_RECOVERED,
         ),
         TableRow(
-            name="lightningdit_xl1_ig-680", published=paper.LIGHTNINGDIT_IG_680, scale=1.7,
+            name="lightningdit_xl1_ig-680",
+            published=paper.LIGHTNINGDIT_IG_680,
+            scale=1.7,
             experiment=_steps(lightningdit_xl1_ig(), STEPS_680_EPOCHS),
-            protocol=LIGHTNINGDIT_PROTOCOL, note="IG 1.7",
+            protocol=LIGHTNINGDIT_PROTOCOL,
+            note="IG 1.7",
         ),
         TableRow(
-            name="lightningdit_xl1_ig-680-cfg", published=paper.LIGHTNINGDIT_IG_680_CFG, scale=1.4,
+            name="lightningdit_xl1_ig-680-cfg",
+            published=paper.LIGHTNINGDIT_IG_680_CFG,
+            scale=1.4,
             experiment=_steps(lightningdit_xl1_ig_cfg(), STEPS_680_EPOCHS),
-            protocol=LIGHTNINGDIT_PROTOCOL, note="IG 1.4, CFG 1.45 for t up to 0.81",
+            protocol=LIGHTNINGDIT_PROTOCOL,
+            note="IG 1.4, CFG 1.45 for t up to 0.81",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def sit_b2_ablation() -> tuple[TableRow, ...]:
@@ -127,19 +150,23 @@ def sit_b2_ablation() -> tuple[TableRow, ...]:
         # Only the block of the paper's choice is guided too.
         scales = head.ig_scales if layer == head.model.aux_layer else ()
         guidance = head.guidance if scales else Guidance()
-        trained = replace(head, model=replace(head.model, aux_layer=layer), ig_scales=scales,
-                          guidance=guidance)  # fmt: skip
-        rows.append(TableRow(name=f"sit_b2-head-{layer}", published=numbers, experiment=trained,
-                             scale=1.0))  # fmt: skip
+        trained = replace(
+            head, model=replace(head.model, aux_layer=layer), ig_scales=scales, guidance=guidance
+        )
+        rows.append(
+            TableRow(name=f"sit_b2-head-{layer}", published=numbers, experiment=trained, scale=1.0)
+        )
     rows += [
         TableRow(name="sit_b2_ig-1.5", published=paper.SIT_B2_IG_15, experiment=head, scale=1.5),
         TableRow(name="sit_b2_ig-1.9", published=paper.SIT_B2_IG_19, experiment=head, scale=1.9),
         TableRow(
-            name="sit_b2_ig-2.3-interval", published=paper.SIT_B2_IG_23_INTERVAL, scale=2.3,
+            name="sit_b2_ig-2.3-interval",
+            published=paper.SIT_B2_IG_23_INTERVAL,
+            scale=2.3,
             experiment=sit_b2_ig_interval(),
             note="t = 1, the first step, is guided here as in the published code",
         ),
-    ]  # fmt: skip
+    ]
     return tuple(rows)
 
 

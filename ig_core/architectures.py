@@ -53,23 +53,44 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         require_sizes(self)
-        require(self.width % self.num_heads == 0, "width", self.width,
-                 f"a multiple of num_heads={self.num_heads}")  # fmt: skip
-        require(self.width % 4 == 0, "width", self.width,
-                 "a multiple of 4 (2-d sin-cos position table)")  # fmt: skip
-        require(self.input_size % self.patch_size == 0, "input_size", self.input_size,
-                 f"a multiple of patch_size={self.patch_size}")  # fmt: skip
+        require(
+            self.width % self.num_heads == 0,
+            "width",
+            self.width,
+            f"a multiple of num_heads={self.num_heads}",
+        )
+        require(
+            self.width % 4 == 0, "width", self.width, "a multiple of 4 (2-d sin-cos position table)"
+        )
+        require(
+            self.input_size % self.patch_size == 0,
+            "input_size",
+            self.input_size,
+            f"a multiple of patch_size={self.patch_size}",
+        )
         if self.rope:
-            require(self.head_dim % 4 == 0, "width / num_heads", self.head_dim,
-                     "a multiple of 4 with rope (two axes of rotated pairs)")  # fmt: skip
+            require(
+                self.head_dim % 4 == 0,
+                "width / num_heads",
+                self.head_dim,
+                "a multiple of 4 with rope (two axes of rotated pairs)",
+            )
         if self.aux_layer is not None:
-            require(1 <= self.aux_layer <= self.depth - 1, "aux_layer", self.aux_layer,
-                     f"None or in 1..{self.depth - 1} (depth - 1)")  # fmt: skip
+            require(
+                1 <= self.aux_layer <= self.depth - 1,
+                "aux_layer",
+                self.aux_layer,
+                f"None or in 1..{self.depth - 1} (depth - 1)",
+            )
         for name in ("mlp_ratio", "time_scale", "embedding_std"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         require(self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "at most 1000")
-        require(self.mlp_width >= 1, "mlp_ratio", self.mlp_ratio,
-                f"enough for one hidden unit at width={self.width}")  # fmt: skip
+        require(
+            self.mlp_width >= 1,
+            "mlp_ratio",
+            self.mlp_ratio,
+            f"enough for one hidden unit at width={self.width}",
+        )
 
     @property
     def mlp_width(self) -> int:
@@ -98,19 +119,35 @@ def _presets() -> dict[str, dict[str, Any]]:
     light = {key: sizes[key] for key in ("B", "L", "XL")}
     light |= {"1p0B": (24, 1536, 24), "1p6B": (28, 1792, 28)}
     sit_latents = {"backbone": "sit", "input_size": 32, "in_channels": 4, "num_classes": 1000}
-    vavae_latents = {"backbone": "lightningdit", "input_size": 16, "in_channels": 32,
-                     "num_classes": 1000,
-                     "rope": True, "rms_norm": True, "swiglu": True}  # fmt: skip
+    vavae_latents = {
+        "backbone": "lightningdit",
+        "input_size": 16,
+        "in_channels": 32,
+        "num_classes": 1000,
+        "rope": True,
+        "rms_norm": True,
+        "swiglu": True,
+    }
     shape = ("depth", "width", "num_heads")
     return {
-        f"SiT-{size}/{patch}": {**sit_latents, **dict(zip(shape, dims, strict=True)),
-                                "patch_size": patch, "aux_layer": 4 if size in "SB" else 8}
-        for size, dims in sizes.items() for patch in (2, 4, 8)
+        f"SiT-{size}/{patch}": {
+            **sit_latents,
+            **dict(zip(shape, dims, strict=True)),
+            "patch_size": patch,
+            "aux_layer": 4 if size in "SB" else 8,
+        }
+        for size, dims in sizes.items()
+        for patch in (2, 4, 8)
     } | {
-        f"LightningDiT-{size}/{patch}": {**vavae_latents, **dict(zip(shape, dims, strict=True)),
-                                         "patch_size": patch, "aux_layer": 4 if size == "B" else 8}
-        for size, dims in light.items() for patch in (1, 2)
-    }  # fmt: skip
+        f"LightningDiT-{size}/{patch}": {
+            **vavae_latents,
+            **dict(zip(shape, dims, strict=True)),
+            "patch_size": patch,
+            "aux_layer": 4 if size == "B" else 8,
+        }
+        for size, dims in light.items()
+        for patch in (1, 2)
+    }
 
 
 MODELS: dict[str, dict[str, Any]] = _presets()

@@ -26,8 +26,10 @@ SETTINGS: dict[str, Any] = {
 """Arguments of AutoencoderKL that its computation depends on, and what they are if not given."""
 DECODING = ("out_channels", "up_block_types", "use_post_quant_conv")
 """Those that the encoder does not depend on."""
-BLOCKS = {"down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-          "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")}  # fmt: skip
+BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
+}
 LARGEST = 2**16
 """Of channels; far beyond any that was built."""
 
@@ -47,8 +49,14 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = tuple(value)
         elif type(value) is not type(usual):
             raise ValueError(f"{name} must be of type {type(usual).__name__}, but is {value!r}")
-    for name in ("in_channels", "out_channels", "latent_channels", "layers_per_block",
-                 "norm_num_groups", "block_out_channels"):  # fmt: skip
+    for name in (
+        "in_channels",
+        "out_channels",
+        "latent_channels",
+        "layers_per_block",
+        "norm_num_groups",
+        "block_out_channels",
+    ):
         values = found[name] if name == "block_out_channels" else (found[name],)
         most = 64 if name == "layers_per_block" else LARGEST
         if not all(type(value) is int and 1 <= value <= most for value in values):
@@ -57,8 +65,10 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if not set(found[name]) <= set(known) or len(found[name]) != len(
             found["block_out_channels"]
         ):
-            raise ValueError(f"{name} must be {' or '.join(known)} for each of block_out_channels, "
-                             f"but is {found[name]!r}")  # fmt: skip
+            raise ValueError(
+                f"{name} must be {' or '.join(known)} for each of block_out_channels, "
+                f"but is {found[name]!r}"
+            )
     return found
 
 

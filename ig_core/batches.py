@@ -54,8 +54,10 @@ class Share:
     def check(self, batch_size: int) -> None:
         """Raise ValueError unless every worker gets at least one image of the global batch."""
         if batch_size < self.world_size:
-            raise ValueError(f"batch_size must be at least the number of workers "
-                             f"({self.world_size}), but got {batch_size}")  # fmt: skip
+            raise ValueError(
+                f"batch_size must be at least the number of workers "
+                f"({self.world_size}), but got {batch_size}"
+            )
 
     def positions(self, step: int, batch_size: int) -> list[Tensor]:
         """Positions of this worker's images in step `step` (0-based), one tensor a micro-batch.
@@ -138,7 +140,8 @@ class BatchSource:
             draw = self._draws.uniform(positions)
         else:
             draw = self._draws.normal(positions)
-        dropped = drop_labels(y, self._draws.uniform(positions, step=1), self.loss.label_dropout,
-                              self.null_label)  # fmt: skip
+        dropped = drop_labels(
+            y, self._draws.uniform(positions, step=1), self.loss.label_dropout, self.null_label
+        )
         noise = self._noise.normal(positions, tuple(x.shape[1:]))
         return Batch(x, dropped, training_time(draw, self.loss), noise)

@@ -65,8 +65,12 @@ def sample_guidances(
     for guidance in guidances:
         require_predictors(model, guidance, weak_model)
     if config.method == "dopri5":
-        return torch.stack([sample(guided_velocity(model, y, guidance, weak_model), x, config)
-                            for guidance in guidances])  # fmt: skip
+        return torch.stack(
+            [
+                sample(guided_velocity(model, y, guidance, weak_model), x, config)
+                for guidance in guidances
+            ]
+        )
     times = time_grid(config)
     branches = [list(range(len(guidances)))]
     state = x.to(getattr(torch, config.state_dtype))[None]  # (branches, B, C, H, W)

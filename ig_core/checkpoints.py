@@ -78,10 +78,15 @@ def save_weights(
         directory: Where to; made if it is not there.
         source: What the weights come from; kept in `state.json` under `imported`.
     """
-    header = {"format": FORMAT, "step": 0, "model": dataclasses.asdict(model.config),
-              "imported": source}  # fmt: skip
-    tensors = {name: value.detach().cpu().contiguous()
-               for name, value in model.state_dict().items()}  # fmt: skip
+    header = {
+        "format": FORMAT,
+        "step": 0,
+        "model": dataclasses.asdict(model.config),
+        "imported": source,
+    }
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     PackedCheckpoint({"ema": tensors}, header).write(directory)
 
 
@@ -133,8 +138,10 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     directory = Path(directory)
     header = _read_header(directory)
     if "imported" in header:
-        raise ValueError(f"{directory} holds weights that were trained elsewhere, without the "
-                         f"state of an optimizer: they cannot be trained on")  # fmt: skip
+        raise ValueError(
+            f"{directory} holds weights that were trained elsewhere, without the "
+            f"state of an optimizer: they cannot be trained on"
+        )
     model = _read_model(directory, header, "model")
     _, optim, step = read_settings(directory)
     model.to(device)
@@ -184,8 +191,10 @@ def _load_moments(
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         moments = MOMENTS[type(optimizer)]
-        state = {number: {moment: found[f"{names[parameter]}/{moment}"] for moment in moments}
-                 for number, parameter in enumerate(_owned(optimizer))}  # fmt: skip
+        state = {
+            number: {moment: found[f"{names[parameter]}/{moment}"] for moment in moments}
+            for number, parameter in enumerate(_owned(optimizer))
+        }
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

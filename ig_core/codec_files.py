@@ -63,14 +63,18 @@ def codec_parts(name: str, path: Path) -> list[Path]:
     if name == "va-vae":
         if not path.is_file():
             hint = " (a folder of diffusers is --data.codec sd-vae)" if path.is_dir() else ""
-            raise ValueError(f"data.codec_path must be the checkpoint file of the va-vae, but got "
-                             f"{str(path)!r}{hint}")  # fmt: skip
+            raise ValueError(
+                f"data.codec_path must be the checkpoint file of the va-vae, but got "
+                f"{str(path)!r}{hint}"
+            )
         return [path]
     for part in (SD_CONFIG, SD_WEIGHTS):
         if not (path / part).is_file():
             hint = "is a file" if path.is_file() else f"has no {part}"
-            raise ValueError(f"data.codec_path must be a folder with {SD_CONFIG} and {SD_WEIGHTS} "
-                             f"(diffusers' AutoencoderKL), but {str(path)!r} {hint}")  # fmt: skip
+            raise ValueError(
+                f"data.codec_path must be a folder with {SD_CONFIG} and {SD_WEIGHTS} "
+                f"(diffusers' AutoencoderKL), but {str(path)!r} {hint}"
+            )
     return [path / SD_CONFIG, path / SD_WEIGHTS]
 
 
@@ -93,9 +97,14 @@ def open_codec(name: str, path: Path) -> CodecFile:
     if name == "sd-vae":
         _refuse_ldm(tensors, parts[-1])
         settings = _read_settings(parts[0])
-        weights = {re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.",
-                          lambda found: f"{found[1]}.{_FORMER[found[2]]}.", key): value
-                   for key, value in tensors.items()}  # fmt: skip
+        weights = {
+            re.sub(
+                r"(attentions\.\d+)\.(query|key|value|proj_attn)\.",
+                lambda found: f"{found[1]}.{_FORMER[found[2]]}.",
+                key,
+            ): value
+            for key, value in tensors.items()
+        }
     else:
         _refuse_diffusers(tensors, path)
         tensors = {k: v for k, v in tensors.items() if k.startswith(_PARTS)}
@@ -107,12 +116,17 @@ def open_codec(name: str, path: Path) -> CodecFile:
     shape = settings["latent_channels"], 2 ** (len(settings["block_out_channels"]) - 1)
     if shape != SHAPES[name]:
         channels, factor = SHAPES[name]
-        raise ValueError(f"{path} must be the {name} ({channels} channels, {factor} pixels a cell),"
-                         f" but has {shape[0]} channels and {shape[1]} pixels a cell")  # fmt: skip
+        raise ValueError(
+            f"{path} must be the {name} ({channels} channels, {factor} pixels a cell),"
+            f" but has {shape[0]} channels and {shape[1]} pixels a cell"
+        )
     found = {key: tuple(value.shape) for key, value in weights.items()}
     problems = shape_misfits(found, expected_shapes(settings))
-    problems += [f"{key} holds {value.dtype}" for key, value in weights.items()
-                 if not value.is_floating_point()]  # fmt: skip
+    problems += [
+        f"{key} holds {value.dtype}"
+        for key, value in weights.items()
+        if not value.is_floating_point()
+    ]
     if problems:
         raise ValueError(f"{path} does not fit the {name}: {listed(problems)}")
     return CodecFile(settings, weights)
@@ -135,8 +149,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path} is no configuration: {error}") from error
     if kind != "AutoencoderKL" or scale != SD_SCALE:
-        raise ValueError(f"{path.parent} must be an AutoencoderKL with scaling_factor {SD_SCALE}, "
-                         f"but is {kind} with {scale}")  # fmt: skip
+        raise ValueError(
+            f"{path.parent} must be an AutoencoderKL with scaling_factor {SD_SCALE}, "
+            f"but is {kind} with {scale}"
+        )
     try:
         return settings_of(config)
     except ValueError as error:
@@ -150,13 +166,17 @@ def is_diffusers(names: Iterable[str]) -> bool:
 
 def _refuse_diffusers(names: Iterable[str], path: Path) -> None:
     if is_diffusers(names):
-        raise ValueError(f"{path} must be the va-vae under latent diffusion's names, but these are "
-                         f"weights of diffusers' AutoencoderKL: --data.codec sd-vae takes their "
-                         f"folder")  # fmt: skip
+        raise ValueError(
+            f"{path} must be the va-vae under latent diffusion's names, but these are "
+            f"weights of diffusers' AutoencoderKL: --data.codec sd-vae takes their "
+            f"folder"
+        )
 
 
 def _refuse_ldm(names: Iterable[str], path: Path) -> None:
     if any(name.startswith("encoder.down.") for name in names):
-        raise ValueError(f"{path} must be an AutoencoderKL under diffusers' names, but these are "
-                         f"weights of latent diffusion's code: of the va-vae --data.codec va-vae "
-                         f"takes the file, others are to be converted first")  # fmt: skip
+        raise ValueError(
+            f"{path} must be an AutoencoderKL under diffusers' names, but these are "
+            f"weights of latent diffusion's code: of the va-vae --data.codec va-vae "
+            f"takes the file, others are to be converted first"
+        )

@@ -90,9 +90,12 @@ class OptimConfig:
         require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
         for name in ("ema_decay", "momentum"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        require(self.precision != "fp16" or self.optimizer != "muon", "precision", self.precision,
-                "float32 or bf16 with muon (of its two optimizers one might skip a step alone)"
-                )  # fmt: skip
+        require(
+            self.precision != "fp16" or self.optimizer != "muon",
+            "precision",
+            self.precision,
+            "float32 or bf16 with muon (of its two optimizers one might skip a step alone)",
+        )
 
     def canonical(self) -> OptimConfig:
         """The same training with what its optimizer does not read reset to the default."""
@@ -135,8 +138,11 @@ class Guidance:
 
         Two guidances that give the same samples compare equal in canonical form.
         """
-        off = {f"{kind}_interval": (0.0, 1.0) for kind in ("ig", "cfg", "auto")
-               if getattr(self, f"{kind}_scale") == 1.0}  # fmt: skip
+        off = {
+            f"{kind}_interval": (0.0, 1.0)
+            for kind in ("ig", "cfg", "auto")
+            if getattr(self, f"{kind}_scale") == 1.0
+        }
         return replace(self, **off)  # type: ignore[arg-type]
 
 
@@ -194,8 +200,12 @@ class TrainConfig:
         for name in ("steps", "batch_size", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2^63 - 1")
-        require(self.checkpoint_sha256 is None or self.imported, "checkpoint_sha256",
-                self.checkpoint_sha256, "None without from_checkpoint")  # fmt: skip
+        require(
+            self.checkpoint_sha256 is None or self.imported,
+            "checkpoint_sha256",
+            self.checkpoint_sha256,
+            "None without from_checkpoint",
+        )
 
     @property
     def imported(self) -> bool:

@@ -18,8 +18,22 @@ Mode = Literal["RGB", "L"]
 LONGEST = 100
 """How many times as long as wide an image may be: ADM makes all of it before it crops."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF", "AVIF", "HEIF", "JPEG2000", "JXL",
-           "TGA", "DDS", "PSD")  # fmt: skip
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "PPM",
+    "GIF",
+    "TIFF",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+    "JXL",
+    "TGA",
+    "DDS",
+    "PSD",
+)
 """What is decoded, by Pillow's names. A file is known by its content: a PostScript file called
 `.png` would start Ghostscript."""
 ORIENTATION = 0x0112
@@ -67,11 +81,13 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
             if _is_deep(image):
                 return Pixels(None, f"more than 8 bits a channel (mode {stored})")
             if max(image.size) > LONGEST * min(image.size):
-                return Pixels(None, f"is {image.width} x {image.height}: over {LONGEST} times as "
-                                    f"long as wide")  # fmt: skip
+                return Pixels(
+                    None, f"is {image.width} x {image.height}: over {LONGEST} times as long as wide"
+                )
             if image.width * image.height > MOST_PIXELS:
-                return Pixels(None, f"is {image.width} x {image.height}: over {MOST_PIXELS:,} "
-                                    f"pixels")  # fmt: skip
+                return Pixels(
+                    None, f"is {image.width} x {image.height}: over {MOST_PIXELS:,} pixels"
+                )
             image.load()
             oriented = _is_oriented(image)
             pixels = center_crop(image.convert(mode), size)

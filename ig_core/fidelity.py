@@ -51,11 +51,16 @@ class DigitsNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.GELU(),
-            nn.Flatten(), nn.Linear(256, 64), nn.GELU(),
-        )  # fmt: skip
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(256, 64),
+            nn.GELU(),
+        )
         self.classify = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +139,10 @@ def _register_digits() -> None:
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             if images.dtype != torch.uint8 or images.shape[1:] != (1, 8, 8):
-                raise ValueError(f"extractor {DIGITS_CNN!r} takes uint8 (N, 1, 8, 8), but got "
-                                 f"{images.dtype} {tuple(images.shape)}")  # fmt: skip
+                raise ValueError(
+                    f"extractor {DIGITS_CNN!r} takes uint8 (N, 1, 8, 8), but got "
+                    f"{images.dtype} {tuple(images.shape)}"
+                )
             outputs = dict(zip(FEATURE_LAYERS[DIGITS_CNN], self.net(images), strict=True))
             return tuple(outputs[name] for name in self.features_list)
 
@@ -154,8 +161,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except SafetensorError:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's advice is to run what the file holds
-        raise ValueError(f"{path} is not a weights file: neither safetensors nor a torch "
-                         f"checkpoint of tensors alone") from error  # fmt: skip
+        raise ValueError(
+            f"{path} is not a weights file: neither safetensors nor a torch "
+            f"checkpoint of tensors alone"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is not a weights file: {error}") from error
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
@@ -227,9 +236,12 @@ def _load_network(name: str, weights: str | Path) -> nn.Module:
         torch.save(load_file(weights), pickled)
         try:
             return create_feature_extractor(
-                name, list(FEATURE_LAYERS[name]), cuda=False, verbose=False,
+                name,
+                list(FEATURE_LAYERS[name]),
+                cuda=False,
+                verbose=False,
                 feature_extractor_weights_path=str(pickled),
-            )  # fmt: skip
+            )
         except RuntimeError as error:
             raise ValueError(f"{weights} does not fit extractor {name!r}: {error}") from error
 
@@ -269,8 +281,9 @@ def kernel_distance(
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(size, len(features), len(reference))
-    result = kid_features_to_metric(features, reference, kid_subsets=subsets,
-                                    kid_subset_size=size, rng_seed=seed, verbose=False)  # fmt: skip
+    result = kid_features_to_metric(
+        features, reference, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+    )
     return result["kernel_inception_distance_mean"]
 
 
@@ -292,7 +305,12 @@ def precision_recall(
     declare_missing_operators()
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    result = prc_features_to_metric(features, reference, prc_neighborhood=neighbours,
-                                    prc_batch_size=batch, save_cpu_ram=True,
-                                    verbose=False)  # fmt: skip
+    result = prc_features_to_metric(
+        features,
+        reference,
+        prc_neighborhood=neighbours,
+        prc_batch_size=batch,
+        save_cpu_ram=True,
+        verbose=False,
+    )
     return result["precision"], result["recall"]

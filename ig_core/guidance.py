@@ -108,11 +108,14 @@ def require_predictors(
 ) -> None:
     """Raise ValueError unless there is a weaker prediction for each kind of guidance that is on."""
     if guidance.ig_scale != 1 and getattr(model, "aux_head", model) is None:
-        raise ValueError(f"ig_scale must be 1 for a model without auxiliary head (aux_layer is "
-                         f"None), but got {guidance.ig_scale!r}")  # fmt: skip
+        raise ValueError(
+            f"ig_scale must be 1 for a model without auxiliary head (aux_layer is "
+            f"None), but got {guidance.ig_scale!r}"
+        )
     if guidance.auto_scale != 1 and weak_model is None:
-        raise ValueError(f"auto_scale must be 1 without a weak model, but got "
-                         f"{guidance.auto_scale!r}")  # fmt: skip
+        raise ValueError(
+            f"auto_scale must be 1 without a weak model, but got {guidance.auto_scale!r}"
+        )
 
 
 def _is_off(scale: float | Tensor) -> bool:

@@ -155,8 +155,10 @@ def _below(folder: Path) -> str:
     named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     if len(folders) == 1 and not kinds.keys() & OTHER_IMAGES:
         return f"; is it {folder / folders[0]} that was meant, which holds {named}?"
-    return (f", but {named} in {len(folders):,} folders below, such as {folder / folders[0]}: a "
-            f"set is one folder of PNG files of one size")  # fmt: skip
+    return (
+        f", but {named} in {len(folders):,} folders below, such as {folder / folders[0]}: a "
+        f"set is one folder of PNG files of one size"
+    )
 
 
 def _read_shards(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
@@ -167,8 +169,10 @@ def _read_shards(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
         for images in _read_npz(file, batch):
             first = first or tuple(images.shape[1:])
             if tuple(images.shape[1:]) != first:
-                raise ValueError(f"{file} has channels, height and width {tuple(images.shape[1:])},"
-                                 f" but {files[0].name} has {first}")  # fmt: skip
+                raise ValueError(
+                    f"{file} has channels, height and width {tuple(images.shape[1:])},"
+                    f" but {files[0].name} has {first}"
+                )
             waiting.append(images)
             if sum(map(len, waiting)) >= batch:
                 whole = torch.cat(waiting)
@@ -187,8 +191,10 @@ def _read_folder(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
             pixels = _read_png(file)
             first = first or pixels.shape
             if pixels.shape != first:
-                raise ValueError(f"{file} has height, width and channels {pixels.shape}, but "
-                                 f"{files[0].name} has {first}")  # fmt: skip
+                raise ValueError(
+                    f"{file} has height, width and channels {pixels.shape}, but "
+                    f"{files[0].name} has {first}"
+                )
             images.append(pixels)
         yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
@@ -212,8 +218,10 @@ def _read_png(file: Path) -> NDArray[np.uint8]:
         raise ValueError(f"{file} is not a readable PNG file: {error}") from error
     if plain is None:
         depth = ", 16 bits" if deep else ""
-        raise ValueError(f"{file} must be one opaque grey or RGB image of 8 bits, but has mode "
-                         f"{mode}{depth} and {frames} frame(s)")  # fmt: skip
+        raise ValueError(
+            f"{file} must be one opaque grey or RGB image of 8 bits, but has mode "
+            f"{mode}{depth} and {frames} frame(s)"
+        )
     pixels = np.array(plain, dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -234,8 +242,10 @@ def _checked_shape(
     shape: tuple[int, ...], dtype: np.dtype[np.generic], path: Path
 ) -> tuple[int, ...]:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
-        raise ValueError(f"{path}: array 'arr_0' must be uint8 (N, H, W, C) with C 1 or 3 and no "
-                         f"size 0, but is {dtype} {shape}")  # fmt: skip
+        raise ValueError(
+            f"{path}: array 'arr_0' must be uint8 (N, H, W, C) with C 1 or 3 and no "
+            f"size 0, but is {dtype} {shape}"
+        )
     return shape
 
 
@@ -260,8 +270,10 @@ def read_labels(path: Path) -> Tensor | None:
             return None
         labels = read_array(archive, "arr_1", (None,))
     if not np.issubdtype(labels.dtype, np.integer) or len(labels) != count_images(path):
-        raise ValueError(f"{path}: array 'arr_1' must hold {count_images(path)} integers, but is "
-                         f"{labels.dtype} {labels.shape}")  # fmt: skip
+        raise ValueError(
+            f"{path}: array 'arr_1' must hold {count_images(path)} integers, but is "
+            f"{labels.dtype} {labels.shape}"
+        )
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -298,8 +310,10 @@ def _write_images(archive: zipfile.ZipFile, batches: Iterable[Tensor], count: in
     with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
         for images in batches:
             if images.dtype != torch.uint8 or images.dim() != 4:
-                raise ValueError(f"images must be uint8 (B, C, H, W), but got {images.dtype} "
-                                 f"{tuple(images.shape)}")  # fmt: skip
+                raise ValueError(
+                    f"images must be uint8 (B, C, H, W), but got {images.dtype} "
+                    f"{tuple(images.shape)}"
+                )
             pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             if shape is None:
                 shape = pixels.shape[1:]
@@ -308,8 +322,9 @@ def _write_images(archive: zipfile.ZipFile, batches: Iterable[Tensor], count: in
                     {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)},
                 )
             if pixels.shape[1:] != shape:
-                raise ValueError(f"images must have one shape, but got {pixels.shape[1:]} after "
-                                 f"{shape}")  # fmt: skip
+                raise ValueError(
+                    f"images must have one shape, but got {pixels.shape[1:]} after {shape}"
+                )
             stream.write(pixels.tobytes())
             written += len(pixels)
     if written != count or shape is None:
@@ -337,8 +352,10 @@ def write_folder(folder: Path, batches: Iterable[Tensor]) -> int:
     written = 0
     for images in batches:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"images must be uint8 (B, C, H, W) with C 1 or 3, but got "
-                             f"{images.dtype} {tuple(images.shape)}")  # fmt: skip
+            raise ValueError(
+                f"images must be uint8 (B, C, H, W) with C 1 or 3, but got "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
         for pixels in images.permute(0, 2, 3, 1).cpu().numpy():
             flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
             Image.fromarray(np.ascontiguousarray(flat)).save(folder / f"{written:06d}.png")

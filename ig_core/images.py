@@ -51,11 +51,13 @@ def write_images(path: Path, images: ImageSet) -> None:
     pixels = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(raw.shape[1]), count, [None, pa.py_buffer(raw.tobytes())]
     )
-    table = pa.table({
-        "index": images.index.numpy(),
-        "label": images.label.numpy(),
-        "image": pixels,
-    }).replace_schema_metadata({"shape": ",".join(map(str, shape))})  # fmt: skip
+    table = pa.table(
+        {
+            "index": images.index.numpy(),
+            "label": images.label.numpy(),
+            "image": pixels,
+        }
+    ).replace_schema_metadata({"shape": ",".join(map(str, shape))})
     pq.write_table(table, path)
 
 
@@ -75,8 +77,9 @@ def _read_one(path: Path) -> ImageSet:
         column = table["image"].combine_chunks()
         raw = b"".join(value.as_py() for value in column)
         image = np.frombuffer(bytearray(raw), dtype=np.uint8).reshape(len(column), *shape)
-        index, label = (torch.from_numpy(table[name].to_numpy().copy())
-                        for name in ("index", "label"))  # fmt: skip
+        index, label = (
+            torch.from_numpy(table[name].to_numpy().copy()) for name in ("index", "label")
+        )
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an image set: {error}") from error
     return ImageSet(index, label, torch.from_numpy(image))

@@ -82,8 +82,11 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
         name=preset or f"{family}, no published size",
         config=fitting,
         preset=preset,
-        parameters=sum(value.numel() for key, value in tensors.items()
-                       if key != "pos_embed" and not key.startswith(("feat_rope.", TRAINING_ONLY))),
+        parameters=sum(
+            value.numel()
+            for key, value in tensors.items()
+            if key != "pos_embed" and not key.startswith(("feat_rope.", TRAINING_ONLY))
+        ),
         weights=_said_of(found),
         has_head=any(key.startswith("aux_head.") for key in tensors),
         time_reversed=doubled or family == "LightningDiT",
@@ -91,7 +94,7 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
         length=_length(held) if place else {},
         notes=tuple(notes),
         problems=tuple(problems),
-    )  # fmt: skip
+    )
 
 
 def _said_of(weights: Weights) -> str:
@@ -112,8 +115,14 @@ def _architecture(
     """The architecture that the shapes tell, and the name of its preset."""
     try:
         found = _sizes(tensors)
-        preset = next((name for name, values in MODELS.items()
-                       if all(values[key] == found[key] for key in SHAPE)), None)  # fmt: skip
+        preset = next(
+            (
+                name
+                for name, values in MODELS.items()
+                if all(values[key] == found[key] for key in SHAPE)
+            ),
+            None,
+        )
         heads = MODELS[preset]["num_heads"] if preset else _heads(tensors, found, notes)
         head = any(key.startswith("aux_head.") for key in tensors)
         layer = MODELS[preset]["aux_layer"] if preset else max(1, found["depth"] // 3)
@@ -123,8 +132,10 @@ def _architecture(
         return None, None
     if head:
         how = "the paper's for this size" if preset else "a guess: no published size"
-        notes.append(f"the file does not tell which block the auxiliary head reads; {layer} is "
-                     f"{how} (--model.aux-layer)")  # fmt: skip
+        notes.append(
+            f"the file does not tell which block the auxiliary head reads; {layer} is "
+            f"{how} (--model.aux-layer)"
+        )
     usual = replace(config, mlp_ratio=4.0)
     if preset and usual != ModelConfig(**MODELS[preset] | {"aux_layer": config.aux_layer}):
         notes.append(f"it is a {preset} by its sizes, with other blocks: {_blocks(config)}")
@@ -166,14 +177,24 @@ def _heads(tensors: Mapping[str, Tensor], sizes: dict[str, Any], notes: list[str
         if key in tensors:
             return width // int(tensors[key].shape[-1])
     heads = max(1, width // 64)
-    notes.append(f"the number of attention heads cannot be read from it; {heads} is a guess from "
-                 f"its width (--model.num-heads)")  # fmt: skip
+    notes.append(
+        f"the number of attention heads cannot be read from it; {heads} is a guess from "
+        f"its width (--model.num-heads)"
+    )
     return heads
 
 
 def _blocks(config: ModelConfig) -> str:
-    names = ("rope", "rms_norm", "swiglu", "qk_norm", "adaln_shift", "mlp_ratio", "input_size",
-             "num_classes")  # fmt: skip
+    names = (
+        "rope",
+        "rms_norm",
+        "swiglu",
+        "qk_norm",
+        "adaln_shift",
+        "mlp_ratio",
+        "input_size",
+        "num_classes",
+    )
     return ", ".join(f"{name}={getattr(config, name)}" for name in names)
 
 
@@ -185,16 +206,20 @@ def _remarks(found: Weights, held: Any, *, doubled: bool) -> list[str]:  # noqa:
     if found.averaged and not found.beside:
         notes.append("there are no weights as trained, only their average")
     if doubled:
-        notes.append("its final layer is twice as wide, as the original SiT's, which learnt a "
-                     "variance too: the velocity is the first half. A DiT has the same names "
-                     "and shapes but predicts noise: it is no velocity model")  # fmt: skip
+        notes.append(
+            "its final layer is twice as wide, as the original SiT's, which learnt a "
+            "variance too: the velocity is the first half. A DiT has the same names "
+            "and shapes but predicts noise: it is no velocity model"
+        )
     if any(key.startswith(TRAINING_ONLY) for key in tensors):
         notes.append("REPA's projectors are in it; they are left out")
     if _is_lightningdit(tensors) and not any(key.startswith("feat_rope.") for key in tensors):
         notes.append("its rotary tables are not stored; they are computed")
     if isinstance(held, Mapping) and "opt" in held:
-        notes.append("the state of its optimizer is in the published form, which is not read: the "
-                     "checkpoint can be sampled, not trained further")  # fmt: skip
+        notes.append(
+            "the state of its optimizer is in the published form, which is not read: the "
+            "checkpoint can be sampled, not trained further"
+        )
     return notes
 
 

@@ -71,8 +71,9 @@ def check_latents(form: LatentForm, listing: Listing, looked_at: int = LOOKED_AT
         ValueError: one cannot be read or has another form, or statistics are missing.
     """
     if listing.format == "npy" and form.codec != "sd-vae":
-        raise ValueError(f"data.codec must be sd-vae for the .npy files of {listing.root}, but is "
-                         f"{form.codec!r}")  # fmt: skip
+        raise ValueError(
+            f"data.codec must be sd-vae for the .npy files of {listing.root}, but is {form.codec!r}"
+        )
     given = read_normalisation(listing.root, form.channels) if form.codec == "va-vae" else None
     last = len(listing) - 1
     places = sorted({round(last * n / max(looked_at - 1, 1)) for n in range(looked_at)})
@@ -91,12 +92,15 @@ def check_rows(form: LatentForm, listing: Listing, rows: LatentRows, first: int)
     expected = (latent_depth(listing.format, form.channels), form.side, form.side)
     name = listing.rows(first, first + 1)[0].name
     if rows.latent.shape[1:] != expected:
-        raise ValueError(f"latents of {form.codec} must be {expected} (data.channels, data.side), "
-                         f"but those of {listing.root} from {name} on are "
-                         f"{rows.latent.shape[1:]}")  # fmt: skip
+        raise ValueError(
+            f"latents of {form.codec} must be {expected} (data.channels, data.side), "
+            f"but those of {listing.root} from {name} on are "
+            f"{rows.latent.shape[1:]}"
+        )
     if form.flip and rows.mirror is None:
-        raise ValueError(f"data.flip must be off: {listing.root} holds no mirrored latents from "
-                         f"{name} on")  # fmt: skip
+        raise ValueError(
+            f"data.flip must be off: {listing.root} holds no mirrored latents from {name} on"
+        )
     if form.judged and expected[0] == 2 * form.channels:
         _refuse(moment_problems(torch.from_numpy(rows.latent)[:, form.channels :]))
 
@@ -139,8 +143,10 @@ def moment_problems(std: Tensor) -> list[str]:
     least = float(std.min())
     if least >= 0:
         return []
-    return [f"the second half of the channels goes down to {least:.3g}: it is a log-variance or a "
-            f"sample, where a standard deviation is expected"]  # fmt: skip
+    return [
+        f"the second half of the channels goes down to {least:.3g}: it is a log-variance or a "
+        f"sample, where a standard deviation is expected"
+    ]
 
 
 def overall(sums: ChannelSums) -> tuple[float, float]:
@@ -154,23 +160,32 @@ def _spread_problems(sums: ChannelSums) -> list[str]:
     spread, (low, high) = overall(sums)[1], SD_SPREAD
     if low <= spread <= high:
         return []
-    guess = f"they seem to be multiplied by {SD_SCALE} already" if spread < low else \
-            "they seem to be other values"  # fmt: skip
-    return [f"the spread of the latents is {spread:.3g}, where SD-VAE's is about "
-            f"{1 / SD_SCALE:.1f} before scaling ({low:g} to {high:g}): {guess}"]  # fmt: skip
+    guess = (
+        f"they seem to be multiplied by {SD_SCALE} already"
+        if spread < low
+        else "they seem to be other values"
+    )
+    return [
+        f"the spread of the latents is {spread:.3g}, where SD-VAE's is about "
+        f"{1 / SD_SCALE:.1f} before scaling ({low:g} to {high:g}): {guess}"
+    ]
 
 
 def _statistics_problems(sums: ChannelSums, mean: Tensor, std: Tensor) -> list[str]:
     offset, ratio = ((sums.mean - mean).abs() / std).max(), sums.std / std
     problems = []
     if offset > OFFSET:
-        problems.append(f"the means of the latents are up to {float(offset):.4g} spreads from "
-                        f"those in {STATISTICS} (at most {OFFSET:g} is expected)")  # fmt: skip
+        problems.append(
+            f"the means of the latents are up to {float(offset):.4g} spreads from "
+            f"those in {STATISTICS} (at most {OFFSET:g} is expected)"
+        )
     low, high = RATIO
     if ratio.min() < low or ratio.max() > high:
-        problems.append(f"the spreads of the latents are {float(ratio.min()):.3g} to "
-                        f"{float(ratio.max()):.3g} of those in {STATISTICS} ({low:g} to {high:g} "
-                        f"is expected)")  # fmt: skip
+        problems.append(
+            f"the spreads of the latents are {float(ratio.min()):.3g} to "
+            f"{float(ratio.max()):.3g} of those in {STATISTICS} ({low:g} to {high:g} "
+            f"is expected)"
+        )
     if not problems:
         return []
     normal = sums.mean.abs().max() < low and low < sums.std.min() and sums.std.max() < high

@@ -52,9 +52,10 @@ def inspect_latents(path: Path) -> CacheFacts:
     except ValueError as error:
         return CacheFacts(FORMATS[kind], problems=[str(error)])
     if listing is None or first is None:
-        raise ValueError(f"{path} is no cache of latents that is known: it has neither dataset.json"
-                         f" beside folders of .npy files (also not in vae-sd/) nor *.safetensors"
-                         )  # fmt: skip
+        raise ValueError(
+            f"{path} is no cache of latents that is known: it has neither dataset.json"
+            f" beside folders of .npy files (also not in vae-sd/) nor *.safetensors"
+        )
     shape = first.latent.shape[1:]
     form = _form(kind, shape)
     labels = Counter(listing.table["label"].to_pylist())
@@ -63,14 +64,15 @@ def inspect_latents(path: Path) -> CacheFacts:
         codec=NAMES[form.codec] if latent_depth(kind, form.channels) == shape[0] else "not known",
         scale=SCALES[form.codec] + (" after sampling" if kind == "npy" else ""),
         content="moments: mean and standard deviation of the posterior, to be sampled each time"
-        if kind == "npy" else "samples of the posterior, drawn once",
+        if kind == "npy"
+        else "samples of the posterior, drawn once",
         flips=_flips(kind, mirrored=first.mirror is not None),
         statistics=_statistics(listing, form),
         shape=shape,
         labels=labels,
         files=len(listing.files),
         notes=label_notes(labels),
-    )  # fmt: skip
+    )
     try:
         facts.measured = measure(check_latents(form, listing))
     except ValueError as error:

@@ -196,14 +196,18 @@ class LatentDataset:
         channels = len(normalisation.shift)
         for path, shard in zip(paths, self.shards, strict=True):
             if (shard.shape, shard.dtype) != (first.shape, first.dtype):
-                raise ValueError(f"{path} holds {shard.dtype} {shard.shape}, but {paths[0]} holds "
-                                 f"{first.dtype} {first.shape}")  # fmt: skip
+                raise ValueError(
+                    f"{path} holds {shard.dtype} {shard.shape}, but {paths[0]} holds "
+                    f"{first.dtype} {first.shape}"
+                )
             if flip and shard.mirror is None and shard.dtype != np.uint8:
                 raise ValueError(f"data.flip must be off: {path} holds no mirrored latents")
         self.moments = first.shape[0] == 2 * channels
         if not self.moments and first.shape[0] != channels:
-            raise ValueError(f"{paths[0]} must hold {channels} or {2 * channels} channels, but "
-                             f"holds {first.shape[0]}")  # fmt: skip
+            raise ValueError(
+                f"{paths[0]} must hold {channels} or {2 * channels} channels, but "
+                f"holds {first.shape[0]}"
+            )
         sizes = [len(shard) for shard in self.shards]
         self._ends = np.cumsum(sizes)
         self._begins = self._ends - sizes
@@ -225,8 +229,14 @@ class LatentDataset:
             word = AddressedNoise(seed, "train/flip").bits(positions, 1)[:, 0]
             mirrored = (word & 1).bool().numpy()
         shards = np.searchsorted(self._ends, order, side="right")
-        places = list(zip(shards.tolist(), (order - self._begins[shards]).tolist(),
-                          mirrored.tolist(), strict=True))  # fmt: skip
+        places = list(
+            zip(
+                shards.tolist(),
+                (order - self._begins[shards]).tolist(),
+                mirrored.tolist(),
+                strict=True,
+            )
+        )
         if self._ahead:
             for shard, row, turned in places:
                 self.shards[shard].announce(row, self._columns[turned][shard])
@@ -282,8 +292,9 @@ class ChannelSums:
         return cls(count, mean.sum(dim=(0, 2, 3)), square.sum(dim=(0, 2, 3)))
 
     def __add__(self, other: ChannelSums) -> ChannelSums:
-        return ChannelSums(self.count + other.count, self.total + other.total,
-                           self.square + other.square)  # fmt: skip
+        return ChannelSums(
+            self.count + other.count, self.total + other.total, self.square + other.square
+        )
 
     @property
     def mean(self) -> Tensor:

@@ -28,14 +28,20 @@ def diffusers_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
         ValueError: weights of such an autoencoder are missing.
     """
     levels = _levels(weights)
-    needed = ["encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight",
-              "post_quant_conv.weight"]  # fmt: skip
+    needed = [
+        "encoder.conv_in.weight",
+        "decoder.conv_out.weight",
+        "quant_conv.weight",
+        "post_quant_conv.weight",
+    ]
     needed += [f"encoder.down.{level}.block.0.conv2.weight" for level in range(levels)]
     missing = [name for name in needed if name not in weights or weights[name].dim() != 4]
     if missing or not levels:
         name = missing[0] if missing else "encoder.down.0.block.0.conv2.weight"
-        raise ValueError(f"weights of an ldm autoencoder must hold {name} with four dimensions, "
-                         f"but none of {len(weights)} tensors is that")  # fmt: skip
+        raise ValueError(
+            f"weights of an ldm autoencoder must hold {name} with four dimensions, "
+            f"but none of {len(weights)} tensors is that"
+        )
     attended = [f"encoder.down.{level}.attn.0.q.weight" in weights for level in range(levels)]
     blocks = [
         name for name in weights if re.match(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)
@@ -91,5 +97,8 @@ def diffusers_name(name: str, levels: int) -> str:
         name = f"decoder.up.{levels - 1 - int(found[1])}.{name[found.end() :]}"
     for pattern, replacement in _PARTS:
         name = re.sub(pattern, replacement, name)
-    return re.sub(r"(attentions\.\d+)\.(norm|q|k|v|proj_out)\.",
-                  lambda match: f"{match[1]}.{_ATTENTION[match[2]]}.", name)  # fmt: skip
+    return re.sub(
+        r"(attentions\.\d+)\.(norm|q|k|v|proj_out)\.",
+        lambda match: f"{match[1]}.{_ATTENTION[match[2]]}.",
+        name,
+    )

@@ -78,8 +78,9 @@ def _lead(averaged: Model | None, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """v_final - v_aux of the averaged weights, a constant (IG paper, section 4.3)."""
     ahead = None if averaged is None else averaged(x_t, t, y)
     if ahead is None or ahead.aux is None:
-        raise ValueError("target_guidance must be 0 without averaged weights that have an "
-                         "auxiliary head")  # fmt: skip
+        raise ValueError(
+            "target_guidance must be 0 without averaged weights that have an auxiliary head"
+        )
     return (ahead.final - ahead.aux).float()
 
 

@@ -93,8 +93,10 @@ class Frechet:
             ValueError: the shapes do not fit each other.
         """
         if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"moments must have shapes (F,) and (F, F), but got "
-                             f"{tuple(mean.shape)} and {tuple(covariance.shape)}")  # fmt: skip
+            raise ValueError(
+                f"moments must have shapes (F,) and (F, F), but got "
+                f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+            )
         self = cls.__new__(cls)
         self._fix(mean.double(), covariance.double())
         return self
@@ -138,8 +140,10 @@ class Frechet:
     def _parts(self, stats: FeatureStats) -> tuple[Tensor, Tensor, Tensor]:
         """Difference of the means, sum of the traces, S1^1/2 S2 S1^1/2."""
         if stats.total.shape != self.mean.shape:
-            raise ValueError(f"both sets must have features of one width, but got "
-                             f"{len(stats.total)} and {len(self.mean)}")  # fmt: skip
+            raise ValueError(
+                f"both sets must have features of one width, but got "
+                f"{len(stats.total)} and {len(self.mean)}"
+            )
         covariance = stats.covariance
         product = self.root @ covariance @ self.root
         return stats.mean - self.mean, self.trace + covariance.trace(), product
@@ -275,8 +279,10 @@ def fid_jackknife(
         ValueError: fewer than two groups, or fewer than two rows a group.
     """
     if groups < 2 or len(features) < 2 * groups:
-        raise ValueError(f"{groups} groups need at least 2 groups and {2 * groups} features, "
-                         f"but got {len(features)} features")  # fmt: skip
+        raise ValueError(
+            f"{groups} groups need at least 2 groups and {2 * groups} features, "
+            f"but got {len(features)} features"
+        )
     parts = [
         FeatureStats.from_features(part) for part in group_rows(features, groups, round_length)
     ]

@@ -20,8 +20,9 @@ def shape_misfits(found: Shapes, wanted: Shapes) -> list[str]:
     problems += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
     return problems + [
         f"{name} has shape {found[name]} instead of {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys()) if found[name] != wanted[name]
-    ]  # fmt: skip
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
+    ]
 
 
 def listed(problems: Sequence[str]) -> str:

@@ -87,8 +87,10 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, Bi
         if dtype.hasobject:
             raise ValueError(f"{where} holds pickled Python objects, which are never loaded")
         if by_columns and len(shape) > 1:
-            raise ValueError(f"{where} is stored by columns, but rows must follow one another: "
-                             f"save np.ascontiguousarray(array)")  # fmt: skip
+            raise ValueError(
+                f"{where} is stored by columns, but rows must follow one another: "
+                f"save np.ascontiguousarray(array)"
+            )
         yield Header(shape, dtype), stream  # type: ignore[misc]
 
 

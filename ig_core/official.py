@@ -105,8 +105,10 @@ def load_official(
     tensors = weights_in(held, name).tensors
     strange = [key for key, value in tensors.items() if not is_weight(value)]
     if strange:
-        raise ValueError(f"{name} must hold tensors of finite numbers by name, but these are none: "
-                         f"{', '.join(map(_published_name, strange[:5]))}")  # fmt: skip
+        raise ValueError(
+            f"{name} must hold tensors of finite numbers by name, but these are none: "
+            f"{', '.join(map(_published_name, strange[:5]))}"
+        )
     tensors, doubled = _fitting(tensors, model, name)
     if time_reversed is None:
         time_reversed = doubled or config.backbone == "lightningdit"
@@ -151,8 +153,9 @@ def read_file(path: Path) -> Any:  # noqa: ANN401
             return load_file(path)
         # Mapped: of a file that holds model, average and optimizer only one part is read.
         with torch.serialization.safe_globals(ALLOWED_CLASSES):
-            return torch.load(path, map_location="cpu", weights_only=True,
-                              mmap=zipfile.is_zipfile(path))  # fmt: skip
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors "
@@ -184,8 +187,9 @@ def weights_in(held: Any, name: str) -> Weights:  # noqa: ANN401
     found = find_weights(held, ANCHORS, name, "SiT or LightningDiT")
     taken = [key for key in found.tensors if key.startswith(tuple(HEADS.values()))]
     if taken:
-        raise ValueError(f"{name} must hold each tensor once, under its published name, but got "
-                         f"{taken[0]} too")  # fmt: skip
+        raise ValueError(
+            f"{name} must hold each tensor once, under its published name, but got {taken[0]} too"
+        )
     return found._replace(tensors={our_name(key): each for key, each in found.tensors.items()})
 
 
@@ -221,8 +225,10 @@ def first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[st
     if any(key not in tensors or tensors[key].shape[:1] != (2 * width,) for key in _HEAD_LINEAR):
         return tensors, False
     # Outputs are ordered (row in patch, column in patch, channel), channels innermost.
-    halves = {key: tensors[key].unflatten(0, (-1, 2, config.in_channels))[:, 0].flatten(0, 1)
-              for key in _HEAD_LINEAR}  # fmt: skip
+    halves = {
+        key: tensors[key].unflatten(0, (-1, 2, config.in_channels))[:, 0].flatten(0, 1)
+        for key in _HEAD_LINEAR
+    }
     return {**tensors, **halves}, True
 
 
@@ -233,8 +239,12 @@ def misfits(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[
     # Not every exporter stores them; where they are, they must be ours.
     wanted |= {key: tuple(value.shape) for key, value in tables.items() if key in tensors}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
-    problems = shape_misfits(*({_published_name(key): shape for key, shape in shapes.items()}
-                               for shapes in (found, wanted)))  # fmt: skip
+    problems = shape_misfits(
+        *(
+            {_published_name(key): shape for key, shape in shapes.items()}
+            for shapes in (found, wanted)
+        )
+    )
     return problems + [
         f"{key} holds other angles than a 2-d rotary embedding of base 10000"
         for key, table in tables.items()
@@ -257,11 +267,15 @@ def _fitting(
         has_head = any(key.startswith("aux_head.") for key in used)
         hint = ""
         if model.aux_head is not None and not has_head:
-            hint = (" (it has no auxiliary head: --model.aux-layer None, or an experiment without "
-                    "_ig, such as sit_b2)")  # fmt: skip
+            hint = (
+                " (it has no auxiliary head: --model.aux-layer None, or an experiment without "
+                "_ig, such as sit_b2)"
+            )
         elif model.aux_head is None and has_head:
-            hint = (" (it has an auxiliary head: --model.aux-layer LAYER, or an experiment with "
-                    "_ig, such as sit_b2_ig)")  # fmt: skip
+            hint = (
+                " (it has an auxiliary head: --model.aux-layer LAYER, or an experiment with "
+                "_ig, such as sit_b2_ig)"
+            )
         raise ValueError(f"{name} does not fit the model: {listed(problems)}{hint}")
     return used, doubled
 
@@ -275,6 +289,9 @@ def _reverse_time(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, 
     cos, sin = angle.cos(), angle.sin()
     of_cos, of_sin = tensors[_TIME_WEIGHT].double().split(half, dim=1)
     reflected = torch.cat([of_cos * cos + of_sin * sin, of_cos * sin - of_sin * cos], dim=1)
-    signs = {key: -value for key, value in tensors.items()
-             if key.startswith(("final_head.linear.", "aux_head.linear."))}  # fmt: skip
+    signs = {
+        key: -value
+        for key, value in tensors.items()
+        if key.startswith(("final_head.linear.", "aux_head.linear."))
+    }
     return {**tensors, **signs, _TIME_WEIGHT: reflected.to(tensors[_TIME_WEIGHT].dtype)}

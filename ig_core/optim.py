@@ -28,8 +28,15 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.O
     """
     parameters = list(model.parameters())
     if config.optimizer == "adamw":
-        return [AdamW(parameters, lr=config.lr, betas=config.betas,
-                      weight_decay=config.weight_decay, fused=True)]  # fmt: skip
+        return [
+            AdamW(
+                parameters,
+                lr=config.lr,
+                betas=config.betas,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+        ]
     by_shape: defaultdict[float, list[Tensor]] = defaultdict(list)
     for matrix in (p for p in parameters if p.dim() == 2):
         by_shape[math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))].append(matrix)

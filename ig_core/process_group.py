@@ -25,9 +25,13 @@ def serve_store(host: str, world_size: int) -> tuple[str, int]:
     listener.listen(max(world_size, 128))
     port = listener.getsockname()[1]
     store = TCPStore(
-        host, port, world_size, is_master=True, wait_for_workers=False,
+        host,
+        port,
+        world_size,
+        is_master=True,
+        wait_for_workers=False,
         master_listen_fd=listener.detach(),
-    )  # fmt: skip
+    )
     _served[:] = [store]
     return host, port
 
@@ -46,9 +50,10 @@ def join_group(
     """
     timeout = timedelta(seconds=timeout_seconds)
     store = (
-        _served[0] if rank == 0
+        _served[0]
+        if rank == 0
         else TCPStore(*address, world_size, is_master=False, timeout=timeout)
-    )  # fmt: skip
+    )
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout
     )

@@ -72,9 +72,11 @@ def sample(
 def finite(samples: Tensor, config: SamplerConfig) -> Tensor:
     """The samples; NonFiniteSampleError if one of them is NaN or infinite."""
     if not samples.isfinite().all():
-        raise NonFiniteSampleError(f"samples must be finite, but some are not (sampler precision "
-                                   f"{config.precision!r}; float32 and bf16 overflow later than "
-                                   f"fp16)")  # fmt: skip
+        raise NonFiniteSampleError(
+            f"samples must be finite, but some are not (sampler precision "
+            f"{config.precision!r}; float32 and bf16 overflow later than "
+            f"fp16)"
+        )
     return samples
 
 
@@ -138,8 +140,9 @@ def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
 
     ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
     try:
-        path = odeint(lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6,
-                      method="dopri5")  # fmt: skip
+        path = odeint(
+            lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6, method="dopri5"
+        )
     except AssertionError as error:  # torchdiffeq's word for NaN
         raise NonFiniteSampleError(f"dopri5 finds no step size: {error}") from error
     return path[-1]

@@ -68,6 +68,11 @@ def load_sharded(
             value = file.whole(name).to(device)
         optimizers[0].state[parameter][moment] = value
     return TrainState(
-        model=model, optim=optim, ema=ema, optimizers=optimizers, scaler=scaler, step=step,
+        model=model,
+        optim=optim,
+        ema=ema,
+        optimizers=optimizers,
+        scaler=scaler,
+        step=step,
         history=load_history(directory),
-    )  # fmt: skip
+    )

@@ -62,8 +62,9 @@ def shard(state: TrainState, device: torch.device | str | None = None) -> None:
         if tensor.shape != like.shape:  # the step of Adam, a scalar
             return tensor.to(device)
         assert isinstance(like, DTensor)
-        return distribute_tensor(tensor.detach().to(device), mesh, like.placements,
-                                 src_data_rank=None)  # fmt: skip
+        return distribute_tensor(
+            tensor.detach().to(device), mesh, like.placements, src_data_rank=None
+        )
 
     state.ema = {name: part(tensor, parameters[name]) for name, tensor in state.ema.items()}
     state.optimizers = make_optimizers(state.model, optim)
@@ -78,11 +79,15 @@ def shard(state: TrainState, device: torch.device | str | None = None) -> None:
 def require_shardable(optim: OptimConfig, scaler: torch.amp.GradScaler) -> None:
     """Raise ValueError if the optimizer needs whole matrices, or the precision a loss scale."""
     if optim.optimizer == "muon":
-        raise ValueError("optimizer must be 'adamw' for a sharded state (Muon orthogonalises whole "
-                         "matrices), but got 'muon'")  # fmt: skip
+        raise ValueError(
+            "optimizer must be 'adamw' for a sharded state (Muon orthogonalises whole "
+            "matrices), but got 'muon'"
+        )
     if scaler.is_enabled():
-        raise ValueError("precision must be 'float32' or 'bf16' for a sharded state (workers would "
-                         "disagree on an overflow), but got 'fp16'")  # fmt: skip
+        raise ValueError(
+            "precision must be 'float32' or 'bf16' for a sharded state (workers would "
+            "disagree on an overflow), but got 'fp16'"
+        )
 
 
 def shard_model(model: DiffusionTransformer, device: torch.device) -> DeviceMesh:

@@ -58,8 +58,11 @@ def detect(path: Path) -> Found:
         return _containers(path, path.parent, [path])
     if not path.is_dir():
         return _pattern(path)
-    held = sorted(file for file in path.iterdir() if file.suffix.lower() in CONTAINERS
-                  and not file.name.startswith(".") and not file.is_dir())  # fmt: skip
+    held = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in CONTAINERS and not file.name.startswith(".") and not file.is_dir()
+    )
     if held:
         return _containers(path, path, held, whole=True)
     for root in (path, path / "vae-sd"):
@@ -74,11 +77,16 @@ def _pattern(path: Path) -> Found:
     names = list(_expand(path.name))
     braces = names != [path.name]
     if not braces and not _is_glob(path.name):
-        raise ValueError(f"data.path must be a folder, a file or a pattern in the last part of its "
-                         f"name, but nothing is at {str(path)!r}")  # fmt: skip
-    found = {name: [file for file in path.parent.glob(name) if not file.name.startswith(".")]
-             if _is_glob(name) else [file for file in (path.parent / name,) if file.is_file()]
-             for name in names}  # fmt: skip
+        raise ValueError(
+            f"data.path must be a folder, a file or a pattern in the last part of its "
+            f"name, but nothing is at {str(path)!r}"
+        )
+    found = {
+        name: [file for file in path.parent.glob(name) if not file.name.startswith(".")]
+        if _is_glob(name)
+        else [file for file in (path.parent / name,) if file.is_file()]
+        for name in names
+    }
     absent = [name for name, files in found.items() if not files]
     if absent and braces:
         raise ValueError(f"{path} names {len(names)} files, but {some(absent)} are not there")
@@ -100,8 +108,10 @@ def _expand(name: str) -> Iterator[str]:
     if choices is None:
         low, high = sorted((int(first), int(last)))
         if high - low >= MOST_FILES:
-            raise ValueError(f"{found.group()} must name fewer than {MOST_FILES} files, but names "
-                             f"{high - low + 1}")  # fmt: skip
+            raise ValueError(
+                f"{found.group()} must name fewer than {MOST_FILES} files, but names "
+                f"{high - low + 1}"
+            )
         padded = any(len(each) > 1 and each[0] == "0" for each in (first, last))
         width = max(len(first), len(last)) if padded else 0
         each_choice: Iterable[str] = (f"{number:0{width}d}" for number in range(low, high + 1))
@@ -115,20 +125,26 @@ def _containers(path: Path, root: Path, files: Sequence[Path], *, whole: bool = 
     """Files of one format; `whole`: all parts of a set, where their names count them."""
     kinds = sorted({CONTAINERS.get(file.suffix.lower(), file.suffix) for file in files})
     if len(kinds) != 1 or kinds[0] not in CONTAINERS.values():
-        raise ValueError(f"{path} must hold Parquet, tar, zip or safetensors files of one kind, "
-                         f"but holds {', '.join(kinds) or 'nothing'}")  # fmt: skip
+        raise ValueError(
+            f"{path} must hold Parquet, tar, zip or safetensors files of one kind, "
+            f"but holds {', '.join(kinds) or 'nothing'}"
+        )
     names = [file.name for file in files]
     starts = {name.partition("-")[0] for name in names}
     splits = [name for name in SPLITS if name in starts]
     if len(splits) > 1:
-        raise ValueError(f"{path} holds several splits ({', '.join(splits)}); give a pattern, such "
-                         f"as {root / splits[0]}-*")  # fmt: skip
+        raise ValueError(
+            f"{path} holds several splits ({', '.join(splits)}); give a pattern, such "
+            f"as {root / splits[0]}-*"
+        )
     if whole:
         absent = [*_absent_parts(names), *_absent_shards(names)]
         if absent:
-            raise ValueError(f"{path} is incomplete: of the parts that its names count, "
-                             f"{some(absent)} are missing (to take some of them, name them: "
-                             f"NAME-{{00000..00004}}...)")  # fmt: skip
+            raise ValueError(
+                f"{path} is incomplete: of the parts that its names count, "
+                f"{some(absent)} are missing (to take some of them, name them: "
+                f"NAME-{{00000..00004}}...)"
+            )
     extra = (STATISTICS,) if (root / STATISTICS).is_file() else ()
     return Found(kinds[0], root, names, extra if kinds[0] == "safetensors" else ())
 
@@ -144,8 +160,11 @@ def _absent_parts(names: Iterable[str]) -> list[str]:
         count, width = min(int(parts), MOST_FILES), len(members[0]["number"])
         after = next((each for each in ends if each[0] == "."), "")  # not a hash of each part
         start = 0 if 0 in numbers or count not in numbers else 1  # some count from 1
-        absent += [f"{before}{number:0{width}d}-of-{parts}{after}"
-                   for number in range(start, start + count) if number not in numbers]  # fmt: skip
+        absent += [
+            f"{before}{number:0{width}d}-of-{parts}{after}"
+            for number in range(start, start + count)
+            if number not in numbers
+        ]
     return absent
 
 
@@ -157,9 +176,11 @@ def _absent_shards(names: Iterable[str]) -> list[str]:
     absent = []
     for rank in range(min(max(ranks, default=-1), MOST_FILES) + 1):
         shards = ranks.get(rank, set())
-        absent += [f"latents_rank{rank:02d}_shard{shard:03d}.safetensors"
-                   for shard in range(min(max(shards, default=0), MOST_FILES) + 1)
-                   if shard not in shards]  # fmt: skip
+        absent += [
+            f"latents_rank{rank:02d}_shard{shard:03d}.safetensors"
+            for shard in range(min(max(shards, default=0), MOST_FILES) + 1)
+            if shard not in shards
+        ]
     return absent
 
 

@@ -28,9 +28,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGES = {
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".gif",
-    ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".dds", ".psd", ".svg",
-}  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".tga",
+    ".dds",
+    ".psd",
+    ".svg",
+}
 """Suffixes of images, in lower case; what cannot be decoded of them becomes a faulty image."""
 
 
@@ -77,8 +97,10 @@ def _numbered_folders(search: Search, names: Sequence[str]) -> Labels:
     root, num_classes = search.found.root, search.num_classes
     loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
-        raise ValueError(f"{root / loose} lies in no class folder, and there is no {MAPPING}; of a "
-                         f"class folder give the one above ({root.parent})")  # fmt: skip
+        raise ValueError(
+            f"{root / loose} lies in no class folder, and there is no {MAPPING}; of a "
+            f"class folder give the one above ({root.parent})"
+        )
     folders = sorted({name.partition("/")[0] for name in names})
     deeper = any(name.count("/") > 1 for name in names)
     splits = deeper and set(folders) <= set(SPLITS)
@@ -102,13 +124,15 @@ def list_parquet(search: Search) -> list[Row]:
         wanted = ["image"] if search.labels else ["image", "label"]
         if not set(wanted) <= set(schema.names):
             plural = "s" if len(wanted) > 1 else ""
-            raise ValueError(f"{path} must have column{plural} {' and '.join(wanted)}, but has "
-                             f"{', '.join(schema.names)}")  # fmt: skip
+            raise ValueError(
+                f"{path} must have column{plural} {' and '.join(wanted)}, but has "
+                f"{', '.join(schema.names)}"
+            )
         _check_images(table, path)
-        labels = ([0] * table.metadata.num_rows if search.labels
-                  else _label_column(table, path))  # fmt: skip
-        rows += [Row(f"{file}[{number}]", file, number, -1, label)
-                 for number, label in enumerate(labels)]  # fmt: skip
+        labels = [0] * table.metadata.num_rows if search.labels else _label_column(table, path)
+        rows += [
+            Row(f"{file}[{number}]", file, number, -1, label) for number, label in enumerate(labels)
+        ]
     return rows
 
 
@@ -117,9 +141,10 @@ def _label_column(table: pq.ParquetFile, path: Path) -> list[int]:
     if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
         raise ValueError(f"{path}: column label must hold integers, but holds {kind}")
     labels = table.read(columns=["label"])["label"].to_pylist()
-    return [label if type(label) is int
-            else whole_number(label, f"{path}: the label of row {number}")
-            for number, label in enumerate(labels)]  # fmt: skip
+    return [
+        label if type(label) is int else whole_number(label, f"{path}: the label of row {number}")
+        for number, label in enumerate(labels)
+    ]
 
 
 def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
@@ -132,10 +157,14 @@ def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
     if pa.types.is_struct(kind):
         names = [kind.field(number).name for number in range(kind.num_fields)]
         held = kind.field("bytes").type if "bytes" in names else kind
-    if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)
-            or pa.types.is_fixed_size_binary(held)):  # fmt: skip
-        raise ValueError(f"{path}: column image must hold bytes, or a struct with bytes, but holds "
-                         f"{kind}")  # fmt: skip
+    if not (
+        pa.types.is_binary(held)
+        or pa.types.is_large_binary(held)
+        or pa.types.is_fixed_size_binary(held)
+    ):
+        raise ValueError(
+            f"{path}: column image must hold bytes, or a struct with bytes, but holds {kind}"
+        )
     return held
 
 
@@ -146,17 +175,18 @@ def _check_images(table: pq.ParquetFile, path: Path) -> None:
     """
     image_type(table.schema_arrow, path)
     metadata, wanted = table.metadata, ("image", "image.bytes")
-    places = [n for n in range(metadata.num_columns)
-              if metadata.schema.column(n).path in wanted]  # fmt: skip
+    places = [n for n in range(metadata.num_columns) if metadata.schema.column(n).path in wanted]
     lacking = 0
     for number in range(metadata.num_row_groups if places else 0):
         column = metadata.row_group(number).column(places[0])
         if column.statistics is not None and column.statistics.has_null_count:
             lacking += column.statistics.null_count
     if lacking and lacking == metadata.num_rows:
-        raise ValueError(f"{path}: column image must hold the bytes of images, but all "
-                         f"{lacking} are null (paths alone? embed the files, as "
-                         f"datasets' Image(decode=False) and embed_external_files do)")  # fmt: skip
+        raise ValueError(
+            f"{path}: column image must hold the bytes of images, but all "
+            f"{lacking} are null (paths alone? embed the files, as "
+            f"datasets' Image(decode=False) and embed_external_files do)"
+        )
 
 
 def list_zip(search: Search) -> list[Row]:
@@ -171,8 +201,10 @@ def list_zip(search: Search) -> list[Row]:
                 labels = search.labels or _labels_within(archive, top, str(path))
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{path} is not a readable zip file: {error}") from error
-        rows += [Row(info.filename, file, 0, info.file_size, labels.of(name))
-                 for name, info in images.items()]  # fmt: skip
+        rows += [
+            Row(info.filename, file, 0, info.file_size, labels.of(name))
+            for name, info in images.items()
+        ]
         if search.labels is None:
             labels.check(images, IMAGES)
     return rows

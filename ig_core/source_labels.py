@@ -45,11 +45,14 @@ class Labels:
             names: Files that are there.
             suffixes: Of files that would be; anything else that has a label is a folder.
         """
-        absent = [name for name in self.by_name
-                  if suffix_of(name) in suffixes and name not in names]  # fmt: skip
+        absent = [
+            name for name in self.by_name if suffix_of(name) in suffixes and name not in names
+        ]
         if absent:
-            raise ValueError(f"{self.where} gives labels to {len(self.by_name)} names, but "
-                             f"{some(absent)} are not there")  # fmt: skip
+            raise ValueError(
+                f"{self.where} gives labels to {len(self.by_name)} names, but "
+                f"{some(absent)} are not there"
+            )
 
 
 class NoLabels(Labels):
@@ -75,8 +78,9 @@ def read_labels(path: Path) -> Labels:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"labels must be in a JSON file, but {path} cannot be read: "
-                         f"{error.strerror}") from error  # fmt: skip
+        raise ValueError(
+            f"labels must be in a JSON file, but {path} cannot be read: {error.strerror}"
+        ) from error
     return parse_labels(text, str(path))
 
 
@@ -98,14 +102,18 @@ def parse_labels(text: str | bytes, where: str) -> Labels:
     if isinstance(held, dict) and isinstance(pairs, dict | int):  # also a folder called labels
         pairs = [list(item) for item in held.items()]
     if not isinstance(pairs, list) or not pairs or not all(map(_is_pair, pairs)):
-        raise ValueError(f'{where} must hold {{name: label}} or {{"labels": [[name, label], ...]}}'
-                         f", but has no labels of that form")  # fmt: skip
+        raise ValueError(
+            f'{where} must hold {{name: label}} or {{"labels": [[name, label], ...]}}'
+            f", but has no labels of that form"
+        )
     by_name: dict[str, int] = {}
     for name, value in pairs:
         plain = plain_name(name).strip("/")
         if plain in by_name:
-            raise ValueError(f"{where} must list each name once, but lists {plain} again, with "
-                             f"label {value!r} after {by_name[plain]}")  # fmt: skip
+            raise ValueError(
+                f"{where} must list each name once, but lists {plain} again, with "
+                f"label {value!r} after {by_name[plain]}"
+            )
         by_name[plain] = whole_number(value, f"{where}: the label of {plain}")
     return Labels(where, by_name)
 

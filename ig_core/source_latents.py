@@ -45,8 +45,10 @@ def list_safetensors(search: Search) -> list[Row]:
         shard = _read_shard(path)
         first = first or (path.name, shard)
         _check_like(path, shard, *first)
-        rows += [Row(f"{file}[{number}]", file, number, -1, label)
-                 for number, label in enumerate(shard.labels)]  # fmt: skip
+        rows += [
+            Row(f"{file}[{number}]", file, number, -1, label)
+            for number, label in enumerate(shard.labels)
+        ]
     return rows
 
 
@@ -64,8 +66,11 @@ def _read_shard(path: Path) -> _Shard:
 
     try:
         with safe_open(path, framework="numpy") as archive:
-            held = {name: (tuple(part.get_shape()), part.get_dtype()) for name in archive.keys()  # noqa: SIM118 - not a dictionary
-                    for part in (archive.get_slice(name),)}  # fmt: skip
+            held = {
+                name: (tuple(part.get_shape()), part.get_dtype())
+                for name in archive.keys()  # noqa: SIM118 - not a dictionary
+                for part in (archive.get_slice(name),)
+            }
             _check_shard(path, held)
             labels = archive.get_tensor("labels").tolist()
     except (SafetensorError, struct.error) as error:
@@ -79,25 +84,33 @@ def _check_shard(path: Path, held: dict[str, tuple[tuple[int, ...], str]]) -> No
         raise ValueError(f"{path} must hold latents and labels, but holds {', '.join(held)}")
     (shape, kind), (label_shape, label_kind) = held["latents"], held["labels"]
     if len(shape) != 4 or kind not in FLOATS:
-        raise ValueError(f"{path}: latents must be (N, C, H, W) of {', '.join(sorted(FLOATS))}, "
-                         f"but are {shape} of {kind}")  # fmt: skip
+        raise ValueError(
+            f"{path}: latents must be (N, C, H, W) of {', '.join(sorted(FLOATS))}, "
+            f"but are {shape} of {kind}"
+        )
     if len(label_shape) != 1 or label_kind not in INTEGERS:
-        raise ValueError(f"{path}: labels must be integers ({shape[0]},), but are {label_shape} of "
-                         f"{label_kind}")  # fmt: skip
+        raise ValueError(
+            f"{path}: labels must be integers ({shape[0]},), but are {label_shape} of {label_kind}"
+        )
     if label_shape != shape[:1]:
         raise ValueError(f"{path} holds {shape[0]} latents, but {label_shape[0]} labels")
     flips = held.get("latents_flip", (shape, kind))
     if flips[0] != shape or flips[1] not in FLOATS:
-        raise ValueError(f"{path}: latents_flip must be {shape} like latents, but are {flips[0]} "
-                         f"of {flips[1]}")  # fmt: skip
+        raise ValueError(
+            f"{path}: latents_flip must be {shape} like latents, but are {flips[0]} of {flips[1]}"
+        )
 
 
 def _check_like(path: Path, shard: _Shard, name: str, first: _Shard) -> None:
     """Raise ValueError unless a shard is like the first, which has that name."""
     if shard.shape[1:] != first.shape[1:]:
-        raise ValueError(f"{path}: latents must be (N, {', '.join(map(str, first.shape[1:]))}) as "
-                         f"in {name}, but are {shard.shape}")  # fmt: skip
+        raise ValueError(
+            f"{path}: latents must be (N, {', '.join(map(str, first.shape[1:]))}) as "
+            f"in {name}, but are {shard.shape}"
+        )
     if shard.flipped != first.flipped:
         has, lacks = (path.name, name) if shard.flipped else (name, path.name)
-        raise ValueError(f"{path.parent} must hold latents_flip in all of its shards or in none, "
-                         f"but {has} holds them and {lacks} does not")  # fmt: skip
+        raise ValueError(
+            f"{path.parent} must hold latents_flip in all of its shards or in none, "
+            f"but {has} holds them and {lacks} does not"
+        )

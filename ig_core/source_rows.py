@@ -201,8 +201,9 @@ def _read_npy(path: Path) -> NDArray[np.float32]:
 def _alike(arrays: list[NDArray[np.float32]], rows: Sequence[Row]) -> list[NDArray[np.float32]]:
     for array, row in zip(arrays, rows, strict=True):
         if array.shape != arrays[0].shape:
-            raise ValueError(f"{row.name} has shape {array.shape}, but {rows[0].name} has "
-                             f"{arrays[0].shape}")  # fmt: skip
+            raise ValueError(
+                f"{row.name} has shape {array.shape}, but {rows[0].name} has {arrays[0].shape}"
+            )
     return arrays
 
 
@@ -222,8 +223,9 @@ def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
     """
     path = folder / STATISTICS
     if not path.is_file():
-        raise ValueError(f"latents of the va-vae are normalised by {STATISTICS}, which is missing "
-                         f"in {folder}")  # fmt: skip
+        raise ValueError(
+            f"latents of the va-vae are normalised by {STATISTICS}, which is missing in {folder}"
+        )
     try:
         found = read_file(path)
         mean, std = (found[name] for name in ("mean", "std"))
@@ -237,7 +239,9 @@ def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
     bad = ~(mean.isfinite() & std.isfinite() & (std > 0))
     if bool(bad.any()):
         first = int(bad.int().argmax())
-        raise ValueError(f"{expected}those of {int(bad.sum())} are not so, the first of them "
-                         f"channel {first}: {float(mean[first])} and "
-                         f"{float(std[first])}")  # fmt: skip
+        raise ValueError(
+            f"{expected}those of {int(bad.sum())} are not so, the first of them "
+            f"channel {first}: {float(mean[first])} and "
+            f"{float(std[first])}"
+        )
     return mean, std

@@ -48,14 +48,19 @@ def list_tar(search: Search) -> list[Row]:
                 image = members.get("image")
                 if image is None:
                     continue
-                label = (_label(archive, members, path) if search.labels is None
-                         else search.labels.of(plain_name(image.name)))  # fmt: skip
+                label = (
+                    _label(archive, members, path)
+                    if search.labels is None
+                    else search.labels.of(plain_name(image.name))
+                )
                 rows.append(Row(f"{file}/{image.name}", file, image.offset_data, image.size, label))
     if len(lost) > LOST_SHARE * (len(rows) + len(lost)):
-        raise ValueError(f"{search.found.root}: {len(lost)} of {len(rows) + len(lost)} images "
-                         f"would be left out, because a key of WebDataset ends at the first dot of "
-                         f"a name and several images share one: {some(lost)}; rename them without "
-                         f"dots before the suffix")  # fmt: skip
+        raise ValueError(
+            f"{search.found.root}: {len(lost)} of {len(rows) + len(lost)} images "
+            f"would be left out, because a key of WebDataset ends at the first dot of "
+            f"a name and several images share one: {some(lost)}; rename them without "
+            f"dots before the suffix"
+        )
     if lost:
         search.ignored[f"images that share a key ({some(lost)})"] += len(lost)
     return rows
@@ -67,8 +72,10 @@ def _refuse_compressed(path: Path) -> None:
         start = file.read(6)
     for magic, (name, command) in COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"{path} must be a plain tar, but is compressed by {name}, so that no "
-                             f"image can be read by itself: {command}")  # fmt: skip
+            raise ValueError(
+                f"{path} must be a plain tar, but is compressed by {name}, so that no "
+                f"image can be read by itself: {command}"
+            )
 
 
 COMPRESSED = {
@@ -100,8 +107,10 @@ def _members(
         kind = KINDS.get(suffix)
         other = next((m for s, m in held.items() if kind and KINDS.get(s) == kind), None)
         if other is not None:
-            raise ValueError(f"{path} must hold one image and one label of a key, but of {key} it "
-                             f"holds {other.name} and {member.name}")  # fmt: skip
+            raise ValueError(
+                f"{path} must hold one image and one label of a key, but of {key} it "
+                f"holds {other.name} and {member.name}"
+            )
         if suffix in held and _kind(suffix) in USED:
             raise ValueError(f"{path} must hold each member once, but holds {member.name} twice")
         held[suffix] = member
@@ -170,8 +179,10 @@ def _check_end(archive: tarfile.TarFile, path: Path) -> None:
             empty = not any(block)
             block = file.read(2**20)
     if len(first) < tarfile.BLOCKSIZE or not empty:
-        raise ValueError(f"{path} is cut short or damaged: at byte {archive.offset} it must go on "
-                         f"or end with blocks of zeros")  # fmt: skip
+        raise ValueError(
+            f"{path} is cut short or damaged: at byte {archive.offset} it must go on "
+            f"or end with blocks of zeros"
+        )
 
 
 def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], path: Path) -> int:
@@ -179,13 +190,16 @@ def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], path: 
     if ".cls" in members:
         text = _content(archive, members[".cls"]).strip()
         if not text.removeprefix(b"-").isdigit():
-            raise ValueError(f"{path}: {members['.cls'].name} must hold an integer, but holds "
-                             f"{text[:32]!r}")  # fmt: skip
+            raise ValueError(
+                f"{path}: {members['.cls'].name} must hold an integer, but holds {text[:32]!r}"
+            )
         return int(text)
     if ".json" not in members:
         others = sorted(kind for kind in members if kind != "image")
-        raise ValueError(f"{where} has no label: a member .cls, or .json with {' or '.join(FIELDS)}"
-                         f", but beside it are {', '.join(others) or 'none'}")  # fmt: skip
+        raise ValueError(
+            f"{where} has no label: a member .cls, or .json with {' or '.join(FIELDS)}"
+            f", but beside it are {', '.join(others) or 'none'}"
+        )
     name = members[".json"].name
     try:
         held: Any = json.loads(_content(archive, members[".json"]))
@@ -196,8 +210,10 @@ def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], path: 
     if given:  # one may be the name of the class
         field = next((each for each in given if isinstance(held[each], int)), given[0])
         return whole_number(held[field], f"{path}: {field} in {name}")
-    raise ValueError(f"{path}: {name} must have a field {' or '.join(FIELDS)}, but has "
-                     f"{some([str(each) for each in fields])}")  # fmt: skip
+    raise ValueError(
+        f"{path}: {name} must have a field {' or '.join(FIELDS)}, but has "
+        f"{some([str(each) for each in fields])}"
+    )
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -59,8 +59,9 @@ def walk(root: Path, suffixes: Collection[str]) -> Below:
             if identity in above:
                 continue
             if identity in known:
-                raise ValueError(f"{path} and {known[identity]} are one folder, whose files would "
-                                 f"count twice")  # fmt: skip
+                raise ValueError(
+                    f"{path} and {known[identity]} are one folder, whose files would count twice"
+                )
             known[identity] = path
             waiting.append((f"{within}{name}/", above | {identity}))
     return Below(files, ignored)

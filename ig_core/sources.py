@@ -84,8 +84,12 @@ class Listing:
 
     def write(self, path: Path) -> None:
         """Write it as a Parquet file, for `read_listing`."""
-        about = {"format": self.format, "files": self.files, "extra": self.extra,
-                 "ignored": self.ignored}  # fmt: skip
+        about = {
+            "format": self.format,
+            "files": self.files,
+            "extra": self.extra,
+            "ignored": self.ignored,
+        }
         table = self.table.replace_schema_metadata({"listing": json.dumps(about)})
         pq.write_table(table, path)
 
@@ -99,8 +103,14 @@ def read_listing(path: Path, root: Path) -> Listing:
     """A listing that was written, of a source that lies at `root` now."""
     table = pq.read_table(path)
     about: dict[str, Any] = json.loads(table.schema.metadata[b"listing"])
-    return Listing(root, about["format"], table, tuple(about["files"]), tuple(about["extra"]),
-                   about.get("ignored", {}))  # fmt: skip
+    return Listing(
+        root,
+        about["format"],
+        table,
+        tuple(about["files"]),
+        tuple(about["extra"]),
+        about.get("ignored", {}),
+    )
 
 
 def list_images(path: Path) -> Listing:
@@ -131,8 +141,10 @@ def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Lis
     found = detect(path)
     if labels is not None:
         if found.format in LABELLED:
-            raise ValueError(f"data.classes must be left out: {path} holds {found.format}, which "
-                             f"has labels of its own")  # fmt: skip
+            raise ValueError(
+                f"data.classes must be left out: {path} holds {found.format}, which "
+                f"has labels of its own"
+            )
         found = found._replace(extra=())
     return _list(path, Search(found, num_classes, None if labels is None else read_labels(labels)))
 
@@ -142,17 +154,22 @@ def _list(path: Path, search: Search) -> Listing:
     try:
         rows = LISTERS[found.format](search)
     except (OSError, KeyError, TypeError, tarfile.TarError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as {found.format}: {type(error).__name__}: "
-                         f"{error}") from error  # fmt: skip
+        raise ValueError(
+            f"{path} cannot be read as {found.format}: {type(error).__name__}: {error}"
+        ) from error
     if not rows:
-        raise ValueError(f"{path} holds no images or latents (looked for: {found.format})"
-                         f"{_ignored(search.ignored)}{hint(path)}")  # fmt: skip
+        raise ValueError(
+            f"{path} holds no images or latents (looked for: {found.format})"
+            f"{_ignored(search.ignored)}{hint(path)}"
+        )
     if found.format in ("folder", "npy", "zip"):
         rows.sort(key=lambda row: row.name)
     for row in rows:
         if not 0 <= row.label < num_classes:
-            raise ValueError(f"{path}: the label of {row.name} must be in 0..{num_classes - 1} "
-                             f"(data.num_classes={num_classes}), but is {row.label}")  # fmt: skip
+            raise ValueError(
+                f"{path}: the label of {row.name} must be in 0..{num_classes - 1} "
+                f"(data.num_classes={num_classes}), but is {row.label}"
+            )
     if search.ignored:
         _warn(f"{path}: only images or latents are used{_ignored(search.ignored)}")
     table = pa.table({name: [getattr(row, name) for row in rows] for name in Row._fields})
@@ -216,8 +233,11 @@ def identify(listing: Listing) -> str:
 
 def _read_whole(listing: Listing, sizes: Sequence[int]) -> list[str]:
     """Files of a large source that probes may miss, and that count: statistics, small archives."""
-    small = () if listing.format in LOOSE else (
-        name for name, size in zip(listing.files, sizes, strict=False) if size < SMALL)  # fmt: skip
+    small = (
+        ()
+        if listing.format in LOOSE
+        else (name for name, size in zip(listing.files, sizes, strict=False) if size < SMALL)
+    )
     # All that a mapping says are labels, which are read.
     return [*small, *(name for name in listing.extra if name not in (MAPPING, CLASSES))]
 

@@ -32,8 +32,9 @@ class TensorFile:
         """
         self.path = path
         with self._mapped() as file:
-            found = {name: torch.Size(file.get_slice(name).get_shape())
-                     for name in file.offset_keys()}  # fmt: skip
+            found = {
+                name: torch.Size(file.get_slice(name).get_shape()) for name in file.offset_keys()
+            }
         if found != shapes:
             wrong = sorted(dict(found.items() ^ shapes.items()))
             raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")

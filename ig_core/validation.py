@@ -61,8 +61,15 @@ def require_interval(name: str, value: tuple[float, float]) -> None:
     require(0.0 <= low <= high <= 1.0, name, value, "(low, high) with 0 <= low <= high <= 1")
 
 
-LARGEST = {"depth": 1000, "width": 100_000, "num_heads": 10_000, "patch_size": 10_000,
-           "input_size": 10_000, "in_channels": 10_000, "num_classes": 10_000_000}  # fmt: skip
+LARGEST = {
+    "depth": 1000,
+    "width": 100_000,
+    "num_heads": 10_000,
+    "patch_size": 10_000,
+    "input_size": 10_000,
+    "in_channels": 10_000,
+    "num_classes": 10_000_000,
+}
 """Sizes of a model beyond which it is a mistake, or a file that is damaged."""
 
 

@@ -82,18 +82,28 @@ def find_weights(
     if not isinstance(held, Mapping):
         raise ValueError(f"{where} must hold tensors by name, but got {type(held).__name__}")
     entries = list(_entries(held))
-    places = sorted({place for entry in entries if isinstance(entry.value, Tensor)
-                     for place in _places(entry.name, anchors)
-                     if not OPTIMIZERS & set(_words(place))})  # fmt: skip
+    places = sorted(
+        {
+            place
+            for entry in entries
+            if isinstance(entry.value, Tensor)
+            for place in _places(entry.name, anchors)
+            if not OPTIMIZERS & set(_words(place))
+        }
+    )
     if not places:
-        raise ValueError(f"{where} holds no weights of a {kind}: no {' or '.join(anchors)} among "
-                         f"the names found, {_listed(entries) or 'it is empty'}")  # fmt: skip
+        raise ValueError(
+            f"{where} holds no weights of a {kind}: no {' or '.join(anchors)} among "
+            f"the names found, {_listed(entries) or 'it is empty'}"
+        )
     averaged = [place for place in places if _is_averaged(place)]
     chosen = averaged or places
     if len(chosen) > 1:
-        raise ValueError(f"{where} holds the weights of {len(chosen)} networks, of which one must "
-                         f"be chosen: {some([place or 'top level' for place in chosen])}; "
-                         f"{_advice()}")  # fmt: skip
+        raise ValueError(
+            f"{where} holds the weights of {len(chosen)} networks, of which one must "
+            f"be chosen: {some([place or 'top level' for place in chosen])}; "
+            f"{_advice()}"
+        )
     (place,) = chosen
     if strict and not averaged:
         _refuse_strange_averages(entries, place, where, kind)
@@ -140,10 +150,13 @@ def _entries(held: Mapping[Any, Any]) -> Iterator[_Entry]:
             continue
         count += len(items)
         if count > MAX_ENTRIES:
-            raise ValueError(f"a checkpoint must hold at most {MAX_ENTRIES:,} entries, but these "
-                             f"have no end below {'.'.join(path)}")  # fmt: skip
-        waiting += reversed([((*path, str(key)), each, named and isinstance(key, str))
-                             for key, each in items])  # fmt: skip
+            raise ValueError(
+                f"a checkpoint must hold at most {MAX_ENTRIES:,} entries, but these "
+                f"have no end below {'.'.join(path)}"
+            )
+        waiting += reversed(
+            [((*path, str(key)), each, named and isinstance(key, str)) for key, each in items]
+        )
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:  # noqa: ANN401
@@ -189,13 +202,20 @@ def _is_averaged(place: str) -> bool | None:
 
 def _refuse_strange_averages(entries: Sequence[_Entry], place: str, where: str, kind: str) -> None:
     """Raise ValueError if averaged weights lie in the file that nobody found by their names."""
-    found = [entry.shown for entry in entries
-             if isinstance(entry.value, Tensor) and entry.value.dim() > 0
-             and _is_averaged(entry.name) and not OPTIMIZERS & set(_words(entry.name))]  # fmt: skip
+    found = [
+        entry.shown
+        for entry in entries
+        if isinstance(entry.value, Tensor)
+        and entry.value.dim() > 0
+        and _is_averaged(entry.name)
+        and not OPTIMIZERS & set(_words(entry.name))
+    ]
     if found:
-        raise ValueError(f"{where} holds averaged weights whose names are not those of a {kind} "
-                         f"({some(found)}), and those as trained ({place or 'top level'}) are not "
-                         f"taken for them: {_advice()}")  # fmt: skip
+        raise ValueError(
+            f"{where} holds averaged weights whose names are not those of a {kind} "
+            f"({some(found)}), and those as trained ({place or 'top level'}) are not "
+            f"taken for them: {_advice()}"
+        )
 
 
 def _members(
@@ -217,13 +237,17 @@ def _members(
         if not entry.named or not isinstance(entry.value, Tensor):
             strange.append(entry.shown)
         elif name in tensors:
-            raise ValueError(f"{where} must hold each tensor once, under its published name, but "
-                             f"got {entry.shown} too")  # fmt: skip
+            raise ValueError(
+                f"{where} must hold each tensor once, under its published name, but "
+                f"got {entry.shown} too"
+            )
         else:
             tensors[name] = entry.value
     if strange and strict:
-        raise ValueError(f"{where} must hold tensors of finite numbers by name, but these are "
-                         f"none: {', '.join(strange[:5])}")  # fmt: skip
+        raise ValueError(
+            f"{where} must hold tensors of finite numbers by name, but these are "
+            f"none: {', '.join(strange[:5])}"
+        )
     return tensors
 
 

@@ -129,8 +129,15 @@ class Activity:
         self.ended = "finished"
         """How it ends if nothing is raised."""
         self._folder, self._id = home.activity, uuid.uuid4().hex[:12]
-        self._doing = Doing(kind=kind, name=name, key=key, host=platform.node(), pid=os.getpid(),
-                            started=now, updated=now)  # fmt: skip
+        self._doing = Doing(
+            kind=kind,
+            name=name,
+            key=key,
+            host=platform.node(),
+            pid=os.getpid(),
+            started=now,
+            updated=now,
+        )
         self._works: dict[int, Work] = {}
         self._changed, self._lock, self._shown = False, threading.Lock(), False
         self._alive = FileLock(self._folder / f"{self._id}.lock")
@@ -247,10 +254,14 @@ class Followed:
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""
         training = Training(
-            step=progress.step, steps=progress.steps, loss=progress.loss,
-            steps_per_second=progress.steps_per_second, workers=self._workers,
-            host=progress.host, heard=time.time(),
-        )  # fmt: skip
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss,
+            steps_per_second=progress.steps_per_second,
+            workers=self._workers,
+            host=progress.host,
+            heard=time.time(),
+        )
         self._put(training=None if progress.step >= progress.steps else training)
         self._listener.training(progress)
 
@@ -260,8 +271,7 @@ class Followed:
         waiting = "" if work.waiting == f"{node.kind}/{node.key}" else work.waiting
         # The last report of a training may not have come through; its last checkpoint has.
         over = node.kind == "checkpoint" and work.training and node.step >= work.training.steps
-        self._put(done=done, total=total, waiting=waiting,
-                  training=None if over else work.training)  # fmt: skip
+        self._put(done=done, total=total, waiting=waiting, training=None if over else work.training)
         self._listener.finished(node, done, total)
 
     def let_go(self) -> None:

@@ -143,8 +143,9 @@ class Store(SharedRecords):
         if not checked and self._verified.get((kind, key)) != signature:
             for name, entry in artifact.manifest["files"].items():
                 if file_digest(artifact.path / name) != entry["sha256"]:
-                    raise CorruptArtifactError(kind, key, artifact.path / name,
-                                               "its content was changed")  # fmt: skip
+                    raise CorruptArtifactError(
+                        kind, key, artifact.path / name, "its content was changed"
+                    )
         self._verified[kind, key] = signature
         return artifact
 
@@ -210,8 +211,9 @@ class Store(SharedRecords):
                     self.log("published", kind, key, seconds=manifest["seconds"])
             except (OSError, SafetensorError) as error:
                 reason = explain(error) if isinstance(error, OSError) else str(error)
-                raise ArtifactError(f"artifact {kind}/{key} could not be made in {self.uri}: "
-                                    f"{reason}") from error  # fmt: skip
+                raise ArtifactError(
+                    f"artifact {kind}/{key} could not be made in {self.uri}: {reason}"
+                ) from error
             finally:
                 remove_tree(staging, as_far_as_possible=True)
 
@@ -300,12 +302,14 @@ def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:
     try:
         state = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptArtifactError(artifact.kind, artifact.key, path,
-                                   "the file is missing") from None  # fmt: skip
+        raise CorruptArtifactError(
+            artifact.kind, artifact.key, path, "the file is missing"
+        ) from None
     entry = artifact.manifest["files"][name]
     expected = entry["size"]
     if state.st_size != expected:
-        raise CorruptArtifactError(artifact.kind, artifact.key, path,
-                                   f"{state.st_size} bytes instead of {expected}")  # fmt: skip
+        raise CorruptArtifactError(
+            artifact.kind, artifact.key, path, f"{state.st_size} bytes instead of {expected}"
+        )
     # The time of change, unlike that of modification, cannot be set back.
     return entry["sha256"], state.st_size, state.st_ctime_ns, state.st_ino

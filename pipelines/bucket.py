@@ -53,9 +53,12 @@ class Bucket:
         self._protocol, _, self._root = uri.partition("://")
         self.uri = uri
         try:
-            self._fs = fsspec.filesystem(self._protocol, use_listings_cache=False,
-                                         skip_instance_cache=True,
-                                         **OPTIONS.get(self._protocol, {}))  # fmt: skip
+            self._fs = fsspec.filesystem(
+                self._protocol,
+                use_listings_cache=False,
+                skip_instance_cache=True,
+                **OPTIONS.get(self._protocol, {}),
+            )
         except ImportError as error:
             raise ValueError(f"{uri} needs a package that is not installed: {error}") from error
         self.answered = False
@@ -139,14 +142,21 @@ class Bucket:
 
         start = self._fs._strip_protocol(self._path(folder)).rstrip("/") + "/"
         found = self._outlast(act).items()
-        return {path[len(start):]: _modified(info) for path, info in sorted(found)
-                if path.startswith(start + prefix)}  # fmt: skip
+        return {
+            path[len(start) :]: _modified(info)
+            for path, info in sorted(found)
+            if path.startswith(start + prefix)
+        }
 
     def upload(self, files: dict[str, Path]) -> None:
         """Write files as the objects of these names."""
-        self._each(lambda name: self._outlast(
-            lambda: self._fs.put_file(str(files[name]), self._path(name))
-        ), files, TRANSFERS)  # fmt: skip
+        self._each(
+            lambda name: self._outlast(
+                lambda: self._fs.put_file(str(files[name]), self._path(name))
+            ),
+            files,
+            TRANSFERS,
+        )
 
     def download(self, files: dict[str, Path]) -> None:
         """Write objects of these names into files.
@@ -154,9 +164,13 @@ class Bucket:
         Raises:
             FileNotFoundError: one is not there.
         """
-        self._each(lambda name: self._outlast(
-            lambda: self._fs.get_file(self._path(name), str(files[name]))
-        ), files, TRANSFERS)  # fmt: skip
+        self._each(
+            lambda name: self._outlast(
+                lambda: self._fs.get_file(self._path(name), str(files[name]))
+            ),
+            files,
+            TRANSFERS,
+        )
 
     def now(self) -> float:
         """The server's time, in seconds since the epoch; asked for now and then."""

@@ -54,8 +54,9 @@ class Leases:
         """Objects of a lock -> whether the process behind each may be alive."""
         folder = f"{FOLDER}/{name}"
         found = self.bucket.list(folder)
-        return {entry: self._may_live(f"{folder}/{entry}", written)
-                for entry, written in found.items()}  # fmt: skip
+        return {
+            entry: self._may_live(f"{folder}/{entry}", written) for entry, written in found.items()
+        }
 
     def live_below(self, prefix: str) -> dict[str, list[str]]:
         """Locks whose names begin so, by the rest of their names, with those objects that live."""
@@ -130,8 +131,14 @@ class BucketLock:
         last = max((int(e[2:]) for e in there if e.startswith("x-") and e[2:].isdigit()), default=0)
         entry = f"s-{uuid.uuid4().hex}" if self._shared else f"x-{last + 1:06d}"
         path = f"{FOLDER}/{self._name}/{entry}"
-        content = json.dumps({"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid(),
-                              "since": self._leases.bucket.now()}).encode()  # fmt: skip
+        content = json.dumps(
+            {
+                "id": uuid.uuid4().hex,
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "since": self._leases.bucket.now(),
+            }
+        ).encode()
         if not self._leases.bucket.create(path, content):
             return False
         self._leases.hold(path, content)

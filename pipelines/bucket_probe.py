@@ -24,8 +24,12 @@ def require_atomic_create(bucket: Bucket) -> None:
         ArtifactError: the bucket cannot be used.
     """
     if bucket.checks_before_it_writes:
-        raise ValueError(_refusal(bucket, "its library looks whether an object is there and then "
-                                          "writes it, in two steps"))  # fmt: skip
+        raise ValueError(
+            _refusal(
+                bucket,
+                "its library looks whether an object is there and then writes it, in two steps",
+            )
+        )
     for _ in range(ROUNDS):
         name = f".clock/probe-{uuid.uuid4().hex}"
         try:
@@ -54,6 +58,8 @@ def _race(bucket: Bucket, name: str) -> int:
 
 
 def _refusal(bucket: Bucket, reason: str) -> str:
-    return (f"the store {bucket.uri} cannot be used: {reason}, so that two runs could overwrite "
-            f"each other's results. Use an S3 with conditional writes (If-None-Match), or a "
-            f"folder")  # fmt: skip
+    return (
+        f"the store {bucket.uri} cannot be used: {reason}, so that two runs could overwrite "
+        f"each other's results. Use an S3 with conditional writes (If-None-Match), or a "
+        f"folder"
+    )

@@ -69,8 +69,10 @@ class BucketStore(Store):
                 require_atomic_create(self.bucket)
                 self.bucket.write(MARK, (mark or f"{uuid.uuid4().hex}\n".encode()) + PROBED)
         except (FileNotFoundError, ArtifactError) as error:
-            raise ValueError(f"the store must be a bucket that can be read and written, but "
-                             f"{self.uri} is not: {error}") from error  # fmt: skip
+            raise ValueError(
+                f"the store must be a bucket that can be read and written, but "
+                f"{self.uri} is not: {error}"
+            ) from error
         self.cache.folder.mkdir(parents=True, exist_ok=True)
 
     def exists(self) -> bool:
@@ -129,14 +131,17 @@ class BucketStore(Store):
             try:
                 self.bucket.download({f"{prefix}/{name}": folder / name for name in wanted})
             except FileNotFoundError as error:
-                raise CorruptArtifactError(artifact.kind, artifact.key, f"{self.uri}/{prefix}",
-                                           "a file is missing") from error  # fmt: skip
+                raise CorruptArtifactError(
+                    artifact.kind, artifact.key, f"{self.uri}/{prefix}", "a file is missing"
+                ) from error
             for name, entry in wanted.items():
                 if file_digest(folder / name) != entry["sha256"]:
                     raise CorruptArtifactError(
-                        artifact.kind, artifact.key, f"{self.uri}/{prefix}/{name}",
+                        artifact.kind,
+                        artifact.key,
+                        f"{self.uri}/{prefix}/{name}",
                         "its content was changed",
-                    )  # fmt: skip
+                    )
 
         return self.cache.fetch(artifact.path.name, fill, artifact.size)
 
@@ -205,8 +210,10 @@ class BucketStore(Store):
     def records(self, folder: str) -> dict[str, str]:
         folder = folder.rstrip("/")
         names = [f"{folder}/{name}" for name in self.bucket.list(folder)]
-        return {name[len(folder) + 1 :]: text.decode(errors="replace")
-                for name, text in self.bucket.read_all(names).items()}  # fmt: skip
+        return {
+            name[len(folder) + 1 :]: text.decode(errors="replace")
+            for name, text in self.bucket.read_all(names).items()
+        }
 
     def record_times(self, folder: str) -> dict[str, float]:
         return self.bucket.list(folder.rstrip("/"))

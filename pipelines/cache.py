@@ -178,8 +178,12 @@ class Cache:
 
     def _warn(self, total: int) -> None:
         if not self._warned:
-            logger.warning("what is used at once of %s takes %.1f GiB, more than IGDIT_CACHE_GIB "
-                           "(%.1f)", self.folder, total / 2**30, self.limit / 2**30)  # fmt: skip
+            logger.warning(
+                "what is used at once of %s takes %.1f GiB, more than IGDIT_CACHE_GIB (%.1f)",
+                self.folder,
+                total / 2**30,
+                self.limit / 2**30,
+            )
         self._warned = True
 
     def _drop_unused(self, name: str, when: float) -> None:

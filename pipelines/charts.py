@@ -132,8 +132,14 @@ def line_chart(
         None if reference is None else _reference(y, *reference),
         *(_draw(line, x, y) for line in series),
     )
-    svg = tag("svg", drawing, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img",
-              aria_label=f"{title}: {y_label} over {x_label}")  # fmt: skip
+    svg = tag(
+        "svg",
+        drawing,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        class_="chart",
+        role="img",
+        aria_label=f"{title}: {y_label} over {x_label}",
+    )
     legend = _legend(series) if len(series) > 1 or series[0].label else None
     return figure(markup(tag("h3", title), svg), legend, "chart")
 
@@ -142,8 +148,13 @@ def y_limits(
     series: Sequence[Series], extra: Sequence[float] = (), *, log: bool = False
 ) -> tuple[float, float]:
     """Range that holds all intervals, with some air."""
-    values = [v for line in series for s in line.samples for v in (s.low, s.y, s.high)
-              if v is not None and math.isfinite(v) and (v > 0 or not log)]  # fmt: skip
+    values = [
+        v
+        for line in series
+        for s in line.samples
+        for v in (s.low, s.y, s.high)
+        if v is not None and math.isfinite(v) and (v > 0 or not log)
+    ]
     low, high = min([*values, *extra]), max([*values, *extra])
     if log:
         air = max((high / low) ** 0.06, 1.02)
@@ -169,11 +180,15 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Html:
     left, right, bottom = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for value in y.ticks:
-        parts += [tag("line", x1=left, x2=right, y1=y(value), y2=y(value), class_="grid"),
-                  _text(left - 7, y(value) + 4, number(value), "end")]  # fmt: skip
+        parts += [
+            tag("line", x1=left, x2=right, y1=y(value), y2=y(value), class_="grid"),
+            _text(left - 7, y(value) + 4, number(value), "end"),
+        ]
     for value in x.ticks:
-        parts += [tag("line", x1=x(value), x2=x(value), y1=bottom, y2=bottom + 4, class_="axis"),
-                  _text(x(value), bottom + 18, number(value))]  # fmt: skip
+        parts += [
+            tag("line", x1=x(value), x2=x(value), y1=bottom, y2=bottom + 4, class_="axis"),
+            _text(x(value), bottom + 18, number(value)),
+        ]
     parts += [
         tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"),
         _text((left + right) / 2, HEIGHT - 5, x_label),
@@ -196,13 +211,20 @@ def _reference(y: Axis, level: float, name: str) -> Html:
 def _draw(line: Series, x: Axis, y: Axis) -> Html:
     color = line.color % COLORS
     points = [(x(s.x), y(s.y)) for s in line.samples]
-    ranged = [(x(s.x), y(s.low), y(s.high)) for s in line.samples
-              if s.low is not None and s.high is not None
-              and math.isfinite(s.low) and math.isfinite(s.high)]  # fmt: skip
+    ranged = [
+        (x(s.x), y(s.low), y(s.high))
+        for s in line.samples
+        if s.low is not None
+        and s.high is not None
+        and math.isfinite(s.low)
+        and math.isfinite(s.high)
+    ]
     parts = []
     if line.bars:
-        parts += [tag("line", x1=at, x2=at, y1=low, y2=high, class_=f"bar c{color}")
-                  for at, low, high in ranged]  # fmt: skip
+        parts += [
+            tag("line", x1=at, x2=at, y1=low, y2=high, class_=f"bar c{color}")
+            for at, low, high in ranged
+        ]
     elif len(ranged) > 1:
         outline = [(at, low) for at, low, _ in ranged] + [(at, h) for at, _, h in ranged[::-1]]
         parts.append(tag("polygon", points=_path(outline), class_=f"band f{color}"))
@@ -211,10 +233,13 @@ def _draw(line: Series, x: Axis, y: Axis) -> Html:
     if not line.dots and len(points) > 1:
         return tag("g", tag("title", line.label), *parts)
     parts += [
-        tag("g", tag("title", s.text or f"{line.label}: {value_text(s.y)}"),
-            tag("circle", cx=px, cy=py, r=3.4, class_=f"f{color}"))
+        tag(
+            "g",
+            tag("title", s.text or f"{line.label}: {value_text(s.y)}"),
+            tag("circle", cx=px, cy=py, r=3.4, class_=f"f{color}"),
+        )
         for s, (px, py) in zip(line.samples, points, strict=True)
-    ]  # fmt: skip
+    ]
     return tag("g", *parts)
 
 
@@ -227,8 +252,7 @@ def _legend(series: Sequence[Series]) -> Html:
         stroke = tag("line", x1=0, x2=24, y1=5, y2=5, class_=line.look, stroke_width=2.5)
         return tag("svg", stroke, viewBox="0 0 24 10", aria_hidden="true")
 
-    return tag("ul", *(tag("li", key(line), line.label) for line in series),
-               class_="legend")  # fmt: skip
+    return tag("ul", *(tag("li", key(line), line.label) for line in series), class_="legend")
 
 
 @dataclass(frozen=True)
@@ -254,13 +278,21 @@ def interval_chart(title: str, rows: Sequence[Row], x_label: str) -> Html:
     bottom = height - space
     parts: list[Html] = []
     for value in x.ticks:
-        parts += [tag("line", x1=x(value), x2=x(value), y1=4, y2=bottom, class_="grid"),
-                  _text(x(value), bottom + 18, number(value))]  # fmt: skip
+        parts += [
+            tag("line", x1=x(value), x2=x(value), y1=4, y2=bottom, class_="grid"),
+            _text(x(value), bottom + 18, number(value)),
+        ]
     parts.append(_text(WIDTH / 2, height - 6, x_label))
     for place, row in enumerate(rows):
         parts.append(_interval_row(row, 44 * place + 30, x))
-    svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height}", class_="chart", role="img",
-              aria_label=f"{title}: {x_label}")  # fmt: skip
+    svg = tag(
+        "svg",
+        *parts,
+        viewBox=f"0 0 {WIDTH} {height}",
+        class_="chart",
+        role="img",
+        aria_label=f"{title}: {x_label}",
+    )
     return figure(markup(tag("h3", title), svg), None, "chart")
 
 
@@ -270,8 +302,18 @@ def _interval_row(row: Row, y: float, at: Callable[[float], float]) -> Html:
     if math.isfinite(row.low) and math.isfinite(row.high):
         low, high = max(row.low, 0.0), row.high
         parts.append(tag("line", x1=at(low), x2=at(high), y1=y, y2=y, class_=f"bar c{color}"))
-    parts += [tag("circle", cx=at(dot), cy=y, r=3.4, opacity=0.45, class_=f"f{color}")
-              for dot in row.dots]  # fmt: skip
-    parts.append(tag("line", x1=at(row.value), x2=at(row.value), y1=y - 7, y2=y + 7,
-                     class_=f"bar c{color}", stroke_width=3))  # fmt: skip
+    parts += [
+        tag("circle", cx=at(dot), cy=y, r=3.4, opacity=0.45, class_=f"f{color}") for dot in row.dots
+    ]
+    parts.append(
+        tag(
+            "line",
+            x1=at(row.value),
+            x2=at(row.value),
+            y1=y - 7,
+            y2=y + 7,
+            class_=f"bar c{color}",
+            stroke_width=3,
+        )
+    )
     return tag("g", tag("title", f"{row.label}: {value_text(row.value)}"), *parts)

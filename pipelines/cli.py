@@ -84,8 +84,10 @@ its value, `igdit --version` says the version. Results lie in ./runs or $IGDIT_H
 """
 
 
-REMEDY = ("fewer programs on this machine, --resources.micro-batch, --resources.sample-batch or "
-          "--resources.sample-tasks")  # fmt: skip
+REMEDY = (
+    "fewer programs on this machine, --resources.micro-batch, --resources.sample-batch or "
+    "--resources.sample-tasks"
+)
 """What mends memory that ran out in the program itself."""
 
 
@@ -160,8 +162,9 @@ def _main(arguments: list[str] | None) -> int:
         if name not in commands:
             close = difflib.get_close_matches(name, commands, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UsageError(f"command must be one of {', '.join(commands)}, but got "
-                             f"{name!r}{hint}")  # fmt: skip
+            raise UsageError(
+                f"command must be one of {', '.join(commands)}, but got {name!r}{hint}"
+            )
         if name != "submit" and not set(HELP) & set(rest):  # its secrets are those of the nodes
             load_secrets()
         return commands[name](rest)
@@ -173,8 +176,7 @@ def _main(arguments: list[str] | None) -> int:
             raise
         return code
     except KeyboardInterrupt:
-        print("igdit: stopped; the same command continues from what was published",
-              file=sys.stderr)  # fmt: skip
+        print("igdit: stopped; the same command continues from what was published", file=sys.stderr)
         return 130
 
 
@@ -206,15 +208,15 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _options(
-    arguments: list[str], command: str, kind: type[Options]
-) -> Options:  # fmt: skip
+def _options(arguments: list[str], command: str, kind: type[Options]) -> Options:
     if asks_for_help(arguments):
         print(help_of(command))
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
-                         f"or a file ending in .json")  # fmt: skip
+        raise UsageError(
+            f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
+            f"or a file ending in .json"
+        )
     name, *overrides = arguments
     try:
         default = kind(_named(name))
@@ -305,8 +307,10 @@ def _check_curve(experiment: Experiment) -> None:
     """
     samples, points = experiment.evaluation.num_samples, experiment.evaluation.curve_samples
     if points > samples:
-        raise UsageError(f"evaluation.curve_samples must be at most num_samples={samples:,}, the "
-                         f"first of which are on the curve, but got {points:,}")  # fmt: skip
+        raise UsageError(
+            f"evaluation.curve_samples must be at most num_samples={samples:,}, the "
+            f"first of which are on the curve, but got {points:,}"
+        )
 
 
 def parse_run(arguments: list[str]) -> Experiment:

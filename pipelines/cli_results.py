@@ -76,8 +76,9 @@ def inspect_command(arguments: list[str]) -> int:
         print(help_of("inspect"))
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UsageError("igdit inspect needs one path: a checkpoint, a codec, or a folder of "
-                         "latents")  # fmt: skip
+        raise UsageError(
+            "igdit inspect needs one path: a checkpoint, a codec, or a folder of latents"
+        )
     return inspect(Path(arguments[0]), Console())
 
 
@@ -121,8 +122,9 @@ def table_command(arguments: list[str]) -> int:
         print_tables(Console())
         return 0
     if arguments[0].startswith("-"):
-        raise UsageError(f"igdit table needs a table before its options: one of "
-                         f"{', '.join(TABLES)}")  # fmt: skip
+        raise UsageError(
+            f"igdit table needs a table before its options: one of {', '.join(TABLES)}"
+        )
     name, *rest = arguments
     options = parse_options(TableOptions, rest, f"igdit table {name}")
     return show_table(name, options, Home.default(), Console())
@@ -146,8 +148,10 @@ def export_command(arguments: list[str]) -> int:
     if asks_for_help(arguments[:1]) or asks_for_help(arguments[1:2]):
         arguments = ["RUN", "TARGET", "--help"]
     if len(arguments) < 2 or any(word.startswith("-") for word in arguments[:2]):
-        raise UsageError("igdit export needs a run (a name, or the first digits of its key) and a "
-                         "target (NAME.npz, or a folder for PNG files)")  # fmt: skip
+        raise UsageError(
+            "igdit export needs a run (a name, or the first digits of its key) and a "
+            "target (NAME.npz, or a folder for PNG files)"
+        )
     word, target, *rest = arguments
     options = parse_options(ExportOptions, rest, f"igdit export {word} {target}")
     home = Home.default()

@@ -111,14 +111,28 @@ def submit_command(
         label = what[:8]
     check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
     submission = Submission(
-        kind, name, label, identity_of(what, environment, storage), tuple(rest), options.python,
-        environment, root, excludes_for(root, environment), commit_of(root),
-    )  # fmt: skip
+        kind,
+        name,
+        label,
+        identity_of(what, environment, storage),
+        tuple(rest),
+        options.python,
+        environment,
+        root,
+        excludes_for(root, environment),
+        commit_of(root),
+    )
     submission.check_nothing_secret()
     if kind == "study" and not command.options.yes and not options.dry_run:
         submission = _agreed(submission, command.options.ask_above, console)
-    return submit(submission, address, console, detach=options.detach, again=options.again,
-                  dry_run=options.dry_run)  # fmt: skip
+    return submit(
+        submission,
+        address,
+        console,
+        detach=options.detach,
+        again=options.again,
+        dry_run=options.dry_run,
+    )
 
 
 def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
@@ -154,8 +168,10 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _what_is_needed(words: Sequence[str]) -> str:
-    text = (f"igdit submit needs what to send: study NAME ({', '.join(STUDIES)}) or run NAME "
-            f"({', '.join(EXPERIMENTS)})")  # fmt: skip
+    text = (
+        f"igdit submit needs what to send: study NAME ({', '.join(STUDIES)}) or run NAME "
+        f"({', '.join(EXPERIMENTS)})"
+    )
     if not words:
         return text
     known = [f"--{name.replace('_', '-')}" for name in (*FLAGS, *VALUES)]
@@ -174,14 +190,20 @@ def _address(options: SubmitOptions) -> str:
                 given, name = value, variable
                 break
         else:
-            raise UsageError("igdit submit needs the address of the cluster's dashboard: --address "
-                             "http://HOST:8265, or RAY_API_SERVER_ADDRESS")  # fmt: skip
+            raise UsageError(
+                "igdit submit needs the address of the cluster's dashboard: --address "
+                "http://HOST:8265, or RAY_API_SERVER_ADDRESS"
+            )
     if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
-        raise UsageError(f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
-                         f"dashboard, but got {discreet(given)!r}")  # fmt: skip
+        raise UsageError(
+            f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
+            f"dashboard, but got {discreet(given)!r}"
+        )
     if "@" in given or has_password(given):
-        raise UsageError(f"{name} must be without a user and a password; Ray's token is named by "
-                         f"RAY_AUTH_TOKEN_PATH")  # fmt: skip
+        raise UsageError(
+            f"{name} must be without a user and a password; Ray's token is named by "
+            f"RAY_AUTH_TOKEN_PATH"
+        )
     return given.rstrip("/")
 
 
@@ -191,8 +213,10 @@ def _uploaded(words: list[str], root: Path) -> list[str]:
         return words
     path = Path(words[0]).absolute()
     if not path.is_relative_to(root):
-        raise UsageError(f"the experiment's file must lie in the folder that is uploaded ({root}), "
-                         f"but got {words[0]}")  # fmt: skip
+        raise UsageError(
+            f"the experiment's file must lie in the folder that is uploaded ({root}), "
+            f"but got {words[0]}"
+        )
     return [path.relative_to(root).as_posix(), *words[1:]]
 
 
@@ -203,8 +227,10 @@ def _agreed(submission: Submission, ask_above: float, console: Console) -> Submi
             f"study {submission.name} may take more than --ask-above {ask_above:g} worker-hours, "
             f"and nobody can be asked on the cluster: add --yes"
         )
-    question = (f"Nobody can be asked on the cluster. May study {submission.name} take more than "
-                f"{ask_above:g} worker-hours? \\[y/N] ")  # fmt: skip
+    question = (
+        f"Nobody can be asked on the cluster. May study {submission.name} take more than "
+        f"{ask_above:g} worker-hours? \\[y/N] "
+    )
     if console.input(question).strip().lower() != "y":
         raise UsageError("nothing was sent")
     return dataclasses.replace(submission, words=(*submission.words, "--yes"))

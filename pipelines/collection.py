@@ -87,8 +87,9 @@ def shown_runs(store: Store) -> list[tuple[str, Experiment]]:
 
     Records that cannot be read are warned of.
     """
-    return [(name.partition(".")[0], experiment)
-            for name, experiment in _readable(store, SHOWN).items()]  # fmt: skip
+    return [
+        (name.partition(".")[0], experiment) for name, experiment in _readable(store, SHOWN).items()
+    ]
 
 
 def warn_of_record(store: Store, name: str, reason: object, remedy: str) -> None:
@@ -114,8 +115,10 @@ def _readable(store: Store, folder: str) -> dict[str, Experiment]:
     found, unreadable = _read_records(store, folder)
     for name, reason in unreadable.items():
         key = name.partition(".")[0]
-        remedy = (f"Run that experiment again to write it anew, or remove it: igdit store gc "
-                  f"--forget {key} --delete")  # fmt: skip
+        remedy = (
+            f"Run that experiment again to write it anew, or remove it: igdit store gc "
+            f"--forget {key} --delete"
+        )
         warn_of_record(store, folder + name, reason, remedy)
     return found
 
@@ -183,8 +186,9 @@ def _forgotten(store: Store, prefixes: tuple[str, ...]) -> set[str]:
     for prefix in prefixes:
         matching = [key for key in keys if key.startswith(prefix)]
         if len(matching) != 1:
-            raise ValueError(f"--forget must name one recorded run ({', '.join(keys)}), but got "
-                             f"{prefix!r}")  # fmt: skip
+            raise ValueError(
+                f"--forget must name one recorded run ({', '.join(keys)}), but got {prefix!r}"
+            )
         forgotten.add(matching[0])
     return forgotten
 

@@ -50,8 +50,10 @@ def obstacles(
     if extractor != INCEPTION:
         found.append(f"features of {extractor}, published with {theirs.extractor}")
     elif digest != INCEPTION_2015_SHA256:
-        found.append(f"weights of Inception-v3 with SHA-256 {digest[:12]}..., published with those "
-                     f"of 2015 ({INCEPTION_2015_SHA256[:12]}...)")  # fmt: skip
+        found.append(
+            f"weights of Inception-v3 with SHA-256 {digest[:12]}..., published with those "
+            f"of 2015 ({INCEPTION_2015_SHA256[:12]}...)"
+        )
     if run.evaluation.reference is None:
         found.append(f"reference: the training images, published with {theirs.reference}")
     elif extractor == INCEPTION:
@@ -109,16 +111,16 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
         f"noise: addressed by image (bank {mark.bank}), published with {theirs.noise}",
     ]
     if theirs.cfg_channels is not None and run.guidance.cfg_scale != 1:
-        found.append(f"classifier-free guidance: on all channels, published on "
-                     f"{theirs.cfg_channels}")  # fmt: skip
+        found.append(
+            f"classifier-free guidance: on all channels, published on {theirs.cfg_channels}"
+        )
     if mark.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
         found.append(f"features: {PORT} {theirs.extractor}")
     if run.evaluation.reference is not None:
         content = run.evaluation.reference_content
         digest = str(content or run.evaluation.reference_sha256)[:12]
         what = "images with identity" if content else "a file with SHA-256"
-        found.append(f"reference: {what} {digest}..., published with "
-                     f"{theirs.reference}")  # fmt: skip
+        found.append(f"reference: {what} {digest}..., published with {theirs.reference}")
     if run.train.imported:
         digest = str(run.train.checkpoint_sha256)[:12]
         found.append(f"weights: a published checkpoint (SHA-256 {digest}...), not trained here")

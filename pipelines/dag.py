@@ -196,10 +196,12 @@ class Pipeline:
         """Tasks whose inputs are there, as many as there are free slots, in the order of need."""
         busy = {node for nodes in running.values() for node in nodes}
         ready = (
-            node for node in pending
-            if not node.trained and node not in busy
+            node
+            for node in pending
+            if not node.trained
+            and node not in busy
             and all(source in done for source in node.inputs.values())
-        )  # fmt: skip
+        )
         together: dict[object, list[Node]] = {}
         for node in ready:
             together.setdefault(_task_of(node), []).append(node)
@@ -259,18 +261,24 @@ class Pipeline:
         if outcome.non_finite_step is not None:
             raise TrainingFailedError(self._explain(outcome.non_finite_step))
         if missing():
-            raise TrainingFailedError(f"training ended at step {outcome.step}, but the checkpoints "
-                                      f"of steps {list(missing())} were not published")  # fmt: skip
+            raise TrainingFailedError(
+                f"training ended at step {outcome.step}, but the checkpoints "
+                f"of steps {list(missing())} were not published"
+            )
 
     def _explain(self, step: int) -> str:
         good = max(published_steps(self.store, self.graph), default=None)
         kept = "no checkpoint was published before it"
         if good is not None:
             node = self.graph.checkpoint(good)
-            kept = (f"the last good checkpoint is step {good}: "
-                    f"{self.store.address(node.kind, node.key)}")  # fmt: skip
-        return (f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
-                f"--optim.lr or --optim.grad-clip.")  # fmt: skip
+            kept = (
+                f"the last good checkpoint is step {good}: "
+                f"{self.store.address(node.kind, node.key)}"
+            )
+        return (
+            f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
+            f"--optim.lr or --optim.grad-clip."
+        )
 
     def _waiting(self, node: Node, settled: Callable[[], bool]) -> Callable[[], bool]:
         """For waiting on a lease: tells the listener once, gives up when there is no need."""

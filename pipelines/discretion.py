@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SECRETS = (
-    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN",
-)  # fmt: skip
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "RAY_AUTH_TOKEN",
+)
 """Variables of the environment whose values are shown nowhere."""
 SHORTEST = 4
 """Characters of a value that is hidden wherever it stands: a shorter one is part of any text."""

@@ -40,8 +40,10 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     from ig_core.image_files import count_images
 
     if not path.exists():
-        raise ValueError(f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
-                         f"but {path} does not exist")  # fmt: skip
+        raise ValueError(
+            f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
+            f"but {path} does not exist"
+        )
     home.prepare()
     count = count_images(path)
     wanted = _experiment(options, count, _side(path))
@@ -49,8 +51,10 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     experiment = resolve(wanted)
     evaluation = experiment.evaluation
     if count < evaluation.num_samples:
-        raise ValueError(f"images must be at least {evaluation.num_samples:,}, but {path} has "
-                         f"{count:,}: name a smaller --num-samples without --protocol")  # fmt: skip
+        raise ValueError(
+            f"images must be at least {evaluation.num_samples:,}, but {path} has "
+            f"{count:,}: name a smaller --num-samples without --protocol"
+        )
     if count > evaluation.num_samples and not options.in_order:
         raise ValueError(
             f"images must be {evaluation.num_samples:,}, but {path} has {count:,}: the first ones "
@@ -61,9 +65,11 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     store, graph = home.store, Graph(experiment)
     with in_use(store):
         nodes = _keep(path, evaluation.num_samples, graph, store, console)
-        sample = Node("sample", {"num_samples": evaluation.num_samples}, {
-            f"part-{number:05d}": node for number, node in enumerate(nodes)
-        })  # fmt: skip
+        sample = Node(
+            "sample",
+            {"num_samples": evaluation.num_samples},
+            {f"part-{number:05d}": node for number, node in enumerate(nodes)},
+        )
         evaluate = graph.evaluation(nodes, sample)
         if not options.in_order:
             config = {**evaluate.config, "shuffle_seed": 0}
@@ -126,18 +132,29 @@ def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
             raise ValueError(f"extractor {options.extractor} needs a --reference, but got None")
         evaluation = EvaluationConfig()
         wanted = count if options.num_samples is None else options.num_samples
-        changes |= {"extractor": options.extractor, "extractor_weights": weights,
-                    "reference": reference, "num_samples": wanted, "curve_samples": wanted,
-                    "isc_splits": min(10, max(1, wanted // 20))}  # fmt: skip
+        changes |= {
+            "extractor": options.extractor,
+            "extractor_weights": weights,
+            "reference": reference,
+            "num_samples": wanted,
+            "curve_samples": wanted,
+            "isc_splits": min(10, max(1, wanted // 20)),
+        }
     else:
         evaluation = get_protocol(options.protocol, weights, reference)
         if options.num_samples not in (None, evaluation.num_samples):
-            raise ValueError(f"protocol {options.protocol} has {evaluation.num_samples:,} samples, "
-                             f"but got num_samples {options.num_samples}")  # fmt: skip
+            raise ValueError(
+                f"protocol {options.protocol} has {evaluation.num_samples:,} samples, "
+                f"but got num_samples {options.num_samples}"
+            )
         changes["labels"] = "balanced"  # of images made elsewhere labels are not looked at
     base = get_experiment("digits")
-    return dataclasses.replace(base, name="evaluate", resources=options.resources,
-                               evaluation=dataclasses.replace(evaluation, **changes))  # fmt: skip
+    return dataclasses.replace(
+        base,
+        name="evaluate",
+        resources=options.resources,
+        evaluation=dataclasses.replace(evaluation, **changes),
+    )
 
 
 def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None) -> None:
@@ -151,16 +168,20 @@ def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None)
     if given is None and evaluation.reference is not None:
         height, width = next(read_image_batches(path, 1)).shape[2:]
         if height != width:
-            raise ValueError(f"images must be square where those of a reference are cropped, but "
-                             f"those of {path} are {height} x {width}")  # fmt: skip
+            raise ValueError(
+                f"images must be square where those of a reference are cropped, but "
+                f"those of {path} are {height} x {width}"
+            )
     for name, where in (("images", path), ("reference images", given)):
         if where is None or expected is None or (where != path and not _has_images(Path(where))):
             continue
         first: Tensor = next(read_image_batches(Path(where), 1))
         if tuple(first.shape[1:]) != expected:
             what = protocol or evaluation.extractor
-            raise ValueError(f"{name} must be {expected} (channels, height, width) for {what}, but "
-                             f"those of {where} are {tuple(first.shape[1:])}")  # fmt: skip
+            raise ValueError(
+                f"{name} must be {expected} (channels, height, width) for {what}, but "
+                f"those of {where} are {tuple(first.shape[1:])}"
+            )
 
 
 def _has_images(path: Path) -> bool:
@@ -169,9 +190,7 @@ def _has_images(path: Path) -> bool:
     return path.is_dir() or has_arrays(path, {"arr_0"})
 
 
-def _keep(
-    path: Path, count: int, graph: Graph, store: Store, console: Console
-) -> list[Node]:  # fmt: skip
+def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) -> list[Node]:
     """Bring images into the store, in shards; those that are there are not read again."""
     from ig_core.images import write_images
     from pipelines.stages.build import describe, write_experiment

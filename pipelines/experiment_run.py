@@ -63,8 +63,10 @@ def run_experiment(
             record_start(store, graph.run_key, began)
         console.print(
             f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
-            f"to build, results in {home.root}", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"to build, results in {home.root}",
+            highlight=False,
+            soft_wrap=True,
+        )
         results = _execute(graph, targets, home, console, activity)
         activity.update(phase="reporting", where="")
         directory = run_folder(home, graph)
@@ -106,8 +108,12 @@ def measure_scales(
         plan = make_plan(store, targets)
         if works := _has_work(plan, store, graph):
             record_start(store, graph.run_key, began)
-        console.print(f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} "
-                      f"artifacts to build", highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} "
+            f"artifacts to build",
+            highlight=False,
+            soft_wrap=True,
+        )
         _execute(graph, targets, home, console, activity)
         if works:
             record_end(store, graph.run_key, began)

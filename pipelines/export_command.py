@@ -75,10 +75,17 @@ def _point(store: Store, graph: Graph, ig_scale: float | None, *, report: bool) 
         points = tuple(dict.fromkeys(point for one in every for point in graph.report(one)))
     found = next((point for point in points if point.guidance.ig_scale == scale), None)
     if found is None or not all(store.find(node.kind, node.key) for node in found.images):
-        there = sorted({f"{p.guidance.ig_scale:g}" for p in points
-                        if all(store.find(node.kind, node.key) for node in p.images)})  # fmt: skip
-        raise ValueError(f"ig_scale must be one that was sampled ({', '.join(there) or 'none'}), "
-                         f"but got {scale:g}")  # fmt: skip
+        there = sorted(
+            {
+                f"{p.guidance.ig_scale:g}"
+                for p in points
+                if all(store.find(node.kind, node.key) for node in p.images)
+            }
+        )
+        raise ValueError(
+            f"ig_scale must be one that was sampled ({', '.join(there) or 'none'}), "
+            f"but got {scale:g}"
+        )
     return found
 
 

@@ -91,18 +91,22 @@ def fingerprint(evaluate: Node) -> Fingerprint:
         network_evaluations=_network_evaluations(sampler),
         pixels=UINT8_RULE if sampler else "made elsewhere",
         decoder=_decoder(images.config),
-        settings={name: evaluate.config[name] for name in
-                  ("kid_subsets", "kid_subset_size", "isc_splits")},
+        settings={
+            name: evaluate.config[name] for name in ("kid_subsets", "kid_subset_size", "isc_splits")
+        },
         versions={kind: VERSIONS[kind] for kind in used},
-    )  # fmt: skip
+    )
 
 
 def _decoder(images: dict[str, Any]) -> str:
     if "sampler" not in images:
         return "made elsewhere"
     decoder = images.get("decoder")
-    return ("none: the model works on pixels" if decoder is None
-            else f"{decoder['codec']} {decoder['sha256']}")  # fmt: skip
+    return (
+        "none: the model works on pixels"
+        if decoder is None
+        else f"{decoder['codec']} {decoder['sha256']}"
+    )
 
 
 def _network_evaluations(sampler: dict[str, Any] | None) -> int | None:
@@ -125,5 +129,7 @@ def require_one_protocol(found: Iterable[tuple[str, Fingerprint]]) -> None:
         first = first or (name, mark)
         if mark != first[1]:
             reasons = "; ".join(first[1].differences(mark))
-            raise ValueError(f"{first[0]} and {name} were not measured in the same way and must "
-                             f"not be compared: {reasons}")  # fmt: skip
+            raise ValueError(
+                f"{first[0]} and {name} were not measured in the same way and must "
+                f"not be compared: {reasons}"
+            )

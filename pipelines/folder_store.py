@@ -37,8 +37,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-OWN_NAMES = (".staging", ".leases", ".corrupt", ".runs", ".shown", ".tables", ".drivers",
-             ".commands", ".in-use.lock", "events.jsonl")  # fmt: skip
+OWN_NAMES = (
+    ".staging",
+    ".leases",
+    ".corrupt",
+    ".runs",
+    ".shown",
+    ".tables",
+    ".drivers",
+    ".commands",
+    ".in-use.lock",
+    "events.jsonl",
+)
 logger = logging.getLogger(__name__)
 
 LINE_BYTES = 1024
@@ -55,17 +65,20 @@ class FolderStore(Store):
         super().__init__(str(self.root))
 
     def prepare(self) -> None:
-        kinds = (path.name for path in self.root.glob("[!.]*")
-                 if path.is_symlink() or path.is_dir())  # fmt: skip
+        kinds = (
+            path.name for path in self.root.glob("[!.]*") if path.is_symlink() or path.is_dir()
+        )
         names = (*OWN_NAMES, *filter(is_name, kinds))
         require_writable(self.root, names, "store")
         for path in (self.root / name for name in names):
             # Of folders alone: files are not renamed, and in a container's layers lie elsewhere.
             if path.is_dir() and path.stat().st_dev != self.root.stat().st_dev:
-                raise ValueError(f"all of a store must lie on one file system, since artifacts are "
-                                 f"published by renaming, but {path} lies on another one than "
-                                 f"{self.root}: move it there, and link or mount the whole "
-                                 f"store")  # fmt: skip
+                raise ValueError(
+                    f"all of a store must lie on one file system, since artifacts are "
+                    f"published by renaming, but {path} lies on another one than "
+                    f"{self.root}: move it there, and link or mount the whole "
+                    f"store"
+                )
 
     def exists(self) -> bool:
         return self.root.exists()
@@ -147,8 +160,11 @@ class FolderStore(Store):
     def lock_names(self, prefix: str) -> Sequence[str]:
         start = self._inside(prefix + "x")
         begin = start.name[:-1]
-        return [path.name[len(begin):] for path in sorted(start.parent.glob(f"{begin}*"))
-                if path.is_file()]  # fmt: skip
+        return [
+            path.name[len(begin) :]
+            for path in sorted(start.parent.glob(f"{begin}*"))
+            if path.is_file()
+        ]
 
     def write_record(self, name: str, text: str) -> bool:
         path = self._inside(name)
@@ -167,8 +183,9 @@ class FolderStore(Store):
     def records(self, folder: str) -> dict[str, str]:
         paths = [path for path in sorted(self._inside(folder).glob("[!.]*")) if path.is_file()]
         found = {path.name: read_if_there(path) for path in paths}
-        return {name: text.decode(errors="replace") for name, text in found.items()
-                if text is not None}  # fmt: skip
+        return {
+            name: text.decode(errors="replace") for name, text in found.items() if text is not None
+        }
 
     def record_times(self, folder: str) -> dict[str, float]:
         paths = self._inside(folder).glob("[!.]*")
@@ -216,11 +233,16 @@ class FolderStore(Store):
         with staging(self.root / ".staging", "trash") as trash:
             path = self.root / artifact.kind / artifact.key
             if path.is_symlink():
-                logger.warning("%s is a symbolic link: what it leads to, %s, is not deleted", path,
-                               path.readlink())  # fmt: skip
+                logger.warning(
+                    "%s is a symbolic link: what it leads to, %s, is not deleted",
+                    path,
+                    path.readlink(),
+                )
             try:
                 path.rename(trash)
             except OSError as error:
-                raise ArtifactError(f"artifact {artifact.kind}/{artifact.key} could not be "
-                                    f"deleted: {explain(error)}") from error  # fmt: skip
+                raise ArtifactError(
+                    f"artifact {artifact.kind}/{artifact.key} could not be "
+                    f"deleted: {explain(error)}"
+                ) from error
             self.log("deleted", artifact.kind, artifact.key)

@@ -53,19 +53,26 @@ class Graph:
             for scale in sorted(curve)
         )
         self.final = tuple(
-            self.point(experiment.train.last_step, dataclasses.replace(base, ig_scale=scale),
-                       evaluation.num_samples)
+            self.point(
+                experiment.train.last_step,
+                dataclasses.replace(base, ig_scale=scale),
+                evaluation.num_samples,
+            )
             for scale in experiment.scales
-        )  # fmt: skip
+        )
 
     def report(self, scale: float) -> tuple[Point, ...]:
         """The last checkpoint unguided and under a scale that was chosen, on the other bank."""
         base, evaluation = self.experiment.guidance, self.experiment.evaluation
         return tuple(
-            self.point(self.experiment.train.last_step, dataclasses.replace(base, ig_scale=each),
-                       evaluation.num_samples, seed=evaluation.report_bank)
+            self.point(
+                self.experiment.train.last_step,
+                dataclasses.replace(base, ig_scale=each),
+                evaluation.num_samples,
+                seed=evaluation.report_bank,
+            )
             for each in sorted({1.0, scale})
-        )  # fmt: skip
+        )
 
     def chosen_anew(self, scale: float) -> tuple[Point, ...]:
         """`report` of the scale with the lowest FID; of one scale alone nothing was chosen."""
@@ -74,9 +81,14 @@ class Graph:
     @property
     def most_images_anew(self) -> int:
         """Images of `chosen_anew` at most, whichever scale it will be."""
-        return max(sum(int(node.config["stop"] - node.config["start"])
-                       for point in self.chosen_anew(scale) for node in point.images)
-                   for scale in self.experiment.scales)  # fmt: skip
+        return max(
+            sum(
+                int(node.config["stop"] - node.config["start"])
+                for point in self.chosen_anew(scale)
+                for node in point.images
+            )
+            for scale in self.experiment.scales
+        )
 
     @property
     def needed(self) -> tuple[Node, ...]:
@@ -98,9 +110,12 @@ class Graph:
         """Identity of the experiment: everything but its name and resources."""
         experiment = self.experiment
         same = dataclasses.replace(
-            experiment, ig_scales=experiment.scales, guidance=experiment.guidance.canonical(),
-            sampler=experiment.sampler.canonical(), optim=experiment.optim.canonical(),
-        )  # fmt: skip
+            experiment,
+            ig_scales=experiment.scales,
+            guidance=experiment.guidance.canonical(),
+            sampler=experiment.sampler.canonical(),
+            optim=experiment.optim.canonical(),
+        )
         values = key_part(same)
         del values["resources"], values["name"]
         data = experiment.data
@@ -113,8 +128,10 @@ class Graph:
             values["train"] = {"checkpoint_sha256": experiment.train.checkpoint_sha256}
             if experiment.data.source != "digits":
                 values["data"] = {name: node.key for name, node in self._normalisation().items()}
-                values["data"] |= {"codec": experiment.data.codec,
-                                   "codec_sha256": experiment.data.codec_sha256}  # fmt: skip
+                values["data"] |= {
+                    "codec": experiment.data.codec,
+                    "codec_sha256": experiment.data.codec_sha256,
+                }
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
@@ -186,8 +203,9 @@ class Graph:
         """The evaluation of a set of images that lies in shards."""
         evaluation = self.experiment.evaluation
         layers = {"spatial": True} if evaluation.extractor == INCEPTION else {}
-        features = [Node("features", layers, {"images": i, "extractor": self.extractor})
-                    for i in images]  # fmt: skip
+        features = [
+            Node("features", layers, {"images": i, "extractor": self.extractor}) for i in images
+        ]
         metrics = ("groups", "kid_subsets", "kid_subset_size", "isc_splits")
         return Node(
             "evaluate",
@@ -226,8 +244,10 @@ class Graph:
                 part.pop("codec_sha256", None)
         if data.source == "images" and data.encoder_sha256 is not None:
             config["encoder_sha256"] = same["encoder_sha256"] = data.encoder_sha256
-        parts = [Node("latents", {**same, **shard}, {"listing": listing})
-                 for shard in _shards(data.count or 0, data.shard_size)]  # fmt: skip
+        parts = [
+            Node("latents", {**same, **shard}, {"listing": listing})
+            for shard in _shards(data.count or 0, data.shard_size)
+        ]
         return Node("data", config, {"listing": listing, **_numbered(parts)})
 
     def _reference(self) -> Node:
@@ -239,8 +259,10 @@ class Graph:
         config: dict[str, Any] = {"sha256": evaluation.reference_sha256}
         learnt = not given and experiment.data.source == "images"
         if evaluation.reference_content is not None or learnt:
-            config = {"images": evaluation.reference_content,
-                      "resolution": experiment.reference_side}  # fmt: skip
+            config = {
+                "images": evaluation.reference_content,
+                "resolution": experiment.reference_side,
+            }
         return Node("reference", config, {"extractor": self.extractor})
 
     def _extractor(self) -> Node:

@@ -31,8 +31,10 @@ class Home:
         address = setting("IGDIT_HOME") or "runs"
         path = file_path(address)
         if path is None:
-            raise ValueError(f"IGDIT_HOME must be a folder of this machine, but got {address!r}; a "
-                             f"bucket is named by IGDIT_STORE")  # fmt: skip
+            raise ValueError(
+                f"IGDIT_HOME must be a folder of this machine, but got {address!r}; a "
+                f"bucket is named by IGDIT_STORE"
+            )
         return cls(Path(path).absolute())
 
     def prepare(self) -> None:
@@ -42,9 +44,12 @@ class Home:
             ValueError: they cannot, or Ray deletes what is written; the message names the folder or
                 file and what mends it.
         """
-        for variable, address in (("IGDIT_HOME", str(self.root)), ("IGDIT_STORE", self.store.uri),
-                                  ("MLFLOW_TRACKING_URI", self.tracking_uri),
-                                  ("IGDIT_STUDY_STORAGE", self.study_storage)):  # fmt: skip
+        for variable, address in (
+            ("IGDIT_HOME", str(self.root)),
+            ("IGDIT_STORE", self.store.uri),
+            ("MLFLOW_TRACKING_URI", self.tracking_uri),
+            ("IGDIT_STUDY_STORAGE", self.study_storage),
+        ):
             require_lasting(variable, address)
         databases = {self.tracking_uri: "mlflow.db", self.study_storage: "study.db"}
         own = [name for url, name in databases.items() if url == f"sqlite:///{self.root / name}"]

@@ -32,26 +32,35 @@ Child = str | None
 
 def markup(*children: Child) -> Html:
     """Children one after another; text is escaped."""
-    return Html("".join(
-        child if isinstance(child, Html) else html.escape(_printable(child))
-        for child in children if child is not None
-    ))  # fmt: skip
+    return Html(
+        "".join(
+            child if isinstance(child, Html) else html.escape(_printable(child))
+            for child in children
+            if child is not None
+        )
+    )
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
     """An element; `class_` is class, `_` in other names is `-`, None leaves an attribute out."""
     text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(_printable(str(value)))}"'
-        for key, value in attributes.items() if value is not None
-    )  # fmt: skip
-    return Html(f"<{name}{text}/>" if name in VOID else
-                f"<{name}{text}>{markup(*children)}</{name}>")  # fmt: skip
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Html(
+        f"<{name}{text}/>" if name in VOID else f"<{name}{text}>{markup(*children)}</{name}>"
+    )
 
 
 def _printable(text: str) -> str:
     """Without control characters, which HTML does not allow even when they are escaped."""
-    return "".join(c if c in "\n\t" or not unicodedata.category(c).startswith("C")
-                   else "\N{REPLACEMENT CHARACTER}" for c in text)  # fmt: skip
+    return "".join(
+        c
+        if c in "\n\t" or not unicodedata.category(c).startswith("C")
+        else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
 
 
 def section(title: str, *children: Child) -> Html:
@@ -66,9 +75,13 @@ def paragraph(*children: Child, class_: str | None = None) -> Html:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[Child]], *, left: int = 1,
-    marked: Iterable[int] = (), caption: str | None = None,
-) -> Html:  # fmt: skip
+    head: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    *,
+    left: int = 1,
+    marked: Iterable[int] = (),
+    caption: str | None = None,
+) -> Html:
     """A table that scrolls inside its own box.
 
     Args:
@@ -81,19 +94,34 @@ def table(
     strong = set(marked)
 
     def row(cells: Sequence[Child], name: str, class_: str | None = None) -> Html:
-        return tag("tr", *(
-            tag(name, cell, class_=None if column < left else "number",
-                scope="col" if name == "th" else None)
-            for column, cell in enumerate(cells)
-        ), class_=class_)  # fmt: skip
+        return tag(
+            "tr",
+            *(
+                tag(
+                    name,
+                    cell,
+                    class_=None if column < left else "number",
+                    scope="col" if name == "th" else None,
+                )
+                for column, cell in enumerate(cells)
+            ),
+            class_=class_,
+        )
 
     body = [row(cells, "td", "marked" if i in strong else None) for i, cells in enumerate(rows)]
     return tag(
         "div",
-        tag("table", tag("caption", caption) if caption else None,
-            tag("thead", row(head, "th")), tag("tbody", *body)),
-        class_="scroll", tabindex="0", role="region", aria_label=caption or "table",
-    )  # fmt: skip
+        tag(
+            "table",
+            tag("caption", caption) if caption else None,
+            tag("thead", row(head, "th")),
+            tag("tbody", *body),
+        ),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption or "table",
+    )
 
 
 def image(content: bytes, text: str, class_: str | None = None) -> Html:

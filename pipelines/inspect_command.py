@@ -28,15 +28,18 @@ def inspect(path: Path, console: Console) -> int:
         ValueError: there is nothing, or nothing that is known.
     """
     if not path.exists():
-        raise ValueError(f"inspect needs a checkpoint, a codec or a folder of latents, but {path} "
-                         f"does not exist")  # fmt: skip
+        raise ValueError(
+            f"inspect needs a checkpoint, a codec or a folder of latents, but {path} does not exist"
+        )
     if path.is_dir():
         found = _folder(path)
     elif path.suffix in CHECKPOINT_FILES:
         found = _checkpoint(path)
     else:
-        raise ValueError(f"inspect takes a folder or a file ending in {', '.join(CHECKPOINT_FILES)}"
-                         f", but got {path}")  # fmt: skip
+        raise ValueError(
+            f"inspect takes a folder or a file ending in {', '.join(CHECKPOINT_FILES)}"
+            f", but got {path}"
+        )
     facts, notes, problems = found
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -80,10 +83,11 @@ def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
         "checkpoint": f"{facts.name}{' with' if facts.has_head else ' without'} auxiliary head",
         "parameters": f"{facts.parameters:,}",
         "weights": facts.weights,
-        "time": "t = 1 is data in the file, turned round when it is read" if facts.time_reversed
-                else "t = 1 is noise, as here",
+        "time": "t = 1 is data in the file, turned round when it is read"
+        if facts.time_reversed
+        else "t = 1 is noise, as here",
         "holds": ", ".join(facts.holds) or "tensors alone",
-    }  # fmt: skip
+    }
     if facts.length:
         lines["trained"] = ", ".join(f"{name} {value:,}" for name, value in facts.length.items())
     if facts.config is not None:
@@ -123,13 +127,14 @@ def _own_checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     whole = {"model", "ema", "optimizer", "history"} <= files
     lines = {
         "checkpoint": f"igdit's own, {config.backbone} {config.depth} x {config.width} / "
-                      f"{config.patch_size}, auxiliary head "
-                      + ("none" if config.aux_layer is None else f"after block {config.aux_layer}"),
+        f"{config.patch_size}, auxiliary head "
+        + ("none" if config.aux_layer is None else f"after block {config.aux_layer}"),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "weights": "averaged (ema)" + (", as trained (model)" if "model" in files else ""),
         "time": "t = 1 is noise",
-        "trained": f"step {header['step']:,}" if source is None
-                   else f"elsewhere: {source['file']} (SHA-256 {source['sha256']})",
-    }  # fmt: skip
+        "trained": f"step {header['step']:,}"
+        if source is None
+        else f"elsewhere: {source['file']} (SHA-256 {source['sha256']})",
+    }
     notes = [] if whole else ["it can be sampled, not trained further"]
     return lines, notes, []

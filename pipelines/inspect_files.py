@@ -46,11 +46,16 @@ def inspect_codec_folder(path: Path) -> Found:
         kind = config["_class_name"]
         levels = len(config.get("block_out_channels", [None]))
         scale = config.get("scaling_factor")
-        sizes = (config.get("latent_channels"), 2 ** (levels - 1),
-                 None if scale is None else float(scale))  # fmt: skip
+        sizes = (
+            config.get("latent_channels"),
+            2 ** (levels - 1),
+            None if scale is None else float(scale),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path / SD_CONFIG} does not describe a model of diffusers: "
-                         f"{type(error).__name__} {error}") from error  # fmt: skip
+        raise ValueError(
+            f"{path / SD_CONFIG} does not describe a model of diffusers: "
+            f"{type(error).__name__} {error}"
+        ) from error
     if kind != "AutoencoderKL":
         return (
             {"model": f"{kind} of diffusers"},
@@ -131,9 +136,11 @@ def _codec(
     lines["use it"] = f"--data.codec {name} --data.codec-path {shlex.quote(str(path))}"
     notes = ["it is a codec, which decodes samples, not a model to be sampled"]
     if name == "sd-vae":
-        notes.append("that the latents were made by this very encoder cannot be read from it: of "
-                     "SD-VAE's releases (ema, mse) the encoders are the same, the decoders are "
-                     "not")  # fmt: skip
+        notes.append(
+            "that the latents were made by this very encoder cannot be read from it: of "
+            "SD-VAE's releases (ema, mse) the encoders are the same, the decoders are "
+            "not"
+        )
     return lines, notes, []
 
 
@@ -153,14 +160,15 @@ def _statistics(held: Mapping[str, Any]) -> Found:
     mean, std = held["mean"], held["std"]
     for name, value in (("mean", mean), ("std", std)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
-            raise ValueError(f"{name} must be a tensor of floating-point numbers, but is "
-                             f"{value!r:.80}")  # fmt: skip
+            raise ValueError(
+                f"{name} must be a tensor of floating-point numbers, but is {value!r:.80}"
+            )
     lines = {
         "statistics": f"mean and spread of {mean.numel()} channels, as latents_stats.pt beside "
-                      f"LightningDiT's latents",
+        f"LightningDiT's latents",
         "mean": f"{float(mean.min()):.4g} .. {float(mean.max()):.4g}",
         "spread": f"{float(std.min()):.4g} .. {float(std.max()):.4g}",
-    }  # fmt: skip
+    }
     problems = []
     if mean.numel() != std.numel():
         problems.append(f"the spread is of {std.numel()} channels")

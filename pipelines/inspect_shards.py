@@ -43,8 +43,7 @@ def label_counts(labels: Counter[int]) -> str:
         return "none"
     counts = labels.most_common()
     (rare, least), (often, most) = counts[-1], counts[0]
-    return (f"{len(labels):,}: {least:,} (label {rare}) to {most:,} (label {often}) "
-            f"of each")  # fmt: skip
+    return f"{len(labels):,}: {least:,} (label {rare}) to {most:,} (label {often}) of each"
 
 
 def cache_lines(facts: CacheFacts) -> dict[str, str]:
@@ -62,7 +61,7 @@ def cache_lines(facts: CacheFacts) -> dict[str, str]:
         "flips": facts.flips,
         "latents": f"{facts.count:,} in {facts.files:,} files",
         "labels": label_counts(facts.labels),
-    }  # fmt: skip
+    }
 
 
 def _shard(path: Path) -> Found:
@@ -77,7 +76,7 @@ def _shard(path: Path) -> Found:
         **_rows(shard),
         "latents": f"{len(shard):,}",
         "labels": label_counts(Counter(shard.label.tolist())),
-    }  # fmt: skip
+    }
     return lines, [], [] if finite else ["some values are NaN or infinite"]
 
 
@@ -125,8 +124,10 @@ def _scaling(about: dict[str, Any]) -> list[str]:
     root = math.sqrt(sum(each**2 for each in scaled) / len(scaled))
     if 1 / TOLERANCE <= root <= TOLERANCE:
         return []
-    return [f"their spread times the factor is {root:.3g} (root mean square over channels), where "
-            f"it should be about 1: they are scaled already, or of another codec"]  # fmt: skip
+    return [
+        f"their spread times the factor is {root:.3g} (root mean square over channels), where "
+        f"it should be about 1: they are scaled already, or of another codec"
+    ]
 
 
 def _data(path: Path) -> Found:
@@ -140,19 +141,20 @@ def _data(path: Path) -> Found:
             "codec": f"{about['codec']} {about.get('encoder_sha256') or '(of whatever made them)'}",
             "source": str(about["source"]),
             "statistics": f"mean {_range(about['mean'])}, spread {_range(about['std'])} over "
-                          f"channels",
+            f"channels",
             "scale": f"z = (latent - shift) x factor: shift {_range(about['shift'])}, factor "
-                     f"{_range(about['factor'])}",
+            f"{_range(about['factor'])}",
             **rows,
             "latents": f"{about['count']:,}",
             "labels": label_counts(+counts),
-        }  # fmt: skip
+        }
         absent = [label for label, count in enumerate(about["per_class"]) if not count]
         faults = [str(each["fault"]) for each in about["broken"]]
         problems = _scaling(about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not describe shards of latents: "
-                         f"{type(error).__name__} {error}") from error  # fmt: skip
+        raise ValueError(
+            f"{file} does not describe shards of latents: {type(error).__name__} {error}"
+        ) from error
     converted = sum("converted" in fault for fault in faults)
     for count, what in ((len(faults) - converted, "left out"), (converted, "converted to RGB")):
         notes += [f"{count:,} images were {what}"] if count else []

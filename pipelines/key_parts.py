@@ -56,5 +56,6 @@ def key_part(value: Any) -> dict[str, Any]:  # noqa: ANN401
     )
     return {
         field.name: key_part(item) if dataclasses.is_dataclass(item) else item
-        for field, item in found if field.name not in added or item != field.default
-    }  # fmt: skip
+        for field, item in found
+        if field.name not in added or item != field.default
+    }

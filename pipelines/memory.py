@@ -44,10 +44,14 @@ def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
 def explanation(error: BaseException, doing: str, remedy: str) -> str:
     """Say in a line that memory ran out, where, in what, and what mends it."""
     lines = [line for line in discreet(error).splitlines() if line.strip()]
-    said = next((line for line in lines if any(each.lower() in line.lower() for each in PHRASES)),
-                lines[0] if lines else type(error).__name__)  # fmt: skip
-    return (f"memory ran out on {platform.node()} {doing}: {said.strip()[:LONGEST]}. What is "
-            f"published stays; ask for less at once: {remedy}")  # fmt: skip
+    said = next(
+        (line for line in lines if any(each.lower() in line.lower() for each in PHRASES)),
+        lines[0] if lines else type(error).__name__,
+    )
+    return (
+        f"memory ran out on {platform.node()} {doing}: {said.strip()[:LONGEST]}. What is "
+        f"published stays; ask for less at once: {remedy}"
+    )
 
 
 @contextmanager
@@ -76,11 +80,15 @@ def explaining_memory(kind: str, resources: Resources) -> Iterator[None]:
 def _remedy(kind: str, resources: Resources) -> str:
     if kind == "checkpoint":
         held = "all of its part" if resources.micro_batch is None else f"{resources.micro_batch}"
-        return (f"--resources.micro-batch (images of a batch that a worker holds at once, now "
-                f"{held}), --resources.activation-checkpointing, --resources.sharding fsdp, or "
-                f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same but for "
-                f"rounding")  # fmt: skip
+        return (
+            f"--resources.micro-batch (images of a batch that a worker holds at once, now "
+            f"{held}), --resources.activation-checkpointing, --resources.sharding fsdp, or "
+            f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same but for "
+            f"rounding"
+        )
     if kind in ("images", "features", "reference"):
-        return (f"--resources.sample-batch (images at once, now {resources.sample_batch}) or "
-                f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same")  # fmt: skip
+        return (
+            f"--resources.sample-batch (images at once, now {resources.sample_batch}) or "
+            f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same"
+        )
     return f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same"

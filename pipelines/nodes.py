@@ -64,12 +64,14 @@ class Node:
     @cached_property
     def hash(self) -> str:
         """Content hash; for states of a training that of the trajectory they lie on."""
-        return content_key({
-            "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "config": self.config,
-            "inputs": {name: node.key for name, node in self.inputs.items()},
-        })  # fmt: skip
+        return content_key(
+            {
+                "kind": self.kind,
+                "version": VERSIONS[self.kind],
+                "config": self.config,
+                "inputs": {name: node.key for name, node in self.inputs.items()},
+            }
+        )
 
     @property
     def step(self) -> int:

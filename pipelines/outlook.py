@@ -132,9 +132,13 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
         per_image = image_costs(store, experiment).sampling_seconds
         each, rate = per_image, assumption.rate(experiment, experiment.sampler.precision)
         if each is None and rate is not None:
-            total = sum(_count(node) * sampling_flops(
-                experiment.model, experiment.sampler, Guidance(**node.config["guidance"])
-            ) for node in missing)  # fmt: skip
+            total = sum(
+                _count(node)
+                * sampling_flops(
+                    experiment.model, experiment.sampler, Guidance(**node.config["guidance"])
+                )
+                for node in missing
+            )
             each = total / images / rate
         found.append(Work("sampling", images, each, per_image is not None))
         if results.chosen_scale is None and (most := results.graph.most_images_anew):
@@ -171,9 +175,7 @@ def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def print_outlook(
-    results: Results, plan: Plan, assumption: Assumption, console: Console
-) -> None:  # fmt: skip
+def print_outlook(results: Results, plan: Plan, assumption: Assumption, console: Console) -> None:
     """Print work, disk and what is still to be named."""
 
     def say(text: str) -> None:
@@ -182,8 +184,10 @@ def print_outlook(
     experiment = results.experiment
     work = works(results, plan, assumption)
     if work:
-        say(f"Model: {parameter_count(experiment.model):,} parameters, "
-            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation.")  # fmt: skip
+        say(
+            f"Model: {parameter_count(experiment.model):,} parameters, "
+            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation."
+        )
         for item in work:
             say(_sentence(item, experiment))
         if any(item.seconds_each is not None and not item.measured for item in work):
@@ -193,8 +197,10 @@ def print_outlook(
         parts = ", ".join(f"{name} {data_size(size)}" for name, size in sizes.items())
         say(f"Disk, from shapes: {data_size(sum(sizes.values()))} ({parts}).")
     if experiment.data.source != "digits" and "latents" in sizes and experiment.data.count is None:
-        say(f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
-            f"named.")  # fmt: skip
+        say(
+            f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
+            f"named."
+        )
     # All that are counted as cached above, not only those that need not be looked behind.
     held = [results.store.find(node.kind, node.key) for node in closure(results.targets)]
     there = [artifact for artifact in held if artifact is not None]
@@ -207,23 +213,29 @@ def print_outlook(
 def _assumed(experiment: Experiment, assumption: Assumption) -> str:
     """What the hours of work rest on that nothing comparable was measured of."""
     parts = (("training", experiment.optim.precision), ("sampling", experiment.sampler.precision))
-    peaks = ", ".join(f"{assumption.peak(experiment, precision):g} for {kind} "
-                      f"({arithmetic(experiment, precision)})"
-                      for kind, precision in parts)  # fmt: skip
+    peaks = ", ".join(
+        f"{assumption.peak(experiment, precision):g} for {kind} "
+        f"({arithmetic(experiment, precision)})"
+        for kind, precision in parts
+    )
     who = "GPU" if experiment.resources.use_gpu else "worker"
-    return (f"Assumed, not measured: peaks in TFLOP/s a {who} of {peaks} (--assume-tflops: that of "
-            f"half precision, of which TF32 has a half and float32 a sixteenth), "
-            f"{100 * assumption.utilisation:g} % of them reached (--assume-utilisation); three "
-            f"forward passes for a training step. Encoding, decoding and features are not in "
-            f"it.")  # fmt: skip
+    return (
+        f"Assumed, not measured: peaks in TFLOP/s a {who} of {peaks} (--assume-tflops: that of "
+        f"half precision, of which TF32 has a half and float32 a sixteenth), "
+        f"{100 * assumption.utilisation:g} % of them reached (--assume-utilisation); three "
+        f"forward passes for a training step. Encoding, decoding and features are not in "
+        f"it."
+    )
 
 
 def _sentence(work: Work, experiment: Experiment) -> str:
     who = "GPU" if experiment.resources.use_gpu else "worker"
     start = f"{work.name.capitalize()}: {work.images:,} images"
     if work.seconds_each is None or work.hours is None:
-        return (f"{start}; nothing comparable was measured here, and of CPUs nothing is assumed "
-                f"(--assume-tflops).")  # fmt: skip
+        return (
+            f"{start}; nothing comparable was measured here, and of CPUs nothing is assumed "
+            f"(--assume-tflops)."
+        )
     how = "measured here" if work.measured else "assumed"
     rate, hours = number(1 / work.seconds_each, separator=","), number(work.hours, separator=",")
     return f"{start}, {rate} images a second and {who} ({how}): {hours} {who}-hours."

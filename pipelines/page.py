@@ -33,9 +33,13 @@ FILE = "report.html"
 LARGEST_IMAGE = 1_000_000
 """Bytes of a sample grid that goes into a page; a page is to be mailed."""
 LABELS = {
-    "num_samples": "samples", "fid": "FID", "fid_infinity": "FID at infinity", "sfid": "sFID",
-    "kid": "KID", "inception_score": "Inception Score",
-}  # fmt: skip
+    "num_samples": "samples",
+    "fid": "FID",
+    "fid_infinity": "FID at infinity",
+    "sfid": "sFID",
+    "kid": "KID",
+    "inception_score": "Inception Score",
+}
 PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "share", "slope")
 """Ends of the names of numbers that say how uncertain another one is."""
 INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
@@ -43,8 +47,12 @@ INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at thi
 
 def header(kind: str, name: str, facts: Sequence[str]) -> Html:
     """What this is about."""
-    return tag("header", paragraph(f"igdit {kind}", class_="kicker"), tag("h1", name),
-               paragraph(" \N{MIDDLE DOT} ".join(facts), class_="meta"))  # fmt: skip
+    return tag(
+        "header",
+        paragraph(f"igdit {kind}", class_="kicker"),
+        tag("h1", name),
+        paragraph(" \N{MIDDLE DOT} ".join(facts), class_="meta"),
+    )
 
 
 def lead(text: str) -> Html:
@@ -59,8 +67,12 @@ def when(artifacts: Sequence[Artifact]) -> str:
     return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def metrics_table(measurements: Sequence[Measurement], first: Sequence[str],
-                  cells: Sequence[Sequence[Child]], caption: str) -> Html:  # fmt: skip
+def metrics_table(
+    measurements: Sequence[Measurement],
+    first: Sequence[str],
+    cells: Sequence[Sequence[Child]],
+    caption: str,
+) -> Html:
     """Every metric of some measurements, with its interval where it has one.
 
     Args:
@@ -101,20 +113,27 @@ def reported_sentence(reported: Reported) -> str:
     infinite = ""
     if "fid_infinity" in m.metrics:
         infinite = f"; of infinitely many samples FID is {metric(m.metrics, 'fid_infinity')}"
-    return (f"On a bank of noise that had no part in the choice its FID is {metric(m.metrics)}"
-            f"{against}{infinite}.")  # fmt: skip
+    return (
+        f"On a bank of noise that had no part in the choice its FID is {metric(m.metrics)}"
+        f"{against}{infinite}."
+    )
 
 
 def protocol(measurement: Measurement) -> Html:
     """How a number was measured: what it must share with whatever it is compared with."""
     mark = measurement.fingerprint
-    rows = [(field.name.replace("_", " "), value_text(getattr(mark, field.name)))
-            for field in dataclasses.fields(mark)]  # fmt: skip
+    rows = [
+        (field.name.replace("_", " "), value_text(getattr(mark, field.name)))
+        for field in dataclasses.fields(mark)
+    ]
     return markup(
-        paragraph(f"Fingerprint {mark.id}. Numbers compare only if these agree; banks of noise, "
-                  f"numbers of samples and the like are part of it.", class_="note"),
+        paragraph(
+            f"Fingerprint {mark.id}. Numbers compare only if these agree; banks of noise, "
+            f"numbers of samples and the like are part of it.",
+            class_="note",
+        ),
         tag("div", _pairs(rows), class_="single"),
-    )  # fmt: skip
+    )
 
 
 def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) -> Html | None:
@@ -125,10 +144,13 @@ def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) ->
     if has_real_images(results):
         panels.append(_grid("Real", "what is learnt", functools.partial(real_images, results)))
     panels += [
-        _grid(title, f"FID {metric(m.metrics)}, step {m.point.step:,}",
-              functools.partial(sampled_images, results, m))
+        _grid(
+            title,
+            f"FID {metric(m.metrics)}, step {m.point.step:,}",
+            functools.partial(sampled_images, results, m),
+        )
         for title, m in chosen
-    ]  # fmt: skip
+    ]
     return tag("div", *panels, class_="grids")
 
 
@@ -143,27 +165,44 @@ def _grid(title: str, caption: str, read: Callable[[], tuple[Tensor, int]]) -> H
         picture: Html = paragraph("These images are not in the store any more.", class_="note")
     else:
         if len(content) > LARGEST_IMAGE:
-            picture = paragraph("This grid is too large for a page that is to be mailed.",
-                                class_="note")  # fmt: skip
+            picture = paragraph(
+                "This grid is too large for a page that is to be mailed.", class_="note"
+            )
         else:
-            picture = image(content, f"{title}: a row for each class",
-                            "samples gray" if len(sheet) == 1 else "samples")  # fmt: skip
+            picture = image(
+                content,
+                f"{title}: a row for each class",
+                "samples gray" if len(sheet) == 1 else "samples",
+            )
     return figure(markup(tag("h3", title), picture), caption)
 
 
 def costs(store: Store, nodes: Iterable[Node]) -> Html:
     """Work by stage."""
     frame = stage_costs(store, nodes)
-    rows = [[str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]),
-             data_size(row["bytes"])] for stage, row in frame.iterrows()]  # fmt: skip
-    total = ["total", f"{frame['artifacts'].sum():,.0f}", in_words(frame["seconds"].sum()),
-             data_size(frame["bytes"].sum())]  # fmt: skip
+    rows = [
+        [str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]), data_size(row["bytes"])]
+        for stage, row in frame.iterrows()
+    ]
+    total = [
+        "total",
+        f"{frame['artifacts'].sum():,.0f}",
+        in_words(frame["seconds"].sum()),
+        data_size(frame["bytes"].sum()),
+    ]
     return markup(
-        table(["stage", "artifacts", "work", "size"], [*rows, total], marked=[len(rows)],
-              caption="Work by stage, whenever and by whomever it was done"),
-        paragraph("Artifacts that other runs share with this one are counted here too. A training "
-                  "counts the time of its group of workers once.", class_="note"),
-    )  # fmt: skip
+        table(
+            ["stage", "artifacts", "work", "size"],
+            [*rows, total],
+            marked=[len(rows)],
+            caption="Work by stage, whenever and by whomever it was done",
+        ),
+        paragraph(
+            "Artifacts that other runs share with this one are counted here too. A training "
+            "counts the time of its group of workers once.",
+            class_="note",
+        ),
+    )
 
 
 def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> Html:
@@ -174,9 +213,7 @@ def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> 
         title: Of the box with the fields that belong to no part.
         without: Parts that are left out.
     """
-    parts = [
-        part for part in _parts(config, title) if part[0] not in without and part[1]
-    ]  # fmt: skip
+    parts = [part for part in _parts(config, title) if part[0] not in without and part[1]]
     return tag("div", *(_box(name, items) for name, items in parts), class_="boxes")
 
 
@@ -208,14 +245,24 @@ def provenance(artifacts: Sequence[Artifact]) -> Html:
     rows = [[name, ", ".join(_counted(found, len(artifacts)))] for name, found in versions.items()]
     mixed = any(len(found) > 1 for found in versions.values())
     return markup(
-        tag("div",
+        tag(
+            "div",
             table(["package", "version"], rows, left=2, caption="Versions that made the artifacts"),
-            table(["host", "artifacts"], [[host, f"{n:,}"] for host, n in sorted(hosts.items())],
-                  caption="Where they were made"),
-            class_="pair"),
-        paragraph("Some artifacts were made by other versions than the rest; a number in brackets "
-                  "counts them.", class_="note") if mixed else None,
-    )  # fmt: skip
+            table(
+                ["host", "artifacts"],
+                [[host, f"{n:,}"] for host, n in sorted(hosts.items())],
+                caption="Where they were made",
+            ),
+            class_="pair",
+        ),
+        paragraph(
+            "Some artifacts were made by other versions than the rest; a number in brackets "
+            "counts them.",
+            class_="note",
+        )
+        if mixed
+        else None,
+    )
 
 
 def _commit(artifact: Artifact) -> str:
@@ -240,8 +287,12 @@ def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note
     """
     text = experiment_to_json(experiment)
     lines = [reproduce.command(line) for line in words if line is not None]
-    link = tag("a", "experiment.json", download="experiment.json",
-               href=data_uri(text.encode(), "application/json"))  # fmt: skip
+    link = tag(
+        "a",
+        "experiment.json",
+        download="experiment.json",
+        href=data_uri(text.encode(), "application/json"),
+    )
     return markup(
         tag(
             "pre",

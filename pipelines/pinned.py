@@ -95,11 +95,14 @@ def files_elsewhere(experiment: Experiment) -> dict[str, str]:
     Nodes of a cluster may see what the machine does not that a job is sent from.
     """
     data, evaluation = experiment.data, experiment.evaluation
-    named = {"train.from_checkpoint": experiment.train.from_checkpoint,
-             "evaluation.extractor_weights": evaluation.extractor_weights,
-             "evaluation.reference": evaluation.reference,
-             "data.path": data.path, "data.classes": data.classes,
-             "data.codec_path": data.codec_path}  # fmt: skip
+    named = {
+        "train.from_checkpoint": experiment.train.from_checkpoint,
+        "evaluation.extractor_weights": evaluation.extractor_weights,
+        "evaluation.reference": evaluation.reference,
+        "data.path": data.path,
+        "data.classes": data.classes,
+        "data.codec_path": data.codec_path,
+    }
     given = {field: path for field, path in named.items() if path is not None}
     missing = {field for field, path in given.items() if not _lies_here(field, path)}
     if "data.classes" in missing and "data.path" in given:
@@ -169,8 +172,10 @@ def _pin_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
 def _check_known(field: str, path: Path, known: str | None, digest: str | None) -> None:
     """Raise ValueError unless a file is the one that the experiment was run with, if it was."""
     if known not in (None, digest):
-        raise ValueError(f"{field} must be the file with SHA-256 {known}, but {path} has "
-                         f"{digest or 'images of another format'}")  # fmt: skip
+        raise ValueError(
+            f"{field} must be the file with SHA-256 {known}, but {path} has "
+            f"{digest or 'images of another format'}"
+        )
 
 
 def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationConfig:
@@ -193,15 +198,19 @@ def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationC
             digest = _known_digest(path)
             _check_known("reference", path, evaluation.reference_sha256, digest)
             if evaluation.reference_content is not None:
-                raise ValueError(f"reference must be the images of {evaluation.reference_content} "
-                                 f"as when the experiment was run, but is {path}")  # fmt: skip
+                raise ValueError(
+                    f"reference must be the images of {evaluation.reference_content} "
+                    f"as when the experiment was run, but is {path}"
+                )
             return dataclasses.replace(evaluation, reference_sha256=digest)
         _check_known("reference", path, evaluation.reference_sha256, None)
     images = ImagesOf.reference(dataclasses.replace(experiment, evaluation=evaluation))
     content, known = reference_identity(images), evaluation.reference_content
     if known not in (None, content):
-        raise ValueError(f"reference must be the images of {known} as when the experiment was run, "
-                         f"but {images.path} holds those of {content}")  # fmt: skip
+        raise ValueError(
+            f"reference must be the images of {known} as when the experiment was run, "
+            f"but {images.path} holds those of {content}"
+        )
     return dataclasses.replace(evaluation, reference_content=content)
 
 
@@ -227,8 +236,10 @@ def _has_format_of_samples(path: Path, side: int | None) -> bool:
         return False
     if not has_arrays(path, {"mu", "sigma"}):
         if not has_arrays(path, {"arr_0"}):
-            raise ValueError(f"reference must hold statistics (mu, sigma) or images (arr_0), but "
-                             f"{path} holds neither")  # fmt: skip
+            raise ValueError(
+                f"reference must hold statistics (mu, sigma) or images (arr_0), but "
+                f"{path} holds neither"
+            )
         count_images(path)
     return True
 
@@ -253,13 +264,16 @@ def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
         if data.source == "images" and (data.encoder_sha256 or not data.codec_sha256):
             pinned["encoder_sha256"] = encoder
     if data.path is not None and "data.path" not in skip:
-        pinned |= pin_source(data, Path(data.path).expanduser().absolute(),
-                             imported=experiment.train.imported)  # fmt: skip
+        pinned |= pin_source(
+            data, Path(data.path).expanduser().absolute(), imported=experiment.train.imported
+        )
     for name in ("content", "count", "codec_sha256", "encoder_sha256"):
         known = getattr(data, name)
         if known is not None and name in pinned and known != pinned[name]:
-            raise ValueError(f"data.{name} must be {known!r} as when the experiment was run, but "
-                             f"is {pinned[name]!r}")  # fmt: skip
+            raise ValueError(
+                f"data.{name} must be {known!r} as when the experiment was run, but "
+                f"is {pinned[name]!r}"
+            )
     return dataclasses.replace(data, **pinned)
 
 

@@ -53,9 +53,14 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _band(axes: Any, x: list[float], points: list[Measurement], **style: Any) -> None:  # noqa: ANN401
     axes.plot(x, [m.fid for m in points], marker="o", markersize=4, **style)
-    axes.fill_between(x, [m.metrics["fid_low"] for m in points],
-                      [m.metrics["fid_high"] for m in points], alpha=0.2,
-                      color=style["color"], linewidth=0)  # fmt: skip
+    axes.fill_between(
+        x,
+        [m.metrics["fid_low"] for m in points],
+        [m.metrics["fid_high"] for m in points],
+        alpha=0.2,
+        color=style["color"],
+        linewidth=0,
+    )
 
 
 def _draw_curve(results: Results, path: Path) -> None:
@@ -63,12 +68,19 @@ def _draw_curve(results: Results, path: Path) -> None:
     for scale in sorted({m.scale for m in results.curve}):
         points = [m for m in results.curve if m.scale == scale]
         label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
-        _band(axes, [m.point.step for m in points], points,
-              color=UNGUIDED if scale == 1 else GUIDED, label=label)  # fmt: skip
+        _band(
+            axes,
+            [m.point.step for m in points],
+            points,
+            color=UNGUIDED if scale == 1 else GUIDED,
+            label=label,
+        )
     axes.set_yscale("log")
     axes.set_xlabel("training step")
-    axes.set_ylabel(f"FID ({results.experiment.evaluation.curve_samples:,} samples, "
-                    f"{results.experiment.evaluation.extractor})")  # fmt: skip
+    axes.set_ylabel(
+        f"FID ({results.experiment.evaluation.curve_samples:,} samples, "
+        f"{results.experiment.evaluation.extractor})"
+    )
     axes.set_title(f"{results.experiment.name}: FID over training, 95 % intervals", loc="left")
     axes.legend(frameon=False)
     figure.savefig(path)
@@ -80,18 +92,32 @@ def _draw_scales(results: Results, path: Path) -> None:
     base = next((m for m in results.final if m.scale == 1), None)
     if base is not None:
         axes.axhline(base.fid, color=UNGUIDED, linestyle="--", linewidth=1)
-        axes.annotate("unguided", (results.final[-1].scale, base.fid), color=UNGUIDED,
-                      xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
+        axes.annotate(
+            "unguided",
+            (results.final[-1].scale, base.fid),
+            color=UNGUIDED,
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+        )
     best = results.best()
     if best is not None:
         text = f"lowest here: {number(best[0].fid)} at {best[0].scale:g}"
-        axes.annotate(text, (best[0].scale, best[0].fid), ha="center", xytext=(0, -18),
-                      textcoords="offset points")  # fmt: skip
+        axes.annotate(
+            text,
+            (best[0].scale, best[0].fid),
+            ha="center",
+            xytext=(0, -18),
+            textcoords="offset points",
+        )
         axes.margins(y=0.15)
     axes.set_xlabel("internal guidance scale (1 = off)")
     axes.set_ylabel(f"FID ({results.experiment.evaluation.num_samples:,} samples)")
-    axes.set_title(f"{results.experiment.name}: FID by guidance scale, 95 % intervals, "
-                   f"{checkpoint_name(results.experiment.train)}", loc="left")  # fmt: skip
+    axes.set_title(
+        f"{results.experiment.name}: FID by guidance scale, 95 % intervals, "
+        f"{checkpoint_name(results.experiment.train)}",
+        loc="left",
+    )
     figure.savefig(path)
 
 
@@ -177,10 +203,20 @@ def plot_scales(trials: Sequence[Trial], path: Path) -> Path:
     figure, axes = _figure(7.2, 4.6)
     for label, points in _by_training(trials).items():
         fids = [t.fid for t in points]
-        errors = [[t.fid - t.facts["fid_low"] for t in points],
-                  [t.facts["fid_high"] - t.fid for t in points]]  # fmt: skip
-        axes.errorbar([t.point.ig_scale for t in points], fids, yerr=errors, marker="o",
-                      markersize=4, linewidth=1.2, capsize=2, label=label)  # fmt: skip
+        errors = [
+            [t.fid - t.facts["fid_low"] for t in points],
+            [t.facts["fid_high"] - t.fid for t in points],
+        ]
+        axes.errorbar(
+            [t.point.ig_scale for t in points],
+            fids,
+            yerr=errors,
+            marker="o",
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            label=label,
+        )
     axes.set_xlabel("internal guidance scale (1 is off)")
     axes.set_ylabel("FID, 95 % intervals")
     return _finish(figure, axes, "FID over guidance scale, by training", path)
@@ -191,8 +227,14 @@ def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
     figure, axes = _figure(7.2, 4.6)
     for label, points in _by_training(trials).items():
         curve = points[0].curve
-        axes.plot(sorted(curve), [curve[step].fid for step in sorted(curve)], marker="o",
-                  markersize=3, linewidth=1.2, label=label)  # fmt: skip
+        axes.plot(
+            sorted(curve),
+            [curve[step].fid for step in sorted(curve)],
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            label=label,
+        )
     axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel("FID at the curve's guidance scale")
@@ -216,9 +258,15 @@ def plot_confirmed(table: pd.DataFrame, path: Path) -> Path:
         color = UNGUIDED if label == BASELINE else GUIDED
         own = table[table["candidate"] == label]["fid"]
         axes.plot(own, [row] * len(own), "o", color=color, alpha=0.4, markersize=5)
-        axes.errorbar(found["fid"], row, xerr=[[found["fid"] - found["fid_low"]],
-                                               [found["fid_high"] - found["fid"]]],
-                      marker="|", markersize=14, capsize=4, color=color)  # fmt: skip
+        axes.errorbar(
+            found["fid"],
+            row,
+            xerr=[[found["fid"] - found["fid_low"]], [found["fid_high"] - found["fid"]]],
+            marker="|",
+            markersize=14,
+            capsize=4,
+            color=color,
+        )
     axes.set_yticks(range(len(summary)), [str(label) for label in summary.index])
     axes.set_ylim(len(summary) - 0.4, -0.6)
     axes.set_xlim(left=0)

@@ -73,8 +73,13 @@ class LiveProgress:
         """
         self.console, self._share = console, share
         self._how_far, self._what_runs = how_far, what_runs
-        self._live = Live(get_renderable=self.bar, console=console, refresh_per_second=2,
-                          transient=True, vertical_overflow="crop")  # fmt: skip
+        self._live = Live(
+            get_renderable=self.bar,
+            console=console,
+            refresh_per_second=2,
+            transient=True,
+            vertical_overflow="crop",
+        )
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -104,8 +109,12 @@ class LiveProgress:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            self.console.print(f"progress  {self._how_far()}: {self._what_runs()}",
-                               highlight=False, soft_wrap=True, markup=False)  # fmt: skip
+            self.console.print(
+                f"progress  {self._how_far()}: {self._what_runs()}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 class ProgressDisplay:
@@ -211,9 +220,11 @@ class ProgressDisplay:
         parts, progress = [], self.ahead.progress
         running = [n for n in self.ahead.running if progress is None or not n.trained]
         if progress is not None:
-            parts.append(f"training step {progress.step} of {progress.steps}, loss "
-                         f"{number(progress.loss, 4)}, "
-                         f"{number(progress.steps_per_second, 2, 1)} steps/s")  # fmt: skip
+            parts.append(
+                f"training step {progress.step} of {progress.steps}, loss "
+                f"{number(progress.loss, 4)}, "
+                f"{number(progress.steps_per_second, 2, 1)} steps/s"
+            )
         kinds = Counter(node.kind for node in running)
         for kind, count in kinds.items():
             places = {self._places[n] for n in running if n.kind == kind and n in self._places}

@@ -32,9 +32,19 @@ if TYPE_CHECKING:
 LOSS_POINTS = 200
 """Points of a loss curve; each is the mean over the steps since the one before."""
 HEADLINE_METRICS = (
-    "fid", "fid_low", "fid_high", "fid_infinity", "fid_infinity_low", "fid_infinity_high",
-    "balanced_fid", "sfid", "kid", "precision", "recall", "inception_score",
-)  # fmt: skip
+    "fid",
+    "fid_low",
+    "fid_high",
+    "fid_infinity",
+    "fid_infinity_low",
+    "fid_infinity_high",
+    "balanced_fid",
+    "sfid",
+    "kid",
+    "precision",
+    "recall",
+    "inception_score",
+)
 """Of an evaluation, shown under the same names."""
 SCALE_AXIS = "ig_scale_axis"
 """The scale of each step of FID by scale: what a chart takes for its axis."""
@@ -109,15 +119,21 @@ def comparison_name(graph: Graph) -> str:
 def commit_tags(results: Results) -> dict[str, str]:
     """Tags of the code that made what a run shows; none where no commit was recorded."""
     made = [m.artifact for m in (*results.curve, *results.final, *results.report)]
-    made += [artifact for node in results.graph.checkpoints
-             if (artifact := results.store.find(node.kind, node.key)) is not None]  # fmt: skip
+    made += [
+        artifact
+        for node in results.graph.checkpoints
+        if (artifact := results.store.find(node.kind, node.key)) is not None
+    ]
     made.sort(key=lambda artifact: float(artifact.manifest["created"]))
     commits = [commit for artifact in made if (commit := artifact.manifest.get("commit"))]
     if not commits:
         return {}
     newest, dirty = split_commit(commits[-1])
-    tags = {"mlflow.source.git.commit": newest, "igdit.git.commit": newest,
-            "igdit.git.dirty": "yes" if dirty else "no"}  # fmt: skip
+    tags = {
+        "mlflow.source.git.commit": newest,
+        "igdit.git.commit": newest,
+        "igdit.git.dirty": "yes" if dirty else "no",
+    }
     others = [f"{commit} ({count})" for commit, count in Counter(commits).items()]
     return tags | ({"igdit.git.commits": ", ".join(others)} if len(others) > 1 else {})
 

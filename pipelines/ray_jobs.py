@@ -32,9 +32,13 @@ QUIET_SECONDS = 20.0
 NO_AGENT, AGENT_SECONDS = "No available agent", 60.0
 """What a head says that has only just started, and how long it may."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.job.utils",
-          "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.working_dir",
-          "ray._private.runtime_env.packaging")  # fmt: skip
+CHATTY = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.job.utils",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.working_dir",
+    "ray._private.runtime_env.packaging",
+)
 """Loggers of Ray that tell of every upload; what matters of it is said by `igdit submit`."""
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to its token"
 
@@ -92,9 +96,12 @@ class JobServer:
         return _job(self._ask(lambda: self._client.get_job_info(submission_id)))
 
     def submit(
-        self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any],
+        self,
+        submission_id: str,
+        entrypoint: str,
+        runtime_env: dict[str, Any],
         metadata: dict[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Upload the folder if the cluster does not have it, and start the job.
 
         Raises:
@@ -104,9 +111,12 @@ class JobServer:
 
         def send() -> None:
             self._client.submit_job(
-                entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env,
-                metadata=metadata, entrypoint_num_cpus=0,
-            )  # fmt: skip
+                entrypoint=entrypoint,
+                submission_id=submission_id,
+                runtime_env=runtime_env,
+                metadata=metadata,
+                entrypoint_num_cpus=0,
+            )
 
         end = time.monotonic() + AGENT_SECONDS
         while True:
@@ -160,8 +170,10 @@ class JobServer:
             if "already exists" in text:
                 raise JobExistsError(text) from None
             if "Version check returned" in text or isinstance(error, KeyError):
-                raise JobServerError(f"the address must be that of a Ray dashboard, but what "
-                                     f"answers at {self.address} is none") from None  # fmt: skip
+                raise JobServerError(
+                    f"the address must be that of a Ray dashboard, but what "
+                    f"answers at {self.address} is none"
+                ) from None
             raise JobServerError(f"Ray at {self.address} refuses: {_last_line(text)}") from None
 
 
@@ -203,19 +215,23 @@ def files_to_upload(root: Path, excludes: Sequence[str]) -> dict[str, int]:
 
     patterns = [*get_runtime_env_default_excludes(), *excludes]
     packaging._dir_travel(
-        root, [packaging._get_excludes(root, patterns)], note,
+        root,
+        [packaging._get_excludes(root, patterns)],
+        note,
         include_gitignore=os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1",
         logger=logging.getLogger(__name__),
-    )  # fmt: skip
+    )
     return found
 
 
 def _job(details: Any) -> Job:  # noqa: ANN401
     return Job(
-        submission_id=details.submission_id, status=str(getattr(details.status, "value",
-        details.status)), metadata=dict(details.metadata or {}), message=details.message or "",
+        submission_id=details.submission_id,
+        status=str(getattr(details.status, "value", details.status)),
+        metadata=dict(details.metadata or {}),
+        message=details.message or "",
         exit_code=details.driver_exit_code,
-    )  # fmt: skip
+    )
 
 
 def _refused(text: str, address: str) -> str:
@@ -226,8 +242,13 @@ def _refused(text: str, address: str) -> str:
 
 def _reason(error: OSError) -> str:
     text = str(error.__context__ or error)  # Ray's own message says only that it failed
-    for known in ("Connection refused", "timed out", "Name or service not known",
-                  "No route to host", "CERTIFICATE_VERIFY_FAILED"):  # fmt: skip
+    for known in (
+        "Connection refused",
+        "timed out",
+        "Name or service not known",
+        "No route to host",
+        "CERTIFICATE_VERIFY_FAILED",
+    ):
         if known in text:
             return known
     return _last_line(discreet(text))

@@ -74,8 +74,9 @@ class RayRunner:
         lacks = self._lacks()
         if lacks and minutes == 0:
             hint = "; --resources.wait-minutes waits for nodes that are to come"
-            raise ValueError(f"resources ask for {lacks}"
-                             f"{hint * bool(os.environ.get('RAY_ADDRESS'))}")  # fmt: skip
+            raise ValueError(
+                f"resources ask for {lacks}{hint * bool(os.environ.get('RAY_ADDRESS'))}"
+            )
         if not lacks:
             return
         logger.warning("waits up to %g minutes for nodes: a training needs %s", minutes, lacks)
@@ -99,9 +100,11 @@ class RayRunner:
     def _lacks(self) -> str:
         """What of the needs the cluster does not have, in words; empty: nothing."""
         there = ray.cluster_resources()
-        return ", ".join(f"{need} {kind}s to train on, but the cluster has {there.get(kind, 0):g}"
-                         for kind, need in self._needs().items()
-                         if need > there.get(kind, 0))  # fmt: skip
+        return ", ".join(
+            f"{need} {kind}s to train on, but the cluster has {there.get(kind, 0):g}"
+            for kind, need in self._needs().items()
+            if need > there.get(kind, 0)
+        )
 
     def _bundle(self) -> dict[str, int]:
         """What one training worker holds."""
@@ -109,20 +112,28 @@ class RayRunner:
 
     def _needs(self) -> dict[str, int]:
         """What the workers of a training hold, at least."""
-        return {kind: self.resources.fewest_workers * count
-                for kind, count in self._bundle().items()}  # fmt: skip
+        return {
+            kind: self.resources.fewest_workers * count for kind, count in self._bundle().items()
+        }
 
     def room(self) -> int:
         # One of each is left for sampling, or no curve would be known before a training ends.
         there = ray.cluster_resources()
-        return max(1, min((int(there.get(kind, 0)) - 1) // need
-                          for kind, need in self._needs().items() if need))  # fmt: skip
+        return max(
+            1,
+            min(
+                (int(there.get(kind, 0)) - 1) // need
+                for kind, need in self._needs().items()
+                if need
+            ),
+        )
 
     def build(self, job: Job) -> None:
         on_gpu = self.resources.use_gpu and job.nodes[0].kind in GPU_KINDS
         # A killed worker is replaced; an error of the work itself is not tried again.
-        task = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0,
-                          max_retries=self.resources.max_failures)(build)  # fmt: skip
+        task = ray.remote(
+            num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=self.resources.max_failures
+        )(build)
         with explaining_memory(job.nodes[0].kind, self.resources):
             self._get(task.remote(job))
 
@@ -148,8 +159,9 @@ class RayRunner:
         if resources.num_workers == 1:
             gpus = 1 if resources.use_gpu else 0
             # A process of its own: one that got SIGTERM is about to end.
-            alone = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus,
-                               max_retries=retries, max_calls=1)(train_alone)  # fmt: skip
+            alone = ray.remote(
+                num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_retries=retries, max_calls=1
+            )(train_alone)
             return alone.remote(job, board)
         # The group is looked after by a task of its own, so that it can be cancelled; beside the
         # driver, so that no lost node takes it away from workers that live.
@@ -183,8 +195,9 @@ class RayRunner:
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            raise WorkerLostError(f"a worker was lost more than {self.resources.max_failures} "
-                                  f"times: {error}") from error  # fmt: skip
+            raise WorkerLostError(
+                f"a worker was lost more than {self.resources.max_failures} times: {error}"
+            ) from error
         ray.cancel(reference, force=True)
         raise StoppedError("the work was stopped")
 
@@ -243,8 +256,10 @@ def _check_answers(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
-            raise ValueError(f"RAY_ADDRESS must be that of a running cluster, but {address} does "
-                             f"not answer: {error}") from error  # fmt: skip
+            raise ValueError(
+                f"RAY_ADDRESS must be that of a running cluster, but {address} does "
+                f"not answer: {error}"
+            ) from error
 
 
 def _scratch_option(scratch: Path) -> dict[str, Any]:

@@ -219,9 +219,14 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
     context = get_context()
     departure.begin()
     try:
-        return train_worker(config["job"], context.get_world_rank(), context.get_world_size(),
-                            config["board"].write.remote, departure.notice,
-                            departure.publishing)  # fmt: skip
+        return train_worker(
+            config["job"],
+            context.get_world_rank(),
+            context.get_world_size(),
+            config["board"].write.remote,
+            departure.notice,
+            departure.publishing,
+        )
     finally:
         departure.end()
 
@@ -241,11 +246,20 @@ class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         worker_group.execute(_hear_sigterm)
         size = len(worker_group)
         address = worker_group.execute_single(0, _serve_store, size)
-        ray.get([
-            worker_group.execute_single_async(rank, join_group, address, rank, size,
-                                              backend_config.backend, backend_config.timeout_s)
-            for rank in range(size)
-        ])  # fmt: skip
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank,
+                    join_group,
+                    address,
+                    rank,
+                    size,
+                    backend_config.backend,
+                    backend_config.timeout_s,
+                )
+                for rank in range(size)
+            ]
+        )
 
     def on_shutdown(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
         status = worker_group.get_latest_poll_status()

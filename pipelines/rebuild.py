@@ -62,13 +62,23 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
             home, lambda: MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         )
         experiments = _experiments(home.store, [stored.study for stored in studies])
-        work = [(f"experiment {e.name} {Graph(e).run_key[:8]}", _show_experiment(tracker, e, home))
-                for e in experiments]  # fmt: skip
-        work += [(f"study {stored.study.name}, {len(stored.trials)} trials",
-                  _show_study(tracker, stored, home)) for stored in studies]  # fmt: skip
+        work = [
+            (f"experiment {e.name} {Graph(e).run_key[:8]}", _show_experiment(tracker, e, home))
+            for e in experiments
+        ]
+        work += [
+            (
+                f"study {stored.study.name}, {len(stored.trials)} trials",
+                _show_study(tracker, stored, home),
+            )
+            for stored in studies
+        ]
         tables, tracked = shown_tables(home.store), tracked_tables(home.store)
-        work += [(f"table {name}", _show_table(tracker, name, tables[name], home))
-                 for name in tracked if name in TABLES]  # fmt: skip
+        work += [
+            (f"table {name}", _show_table(tracker, name, tables[name], home))
+            for name in tracked
+            if name in TABLES
+        ]
         for name, show in work:
             try:
                 show()
@@ -81,8 +91,10 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
                 _reached(home, tracker.client.search_experiments)
                 left += 1
                 say(f"{name}: left as it is, {error}")
-    say(f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - left} of {len(work)} "
-        f"experiments, studies and tables as they are in the store.")  # fmt: skip
+    say(
+        f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - left} of {len(work)} "
+        f"experiments, studies and tables as they are in the store."
+    )
     return 1 if left else 0
 
 
@@ -94,9 +106,10 @@ def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         raise
     except Exception as error:  # noqa: BLE001 - any server, any failure
         damage = damage_of(home.tracking_uri)
-        raise TrackingError(damage or discreet(
-            f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}"
-        )) from None  # fmt: skip
+        raise TrackingError(
+            damage
+            or discreet(f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}")
+        ) from None
 
 
 def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
@@ -116,8 +129,11 @@ def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:
     """What has pages of its own; of records without a note, what no study recorded."""
     shown = shown_runs(store)
     noted = {key for key, _ in shown}
-    others = [e for key, e in recorded_runs(store).items()
-              if key not in noted and not any(_is_of(e, study) for study in studies)]  # fmt: skip
+    others = [
+        e
+        for key, e in recorded_runs(store).items()
+        if key not in noted and not any(_is_of(e, study) for study in studies)
+    ]
     return [*(experiment for _, experiment in shown), *others]
 
 
@@ -152,9 +168,7 @@ def _show_experiment(
     return show
 
 
-def _show_study(
-    tracker: MlflowTracker, stored: StoredStudy, home: Home
-) -> Callable[[], object]:  # fmt: skip
+def _show_study(tracker: MlflowTracker, stored: StoredStudy, home: Home) -> Callable[[], object]:
     def show() -> None:
         from pipelines.study.page import write_study_page
         from pipelines.study.report import findings, write_findings
@@ -175,7 +189,7 @@ def _show_study(
 
 def _show_table(
     tracker: MlflowTracker, name: str, named: Named, home: Home
-) -> Callable[[], object]:  # fmt: skip
+) -> Callable[[], object]:
     def show() -> None:
         lines = fill(TABLES[name](), home.store, named)
         path = write_table(lines, table_folder(home, name))

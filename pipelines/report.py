@@ -80,10 +80,16 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
         if name in metrics:
             spread = metrics.get(f"{name}_std")
             splits = "" if spread is None else f" (std over splits {number(spread)})"
-            rows.append((name.replace("_", " "), number(metrics[name]),
-                         metric_interval(metrics, name) + splits))  # fmt: skip
-    title = (f"{metrics['num_samples']:,} images, protocol {protocol} "
-             f"({metrics['fingerprint']['id']})")  # fmt: skip
+            rows.append(
+                (
+                    name.replace("_", " "),
+                    number(metrics[name]),
+                    metric_interval(metrics, name) + splits,
+                )
+            )
+    title = (
+        f"{metrics['num_samples']:,} images, protocol {protocol} ({metrics['fingerprint']['id']})"
+    )
     columns = [*words("metric"), *numbers("value", "95 % interval")]
     print_screen_table(ScreenTable(title, columns, rows), console)
     console.print(f"All of it: {path}", highlight=False, soft_wrap=True)
@@ -107,8 +113,10 @@ def _verdict(results: Results) -> str:
     if headline is not None and headline.scale != 1:
         gain = results.improvements()[results.final.index(headline)]
         if gain is not None:
-            lines.append(f"At the experiment's own scale {headline.scale:g}: FID {change(gain)} "
-                         f"against scale 1, same noise and labels.")  # fmt: skip
+            lines.append(
+                f"At the experiment's own scale {headline.scale:g}: FID {change(gain)} "
+                f"against scale 1, same noise and labels."
+            )
     if best is not None:
         lowest, equal = best
         text = f"Lowest FID at scale {lowest.scale:g}"
@@ -133,9 +141,11 @@ def _protocol(results: Results) -> str:
     """How the numbers by scale were measured, in a line."""
     mark = results.final[0].fingerprint
     name = protocol_name(results.experiment.evaluation)
-    return (f"{name} ({mark.id}): {mark.num_samples:,} {mark.labels} samples, "
-            f"{mark.network_evaluations} network evaluations each, {mark.extractor.split()[0]}; "
-            f"only numbers with the same fingerprint compare.")  # fmt: skip
+    return (
+        f"{name} ({mark.id}): {mark.num_samples:,} {mark.labels} samples, "
+        f"{mark.network_evaluations} network evaluations each, {mark.extractor.split()[0]}; "
+        f"only numbers with the same fingerprint compare."
+    )
 
 
 def _curve_table(results: Results) -> ScreenTable:
@@ -147,13 +157,19 @@ def _curve_table(results: Results) -> ScreenTable:
         cells = [metric(found[scale].metrics) if scale in found else "-" for scale in scales]
         rows.append((str(step), *cells))
     samples = results.experiment.evaluation.curve_samples
-    return ScreenTable(f"FID over training: {samples:,} samples a point", numbers(*names),
-                       rows)  # fmt: skip
+    return ScreenTable(f"FID over training: {samples:,} samples a point", numbers(*names), rows)
 
 
 def _cost_table(results: Results) -> ScreenTable:
-    rows = [(str(stage), f"{int(row['artifacts']):,}", in_words(row["seconds"]),
-             data_size(row["bytes"])) for stage, row in results.costs().iterrows()]  # fmt: skip
+    rows = [
+        (
+            str(stage),
+            f"{int(row['artifacts']):,}",
+            in_words(row["seconds"]),
+            data_size(row["bytes"]),
+        )
+        for stage, row in results.costs().iterrows()
+    ]
     columns = [*words("stage"), *numbers("artifacts", "work", "size")]
     return ScreenTable("Cost: work, whenever it was done", columns, rows)
 
@@ -169,14 +185,23 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
             continue  # states to resume from are nobody's aim
         missing = [node for node in own if node in plan.missing]
         cached = sum(store.find(node.kind, node.key) is not None for node in own)
-        rows.append((stage, kind, f"{cached:,}", f"{len(missing):,}",
-                     _what_would_run(graph, store, kind, missing)))  # fmt: skip
+        rows.append(
+            (
+                stage,
+                kind,
+                f"{cached:,}",
+                f"{len(missing):,}",
+                _what_would_run(graph, store, kind, missing),
+            )
+        )
     title = f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}"
     columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
     print_screen_table(ScreenTable(title, columns, rows, keys=2), console)
     if results.chosen_scale is None and (count := graph.most_images_anew):
-        console.print(f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
-                      f"noise: up to {count:,} images.")  # fmt: skip
+        console.print(
+            f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
+            f"noise: up to {count:,} images."
+        )
     if not plan.missing:
         console.print("Everything is there: running it only prints the results.")
 
@@ -198,10 +223,15 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
         return f"{count:,} {kind}"
     if kind == "evaluate":
         reports = (p for scale in graph.experiment.scales for p in graph.report(scale))
-        points = [p for p in dict.fromkeys((*graph.curve, *graph.final, *reports))
-                  if p.evaluate in missing]  # fmt: skip
-        texts = [f"step {p.step} at ig scale {p.guidance.ig_scale:g} ({p.num_samples:,} samples)"
-                 for p in points]  # fmt: skip
+        points = [
+            p
+            for p in dict.fromkeys((*graph.curve, *graph.final, *reports))
+            if p.evaluate in missing
+        ]
+        texts = [
+            f"step {p.step} at ig scale {p.guidance.ig_scale:g} ({p.num_samples:,} samples)"
+            for p in points
+        ]
         more = f" and {len(texts) - 2} more" if len(texts) > 2 else ""
         return ", ".join(texts[:2]) + more
     return ""
@@ -210,10 +240,14 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
 def print_store(store: Store, console: Console) -> None:
     """Print the recorded runs and what the store holds of each kind."""
     runs = [
-        (key[:8], experiment.name, _length(experiment),
-         " ".join(f"{scale:g}" for scale in experiment.scales))
+        (
+            key[:8],
+            experiment.name,
+            _length(experiment),
+            " ".join(f"{scale:g}" for scale in experiment.scales),
+        )
         for key, experiment in recorded_runs(store).items()
-    ]  # fmt: skip
+    ]
     runs += [(key[:8], "(its record cannot be read)", "", "") for key in unreadable_runs(store)]
     columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
     print_screen_table(ScreenTable("Recorded runs", columns, runs), console)
@@ -230,19 +264,24 @@ def _length(experiment: Experiment) -> str:
 def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     """Print what collection removed or would remove."""
     for artifact in garbage.artifacts:
-        console.print(f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}",
-                      highlight=False)  # fmt: skip
+        console.print(
+            f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}", highlight=False
+        )
     for name in garbage.set_aside:
         console.print(f"set aside: {name}", highlight=False)
     total = data_size(sum(artifact.size for artifact in garbage.artifacts))
     verb = "Deleted" if deleted else "Would delete"
-    console.print(f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
-                  f"{len(garbage.set_aside)} set aside.", highlight=False)  # fmt: skip
+    console.print(
+        f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
+        f"{len(garbage.set_aside)} set aside.",
+        highlight=False,
+    )
     if garbage.unreadable:
         keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)
         console.print(
             f"All artifacts are kept: what a run whose record cannot be read needs is not known. "
-            f"Run it again, or forget it: {keys}", highlight=False,
-        )  # fmt: skip
+            f"Run it again, or forget it: {keys}",
+            highlight=False,
+        )
     if not deleted and (garbage.artifacts or garbage.set_aside):
         console.print("Nothing was deleted; add --delete to do it.")

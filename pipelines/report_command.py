@@ -39,8 +39,10 @@ def report_run(home: Home, experiment: Experiment) -> Path:
             results = collect(store, graph)
             if results.curve or results.final:
                 return write_run_page(results, run_folder(home, graph))
-    raise ValueError(f"nothing of experiment {experiment.name} {graph.run_key[:8]} is measured in "
-                     f"{home.root} yet")  # fmt: skip
+    raise ValueError(
+        f"nothing of experiment {experiment.name} {graph.run_key[:8]} is measured in "
+        f"{home.root} yet"
+    )
 
 
 def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> Experiment:
@@ -66,13 +68,16 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
     named = [key for key, experiment in runs.items() if word in (None, experiment.name)]
     if named:
         times = home.store.record_times(RUNS)
-        own = {key: (run_folder(home, Graph(runs[key])) / "experiment.json").exists()
-               for key in named}  # fmt: skip
+        own = {
+            key: (run_folder(home, Graph(runs[key])) / "experiment.json").exists() for key in named
+        }
         # Newest last; what was run for itself after what was a part of a study.
         return runs[max(named, key=lambda key: (own[key], times.get(f"{key}.json", 0.0)))]
     known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
-    raise ValueError(f"a report needs a run that is recorded in {home.root} ({known}), a file "
-                     f"ending in .json, or study NAME, but got {word!r}")  # fmt: skip
+    raise ValueError(
+        f"a report needs a run that is recorded in {home.root} ({known}), a file "
+        f"ending in .json, or study NAME, but got {word!r}"
+    )
 
 
 def report_study(home: Home, name: str, storage: str | None = None) -> Path:

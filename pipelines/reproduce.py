@@ -95,10 +95,13 @@ def _comparable(experiment: Experiment) -> Experiment:
     """The same experiment, written in the one way that all of its spellings share."""
     base = get_experiment(experiment.name)
     return dataclasses.replace(
-        experiment, resources=base.resources, ig_scales=experiment.scales,
-        guidance=experiment.guidance.canonical(), sampler=experiment.sampler.canonical(),
+        experiment,
+        resources=base.resources,
+        ig_scales=experiment.scales,
+        guidance=experiment.guidance.canonical(),
+        sampler=experiment.sampler.canonical(),
         optim=experiment.optim.canonical(),
-    )  # fmt: skip
+    )
 
 
 def _short(name: str) -> str:
@@ -111,8 +114,12 @@ def _setting_names() -> Counter[str]:
     """How often each name is that of a setting, in all parts of an experiment."""
     experiment = get_experiment(next(iter(EXPERIMENTS)))
     parts = (getattr(experiment, field.name) for field in dataclasses.fields(experiment))
-    return Counter(field.name.replace("_", "-") for part in parts if dataclasses.is_dataclass(part)
-                   for field in dataclasses.fields(part))  # fmt: skip
+    return Counter(
+        field.name.replace("_", "-")
+        for part in parts
+        if dataclasses.is_dataclass(part)
+        for field in dataclasses.fields(part)
+    )
 
 
 _SETTINGS = _setting_names()

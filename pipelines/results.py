@@ -82,8 +82,11 @@ class Results:
     def complete(self) -> bool:
         """Everything was measured."""
         chosen = self.chosen_scale
-        return (chosen is not None and len(self.curve) == len(self.graph.curve)
-                and len(self.report) >= len(self.graph.chosen_anew(chosen)))  # fmt: skip
+        return (
+            chosen is not None
+            and len(self.curve) == len(self.graph.curve)
+            and len(self.report) >= len(self.graph.chosen_anew(chosen))
+        )
 
     @property
     def targets(self) -> tuple[Node, ...]:
@@ -149,8 +152,15 @@ class Results:
         for part, measurements in parts:
             for m in measurements:
                 values = {k: v for k, v in m.metrics.items() if not isinstance(v, list | dict)}
-                rows.append({"part": part, "step": m.point.step, "ig_scale": m.scale,
-                             "fingerprint": m.fingerprint.id, **values})  # fmt: skip
+                rows.append(
+                    {
+                        "part": part,
+                        "step": m.point.step,
+                        "ig_scale": m.scale,
+                        "fingerprint": m.fingerprint.id,
+                        **values,
+                    }
+                )
         return pd.DataFrame(rows)
 
 
@@ -172,12 +182,15 @@ def work_seconds(store: Store, nodes: Iterable[Node]) -> float:
 
 def stage_costs(store: Store, nodes: Iterable[Node]) -> pd.DataFrame:
     """Artifacts, seconds of work and bytes by stage of the published ones among these."""
-    rows = [(node.stage, artifact.seconds, artifact.size)
-            for node, artifact in published(store, nodes).items()]  # fmt: skip
+    rows = [
+        (node.stage, artifact.seconds, artifact.size)
+        for node, artifact in published(store, nodes).items()
+    ]
     frame = pd.DataFrame(rows, columns=["stage", "seconds", "bytes"])
     grouped = frame.groupby("stage", sort=False)
-    table = grouped.agg(artifacts=("seconds", "size"), seconds=("seconds", "sum"),
-                        bytes=("bytes", "sum"))  # fmt: skip
+    table = grouped.agg(
+        artifacts=("seconds", "size"), seconds=("seconds", "sum"), bytes=("bytes", "sum")
+    )
     order = [s for s in ("data", "train", "sample", "evaluate") if s in table.index]
     return table.loc[order]
 

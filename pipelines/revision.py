@@ -20,8 +20,14 @@ def commit_of(root: Path) -> str:
     """
 
     def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True,
-                             encoding="utf-8", errors="replace", timeout=30)  # fmt: skip
+        run = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+        )
         return run.stdout.strip()
 
     try:

@@ -40,13 +40,16 @@ def require_writable(folder: Path, names: Iterable[str], what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the {what} must be a folder that can be written, but {folder} is not: "
-                         f"{explain(error)}") from error  # fmt: skip
+        raise ValueError(
+            f"the {what} must be a folder that can be written, but {folder} is not: "
+            f"{explain(error)}"
+        ) from error
     for path in (folder, *(folder / name for name in names)):
         missing = missing_right(path) if os.path.lexists(path) else None
         if missing is not None:
-            raise ValueError(f"the {what} must be a folder that can be written, but {folder} is "
-                             f"not: {missing}")  # fmt: skip
+            raise ValueError(
+                f"the {what} must be a folder that can be written, but {folder} is not: {missing}"
+            )
 
 
 def missing_right(path: Path) -> str | None:

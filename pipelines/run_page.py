@@ -41,9 +41,12 @@ def run_page(results: Results) -> Html:
     """The page of an experiment."""
     experiment, graph = results.experiment, results.graph
     artifacts = list(published(results.store, closure(results.targets)).values())
-    facts = [f"run {graph.run_key[:8]}", _trained(experiment.train),
-             f"{experiment.evaluation.num_samples:,} samples for each scale",
-             f"features of {experiment.evaluation.extractor}"]  # fmt: skip
+    facts = [
+        f"run {graph.run_key[:8]}",
+        _trained(experiment.train),
+        f"{experiment.evaluation.num_samples:,} samples for each scale",
+        f"features of {experiment.evaluation.extractor}",
+    ]
     if artifacts:
         facts.append(page.when(artifacts))
     return document(
@@ -52,20 +55,29 @@ def run_page(results: Results) -> Html:
         page.lead(headline(results)),
         _second(results),
         _incomplete(results),
-        section("What was found", tag("div", _curve_chart(results), _scale_chart(results),
-                                      class_="pair") if results.curve or results.final else None),
+        section(
+            "What was found",
+            tag("div", _curve_chart(results), _scale_chart(results), class_="pair")
+            if results.curve or results.final
+            else None,
+        ),
         section("Samples", samples(results)),
         section("By guidance scale", scale_tables(results)),
         section("Over training", _training_charts(results), _curve_table(results)),
         section("Cost", page.costs(results.store, closure(results.targets)) if artifacts else None),
         section("Configuration", page.configuration(experiment, "experiment")),
         section("Made with", page.provenance(artifacts) if artifacts else None),
-        section("Do it again", page.reproduction(
-            [run_words(experiment)], experiment,
-            "is this experiment, completely resolved: save it and run it.")),
+        section(
+            "Do it again",
+            page.reproduction(
+                [run_words(experiment)],
+                experiment,
+                "is this experiment, completely resolved: save it and run it.",
+            ),
+        ),
         section("Measured by", page.protocol(results.final[0]) if results.final else None),
         section("Reading the numbers", _notes(results)),
-    )  # fmt: skip
+    )
 
 
 def headline(results: Results) -> str:
@@ -75,24 +87,31 @@ def headline(results: Results) -> str:
         return "Nothing is measured at the last checkpoint yet."
     scale = f"internal guidance of scale {own.scale:g}"
     if own is base or own.scale == 1:
-        return (f"Without guidance FID is {metric(own.metrics)} after "
-                f"{own.point.step:,} steps.")  # fmt: skip
+        return f"Without guidance FID is {metric(own.metrics)} after {own.point.step:,} steps."
     gain = results.improvements()[results.final.index(own)]
     if base is None or gain is None:
-        return (f"With {scale} FID is {metric(own.metrics)} after {own.point.step:,} "
-                f"steps; the unguided samples are not measured yet.")  # fmt: skip
+        return (
+            f"With {scale} FID is {metric(own.metrics)} after {own.point.step:,} "
+            f"steps; the unguided samples are not measured yet."
+        )
     both = f"from {metric(base.metrics)} to {metric(own.metrics)}"
     value, low, high = gain
     if low > 0:
         less = percents(value, low, high, sign="")
-        return (f"{scale[0].upper()}{scale[1:]} lowers FID {both}: {less[0]} % less "
-                f"({less[1]} .. {less[2]}) on the same noise.")  # fmt: skip
+        return (
+            f"{scale[0].upper()}{scale[1:]} lowers FID {both}: {less[0]} % less "
+            f"({less[1]} .. {less[2]}) on the same noise."
+        )
     if high < 0:
         more = percents(-value, -high, -low, sign="")
-        return (f"{scale[0].upper()}{scale[1:]} raises FID {both}: {more[0]} % more "
-                f"({more[1]} .. {more[2]}) on the same noise.")  # fmt: skip
-    return (f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
-            f"a change of {change(gain)} on the same noise.")  # fmt: skip
+        return (
+            f"{scale[0].upper()}{scale[1:]} raises FID {both}: {more[0]} % more "
+            f"({more[1]} .. {more[2]}) on the same noise."
+        )
+    return (
+        f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
+        f"a change of {change(gain)} on the same noise."
+    )
 
 
 def _second(results: Results) -> Html | None:
@@ -106,8 +125,10 @@ def _second(results: Results) -> Html | None:
         text += f"; {', '.join(f'{s:g}' for s in equal)} cannot be told from it"
     reported = results.reported()
     text += ". " + ("" if reported is None else f"{page.reported_sentence(reported)} ")
-    return paragraph(f"{text}The scale of the sentence above was fixed before the run. Brackets "
-                     f"hold 95 % intervals of the sampling.")  # fmt: skip
+    return paragraph(
+        f"{text}The scale of the sentence above was fixed before the run. Brackets "
+        f"hold 95 % intervals of the sampling."
+    )
 
 
 def _incomplete(results: Results) -> Html | None:
@@ -115,14 +136,14 @@ def _incomplete(results: Results) -> Html | None:
         return None
     wanted = len(results.graph.curve) + len(results.graph.final)
     found = len(results.curve) + len(results.final)
-    return paragraph(f"Not finished: {found} of {wanted} points are evaluated.",
-                     class_="warning")  # fmt: skip
+    return paragraph(f"Not finished: {found} of {wanted} points are evaluated.", class_="warning")
 
 
 def _point(m: Measurement, x: float, what: str) -> Sample:
     metrics = m.metrics
-    return Sample(x, m.fid, metrics["fid_low"], metrics["fid_high"],
-                  f"{what}: FID {metric(metrics)}")  # fmt: skip
+    return Sample(
+        x, m.fid, metrics["fid_low"], metrics["fid_high"], f"{what}: FID {metric(metrics)}"
+    )
 
 
 def curve_series(results: Results) -> list[Series]:
@@ -130,28 +151,35 @@ def curve_series(results: Results) -> list[Series]:
     lines = []
     for scale in sorted({m.scale for m in results.curve}):
         label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
-        points = tuple(_point(m, m.point.step, f"step {m.point.step}, {label}")
-                       for m in results.curve if m.scale == scale)  # fmt: skip
+        points = tuple(
+            _point(m, m.point.step, f"step {m.point.step}, {label}")
+            for m in results.curve
+            if m.scale == scale
+        )
         lines.append(Series(label, points, UNGUIDED if scale == 1 else GUIDED))
     return lines
 
 
 def _curve_chart(results: Results) -> Html:
     return line_chart(
-        "FID over training", curve_series(results), "training step",
-        f"FID, {results.experiment.evaluation.curve_samples:,} samples", log=True,
-    )  # fmt: skip
+        "FID over training",
+        curve_series(results),
+        "training step",
+        f"FID, {results.experiment.evaluation.curve_samples:,} samples",
+        log=True,
+    )
 
 
 def _scale_chart(results: Results) -> Html:
     points = tuple(_point(m, m.scale, f"scale {m.scale:g}") for m in results.final)
     base = results.headline(1.0)
     return line_chart(
-        "FID by internal guidance scale", [Series("FID with its 95 % interval", points, GUIDED)],
+        "FID by internal guidance scale",
+        [Series("FID with its 95 % interval", points, GUIDED)],
         "internal guidance scale (1 is off)",
         f"FID, {results.experiment.evaluation.num_samples:,} samples",
         reference=None if base is None else (base.fid, "unguided"),
-    )  # fmt: skip
+    )
 
 
 def samples(results: Results) -> Html | None:
@@ -168,8 +196,14 @@ def samples(results: Results) -> Html | None:
     )
     if grids is None:
         return None
-    return markup(paragraph("The first samples of each bank, not chosen: the same place holds the "
-                            "same noise and the same class.", class_="note"), grids)  # fmt: skip
+    return markup(
+        paragraph(
+            "The first samples of each bank, not chosen: the same place holds the "
+            "same noise and the same class.",
+            class_="note",
+        ),
+        grids,
+    )
 
 
 def _trained(train: TrainConfig) -> str:
@@ -195,23 +229,32 @@ def scale_tables(results: Results) -> Html | None:
         return None
     marked, checkpoint = marks(results), checkpoint_name(results.experiment.train)
     rows = [
-        [f"{m.scale:g}", metric(m.metrics), "" if gain is None else change(gain),
-         marked[m.scale]]
+        [f"{m.scale:g}", metric(m.metrics), "" if gain is None else change(gain), marked[m.scale]]
         for m, gain in zip(results.final, results.improvements(), strict=True)
-    ]  # fmt: skip
+    ]
     own = [
         i for i, m in enumerate(results.final) if m.scale == results.experiment.guidance.ig_scale
     ]
     return markup(
-        table(["scale", "FID", "FID against scale 1, paired", "paired with the lowest"], rows,
-              left=0, marked=own,
-              caption=f"Comparison on the same noise and labels, {checkpoint}"),
-        paragraph("The row in bold is the experiment's own scale. Rows marked \"equal\" cannot be "
-                  "told from the lowest: the 95 % interval of the paired difference holds 0.",
-                  class_="note"),
-        page.metrics_table(results.final, ["scale"], [[f"{m.scale:g}"] for m in results.final],
-                           f"All metrics, {checkpoint}"),
-    )  # fmt: skip
+        table(
+            ["scale", "FID", "FID against scale 1, paired", "paired with the lowest"],
+            rows,
+            left=0,
+            marked=own,
+            caption=f"Comparison on the same noise and labels, {checkpoint}",
+        ),
+        paragraph(
+            'The row in bold is the experiment\'s own scale. Rows marked "equal" cannot be '
+            "told from the lowest: the 95 % interval of the paired difference holds 0.",
+            class_="note",
+        ),
+        page.metrics_table(
+            results.final,
+            ["scale"],
+            [[f"{m.scale:g}"] for m in results.final],
+            f"All metrics, {checkpoint}",
+        ),
+    )
 
 
 def _training_charts(results: Results) -> Html | None:
@@ -233,33 +276,44 @@ def _training_charts(results: Results) -> Html | None:
 
     losses = [series("total", "loss", LOSS)]
     if results.experiment.model.aux_layer is not None:
-        losses += [series("final", "of the final output", FINAL),
-                   series("aux", "of the auxiliary head", AUXILIARY)]  # fmt: skip
+        losses += [
+            series("final", "of the final output", FINAL),
+            series("aux", "of the auxiliary head", AUXILIARY),
+        ]
     mean = "" if every == 1 else f", mean of {every:,} steps"
     return tag(
         "div",
         line_chart("Training loss", losses, "training step", f"loss{mean}", log=True),
-        line_chart("Gradient norm", [series("grad_norm", "", LOSS)], "training step",
-                   f"gradient norm before clipping{mean}", log=True),
+        line_chart(
+            "Gradient norm",
+            [series("grad_norm", "", LOSS)],
+            "training step",
+            f"gradient norm before clipping{mean}",
+            log=True,
+        ),
         class_="pair",
-    )  # fmt: skip
+    )
 
 
 def _curve_table(results: Results) -> Html | None:
     if not results.curve:
         return None
-    cells = [[f"{m.point.step:,}", "off" if m.scale == 1 else f"{m.scale:g}"]
-             for m in results.curve]  # fmt: skip
-    return page.metrics_table(results.curve, ["step", "guidance"], cells,
-                              "All metrics at each checkpoint")  # fmt: skip
+    cells = [
+        [f"{m.point.step:,}", "off" if m.scale == 1 else f"{m.scale:g}"] for m in results.curve
+    ]
+    return page.metrics_table(
+        results.curve, ["step", "guidance"], cells, "All metrics at each checkpoint"
+    )
 
 
 def _notes(results: Results) -> Html:
     evaluation = results.experiment.evaluation
     own = ""
     if evaluation.extractor == "digits-cnn":
-        own = (" That network was trained on the data itself: these FIDs compare with each other "
-               "and with nothing else.")  # fmt: skip
+        own = (
+            " That network was trained on the data itself: these FIDs compare with each other "
+            "and with nothing else."
+        )
     texts = (
         f"FID is the distance of Gaussians fitted to features of {evaluation.extractor}; lower is "
         f"better.{own}",

@@ -131,8 +131,12 @@ class RunnerSession:
             ValueError: that many cannot run at once.
         """
         alone = resources.runner == "inline"
-        require(not alone or experiments in (None, 1), "parallel", experiments,
-                 "1 with the inline runner, which does one thing at a time")  # fmt: skip
+        require(
+            not alone or experiments in (None, 1),
+            "parallel",
+            experiments,
+            "1 with the inline runner, which does one thing at a time",
+        )
         self._resources, self._scratch, self._experiments = resources, scratch, experiments
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
@@ -173,8 +177,9 @@ class RunnerSession:
 
     def _keep(self) -> None:
         try:
-            session = make_runner(self._resources, self._scratch, self._experiments or 1,
-                                  self._given_up)  # fmt: skip
+            session = make_runner(
+                self._resources, self._scratch, self._experiments or 1, self._given_up
+            )
         except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
             self._error = error
             return

@@ -79,8 +79,9 @@ class ScreenTable:
         if self.title:
             # In a file or a pipe a path is not to be broken.
             whole = not console.is_terminal
-            yield Text(self.title, style="bold", no_wrap=whole,
-                       overflow="ignore" if whole else "fold")  # fmt: skip
+            yield Text(
+                self.title, style="bold", no_wrap=whole, overflow="ignore" if whole else "fold"
+            )
         for block in self._blocks(options.max_width):
             yield self._table(block, options.max_width)
             yield ""
@@ -99,15 +100,27 @@ class ScreenTable:
     def _table(self, block: Sequence[int], width: int) -> Table:
         widths = self._widths(block, width)
         # What does not fit even so sticks out: broken, a number could not be read.
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
-                      header_style="bold", width=_total(widths))  # fmt: skip
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            header_style="bold",
+            width=_total(widths),
+        )
         for column, cells in zip(block, widths, strict=True):
             whole = self.columns[column].numbers
-            table.add_column(Text(self._heading(column, cells)), width=cells, no_wrap=whole,
-                             justify="right" if whole else "left")  # fmt: skip
+            table.add_column(
+                Text(self._heading(column, cells)),
+                width=cells,
+                no_wrap=whole,
+                justify="right" if whole else "left",
+            )
         for number, row in enumerate(self.rows):
-            table.add_row(*(Text(row[column], overflow="fold") for column in block),
-                          style="bold" if number in self.marked else None)  # fmt: skip
+            table.add_row(
+                *(Text(row[column], overflow="fold") for column in block),
+                style="bold" if number in self.marked else None,
+            )
         return table
 
     def _heading(self, column: int, width: int) -> str:
@@ -144,10 +157,11 @@ class ScreenTable:
         # they leave no room beside it.
         room = max(width - _total([*keys, 0]), SHORTEST_PART)
         others = [
-            self._longest_word(column) if self.columns[column].numbers
+            self._longest_word(column)
+            if self.columns[column].numbers
             else min(self._longest_word(column), LONGEST_UNBROKEN_WORD, room)
             for column in block[self.keys :]
-        ]  # fmt: skip
+        ]
         return keys + others
 
     def _longest_word(self, column: int) -> int:

@@ -61,13 +61,17 @@ def _read(path: Path) -> str:
             if not stat.S_ISREG(mode):
                 raise ValueError(f"{FILE} must be a file, but {path} is none")
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise ValueError(f"{FILE} must be readable by its owner only, but {path} has mode "
-                                 f"{stat.S_IMODE(mode):04o}: chmod 600 {path}")  # fmt: skip
+                raise ValueError(
+                    f"{FILE} must be readable by its owner only, but {path} has mode "
+                    f"{stat.S_IMODE(mode):04o}: chmod 600 {path}"
+                )
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"{FILE} must be a file of NAME=VALUE lines on this node, but {path} "
-                         f"cannot be read: {reason}") from None  # fmt: skip
+        raise ValueError(
+            f"{FILE} must be a file of NAME=VALUE lines on this node, but {path} "
+            f"cannot be read: {reason}"
+        ) from None
 
 
 def parse_secrets(text: str, file: str) -> dict[str, str]:

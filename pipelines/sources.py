@@ -43,16 +43,25 @@ def pin_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any
         classes = None if data.classes is None else Path(data.classes).expanduser().absolute()
         named = {"path": str(path), "classes": None if classes is None else str(classes)}
         content, count = _source(
-            dataclasses.replace(data, path=named["path"], classes=named["classes"], content=None,
-                                count=None, codec_path=None, codec_sha256=None,
-                                encoder_sha256=None),
+            dataclasses.replace(
+                data,
+                path=named["path"],
+                classes=named["classes"],
+                content=None,
+                count=None,
+                codec_path=None,
+                codec_sha256=None,
+                encoder_sha256=None,
+            ),
             file_digest(classes) if classes is not None and classes.is_file() else "",
-        )  # fmt: skip
+        )
         return {**named, "content": content, "count": count}
     if not imported or data.source != "latents":
-        raise ValueError(f"data.path must be {data.source} to learn, but {path} holds none: "
-                         f"{statistics.name} alone is enough with --train.from-checkpoint "
-                         f"only")  # fmt: skip
+        raise ValueError(
+            f"data.path must be {data.source} to learn, but {path} holds none: "
+            f"{statistics.name} alone is enough with --train.from-checkpoint "
+            f"only"
+        )
     read_normalisation(statistics.parent, data.channels)
     return {"path": str(path), "content": file_digest(statistics), "count": 0}
 
@@ -67,9 +76,11 @@ def _source(data: DataConfig, labels: str) -> tuple[str, int]:  # noqa: ARG001
     classes = None if data.classes is None else Path(data.classes)
     listing = list_source(Path(str(data.path)), data.num_classes, classes)
     if listing.has_latents != (data.source == "latents"):
-        raise ValueError(f"data.source must be {'latents' if listing.has_latents else 'images'} "
-                         f"for {data.path}, which holds {listing.format}, but is "
-                         f"{data.source!r}")  # fmt: skip
+        raise ValueError(
+            f"data.source must be {'latents' if listing.has_latents else 'images'} "
+            f"for {data.path}, which holds {listing.format}, but is "
+            f"{data.source!r}"
+        )
     if listing.has_latents:
         _check_latents(data, listing)
     return identify(listing), len(listing)
@@ -124,8 +135,10 @@ def reference_identity(images: ImagesOf) -> str:
                 break
         faults.append(f"{row.name}: {fault}")
     else:
-        raise ValueError(f"reference must hold images that can be used, but of {listing.root} the "
-                         f"first {len(faults)} cannot be, for example {faults[0]}")  # fmt: skip
+        raise ValueError(
+            f"reference must hold images that can be used, but of {listing.root} the "
+            f"first {len(faults)} cannot be, for example {faults[0]}"
+        )
     return identify_images(listing)
 
 

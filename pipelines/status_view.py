@@ -75,8 +75,10 @@ def _head(status: Status) -> Iterator[Text]:
     last = status.last
     if last is not None and not count:
         took = clock(max(last.updated - last.started, 0))
-        yield _line(f"Last: {last.title}, {last.outcome} {_ago(last.updated, status.now)} on "
-                    f"{last.host} after {took}")  # fmt: skip
+        yield _line(
+            f"Last: {last.title}, {last.outcome} {_ago(last.updated, status.now)} on "
+            f"{last.host} after {took}"
+        )
         if last.news:
             yield _line(last.news)
 
@@ -92,18 +94,27 @@ def _ago(then: float, now: float) -> str:
 
 
 def _process(doing: Doing, now: float) -> Iterator[Text]:
-    yield _line(f"{doing.title}: {doing.phase}, for {clock(max(now - doing.started, 0))}, on "
-                f"{doing.host} (pid {doing.pid}), last word {_ago(doing.updated, now)}",
-                "bold cyan")  # fmt: skip
+    yield _line(
+        f"{doing.title}: {doing.phase}, for {clock(max(now - doing.started, 0))}, on "
+        f"{doing.host} (pid {doing.pid}), last word {_ago(doing.updated, now)}",
+        "bold cyan",
+    )
     if doing.where:
         yield _line(f"  {doing.where}")
     trials = doing.trials
     if trials is not None:
-        left = _pace(trials.complete - trials.at_first, trials.wanted - trials.complete,
-                     now - doing.started)  # fmt: skip
-        more = "".join(f", {n} {word}" for n, word in (
-            (trials.running, "running"), (trials.given_up, "given up"), (trials.failed, "failed")
-        ) if n)  # fmt: skip
+        left = _pace(
+            trials.complete - trials.at_first, trials.wanted - trials.complete, now - doing.started
+        )
+        more = "".join(
+            f", {n} {word}"
+            for n, word in (
+                (trials.running, "running"),
+                (trials.given_up, "given up"),
+                (trials.failed, "failed"),
+            )
+            if n
+        )
         yield _line(f"  trials    {trials.complete} of {trials.wanted} complete{more}{left}")
     for work in doing.works:
         yield from _work(work, now)
@@ -132,8 +143,10 @@ def training_text(training: Training, now: float) -> str:
     place = f", {workers} on {training.host}" if training.host else ""
     quiet = now - training.heard
     silent = f" (said {_ago(training.heard, now)})" if quiet > 30 else ""
-    return (f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
-            f"{number(rate, 2, 1)} steps/s{left}{place}{silent}")  # fmt: skip
+    return (
+        f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
+        f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"
+    )
 
 
 def _pace(done: int, left: int, seconds: float) -> str:
@@ -148,10 +161,18 @@ def _tasks(status: Status) -> ScreenTable:
     training = {w.trajectory: w.name for d in status.working for w in d.works}
     rows = []
     for task in status.tasks[:SHOWN]:
-        lease = "" if task.lease is None else names.get(
-            (task.lease.host, task.lease.pid), _where(task.lease))  # fmt: skip
-        cells = (f"{task.kind}/{task.key[:8]}", task.what or training.get(task.key, ""), lease,
-                 _worker(task), clock(max(status.now - task.since, 0)))  # fmt: skip
+        lease = (
+            ""
+            if task.lease is None
+            else names.get((task.lease.host, task.lease.pid), _where(task.lease))
+        )
+        cells = (
+            f"{task.kind}/{task.key[:8]}",
+            task.what or training.get(task.key, ""),
+            lease,
+            _worker(task),
+            clock(max(status.now - task.since, 0)),
+        )
         rows.append([_printable(cell) for cell in cells])
     if len(status.tasks) > SHOWN:
         rows.append([f"and {len(status.tasks) - SHOWN} more", "", "", "", ""])
@@ -170,10 +191,15 @@ def _where(found: Holder) -> str:
 
 
 def _gone(doing: Doing, now: float) -> Text:
-    text = (f"{doing.title} is gone: killed or lost on {doing.host} (pid {doing.pid}); last word "
-            f"{_ago(doing.updated, now)}")  # fmt: skip
-    steps = [f"{w.name} at step {w.training.step} of {w.training.steps}"
-             for w in doing.works if w.training is not None]  # fmt: skip
+    text = (
+        f"{doing.title} is gone: killed or lost on {doing.host} (pid {doing.pid}); last word "
+        f"{_ago(doing.updated, now)}"
+    )
+    steps = [
+        f"{w.name} at step {w.training.step} of {w.training.steps}"
+        for w in doing.works
+        if w.training is not None
+    ]
     text += f": {'; '.join(steps)}" if steps else ""
     return _line(f"{text}. The same command goes on from what was published.", "red")
 

@@ -36,8 +36,10 @@ def make_store(uri: str, *, known: bool = False) -> Store:
         return FolderStore(Path(path).expanduser())
     scheme, _, rest = uri.partition("://")
     if scheme not in BUCKETS or not rest.strip("/"):
-        raise ValueError(f"the store must be a folder, or a bucket such as s3://BUCKET/PREFIX "
-                         f"({', '.join(BUCKETS[:-1])}), but got {uri!r}")  # fmt: skip
+        raise ValueError(
+            f"the store must be a folder, or a bucket such as s3://BUCKET/PREFIX "
+            f"({', '.join(BUCKETS[:-1])}), but got {uri!r}"
+        )
     from pipelines.bucket_locks import LEASE_SECONDS
     from pipelines.bucket_store import BucketStore
 
@@ -67,8 +69,10 @@ def file_path(uri: str) -> str | None:
             return unquote(rest)
         host, _, path = rest[2:].partition("/")
         if host not in ("", "localhost"):
-            raise ValueError(f"a file must be one of this machine (file:///PATH), but got {uri!r}, "
-                             f"which is one of {host!r}")  # fmt: skip
+            raise ValueError(
+                f"a file must be one of this machine (file:///PATH), but got {uri!r}, "
+                f"which is one of {host!r}"
+            )
         return unquote("/" + path.lstrip("/"))
     return None if rest.startswith("//") else uri
 

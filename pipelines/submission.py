@@ -28,10 +28,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 EXCLUDES = (
-    ".git", ".venv", "venv", "__pycache__", "*.egg-info", ".mypy_cache", ".ruff_cache",
-    ".pytest_cache", ".hypothesis", "/runs", "/build", "/dist", "/mlruns", "/tests", "/docs",
-    "/benchmarks", *KEPT_BACK,
-)  # fmt: skip
+    ".git",
+    ".venv",
+    "venv",
+    "__pycache__",
+    "*.egg-info",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    "/runs",
+    "/build",
+    "/dist",
+    "/mlruns",
+    "/tests",
+    "/docs",
+    "/benchmarks",
+    *KEPT_BACK,
+)
 """What no job needs (gitignore's patterns), besides what .gitignore and .rayignore name."""
 SETTINGS = {
     **RAY_SETTINGS,
@@ -41,12 +55,21 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """What every job gets."""
-ADDRESSES = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_CACHE_GIB", "IGDIT_LEASE_SECONDS",
-             "IGDIT_STUDY_STORAGE",
-             "MLFLOW_TRACKING_URI", "IGDIT_DEBUG")  # fmt: skip
+ADDRESSES = (
+    "IGDIT_HOME",
+    "IGDIT_STORE",
+    "IGDIT_CACHE",
+    "IGDIT_CACHE_GIB",
+    "IGDIT_LEASE_SECONDS",
+    "IGDIT_STUDY_STORAGE",
+    "MLFLOW_TRACKING_URI",
+    "IGDIT_DEBUG",
+)
 """What a job gets of the environment here, if it is set."""
-SAFELY = (f"passwords belong on the nodes: in the file that {SECRETS_FILE} names there "
-          f"(NAME=VALUE lines, mode 0600), in PGPASSFILE, or in their environment")  # fmt: skip
+SAFELY = (
+    f"passwords belong on the nodes: in the file that {SECRETS_FILE} names there "
+    f"(NAME=VALUE lines, mode 0600), in PGPASSFILE, or in their environment"
+)
 
 
 @dataclass(frozen=True)
@@ -81,9 +104,12 @@ class Submission:
     def metadata(self, attempt: int) -> dict[str, str]:
         """What the cluster's dashboard shows of the job."""
         found = {
-            "igdit.kind": self.kind, "igdit.name": self.name, "igdit.identity": self.identity,
-            "igdit.attempt": str(attempt), "igdit.commit": self.commit,
-        }  # fmt: skip
+            "igdit.kind": self.kind,
+            "igdit.name": self.name,
+            "igdit.identity": self.identity,
+            "igdit.attempt": str(attempt),
+            "igdit.commit": self.commit,
+        }
         return {name: value for name, value in found.items() if value}
 
     def is_of(self, metadata: Mapping[str, str]) -> bool:
@@ -97,8 +123,11 @@ class Submission:
         """Ray's runtime environment."""
         # What is sent is without its repository, and results name the code that made them.
         commit = {COMMIT: self.commit} if self.commit else {}
-        return {"working_dir": str(self.root), "excludes": list(self.excludes),
-                "env_vars": commit | self.environment}  # fmt: skip
+        return {
+            "working_dir": str(self.root),
+            "excludes": list(self.excludes),
+            "env_vars": commit | self.environment,
+        }
 
     def check_nothing_secret(self) -> None:
         """Everybody who sees the dashboard reads what is sent.
@@ -111,8 +140,10 @@ class Submission:
                 raise UsageError(f"{name} would be readable in the job's description: {SAFELY}")
         for word in (self.entrypoint, *self.words):
             if has_password(word):
-                raise UsageError(f"a password must not be in the command, but it is in "
-                                 f"{discreet(word)!r}: {SAFELY}")  # fmt: skip
+                raise UsageError(
+                    f"a password must not be in the command, but it is in "
+                    f"{discreet(word)!r}: {SAFELY}"
+                )
 
 
 def environment_for(
@@ -128,8 +159,7 @@ def environment_for(
     Raises:
         UsageError: one is not NAME=VALUE.
     """
-    found = SETTINGS | {name: here[name] for name in ADDRESSES
-                        if here.get(name, "").strip()}  # fmt: skip
+    found = SETTINGS | {name: here[name] for name in ADDRESSES if here.get(name, "").strip()}
     for item in extra:
         name, equals, value = item.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -138,8 +168,10 @@ def environment_for(
     path = secrets or here.get(SECRETS_FILE, "").strip()
     if path:
         if not path.startswith("/"):
-            raise UsageError(f"{SECRETS_FILE} (or --secrets) must be an absolute path on the "
-                             f"nodes, but got {path!r}")  # fmt: skip
+            raise UsageError(
+                f"{SECRETS_FILE} (or --secrets) must be an absolute path on the "
+                f"nodes, but got {path!r}"
+            )
         found[SECRETS_FILE] = path
     return found
 
@@ -178,16 +210,21 @@ def check_addresses(
     """
     home = environment.get("IGDIT_HOME", "")
     if not home.startswith("/"):
-        raise UsageError(f"IGDIT_HOME must be an absolute path on the cluster's nodes (reports go "
-                         f"there), but got {home or 'nothing'!r}")  # fmt: skip
+        raise UsageError(
+            f"IGDIT_HOME must be an absolute path on the cluster's nodes (reports go "
+            f"there), but got {home or 'nothing'!r}"
+        )
     cache = environment.get("IGDIT_CACHE", "/")
     if not cache.startswith("/"):
         raise UsageError(f"IGDIT_CACHE must be an absolute path on the nodes, but got {cache!r}")
     wanted = {
         "IGDIT_STORE": (environment.get("IGDIT_STORE"), f"{home}/store", "s3://BUCKET/PREFIX"),
-        "MLFLOW_TRACKING_URI": (environment.get("MLFLOW_TRACKING_URI"),
-                                f"sqlite:///{home}/mlflow.db", "http://HOST:PORT"),
-    }  # fmt: skip
+        "MLFLOW_TRACKING_URI": (
+            environment.get("MLFLOW_TRACKING_URI"),
+            f"sqlite:///{home}/mlflow.db",
+            "http://HOST:PORT",
+        ),
+    }
     if study:
         name = "--storage" if storage else "IGDIT_STUDY_STORAGE"
         given = storage or environment.get("IGDIT_STUDY_STORAGE")
@@ -201,22 +238,28 @@ def _check_address(
     name: str, address: str, example: str, cluster: str, *, shared: bool, chosen: bool
 ) -> None:
     if has_password(address):
-        raise UsageError(f"{name} must be without a password or a token, but got "
-                         f"{discreet(address)!r}: {SAFELY}")  # fmt: skip
+        raise UsageError(
+            f"{name} must be without a password or a token, but got {discreet(address)!r}: {SAFELY}"
+        )
     path = local_path(address)
     if path is None:
         host = urlsplit(address).hostname
         if _is_loopback(host) and not _is_loopback(urlsplit(cluster).hostname):
-            raise UsageError(f"{name} must be an address that the cluster's nodes reach, but "
-                             f"{address!r} is each node itself")  # fmt: skip
+            raise UsageError(
+                f"{name} must be an address that the cluster's nodes reach, but "
+                f"{address!r} is each node itself"
+            )
         return
     if not path.startswith("/"):
-        raise UsageError(f"{name} must be absolute ({example}, or with --shared a path), but got "
-                         f"{address!r}")  # fmt: skip
+        raise UsageError(
+            f"{name} must be absolute ({example}, or with --shared a path), but got {address!r}"
+        )
     if not shared:
         which = f"is {address!r}" if chosen else f"is not set, which means {address!r}"
-        raise UsageError(f"{name} {which}, a file: set it to {example}, or say by --shared that "
-                         f"all nodes see that folder under that path")  # fmt: skip
+        raise UsageError(
+            f"{name} {which}, a file: set it to {example}, or say by --shared that "
+            f"all nodes see that folder under that path"
+        )
 
 
 def _is_loopback(host: str | None) -> bool:
@@ -236,8 +279,10 @@ def check_files_of(config: object, *, shared: bool) -> None:
         if not value.startswith("/"):
             raise UsageError(f"{name} must be an absolute path on the nodes, but got {value!r}")
         if not shared:
-            raise UsageError(f"{name} is {value!r}, a file: say by --shared that all nodes see it "
-                             f"under that path")  # fmt: skip
+            raise UsageError(
+                f"{name} is {value!r}, a file: say by --shared that all nodes see it "
+                f"under that path"
+            )
 
 
 def _texts(config: object, name: str) -> Iterator[tuple[str, str]]:

@@ -30,9 +30,14 @@ AWAY_SECONDS = 300.0
 
 
 def submit(
-    submission: Submission, address: str, console: Console, *, detach: bool, again: bool,
+    submission: Submission,
+    address: str,
+    console: Console,
+    *,
+    detach: bool,
+    again: bool,
     dry_run: bool,
-) -> int:  # fmt: skip
+) -> int:
     """Send a job, unless one that does the same is running; returns the job's exit code.
 
     Raises:
@@ -60,8 +65,11 @@ def submit(
     if again:
         running = None
     if running is not None:
-        _say(console, f"{running.submission_id} is {running.status.lower()} already: nothing was "
-                      f"sent (--again sends another attempt)")  # fmt: skip
+        _say(
+            console,
+            f"{running.submission_id} is {running.status.lower()} already: nothing was "
+            f"sent (--again sends another attempt)",
+        )
         submission_id = running.submission_id
     else:
         submission_id = send(server, submission)
@@ -86,8 +94,11 @@ def _warn_of_plain_http(address: str, console: Console) -> None:
     parts = urlsplit(address)
     host = parts.hostname or ""
     if parts.scheme == "http" and host not in ("localhost", "::1") and not host.startswith("127."):
-        _say(console, f"Note: {address} is not encrypted; on a network that others share, open a "
-                      f"tunnel (ssh -L 8265:127.0.0.1:8265 HEAD) and submit to it")  # fmt: skip
+        _say(
+            console,
+            f"Note: {address} is not encrypted; on a network that others share, open a "
+            f"tunnel (ssh -L 8265:127.0.0.1:8265 HEAD) and submit to it",
+        )
 
 
 def check_upload(files: dict[str, int], submission: Submission) -> None:
@@ -107,20 +118,22 @@ def check_upload(files: dict[str, int], submission: Submission) -> None:
         )
     word = submission.words[0]
     if word.endswith(".json") and word not in files:
-        raise UsageError(f"{word} must be among the files that are uploaded, but .gitignore, "
-                         f".rayignore or a rule of ours leaves it out: copy it to {submission.root}"
-                         )  # fmt: skip
+        raise UsageError(
+            f"{word} must be among the files that are uploaded, but .gitignore, "
+            f".rayignore or a rule of ours leaves it out: copy it to {submission.root}"
+        )
 
 
-def describe(
-    submission: Submission, files: dict[str, int], address: str, console: Console
-) -> None:  # fmt: skip
+def describe(submission: Submission, files: dict[str, int], address: str, console: Console) -> None:
     """Say what would be sent."""
     size = sum(files.values()) / 2**20
-    _say(console, f"To          {address}\n"
-                  f"Id          {submission.prefix}N, N the next number that is free\n"
-                  f"Command     {submission.entrypoint}\n"
-                  f"Folder      {submission.root}: {len(files)} files, {size:.1f} MiB")  # fmt: skip
+    _say(
+        console,
+        f"To          {address}\n"
+        f"Id          {submission.prefix}N, N the next number that is free\n"
+        f"Command     {submission.entrypoint}\n"
+        f"Folder      {submission.root}: {len(files)} files, {size:.1f} MiB",
+    )
     for name, value in sorted(submission.environment.items()):
         _say(console, f"Environment {name}={value}")
     _say(console, "Nothing was sent (--dry-run).")
@@ -148,13 +161,19 @@ def send(server: JobServer, submission: Submission) -> str:
     for attempt in range(number + 1, number + 1 + RACES):
         submission_id = f"{submission.prefix}{attempt}"
         try:
-            server.submit(submission_id, submission.entrypoint, submission.runtime_env,
-                          submission.metadata(attempt))  # fmt: skip
+            server.submit(
+                submission_id,
+                submission.entrypoint,
+                submission.runtime_env,
+                submission.metadata(attempt),
+            )
         except JobExistsError:
             continue
         return submission_id
-    raise JobServerError(f"{RACES} submission ids from {submission.prefix}{number + 1} on were "
-                         f"taken by others; try again")  # fmt: skip
+    raise JobServerError(
+        f"{RACES} submission ids from {submission.prefix}{number + 1} on were "
+        f"taken by others; try again"
+    )
 
 
 def watch(server: JobServer, submission_id: str, console: Console) -> int:
@@ -162,8 +181,11 @@ def watch(server: JobServer, submission_id: str, console: Console) -> int:
     try:
         job = _follow_to_the_end(server, submission_id, console)
     except KeyboardInterrupt:
-        _say(console, f"\n{submission_id} goes on; nobody follows it now.\n"
-                      + how_to_go_on(submission_id, server.address))  # fmt: skip
+        _say(
+            console,
+            f"\n{submission_id} goes on; nobody follows it now.\n"
+            + how_to_go_on(submission_id, server.address),
+        )
         return 130
     _say(console, f"{submission_id}: {job.status}")
     if job.status == "SUCCEEDED":
@@ -216,8 +238,10 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
 def how_to_go_on(submission_id: str, address: str) -> str:
     """Commands for a job that nobody follows."""
     at = f"--address {shlex.quote(address)}"
-    return (f"Follow it: the same command again, or ray job logs --follow {at} {submission_id}\n"
-            f"Stop it:   ray job stop {at} {submission_id}")  # fmt: skip
+    return (
+        f"Follow it: the same command again, or ray job logs --follow {at} {submission_id}\n"
+        f"Stop it:   ray job stop {at} {submission_id}"
+    )
 
 
 def _say(console: Console, text: str) -> None:

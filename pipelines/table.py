@@ -56,7 +56,7 @@ class TableLine:
 
 def fill(
     rows: Iterable[TableRow], store: Store, given: Mapping[str, Sequence[Experiment]]
-) -> list[TableLine]:  # fmt: skip
+) -> list[TableLine]:
     """Fill in what the store holds.
 
     Args:
@@ -71,7 +71,7 @@ def fill(
 
 def _line(
     row: TableRow, store: Store, given: Iterable[Experiment], runs: Iterable[Experiment]
-) -> TableLine:  # fmt: skip
+) -> TableLine:
     if row.experiment is None:
         return TableLine(row, None, None)
     candidates = [*given, *(run for run in runs if fits(row, run))]
@@ -79,12 +79,21 @@ def _line(
     for experiment in candidates:
         measured = _measured(row, collect(store, Graph(experiment)))
         if measured is not None:
-            found.append(TableLine(row, experiment, measured,
-                                   obstacles(row, experiment, measured, store),
-                                   differences(row, experiment, measured)))  # fmt: skip
+            found.append(
+                TableLine(
+                    row,
+                    experiment,
+                    measured,
+                    obstacles(row, experiment, measured, store),
+                    differences(row, experiment, measured),
+                )
+            )
     # What can be compared first, then the newest.
-    return max(found, default=TableLine(row, None, None),
-               key=lambda line: (not line.obstacles, _published_at(line)))  # fmt: skip
+    return max(
+        found,
+        default=TableLine(row, None, None),
+        key=lambda line: (not line.obstacles, _published_at(line)),
+    )
 
 
 def _published_at(line: TableLine) -> float:
@@ -113,15 +122,25 @@ def _science(row: TableRow, experiment: Experiment) -> dict[str, Any]:
     guidance = dataclasses.asdict(experiment.guidance.canonical())
     for name in ("ig_scale", *(["ig_interval"] if row.scale == 1 else [])):
         del guidance[name]
-    return {"model": experiment.model, "sampler": experiment.sampler.canonical(),
-            "guidance": guidance, "codec": experiment.data.codec}  # fmt: skip
+    return {
+        "model": experiment.model,
+        "sampler": experiment.sampler.canonical(),
+        "guidance": guidance,
+        "codec": experiment.data.codec,
+    }
 
 
 def _training(experiment: Experiment) -> dict[str, Any]:
     train = experiment.train
-    return {"loss": experiment.loss, "optim": experiment.optim.canonical(), "steps": train.steps,
-            "batch": train.batch_size, "seed": train.seed, "flip": experiment.data.flip,
-            "imported": train.imported}  # fmt: skip
+    return {
+        "loss": experiment.loss,
+        "optim": experiment.optim.canonical(),
+        "steps": train.steps,
+        "batch": train.batch_size,
+        "seed": train.seed,
+        "flip": experiment.data.flip,
+        "imported": train.imported,
+    }
 
 
 def among_ours(lines: Iterable[TableLine]) -> list[str]:

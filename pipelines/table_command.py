@@ -106,8 +106,10 @@ def _checkpoints(rows: Sequence[TableRow], options: TableOptions) -> dict[str, s
             raise ValueError(f"from_checkpoint must be ROW=FILE, but got {entry!r}")
         if name not in names:
             asked = " (those of --rows)" if options.rows else ""
-            raise ValueError(f"from_checkpoint must name one of the rows {', '.join(names)}{asked},"
-                             f" but got {name!r}")  # fmt: skip
+            raise ValueError(
+                f"from_checkpoint must name one of the rows {', '.join(names)}{asked},"
+                f" but got {name!r}"
+            )
         if name in files:
             raise ValueError(f"from_checkpoint must name a row once, but got {name!r} twice")
         files[name] = path
@@ -116,7 +118,7 @@ def _checkpoints(rows: Sequence[TableRow], options: TableOptions) -> dict[str, s
 
 def _given(
     rows: Sequence[TableRow], files: dict[str, str], options: TableOptions
-) -> dict[str, Experiment]:  # fmt: skip
+) -> dict[str, Experiment]:
     """Row -> its experiment with the files that the options name, pinned as far as they go."""
     found = {}
     for row in rows:
@@ -126,19 +128,21 @@ def _given(
     return found
 
 
-def _named(
-    experiment: Experiment, checkpoint: str | None, options: TableOptions
-) -> Experiment:  # fmt: skip
+def _named(experiment: Experiment, checkpoint: str | None, options: TableOptions) -> Experiment:
     data, codec = experiment.data, experiment.data.codec
     for field in ("path", "codec_path"):
         option = OPTIONS.get((codec, f"data.{field}"))
         if option is not None and getattr(options, option) is not None:
             data = replace(data, **{field: getattr(options, option)})
-    evaluation = replace(experiment.evaluation, extractor_weights=options.extractor_weights,
-                         reference=options.reference)  # fmt: skip
+    evaluation = replace(
+        experiment.evaluation,
+        extractor_weights=options.extractor_weights,
+        reference=options.reference,
+    )
     train = replace(experiment.train, from_checkpoint=checkpoint)
-    return replace(experiment, data=data, evaluation=evaluation, train=train,
-                   resources=options.resources)  # fmt: skip
+    return replace(
+        experiment, data=data, evaluation=evaluation, train=train, resources=options.resources
+    )
 
 
 def _run(
@@ -151,8 +155,11 @@ def _run(
     """Measure what rows lack, and no more: rows of one experiment together."""
     from pipelines.experiment_run import measure_scales
 
-    todo = [line.row for line in fill(rows, home.store, candidates)
-            if line.row.experiment is not None and line.measured is None]  # fmt: skip
+    todo = [
+        line.row
+        for line in fill(rows, home.store, candidates)
+        if line.row.experiment is not None and line.measured is None
+    ]
     missing: dict[str, str] = {}
     for row in todo:
         experiment = given[row.name]
@@ -161,8 +168,10 @@ def _run(
             missing[f"--{option.replace('_', '-')}"] = what
     if missing:
         named = "; ".join(f"{option} PATH: {what}" for option, what in missing.items())
-        raise ValueError(f"the rows {', '.join(row.name for row in todo)} need files that are not "
-                         f"named yet: {named}")  # fmt: skip
+        raise ValueError(
+            f"the rows {', '.join(row.name for row in todo)} need files that are not "
+            f"named yet: {named}"
+        )
     together: dict[str, list[TableRow]] = {}
     for row in todo:
         key = Graph(resolve(given[row.name])).run_key
@@ -173,9 +182,7 @@ def _run(
         measure_scales(given[group[0].name], None if every else scales, home, console)
 
 
-def _track(
-    name: str, lines: Sequence[TableLine], path: Path, home: Home, console: Console
-) -> None:  # fmt: skip
+def _track(name: str, lines: Sequence[TableLine], path: Path, home: Home, console: Console) -> None:
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     from pipelines.table_tracking import track_table
     from pipelines.tracking import MlflowTracker
@@ -184,7 +191,8 @@ def _track(
     try:
         tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         page = track_table(tracker, name, lines, [path])
-        console.print(where_to_compare(home.tracking_uri, page, "this table"), highlight=False,
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            where_to_compare(home.tracking_uri, page, "this table"), highlight=False, soft_wrap=True
+        )
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
         console.print(behind(home.tracking_uri, error))

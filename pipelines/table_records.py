@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 FOLDER = ".tables/"
 
 
-def remember_table(
-    store: Store, table: str, lines: Iterable[TableLine], *, tracked: bool
-) -> None:  # fmt: skip
+def remember_table(store: Store, table: str, lines: Iterable[TableLine], *, tracked: bool) -> None:
     """Record the runs in a table that were named for a row.
 
     Args:
@@ -39,8 +37,11 @@ def remember_table(
         tracked: Whether MLflow has it, too.
     """
     pairs: list[tuple[str | None, str | None]] = [(None, None)] if tracked else []
-    pairs += [(line.row.name, Graph(line.experiment).run_key) for line in lines
-              if line.experiment is not None and not fits(line.row, line.experiment)]  # fmt: skip
+    pairs += [
+        (line.row.name, Graph(line.experiment).run_key)
+        for line in lines
+        if line.experiment is not None and not fits(line.row, line.experiment)
+    ]
     for row, run in pairs:
         record = {"table": table, "row": row, "run": run}
         store.write_record(f"{FOLDER}{content_key(record)}.json", json.dumps(record))

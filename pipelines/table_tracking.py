@@ -70,11 +70,17 @@ def _create(
     started = timestamp_ms(line.measured) if line.measured else round(1000 * time.time())
     tags = {**tags, ROW_TAG: row.name}
     run = tracker.client.create_run(experiment_id, started, tags, row.name)
-    tracker.log_parameters(run, {
-        "row": f"{order:02d}", "method": row.published.method, "epochs": row.published.epochs,
-        "cfg": row.published.cfg, "source": row.published.source,
-        "ig_scale": line.measured.scale if line.measured else row.scale,
-    })  # fmt: skip
+    tracker.log_parameters(
+        run,
+        {
+            "row": f"{order:02d}",
+            "method": row.published.method,
+            "epochs": row.published.epochs,
+            "cfg": row.published.cfg,
+            "source": row.published.source,
+            "ig_scale": line.measured.scale if line.measured else row.scale,
+        },
+    )
     tracker.client.set_terminated(run.info.run_id, "FINISHED", started)
     return str(run.info.run_id)
 
@@ -87,8 +93,10 @@ def _texts(line: TableLine) -> dict[str, str]:
         "protocol_differences": "; ".join(line.differences) or "-",
     }
     if line.measured is not None and line.experiment is not None:
-        found |= {"fingerprint": line.measured.fingerprint.id,
-                  "igdit.run_key": Graph(line.experiment).run_key}  # fmt: skip
+        found |= {
+            "fingerprint": line.measured.fingerprint.id,
+            "igdit.run_key": Graph(line.experiment).run_key,
+        }
     return found
 
 
@@ -96,12 +104,18 @@ def _values(line: TableLine) -> list[Value]:
     """Ours and theirs under names of their own, so that a chart shows both."""
     published, measured = line.row.published, line.measured
     stamp = timestamp_ms(measured) if measured else 0
-    values = [Value(f"{key}_published", 0, float(number), stamp)
-              for key in METRICS if (number := getattr(published, key)) is not None]  # fmt: skip
+    values = [
+        Value(f"{key}_published", 0, float(number), stamp)
+        for key in METRICS
+        if (number := getattr(published, key)) is not None
+    ]
     if measured is not None:
         keys = (*METRICS, "fid_low", "fid_high")
-        values += [Value(key, 0, float(measured.metrics[key]), stamp)
-                   for key in keys if key in measured.metrics]  # fmt: skip
+        values += [
+            Value(key, 0, float(measured.metrics[key]), stamp)
+            for key in keys
+            if key in measured.metrics
+        ]
     if line.difference is not None:
         values.append(Value("fid_difference", 0, line.difference, stamp))
     return values

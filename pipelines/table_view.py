@@ -30,10 +30,15 @@ def print_tables(console: Console) -> None:
     width = max(map(len, TABLES))
     for name, make in TABLES.items():
         what = str(make.__doc__).partition("\n")[0].rstrip(".")
-        console.print(f"{name:<{width}}  {what} ({len(make())} rows)", highlight=False,
-                      soft_wrap=True)  # fmt: skip
-    console.print("igdit table NAME shows one; --track makes it one comparison in MLflow; --help "
-                  "says how to run its rows.", highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"{name:<{width}}  {what} ({len(make())} rows)", highlight=False, soft_wrap=True
+        )
+    console.print(
+        "igdit table NAME shows one; --track makes it one comparison in MLflow; --help "
+        "says how to run its rows.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
@@ -41,29 +46,49 @@ def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None
     title = f"Table {name}: published numbers, and ours"
     print_screen_table(ScreenTable(title, COLUMNS, map(_cells, lines)), console)
     for text, rows in _by_text((line, line.obstacles) for line in lines).items():
-        console.print(f"Not compared ({', '.join(rows)}): {text}.", highlight=False,
-                      soft_wrap=True, markup=False)  # fmt: skip
+        console.print(
+            f"Not compared ({', '.join(rows)}): {text}.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     for text, rows in _by_text((line, line.differences) for line in lines).items():
-        console.print(f"Differs from the published protocol ({', '.join(rows)}): {text}.",
-                      highlight=False, soft_wrap=True, markup=False)  # fmt: skip
+        console.print(
+            f"Differs from the published protocol ({', '.join(rows)}): {text}.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     for text in among_ours(lines):
         console.print(f"Ours differ: {text}.", highlight=False, soft_wrap=True, markup=False)
-    console.print("Intervals are of the sampling alone; published numbers come without any.",
-                  soft_wrap=True)  # fmt: skip
+    console.print(
+        "Intervals are of the sampling alone; published numbers come without any.", soft_wrap=True
+    )
 
 
 def _cells(line: TableLine) -> list[str]:
     published, measured = line.row.published, line.measured
-    cells = [line.row.name, published.method, line.state, str(published.epochs or "-"),
-             "yes" if published.cfg else "no", number(published.fid)]  # fmt: skip
+    cells = [
+        line.row.name,
+        published.method,
+        line.state,
+        str(published.epochs or "-"),
+        "yes" if published.cfg else "no",
+        number(published.fid),
+    ]
     if measured is None:
         ours = ["", "", ""]
     else:
         difference = line.difference
-        ours = [number(measured.fid), metric_interval(measured.metrics),
-                "" if difference is None else number(difference, sign="+")]  # fmt: skip
-    scores = (published.inception_score,
-              measured.metrics.get("inception_score") if measured else None)  # fmt: skip
+        ours = [
+            number(measured.fid),
+            metric_interval(measured.metrics),
+            "" if difference is None else number(difference, sign="+"),
+        ]
+    scores = (
+        published.inception_score,
+        measured.metrics.get("inception_score") if measured else None,
+    )
     return [*cells, *ours, *("-" if score is None else number(score, least=1) for score in scores)]
 
 
@@ -81,9 +106,22 @@ def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.csv"
     names = [f"{metric}_{whose}" for metric in METRICS for whose in ("published", "ours")]
-    head = ["row", "method", "epochs", "cfg", "ig_scale", *names, "fid_low", "fid_high",
-            "fid_difference", "state", "fingerprint", "not_compared_because",
-            "protocol_differences", "source"]  # fmt: skip
+    head = [
+        "row",
+        "method",
+        "epochs",
+        "cfg",
+        "ig_scale",
+        *names,
+        "fid_low",
+        "fid_high",
+        "fid_difference",
+        "state",
+        "fingerprint",
+        "not_compared_because",
+        "protocol_differences",
+        "source",
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, head)
         writer.writeheader()
@@ -95,14 +133,20 @@ def _record(line: TableLine) -> dict[str, object]:
     published, measured = line.row.published, line.measured
     ours = measured.metrics if measured else {}
     record: dict[str, object] = {
-        "row": line.row.name, "method": published.method, "epochs": published.epochs,
-        "cfg": published.cfg, "ig_scale": measured.scale if measured else line.row.scale,
-        "fid_low": ours.get("fid_low"), "fid_high": ours.get("fid_high"),
-        "fid_difference": line.difference, "state": line.state,
+        "row": line.row.name,
+        "method": published.method,
+        "epochs": published.epochs,
+        "cfg": published.cfg,
+        "ig_scale": measured.scale if measured else line.row.scale,
+        "fid_low": ours.get("fid_low"),
+        "fid_high": ours.get("fid_high"),
+        "fid_difference": line.difference,
+        "state": line.state,
         "fingerprint": measured.fingerprint.id if measured else None,
         "not_compared_because": "; ".join(line.obstacles),
-        "protocol_differences": "; ".join(line.differences), "source": published.source,
-    }  # fmt: skip
+        "protocol_differences": "; ".join(line.differences),
+        "source": published.source,
+    }
     for metric in METRICS:
         record[f"{metric}_published"] = getattr(published, metric)
         record[f"{metric}_ours"] = ours.get(metric)

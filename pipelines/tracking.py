@@ -78,9 +78,7 @@ def import_mlflow() -> Any:  # noqa: ANN401
 class MlflowTracker:
     """One MLflow run for each distinct experiment."""
 
-    def __init__(
-        self, tracking_uri: str, artifact_root: Path, store: Store | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, tracking_uri: str, artifact_root: Path, store: Store | None = None) -> None:
         """Connect.
 
         Args:
@@ -198,8 +196,9 @@ class MlflowTracker:
         """
         view, found, token = self.mlflow.entities.ViewType.ALL, [], None
         while True:
-            page = self.client.search_runs([experiment_id], filter_text, run_view_type=view,
-                                           page_token=token)  # fmt: skip
+            page = self.client.search_runs(
+                [experiment_id], filter_text, run_view_type=view, page_token=token
+            )
             for run in page:
                 if run.data.tags.get(LAYOUT_TAG) == LAYOUT:
                     found.append(run)
@@ -252,8 +251,11 @@ class MlflowTracker:
     def log_parameters(self, run: Any, parameters: Mapping[str, object]) -> None:  # noqa: ANN401
         """Log the parameters that a run lacks: a parameter is never changed."""
         param = self.mlflow.entities.Param
-        missing = [param(name, str(value)) for name, value in parameters.items()
-                   if name not in run.data.params]  # fmt: skip
+        missing = [
+            param(name, str(value))
+            for name, value in parameters.items()
+            if name not in run.data.params
+        ]
         if missing:
             self.client.log_batch(run.info.run_id, params=missing)
 
@@ -265,8 +267,11 @@ class MlflowTracker:
             for metric in self.client.get_metric_history(run_id, key)
         }
         metric = self.mlflow.entities.Metric
-        new = [metric(v.key, v.value, v.timestamp_ms, v.step) for v in values
-               if (v.key, v.step) not in known]  # fmt: skip
+        new = [
+            metric(v.key, v.value, v.timestamp_ms, v.step)
+            for v in values
+            if (v.key, v.step) not in known
+        ]
         for first in range(0, len(new), 1000):
             self.client.log_batch(run_id, metrics=new[first : first + 1000])
 
@@ -286,15 +291,23 @@ class MlflowTracker:
                 address = results.store.address(node.kind, node.key)
                 uri = discreet(address) if "://" in address else Path(address).as_uri()
                 model = self.client.create_logged_model(
-                    experiment_id, name=f"step-{step}", source_run_id=run_id,
+                    experiment_id,
+                    name=f"step-{step}",
+                    source_run_id=run_id,
                     tags={CHECKPOINT_TAG: node.key, "igdit.uri": uri},
-                    params={"step": str(step), "ig_scale": f"{scale:g}"}, model_type="checkpoint",
-                )  # fmt: skip
+                    params={"step": str(step), "ig_scale": f"{scale:g}"},
+                    model_type="checkpoint",
+                )
                 model_id = model.model_id
             # The same (value, time, step) as the curve's: on the run it is that point.
-            self.client.log_metric(run_id, "fid_curve", measurement.fid, step=step,
-                                   timestamp=timestamp_ms(measurement),
-                                   model_id=model_id)  # fmt: skip
+            self.client.log_metric(
+                run_id,
+                "fid_curve",
+                measurement.fid,
+                step=step,
+                timestamp=timestamp_ms(measurement),
+                model_id=model_id,
+            )
             if model_id not in linked:
                 output = self.mlflow.entities.LoggedModelOutput(model_id, step)
                 self.client.log_outputs(run_id, [output])
@@ -339,8 +352,11 @@ class MlflowTracker:
         have = {Path(item.path).name for item in self.client.list_artifacts(run_id, "images")}
         for m in measured:
             sheet, step = preview(results, m), m.point.step
-            ends = {name.rpartition("+")[2].rpartition(".")[2] for name in have
-                    if name.startswith(f"{SAMPLES}+step+{step}+")}  # fmt: skip
+            ends = {
+                name.rpartition("+")[2].rpartition(".")[2]
+                for name in have
+                if name.startswith(f"{SAMPLES}+step+{step}+")
+            }
             if sheet is None or ends >= {"png", "webp"}:
                 continue
             stem = f"{SAMPLES}+step+{step}+timestamp+{timestamp_ms(m)}+{m.artifact.key}"
@@ -373,5 +389,8 @@ class MlflowTracker:
 
 def source_tags(command: str) -> dict[str, str]:
     """Return the tags of a new run: the command that makes it, and what its metrics mean."""
-    return {"mlflow.source.name": discreet(command), "mlflow.source.type": "LOCAL",
-            LAYOUT_TAG: LAYOUT}  # fmt: skip
+    return {
+        "mlflow.source.name": discreet(command),
+        "mlflow.source.type": "LOCAL",
+        LAYOUT_TAG: LAYOUT,
+    }

@@ -31,9 +31,10 @@ def why_behind(tracking_uri: str, error: BaseException) -> str:
     damage = damage_of(tracking_uri)
     if damage is not None:
         return damage
-    return discreet(f"MLflow at {tracking_uri} could not be updated: {in_one_line(error)}. Run the "
-                    f"same command again, or `igdit track rebuild`, to log what is missing."
-                    )  # fmt: skip
+    return discreet(
+        f"MLflow at {tracking_uri} could not be updated: {in_one_line(error)}. Run the "
+        f"same command again, or `igdit track rebuild`, to log what is missing."
+    )
 
 
 def damage_of(tracking_uri: str) -> str | None:
@@ -61,6 +62,8 @@ def damage_of(tracking_uri: str) -> str | None:
         found = [str(error)]
     if found == ["ok"]:
         return None
-    return (f"MLflow's database {path} is damaged ({'; '.join(found)}). Move it away "
-            f"(mv {path} {path}.damaged); `igdit track rebuild` then writes it anew from the "
-            f"store.")  # fmt: skip
+    return (
+        f"MLflow's database {path} is damaged ({'; '.join(found)}). Move it away "
+        f"(mv {path} {path}.damaged); `igdit track rebuild` then writes it anew from the "
+        f"store."
+    )

@@ -51,8 +51,12 @@ def newest_pages(tracking_uri: str) -> list[Page]:
     experiments = [e.experiment_id for e in client.search_experiments()]
     pages = []
     for tag, page_of in ((STUDY_TAG, _of_study), (RUN_TAG, _of_runs)):
-        newest = client.search_runs(experiments, f"tags.`{tag}` != ''", max_results=1,
-                                    order_by=["attributes.start_time DESC"])  # fmt: skip
+        newest = client.search_runs(
+            experiments,
+            f"tags.`{tag}` != ''",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
         pages += [page_of(client, run) for run in newest]
     return pages
 
@@ -60,15 +64,19 @@ def newest_pages(tracking_uri: str) -> list[Page]:
 def _of_study(client: Any, run: Any) -> Page:  # noqa: ANN401
     key, experiment = run.data.tags[STUDY_TAG], run.info.experiment_id
     name = client.get_experiment(experiment).name.removeprefix("study-")
-    return Page(f"Study {name}: trials side by side (axes, curves, samples)",
-                view_address(experiment, view_name(key)))  # fmt: skip
+    return Page(
+        f"Study {name}: trials side by side (axes, curves, samples)",
+        view_address(experiment, view_name(key)),
+    )
 
 
 def _of_runs(client: Any, run: Any) -> Page:  # noqa: ANN401
     experiment = run.info.experiment_id
     name = client.get_experiment(experiment).name
-    return Page(f"Runs measured as {name}: side by side (curves, scales, samples)",
-                view_address(experiment, VIEW))  # fmt: skip
+    return Page(
+        f"Runs measured as {name}: side by side (curves, scales, samples)",
+        view_address(experiment, VIEW),
+    )
 
 
 def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
@@ -97,18 +105,35 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
     base = f"http://127.0.0.1:{port}"
     say(f"MLflow starts at {base}, which takes some seconds")
     command = [
-        sys.executable, "-I", str(GUARD),
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--artifacts-destination", home.mlartifacts.as_uri(),
-        "--uvicorn-opts", "--log-level warning",
-    ]  # fmt: skip
+        sys.executable,
+        "-I",
+        str(GUARD),
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        home.mlartifacts.as_uri(),
+        "--uvicorn-opts",
+        "--log-level warning",
+    ]
     # By the environment, as the address of a database may hold a password.
-    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
-                   "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     # A session of its own: the server's many processes are ended together, also when this process
     # is killed, which closes the pipe.
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True,
-                              env=environment)  # fmt: skip
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, start_new_session=True, env=environment
+    )
     ended = threading.Event()
 
     def announce() -> None:

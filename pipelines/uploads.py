@@ -13,15 +13,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 KEPT_BACK = (
-    ".env*", "*.pem", "*.p12", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc",
-    ".pgpass", ".aws", ".ssh", "secrets*",
+    ".env*",
+    "*.pem",
+    "*.p12",
+    "id_rsa*",
+    "id_dsa*",
+    "id_ecdsa*",
+    "id_ed25519*",
+    ".netrc",
+    ".pgpass",
+    ".aws",
+    ".ssh",
+    "secrets*",
     "!secrets*.py",  # code about secrets, such as ours, holds none
-)  # fmt: skip
+)
 """Names of files that hold secrets (gitignore's patterns)."""
 NAMED_BY = {
-    "IGDIT_SECRETS": None, "PGPASSFILE": "~/.pgpass", "RAY_AUTH_TOKEN_PATH": "~/.ray/auth_token",
+    "IGDIT_SECRETS": None,
+    "PGPASSFILE": "~/.pgpass",
+    "RAY_AUTH_TOKEN_PATH": "~/.ray/auth_token",
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
-}  # fmt: skip
+}
 """Variables that name a file of secrets, and where it is if they do not."""
 SECRET_NAME = re.compile(r"PASSW|SECRET|TOKEN|CREDENTIAL|_KEY\b|_KEY$|ACCESS_KEY", re.IGNORECASE)
 PATH_NAME = re.compile(r"_(PATH|FILE)$", re.IGNORECASE)
@@ -48,8 +60,10 @@ def check_no_secrets(root: Path, files: Iterable[str], environment: Mapping[str,
     for name in sorted(files):
         reason = named.get(_identity(root / name)) or _why_secret(root / name)
         if reason:
-            raise UsageError(f"{name} must not be uploaded, where every job can read it ({reason}):"
-                             f" move it out of {root}, or name it in .rayignore")  # fmt: skip
+            raise UsageError(
+                f"{name} must not be uploaded, where every job can read it ({reason}):"
+                f" move it out of {root}, or name it in .rayignore"
+            )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

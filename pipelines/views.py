@@ -71,8 +71,12 @@ def experiment_view(last_step: int) -> str:
 
 def table_view() -> str:
     """The view of a table's rows: published numbers beside ours, in the order of the table."""
-    charts = [_bar("fid"), _bar("fid_published"), _bar("inception_score"),
-              _bar("inception_score_published")]  # fmt: skip
+    charts = [
+        _bar("fid"),
+        _bar("fid_published"),
+        _bar("inception_score"),
+        _bar("inception_score_published"),
+    ]
     numbers = ("fid", "fid_low", "fid_high", "fid_published", "fid_difference")
     columns = [_column("params", name) for name in ("row", "method", "epochs", "cfg", "ig_scale")]
     columns += [_column("metrics", name) for name in numbers] + [_column("tags", "state")]
@@ -83,8 +87,10 @@ def table_view() -> str:
 
 def view_address(experiment_id: str, name: str) -> str:
     """Where a saved view opens, below the server's address."""
-    return (f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={name}"
-            f"&workflowType=machine_learning")  # fmt: skip
+    return (
+        f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={name}"
+        f"&workflowType=machine_learning"
+    )
 
 
 def _view(
@@ -93,17 +99,32 @@ def _view(
     """What MLflow saves of a view; all other metrics follow in a section that is folded."""
     sections = [
         {"uuid": "igdit", "name": title, "display": True, "columns": 2, "cardHeight": 400},
-        {"uuid": "igdit-samples", "name": "Samples", "display": True, "columns": 1,
-         "cardHeight": 600},
+        {
+            "uuid": "igdit-samples",
+            "name": "Samples",
+            "display": True,
+            "columns": 1,
+            "cardHeight": 600,
+        },
         {"uuid": "igdit-all", "name": "Model metrics", "display": False},
         {"uuid": "igdit-system", "name": "System metrics", "display": False},
-    ]  # fmt: skip
+    ]
     own = {"isGenerated": False, "deleted": False}
-    placed = [{"uuid": f"igdit-{number}", "metricSectionId": "igdit", **own, **chart}
-              for number, chart in enumerate(charts)]  # fmt: skip
-    samples = {"uuid": "igdit-images", "metricSectionId": "igdit-samples", **own, "type": "IMAGE",
-               "displayName": SAMPLES, "imageKeys": [SAMPLES], "step": last_step,
-               "showRunParams": True, "runsCountToCompare": 20}  # fmt: skip
+    placed = [
+        {"uuid": f"igdit-{number}", "metricSectionId": "igdit", **own, **chart}
+        for number, chart in enumerate(charts)
+    ]
+    samples = {
+        "uuid": "igdit-images",
+        "metricSectionId": "igdit-samples",
+        **own,
+        "type": "IMAGE",
+        "displayName": SAMPLES,
+        "imageKeys": [SAMPLES],
+        "step": last_step,
+        "showRunParams": True,
+        "runsCountToCompare": 20,
+    }
     state = {
         "searchFilter": filter_text,
         "orderByKey": _column("metrics", "fid"),
@@ -123,25 +144,42 @@ def _column(kind: str, name: str) -> str:
 
 
 def _parallel(params: tuple[str, ...], metric: str) -> dict[str, Any]:
-    return {"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [metric],
-            "showAllRuns": False}  # fmt: skip
+    return {
+        "type": "PARALLEL",
+        "selectedParams": params,
+        "selectedMetrics": [metric],
+        "showAllRuns": False,
+    }
 
 
 def _line(*metrics: str, logarithmic: bool = False, axis: str = "") -> dict[str, Any]:
     """Lines of metrics by step, or by the metric that has the values of an axis at these steps."""
     several = {"selectedMetricKeys": metrics} if len(metrics) > 1 else {}
-    return {"type": "LINE", "metricKey": metrics[0], **several,
-            "lineSmoothness": 0, "xAxisKey": "metric" if axis else "step",
-            "xAxisScaleType": "linear",
-            "scaleType": "log" if logarithmic else "linear", "range": {},
-            "selectedXAxisMetricKey": axis, "yAxisKey": "metric", "yAxisExpressions": [],
-            "ignoreOutliers": False, "useGlobalXaxisKey": not axis,
-            "useGlobalLineSmoothing": True}  # fmt: skip
+    return {
+        "type": "LINE",
+        "metricKey": metrics[0],
+        **several,
+        "lineSmoothness": 0,
+        "xAxisKey": "metric" if axis else "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "log" if logarithmic else "linear",
+        "range": {},
+        "selectedXAxisMetricKey": axis,
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": not axis,
+        "useGlobalLineSmoothing": True,
+    }
 
 
 def _scatter(param: str, metric: str) -> dict[str, Any]:
-    return {"type": "SCATTER", "runsCountToCompare": 100, "xaxis": {"key": param, "type": "PARAM"},
-            "yaxis": {"key": metric, "type": "METRIC"}}  # fmt: skip
+    return {
+        "type": "SCATTER",
+        "runsCountToCompare": 100,
+        "xaxis": {"key": param, "type": "PARAM"},
+        "yaxis": {"key": metric, "type": "METRIC"},
+    }
 
 
 def _bar(metric: str) -> dict[str, Any]:
@@ -150,6 +188,12 @@ def _bar(metric: str) -> dict[str, Any]:
 
 def _difference() -> dict[str, Any]:
     """The parameters and metrics in which runs differ, side by side."""
-    return {"type": "DIFFERENCE", "chartName": "Differences", "runsCountToCompare": 20,
-            "compareGroups": ["Parameters", "Model metrics"], "showDifferencesOnly": True,
-            "showChangeFromBaseline": False, "baselineColumnUuid": ""}  # fmt: skip
+    return {
+        "type": "DIFFERENCE",
+        "chartName": "Differences",
+        "runsCountToCompare": 20,
+        "compareGroups": ["Parameters", "Model metrics"],
+        "showDifferencesOnly": True,
+        "showChangeFromBaseline": False,
+        "baselineColumnUuid": "",
+    }

@@ -170,9 +170,11 @@ class WorkAhead:
     def _needs_step(self, node: Node) -> int:
         """Step of training that a node waits for; 0: of none."""
         if node not in self._steps_needed:
-            self._steps_needed[node] = node.step if node.trained else max(
-                (self._needs_step(source) for source in node.inputs.values()), default=0
-            )  # fmt: skip
+            self._steps_needed[node] = (
+                node.step
+                if node.trained
+                else max((self._needs_step(source) for source in node.inputs.values()), default=0)
+            )
         return self._steps_needed[node]
 
     def _trained_steps(self) -> int:

@@ -47,10 +47,12 @@ def write_parquet(root, images):
     root.mkdir(parents=True)
     half = len(images) // 2
     for number, part in enumerate((images[:half], images[half:])):
-        table = pa.table({
-            "image": [{"bytes": data, "path": f"{i}.png"} for i, (_, data) in enumerate(part)],
-            "label": [label for label, _ in part],
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "image": [{"bytes": data, "path": f"{i}.png"} for i, (_, data) in enumerate(part)],
+                "label": [label for label, _ in part],
+            }
+        )
         pq.write_table(table, root / f"train-{number:05d}-of-00002.parquet", row_group_size=2)
     return root
 
@@ -79,8 +81,12 @@ def write_zip(path, images):
     return path
 
 
-IMAGE_FORMATS = {"folder": write_folder, "parquet": write_parquet, "tar": write_tars,
-                 "zip": lambda root, images: write_zip(root / "set.zip", images)}  # fmt: skip
+IMAGE_FORMATS = {
+    "folder": write_folder,
+    "parquet": write_parquet,
+    "tar": write_tars,
+    "zip": lambda root, images: write_zip(root / "set.zip", images),
+}
 
 
 def sd_moments(count, side=4, spread=5.5, seed=0):
@@ -108,11 +114,15 @@ def write_safetensors(root, latents, flipped, labels, statistics=True, size=4):
     for number, start in enumerate(range(0, len(labels), size)):
         part = slice(start, start + size)
         rows = {"latents": latents[part], "latents_flip": flipped[part], "labels": labels[part]}
-        save_file({k: v.contiguous() for k, v in rows.items()},
-                  root / f"latents_rank00_shard{number:03d}.safetensors")  # fmt: skip
+        save_file(
+            {k: v.contiguous() for k, v in rows.items()},
+            root / f"latents_rank00_shard{number:03d}.safetensors",
+        )
     if statistics:
-        found = {"mean": latents.mean(dim=(0, 2, 3), keepdim=True),
-                 "std": latents.std(dim=(0, 2, 3), keepdim=True)}  # fmt: skip
+        found = {
+            "mean": latents.mean(dim=(0, 2, 3), keepdim=True),
+            "std": latents.std(dim=(0, 2, 3), keepdim=True),
+        }
         torch.save(found, root / "latents_stats.pt")
     return root
 

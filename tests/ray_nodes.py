@@ -26,20 +26,39 @@ class Nodes(LocalCluster):
 
     def drain(self, number: int, seconds: int) -> None:
         """Tell the cluster that a node will be taken away, as a cloud does with a spot instance."""
-        code = ("import ray; ray.init(logging_level='ERROR')\n"
-                "print(next(n['NodeID'] for n in ray.nodes() if n['Alive'] and "
-                f"n['NodeManagerAddress'] == '{self.nodes[number].address}'))")  # fmt: skip
+        code = (
+            "import ray; ray.init(logging_level='ERROR')\n"
+            "print(next(n['NodeID'] for n in ray.nodes() if n['Alive'] and "
+            f"n['NodeManagerAddress'] == '{self.nodes[number].address}'))"
+        )
         identity = self._run("-c", code).split()[-1]
-        self._run("-m", "ray.scripts.scripts", "drain-node", "--address",
-                  self.environment["RAY_ADDRESS"], "--node-id", identity, "--reason",
-                  "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
-                  "--deadline-remaining-seconds", str(seconds))  # fmt: skip
+        self._run(
+            "-m",
+            "ray.scripts.scripts",
+            "drain-node",
+            "--address",
+            self.environment["RAY_ADDRESS"],
+            "--node-id",
+            identity,
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "spot",
+            "--deadline-remaining-seconds",
+            str(seconds),
+        )
 
     def _run(self, *words: str) -> str:
         with (self.folder / "drain.log").open("a") as log:
-            return subprocess.run([sys.executable, *words], env=self.environment, check=True,
-                                  timeout=180, text=True, stdout=subprocess.PIPE,
-                                  stderr=log).stdout  # fmt: skip
+            return subprocess.run(
+                [sys.executable, *words],
+                env=self.environment,
+                check=True,
+                timeout=180,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            ).stdout
 
     def runs(self, number: int, name: str) -> bool:
         """Whether a task or actor of that name runs on a node."""
@@ -51,8 +70,9 @@ class Nodes(LocalCluster):
     @property
     def alive_workers(self) -> Iterator[int]:
         """Numbers of the nodes with CPUs that were not killed, the newest first."""
-        return (node.number for node in reversed(self.nodes[1:])
-                if node.process and node.process.alive)  # fmt: skip
+        return (
+            node.number for node in reversed(self.nodes[1:]) if node.process and node.process.alive
+        )
 
     def __enter__(self) -> Nodes:
         return self

@@ -43,8 +43,15 @@ def test_what_was_done_twice_is_found(store):
 
 def test_a_training_that_began_before_what_was_there_is_found(store, monkeypatch):
     later = [dict(event) for event in store.events()]
-    later.append({"event": "execute", "kind": "checkpoint", "key": "abc", "from_step": 1,
-                  "time": later[-1]["time"] + 5})  # fmt: skip
+    later.append(
+        {
+            "event": "execute",
+            "kind": "checkpoint",
+            "key": "abc",
+            "from_step": 1,
+            "time": later[-1]["time"] + 5,
+        }
+    )
     monkeypatch.setattr(store, "events", lambda last=None: later)
     assert findings(store, [], []) == ["a training began at step 1 though 2 was published"]
 

@@ -55,34 +55,51 @@ def test_ray_up_starts_ray_with_a_token_and_its_dashboard_on_loopback(ray_up):
 # RayJob: fields as KubeRay's API reference lists them (v1, 1.6), Kubernetes' own as of 1.28
 
 POD = {
-    "terminationGracePeriodSeconds": int, "automountServiceAccountToken": bool,
-    "containers": list, "volumes": list,
-}  # fmt: skip
+    "terminationGracePeriodSeconds": int,
+    "automountServiceAccountToken": bool,
+    "containers": list,
+    "volumes": list,
+}
 TEMPLATE = {"spec": POD}
 FIELDS = {
     "apiVersion": str,
     "kind": str,
     "metadata": {"name": str},
     "spec": {
-        "entrypoint": str, "entrypointNumCpus": (int, float), "submissionMode": str,
-        "backoffLimit": int, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int,
+        "entrypoint": str,
+        "entrypointNumCpus": (int, float),
+        "submissionMode": str,
+        "backoffLimit": int,
+        "shutdownAfterJobFinishes": bool,
+        "ttlSecondsAfterFinished": int,
         "runtimeEnvYAML": str,
         "rayClusterSpec": {
             "rayVersion": str,
             "authOptions": {"mode": str},
             "headGroupSpec": {"serviceType": str, "rayStartParams": dict, "template": TEMPLATE},
-            "workerGroupSpecs": [{
-                "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int,
-                "rayStartParams": dict, "template": TEMPLATE,
-            }],
+            "workerGroupSpecs": [
+                {
+                    "groupName": str,
+                    "replicas": int,
+                    "minReplicas": int,
+                    "maxReplicas": int,
+                    "rayStartParams": dict,
+                    "template": TEMPLATE,
+                }
+            ],
         },
     },
-}  # fmt: skip
+}
 CONTAINER = {
-    "name": str, "image": str, "envFrom": list, "env": list, "ports": list, "volumeMounts": list,
+    "name": str,
+    "image": str,
+    "envFrom": list,
+    "env": list,
+    "ports": list,
+    "volumeMounts": list,
     "resources": {"requests": dict, "limits": dict},
     "securityContext": {"allowPrivilegeEscalation": bool, "runAsNonRoot": bool},
-}  # fmt: skip
+}
 
 
 def check_fields(value, expected, path="rayjob"):
@@ -191,8 +208,14 @@ def test_the_slurm_script_is_bash_and_asks_for_what_it_needs(tmp_path):
         subprocess.run(["shellcheck", script], check=True)
     bare = {"PATH": os.environ["PATH"]}
     for words, expected in (([], "needs the words"), (["run", "digits"], "IGDIT_HOME must be")):
-        run = subprocess.run(["bash", script, *words], env=bare, capture_output=True, text=True,
-                             check=False, cwd=tmp_path)  # fmt: skip
+        run = subprocess.run(
+            ["bash", script, *words],
+            env=bare,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
         assert run.returncode != 0
         assert expected in run.stderr
 
@@ -212,19 +235,49 @@ def test_the_slurm_script_runs_a_command_on_its_nodes_and_leaves_nothing(tmp_pat
     home, job = tmp_path / "home", str(os.getpid())
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IGDIT_"))}
     environment = inherited | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "IGDIT_PYTHON": sys.executable,
-        "IGDIT_HOME": str(home), "IGDIT_RAY_PORT": str(free_port()),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "IGDIT_PYTHON": sys.executable,
+        "IGDIT_HOME": str(home),
+        "IGDIT_RAY_PORT": str(free_port()),
         "IGDIT_RAY_TMP": str(short_folder),
-        "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0", "PYTHONPATH": str(CLUSTER.parent),
-    }  # fmt: skip
-    words = ["run", "digits", "--train.steps", "20", "--train.checkpoint-every", "10",
-             "--train.batch-size", "64", "--evaluation.extractor-epochs", "1",
-             "--evaluation.num-samples", "200", "--evaluation.curve-samples", "100",
-             "--evaluation.shard-size", "100", "--evaluation.groups", "10",
-             "--resources.num-workers", "1", "--sampler.num-steps", "2"]  # fmt: skip
-    script = subprocess.Popen(["bash", CLUSTER / "slurm.sh", *words], env=environment, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        "SLURM_JOB_ID": job,
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_GPUS_ON_NODE": "0",
+        "PYTHONPATH": str(CLUSTER.parent),
+    }
+    words = [
+        "run",
+        "digits",
+        "--train.steps",
+        "20",
+        "--train.checkpoint-every",
+        "10",
+        "--train.batch-size",
+        "64",
+        "--evaluation.extractor-epochs",
+        "1",
+        "--evaluation.num-samples",
+        "200",
+        "--evaluation.curve-samples",
+        "100",
+        "--evaluation.shard-size",
+        "100",
+        "--evaluation.groups",
+        "10",
+        "--resources.num-workers",
+        "1",
+        "--sampler.num-steps",
+        "2",
+    ]
+    script = subprocess.Popen(
+        ["bash", CLUSTER / "slurm.sh", *words],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         token = wait_for(lambda: next(home.glob(f"slurm/{job}/token"), None))
         assert token.stat().st_mode & 0o077 == 0

@@ -29,11 +29,13 @@ def s3_client(cluster):
 
     found = dict(line.split("=", 1) for line in cluster.secrets.read_text().splitlines())
     return boto3.client(
-        "s3", endpoint_url=cluster.s3.url, region_name="us-east-1",
+        "s3",
+        endpoint_url=cluster.s3.url,
+        region_name="us-east-1",
         aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
         config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=30),
-    )  # fmt: skip
+    )
 
 
 def test_an_s3_that_was_away_has_what_it_had_and_of_equal_writes_one_wins(cluster):
@@ -123,9 +125,11 @@ def test_what_is_secret_is_its_owners_only(cluster):
 
 
 def test_a_process_is_known_by_its_start_and_ended_with_all_below_it(tmp_path):
-    code = ("import subprocess, sys, time\n"
-            "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-            "print('ready', flush=True); time.sleep(600)")  # fmt: skip
+    code = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
     log = tmp_path / "log"
     process = Process.start([sys.executable, "-c", code], log, {})
     while "ready" not in log.read_text():

@@ -37,13 +37,18 @@ from pipelines.secrets import parse_secrets
 KEY = "0123abcd"
 LARGE = 2**70
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-LARGE, LARGE) | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers(-LARGE, LARGE)
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(["../../evil", "/etc/passwd", "..", "a\0b", "NaN", "1e999", "sit", "cuda"])
     | st.sampled_from([10**4, 10**6, 10**9, -1, 0, 1, 2**31, 2**63]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner,
-                                                                max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 def places(value, path=()):
@@ -93,8 +98,9 @@ def mutilated_text(draw, document):
 
 
 def fuzz(examples: int):
-    return settings(max_examples=examples, deadline=None, database=None,
-                    suppress_health_check=list(HealthCheck))  # fmt: skip
+    return settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 EXPERIMENT = json.loads(experiment_to_json(get_experiment("digits")))
@@ -174,8 +180,17 @@ def bucket(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """A checkpoint of a small model, and its header."""
     directory = tmp_path_factory.mktemp("fuzz") / "checkpoint"  # what lies beside it is looked at
-    model = ModelConfig(backbone="sit", depth=2, width=16, num_heads=2, patch_size=2, input_size=4,
-                        in_channels=1, num_classes=3, aux_layer=1)  # fmt: skip
+    model = ModelConfig(
+        backbone="sit",
+        depth=2,
+        width=16,
+        num_heads=2,
+        patch_size=2,
+        input_size=4,
+        in_channels=1,
+        num_classes=3,
+        aux_layer=1,
+    )
     save_checkpoint(TrainState.new(model, OptimConfig(), 0), directory)
     return directory, json.loads((directory / "state.json").read_text())
 
@@ -239,10 +254,30 @@ def fuzz_tensors(examples: int, directory: Path) -> None:
     given(mutilated_text(values), sizes)(fuzz(examples)(check))()
 
 
-DOING = {"kind": "run", "name": "digits", "host": "node", "pid": 1, "started": 1.0, "updated": 2.0,
-         "works": [{"name": "digits", "trajectory": "ab", "begun": 1.0, "training": {
-             "step": 1, "steps": 2, "loss": 1.0, "steps_per_second": 3.0, "workers": 1,
-             "host": "node", "heard": 2.0}}]}  # fmt: skip
+DOING = {
+    "kind": "run",
+    "name": "digits",
+    "host": "node",
+    "pid": 1,
+    "started": 1.0,
+    "updated": 2.0,
+    "works": [
+        {
+            "name": "digits",
+            "trajectory": "ab",
+            "begun": 1.0,
+            "training": {
+                "step": 1,
+                "steps": 2,
+                "loss": 1.0,
+                "steps_per_second": 3.0,
+                "workers": 1,
+                "host": "node",
+                "heard": 2.0,
+            },
+        }
+    ],
+}
 
 
 def check_doing(path: Path, text: str) -> None:

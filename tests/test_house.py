@@ -46,9 +46,20 @@ ONLY_IN = {
 }
 """Library -> the modules that may import it."""
 
-ONLY_INSIDE_FUNCTIONS = {"torch_fidelity", "torchvision", "diffusers", "torchdiffeq", "PIL",
-                         "sklearn", "scipy", "matplotlib", "mlflow", "moto", "werkzeug",
-                         "boto3"}  # fmt: skip
+ONLY_INSIDE_FUNCTIONS = {
+    "torch_fidelity",
+    "torchvision",
+    "diffusers",
+    "torchdiffeq",
+    "PIL",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "mlflow",
+    "moto",
+    "werkzeug",
+    "boto3",
+}
 
 
 def modules() -> list[Path]:

@@ -83,10 +83,19 @@ def test_nothing_that_is_loaded_is_executed(path):
 
 @pytest.mark.parametrize(
     "code",
-    ["import pickle", "from pickle import loads", "import joblib", "torch.load(p)",
-     "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "eval(x)",
-     "torch.load(p, weights_only=flag)", "subprocess.run(x, shell=True)", "yaml.load(x)"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import joblib",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "eval(x)",
+        "torch.load(p, weights_only=flag)",
+        "subprocess.run(x, shell=True)",
+        "yaml.load(x)",
+    ],
+)
 def test_the_scan_finds_what_it_looks_for(code):
     assert offences(ast.parse(code), "pipelines/x.py")
 
@@ -98,8 +107,27 @@ def test_an_import_for_an_error_is_no_leave_to_unpickle():
 
 # Names that become paths
 
-ODD = ["..", "../x", "/etc/x", "a/b", "a\\b", ".hidden", "a\nb", "a\0b", "", " a", "a ", "~root",
-       "-rf", "a;b", "$HOME", "a*", "a:b", "x" * 200, "\u202ea"]  # fmt: skip
+ODD = [
+    "..",
+    "../x",
+    "/etc/x",
+    "a/b",
+    "a\\b",
+    ".hidden",
+    "a\nb",
+    "a\0b",
+    "",
+    " a",
+    "a ",
+    "~root",
+    "-rf",
+    "a;b",
+    "$HOME",
+    "a*",
+    "a:b",
+    "x" * 200,
+    "\u202ea",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -137,8 +165,12 @@ def test_artifacts_have_no_names_that_leave_the_store(part, tmp_path):
 @pytest.mark.parametrize("word", ["../../etc", "/etc/passwd", "..", "a/../../b"])
 def test_words_that_look_runs_and_studies_up_open_no_files(word, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("IGDIT_HOME", str(tmp_path / "home"))
-    for words in (["report", word], ["report", "study", word], ["store", "gc", "--forget", word],
-                  ["export", word, str(tmp_path / "out")]):  # fmt: skip
+    for words in (
+        ["report", word],
+        ["report", "study", word],
+        ["store", "gc", "--forget", word],
+        ["export", word, str(tmp_path / "out")],
+    ):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("igdit: ")
     assert not (tmp_path / "home").exists()

@@ -66,8 +66,9 @@ def build_extractor(context: Context, directory: Path) -> None:
         save_file(read_weights(path), directory / WEIGHTS)
         return
     images = read_images([context.input("data") / IMAGES])
-    net = train_digits_net(images.image, images.label,
-                           evaluation.extractor_seed, evaluation.extractor_epochs)  # fmt: skip
+    net = train_digits_net(
+        images.image, images.label, evaluation.extractor_seed, evaluation.extractor_epochs
+    )
     save_file(net.state_dict(), directory / WEIGHTS)
     accuracy = (net(images.image)[1].argmax(dim=1) == images.label).float().mean().item()
     report = {"name": DIGITS_CNN, "accuracy_on_its_training_data": accuracy}
@@ -77,8 +78,9 @@ def build_extractor(context: Context, directory: Path) -> None:
 def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:
     """The extractor of an evaluation, with the weights of its artifact."""
     name = context.experiment.evaluation.extractor
-    return _made_extractor(name, context.input("extractor") / WEIGHTS, context.device,
-                           spatial=name == INCEPTION)  # fmt: skip
+    return _made_extractor(
+        name, context.input("extractor") / WEIGHTS, context.device, spatial=name == INCEPTION
+    )
 
 
 # The last one used: a worker extracts features of many shards.

@@ -103,13 +103,20 @@ def build_latents(context: Context, directory: Path) -> None:
         labels += label
         piece = ChannelSums.of(torch.from_numpy(latent), data.channels)
         sums = piece if sums is None else sums + piece
-    about: dict[str, Any] = {"count": len(labels), "broken": judged.broken,
-                             "oriented": judged.oriented}  # fmt: skip
+    about: dict[str, Any] = {
+        "count": len(labels),
+        "broken": judged.broken,
+        "oriented": judged.oriented,
+    }
     if sums is not None:
         writer.write(directory / LATENTS)
         per_class = torch.tensor(labels).bincount(minlength=data.num_classes)
-        about |= {"numbers": sums.count, "total": sums.total.tolist(),
-                  "square": sums.square.tolist(), "per_class": per_class.tolist()}  # fmt: skip
+        about |= {
+            "numbers": sums.count,
+            "total": sums.total.tolist(),
+            "square": sums.square.tolist(),
+            "per_class": per_class.tolist(),
+        }
     (directory / SHARD).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 

@@ -53,8 +53,9 @@ def build_evaluation(context: Context, directory: Path) -> None:
     if sample.get("labels") == "random":
         pool = random_pool(sample["seed"], count, sample["num_classes"])
         rows = torch.from_numpy(rows_of(pool))
-        metrics |= _measure({name: values[rows] for name, values in whole.items()}, reference,
-                            config)  # fmt: skip
+        metrics |= _measure(
+            {name: values[rows] for name, values in whole.items()}, reference, config
+        )
         metrics |= {
             f"balanced_{name}": value
             for name, value in _measure(balanced, reference, rounds).items()
@@ -124,13 +125,17 @@ def _measure(
         }
     if infinite is not None:
         low, high = infinite.interval()
-        metrics |= {"fid_infinity": infinite.value, "fid_infinity_low": low,
-                    "fid_infinity_high": high}  # fmt: skip
+        metrics |= {
+            "fid_infinity": infinite.value,
+            "fid_infinity_low": low,
+            "fid_infinity_high": high,
+        }
     if reference.spatial is not None and "spatial" in rows:
         metrics["sfid"] = reference.spatial.distance(FeatureStats.from_features(rows["spatial"]))
     if reference.features is not None:
         precision, recall = precision_recall(features, reference.features)
-        kid = kernel_distance(features, reference.features, config["kid_subsets"],
-                              config["kid_subset_size"])  # fmt: skip
+        kid = kernel_distance(
+            features, reference.features, config["kid_subsets"], config["kid_subset_size"]
+        )
         metrics |= {"kid": kid, "precision": precision, "recall": recall}
     return metrics

@@ -71,10 +71,16 @@ def bind_latents(context: Context, directory: Path) -> None:
     filled = {name: shard for name, shard in shards.items() if shard["count"]}
     if not filled:
         raise ValueError(f"data.path {data.path} has no image that can be used")
-    sums = functools.reduce(ChannelSums.__add__, (
-        ChannelSums(shard["numbers"], *(torch.tensor(shard[name], dtype=torch.float64)
-                                        for name in ("total", "square")))
-        for shard in filled.values()))  # fmt: skip
+    sums = functools.reduce(
+        ChannelSums.__add__,
+        (
+            ChannelSums(
+                shard["numbers"],
+                *(torch.tensor(shard[name], dtype=torch.float64) for name in ("total", "square")),
+            )
+            for shard in filled.values()
+        ),
+    )
     given = _given(context) if (data.source, data.codec) == ("latents", "va-vae") else None
     if data.source == "latents":
         rows = sum(shard["count"] for shard in filled.values())
@@ -102,8 +108,10 @@ def bind_latents(context: Context, directory: Path) -> None:
     if previews:
         images = read_images(previews)
         chosen = torch.linspace(0, len(images.label) - 1, min(len(images.label), 144)).long()
-        write_images(directory / IMAGES, ImageSet(images.index[chosen], images.label[chosen],
-                                                  images.image[chosen]))  # fmt: skip
+        write_images(
+            directory / IMAGES,
+            ImageSet(images.index[chosen], images.label[chosen], images.image[chosen]),
+        )
 
 
 def _given(context: Context) -> tuple[Tensor, Tensor]:
@@ -126,8 +134,9 @@ def _normalisation(
 
 def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
     if not bool((std > 0).all()):
-        raise ValueError(f"latents must vary in every channel, but their deviations are "
-                         f"{std.tolist()}")  # fmt: skip
+        raise ValueError(
+            f"latents must vary in every channel, but their deviations are {std.tolist()}"
+        )
     return Normalisation(tuple(mean.tolist()), tuple((1 / std).tolist()))
 
 
@@ -164,9 +173,11 @@ def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisatio
     statistics, normalisation = _read_statistics(context.input("data"))
     known, encoder = statistics.get("encoder_sha256"), context.experiment.data.encoder_sha256
     if statistics["codec"] != decoder["codec"] or known not in (None, encoder):
-        raise ValueError(f"the decoder must belong to the encoder {statistics['codec']} {known}, "
-                         f"which made the latents, but that of {decoder['codec']} "
-                         f"{decoder['sha256']} is {encoder}")  # fmt: skip
+        raise ValueError(
+            f"the decoder must belong to the encoder {statistics['codec']} {known}, "
+            f"which made the latents, but that of {decoder['codec']} "
+            f"{decoder['sha256']} is {encoder}"
+        )
     return normalisation
 
 

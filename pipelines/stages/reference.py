@@ -68,9 +68,14 @@ def build_reference(context: Context, directory: Path) -> None:
             moments = {"features": reference.pooled}
             if reference.spatial is not None:
                 moments["spatial"] = reference.spatial
-    save_file({f"{name}.{part}": getattr(value, part).contiguous()
-               for name, value in moments.items() for part in Moments._fields},
-              directory / MOMENTS)  # fmt: skip
+    save_file(
+        {
+            f"{name}.{part}": getattr(value, part).contiguous()
+            for name, value in moments.items()
+            for part in Moments._fields
+        },
+        directory / MOMENTS,
+    )
 
 
 def _measure_source(context: Context, directory: Path) -> dict[str, Moments]:
@@ -83,9 +88,13 @@ def _measure_source(context: Context, directory: Path) -> dict[str, Moments]:
     judged = Judged(experiment.data.max_broken)
     mode: Mode = "L" if experiment.evaluation.extractor == DIGITS_CNN else "RGB"
     # A part at a time: the rows of all would take much memory.
-    usable = (image for start in range(0, len(listing), ROWS)
-              for *_, image in usable_images(listing, start, min(start + ROWS, len(listing)),
-                                             config["resolution"], judged, mode))  # fmt: skip
+    usable = (
+        image
+        for start in range(0, len(listing), ROWS)
+        for *_, image in usable_images(
+            listing, start, min(start + ROWS, len(listing)), config["resolution"], judged, mode
+        )
+    )
     batches = map(torch.stack, _batched(usable, experiment.resources.sample_batch))
     found = _measure(context, batches, len(listing), directory)
     about = {"count": found.num_images, "broken": judged.broken, "oriented": judged.oriented}
@@ -98,9 +107,7 @@ def _batched(images: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield batch
 
 
-def _measure(
-    context: Context, batches: Iterable[Tensor], total: int, directory: Path
-) -> Measured:  # fmt: skip
+def _measure(context: Context, batches: Iterable[Tensor], total: int, directory: Path) -> Measured:
     """Take moments of all images, and write the features of some, in memory that has a bound.
 
     Args:
@@ -122,8 +129,10 @@ def _measure(
         kept.append(features[_chosen(count, count + len(features), total)])
         count += len(features)
     if count < 2:
-        raise ValueError(f"a reference must have at least 2 images that can be used, but {count} "
-                         f"of {total} can be")  # fmt: skip
+        raise ValueError(
+            f"a reference must have at least 2 images that can be used, but {count} "
+            f"of {total} can be"
+        )
     save_file({"features": torch.cat(kept)}, directory / FEATURES)
     moments = {name: Moments(found.mean, found.covariance) for name, found in stats.items()}
     return Measured(moments, count)

@@ -90,8 +90,10 @@ def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> No
     decode = decoder_of(contexts[0])
     decoded = {} if decode is None else {"to_pixels": decode}
     try:
-        pieces = [sample_images(model, index, config["seed"], guidances, sampler, **decoded)
-                  for index in indices.split(experiment.resources.sample_batch)]  # fmt: skip
+        pieces = [
+            sample_images(model, index, config["seed"], guidances, sampler, **decoded)
+            for index in indices.split(experiment.resources.sample_batch)
+        ]
     except NonFiniteSampleError as error:
         scales = ", ".join(f"{guidance.ig_scale:g}" for guidance in guidances)
         raise SamplingFailedError(
@@ -112,6 +114,8 @@ def build_sample(context: Context, directory: Path) -> None:
     sheet = contact_sheet(first[: columns * _PREVIEW_ROWS], columns, zoom)
     pixels = sheet[0] if len(sheet) == 1 else sheet.permute(1, 2, 0)
     Image.fromarray(pixels.numpy()).save(directory / PREVIEW)
-    listing = {"shards": [f"{n.kind}/{n.key}" for n in context.node.inputs.values()],
-               **context.node.config}  # fmt: skip
+    listing = {
+        "shards": [f"{n.kind}/{n.key}" for n in context.node.inputs.values()],
+        **context.node.config,
+    }
     (directory / "sample.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

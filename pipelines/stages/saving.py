@@ -178,8 +178,10 @@ class Publisher:
         """Under which node a state is published, and what its manifest says."""
         stays = step in self.wanted
         node = self.graph.checkpoint(step) if stays else self.graph.resume(step)
-        work = {"work_seconds": round(self._carried + time.monotonic() - self._since, 3),
-                "work_from_step": self._from_step}  # fmt: skip
+        work = {
+            "work_seconds": round(self._carried + time.monotonic() - self._since, 3),
+            "work_from_step": self._from_step,
+        }
         mark = {} if stays else {TRAINING: self.training}
         return node, {**describe(node), **work, **mark}
 

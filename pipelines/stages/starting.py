@@ -42,8 +42,9 @@ def starting_points(
     states = {"checkpoint": graph.checkpoint, "resume": graph.resume}
     hashes = {kind: state(0).hash for kind, state in states.items()}
     wanted = list(wanted)
-    found = [(_step(key), kind) for kind, key in names
-             if hashes.get(kind) == key.rpartition("-")[0]]  # fmt: skip
+    found = [
+        (_step(key), kind) for kind, key in names if hashes.get(kind) == key.rpartition("-")[0]
+    ]
     # Workers that are replaced still want what those before them have published.
     there = {step for step, kind in found if kind == "checkpoint"}
     first = min((step for step in wanted if step not in there), default=max(wanted))
@@ -62,8 +63,9 @@ def _states(
 ) -> list[tuple[str, str]]:
     """Kind and key of what is published of the trajectory."""
     hashes = {node.kind: node.hash for node in (graph.checkpoint(0), graph.resume(0))}
-    return [(each.kind, each.key) for kind in kinds
-            for each in store.list(kind, f"{hashes[kind]}-")]  # fmt: skip
+    return [
+        (each.kind, each.key) for kind in kinds for each in store.list(kind, f"{hashes[kind]}-")
+    ]
 
 
 def _step(key: str) -> int:

@@ -111,9 +111,16 @@ def train_worker(
         publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, team, publishing)
         publisher.begin(start)
         if rank == 0:
-            store.log("execute", "checkpoint", graph.checkpoints[-1].hash, stage="train",
-                      world_size=world_size, from_step=state.step, to_step=max(job.steps),
-                      decided=decided)  # fmt: skip
+            store.log(
+                "execute",
+                "checkpoint",
+                graph.checkpoints[-1].hash,
+                stage="train",
+                world_size=world_size,
+                from_step=state.step,
+                to_step=max(job.steps),
+                decided=decided,
+            )
         with publisher:
             return _train_on(job, experiment, state, dataset, publisher, post, notice)
 

@@ -173,7 +173,7 @@ class StudyBook:
                 distributions=distributions(self.study),
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
-            )  # fmt: skip
+            )
             self._outlast(functools.partial(self._enter_one, point, trial))
         entered = set(points)
         return [t for t in self._mine() if t.point in entered]
@@ -195,8 +195,11 @@ class StudyBook:
         """Enter the FID curve of a training, so far, with each of its running trials."""
         for trial in unit:
             for step, point in curve.items():
-                report = functools.partial(self._storage.set_trial_intermediate_value,
-                                           step=step, intermediate_value=point.fid)  # fmt: skip
+                report = functools.partial(
+                    self._storage.set_trial_intermediate_value,
+                    step=step,
+                    intermediate_value=point.fid,
+                )
                 self._on_running(trial.number, report)
             self._attribute(trial.number, CURVE, curve_to_json(curve))
 
@@ -242,14 +245,15 @@ class StudyBook:
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]
-        self._on_running(trial.number, functools.partial(
-            self._storage.set_trial_state_values, state=state, values=values
-        ))  # fmt: skip
+        self._on_running(
+            trial.number,
+            functools.partial(self._storage.set_trial_state_values, state=state, values=values),
+        )
 
     def _attribute(self, number: int, key: str, value: Any) -> None:  # noqa: ANN401
-        self._on_running(number, functools.partial(
-            self._storage.set_trial_user_attr, key=key, value=value
-        ))  # fmt: skip
+        self._on_running(
+            number, functools.partial(self._storage.set_trial_user_attr, key=key, value=value)
+        )
 
     def _on_running(self, number: int, act: Callable[[int], object]) -> None:
         """Write to a trial in the storage, unless it is finished: then all is said of it."""

@@ -103,16 +103,17 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     return 0
 
 
-def _budget(
-    book: StudyBook, options: StudyOptions, home: Home, console: Console
-) -> Budget | None:  # fmt: skip
+def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console) -> Budget | None:
     """What there is to do; None: it is too much for the person who was asked."""
     study, trials = book.study, book.trials()
     wanted = options.wanted(study, trials, book.goal(0))
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
     complete = sum(trial.state == "COMPLETE" for trial in trials)
-    console.print(f"Study {study.name}: {wanted} trials in all, {complete} are complete",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"Study {study.name}: {wanted} trials in all, {complete} are complete",
+        highlight=False,
+        soft_wrap=True,
+    )
     print_forecast(cost, console)
     if not _agreed(cost, options, console):
         return None
@@ -129,16 +130,21 @@ def _has_work(book: StudyBook, budget: Budget) -> bool:
 
 def _is_over(found: Findings, budget: Budget) -> bool:
     """Whether the study has what was asked for: then its answer is worth measuring."""
-    reached = budget.target_fid is not None and found.best is not None and (
-        (found.best.fid or 0.0) <= budget.target_fid)  # fmt: skip
+    reached = (
+        budget.target_fid is not None
+        and found.best is not None
+        and ((found.best.fid or 0.0) <= budget.target_fid)
+    )
     return reached or sum(t.state == "COMPLETE" for t in found.trials) >= budget.trials
 
 
 def _why_unfinished(found: Findings, budget: Budget) -> str:
     complete = sum(t.state == "COMPLETE" for t in found.trials)
     why = "the hours are spent" if budget.hours is not None else "no new point is left in the space"
-    return (f"{complete} of {budget.trials} trials are complete: {why}. The best point is measured "
-            f"on other noise, and confirmed, when all are.")  # fmt: skip
+    return (
+        f"{complete} of {budget.trials} trials are complete: {why}. The best point is measured "
+        f"on other noise, and confirmed, when all are."
+    )
 
 
 def _measured_anew(
@@ -177,8 +183,9 @@ def _report(
     files = write_findings(found, directory)
     if options.confirm_seeds and found.best is not None:
         activity.update(phase="confirming on other seeds")
-        confirmed = confirm(found.study, found.trials, options.confirm_seeds, home,
-                            options.parallel, say, activity)  # fmt: skip
+        confirmed = confirm(
+            found.study, found.trials, options.confirm_seeds, home, options.parallel, say, activity
+        )
         print_confirmation(summarise(confirmed), console)
         files = write_findings(found, directory, confirmed)
     files.append(write_study_page(found, home.store, directory))
@@ -187,9 +194,13 @@ def _report(
 
 
 def _work(
-    book: StudyBook, home: Home, budget: Budget, parallel: int | None, console: Console,
+    book: StudyBook,
+    home: Home,
+    budget: Budget,
+    parallel: int | None,
+    console: Console,
     activity: Activity,
-) -> None:  # fmt: skip
+) -> None:
     """Drive the study, with MLflow and `igdit status` following in the background."""
     from pipelines.background import BackgroundSync
 
@@ -203,10 +214,16 @@ def _work(
 
     def changed() -> None:
         states = Counter(trial.state for trial in book.trials())
-        activity.update(trials=Trials(
-            complete=states["COMPLETE"], running=states["RUNNING"], given_up=states["PRUNED"],
-            failed=states["FAIL"], wanted=budget.trials, at_first=at_first,
-        ))  # fmt: skip
+        activity.update(
+            trials=Trials(
+                complete=states["COMPLETE"],
+                running=states["RUNNING"],
+                given_up=states["PRUNED"],
+                failed=states["FAIL"],
+                wanted=budget.trials,
+                at_first=at_first,
+            )
+        )
         background.request()
 
     at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
@@ -227,14 +244,13 @@ def _tracker(study: Study, identity: str, home: Home) -> StudyTracker:
     return StudyTracker(tracker, study, identity, home.store)
 
 
-def _track(
-    found: Findings, identity: str, files: list[Path], home: Home, console: Console
-) -> None:  # fmt: skip
+def _track(found: Findings, identity: str, files: list[Path], home: Home, console: Console) -> None:
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     try:
         page = _tracker(found.study, identity, home).sync(found.trials, files, finished=True)
-        console.print(where_to_compare(home.tracking_uri, page, "this study"), highlight=False,
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            where_to_compare(home.tracking_uri, page, "this study"), highlight=False, soft_wrap=True
+        )
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
         console.print(behind(home.tracking_uri, error))
 

@@ -63,9 +63,13 @@ class Candidate:
             "ig_scales": (),
         }
         if self.point is None:
-            return replace(base, model=replace(base.model, aux_layer=None),
-                           loss=replace(base.loss, aux_weight=0.0, target_guidance=0.0),
-                           guidance=Guidance(), **other)  # type: ignore[arg-type]  # fmt: skip
+            return replace(
+                base,
+                model=replace(base.model, aux_layer=None),
+                loss=replace(base.loss, aux_weight=0.0, target_guidance=0.0),
+                guidance=Guidance(),
+                **other,
+            )  # type: ignore[arg-type]
         return replace(
             base,
             model=replace(base.model, aux_layer=self.point.aux_layer),
@@ -97,9 +101,14 @@ def other_seeds(study: Study, count: int) -> list[int]:
 
 
 def confirm(
-    study: Study, trials: Sequence[Trial], count: int, home: Home, parallel: int | None,
-    say: Callable[[str], None], activity: Activity | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    study: Study,
+    trials: Sequence[Trial],
+    count: int,
+    home: Home,
+    parallel: int | None,
+    say: Callable[[str], None],
+    activity: Activity | None = None,
+) -> pd.DataFrame:
     """Train and evaluate every candidate from `count` other seeds.
 
     Returns:
@@ -193,8 +202,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
     """Print what held on other seeds."""
     seeds = int(summary["seeds"].max())
-    title = (f"Confirmed on {seeds} other training seeds and another bank of noise "
-             f"(mean, 95 % interval over seeds)")  # fmt: skip
+    title = (
+        f"Confirmed on {seeds} other training seeds and another bank of noise "
+        f"(mean, 95 % interval over seeds)"
+    )
     rows = []
     for label, row in summary.iterrows():
         gain = change((row["gain"], row["gain_low"], row["gain_high"]))

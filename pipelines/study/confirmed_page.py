@@ -25,18 +25,33 @@ def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
     for label, row in summary.iterrows():
         base = label == BASELINE
         gain = (row["gain"], row["gain_low"], row["gain_high"])
-        rows.append([str(label), f"{row['seeds']:.0f}", metric(dict(row)),
-                     "" if base else change(gain),
-                     None if base else badge(*_confirmed_mark(gain))])  # fmt: skip
+        rows.append(
+            [
+                str(label),
+                f"{row['seeds']:.0f}",
+                metric(dict(row)),
+                "" if base else change(gain),
+                None if base else badge(*_confirmed_mark(gain)),
+            ]
+        )
         dots = tuple(confirmed[confirmed["candidate"] == label]["fid"])
-        bars.append(Row(str(label), row["fid"], row["fid_low"], row["fid_high"], dots,
-                        0 if base else 1))  # fmt: skip
+        bars.append(
+            Row(str(label), row["fid"], row["fid_low"], row["fid_high"], dots, 0 if base else 1)
+        )
     return markup(
-        tag("div", interval_chart("Dots are training seeds, bars 95 % intervals of their mean",
-                                  bars, "FID"), class_="single"),
-        table(["candidate", "seeds", "mean FID", "against the first, same seeds", ""], rows,
-              caption="Trained anew and sampled from noise that had no part in the choice"),
-    )  # fmt: skip
+        tag(
+            "div",
+            interval_chart(
+                "Dots are training seeds, bars 95 % intervals of their mean", bars, "FID"
+            ),
+            class_="single",
+        ),
+        table(
+            ["candidate", "seeds", "mean FID", "against the first, same seeds", ""],
+            rows,
+            caption="Trained anew and sampled from noise that had no part in the choice",
+        ),
+    )
 
 
 def _confirmed_mark(gain: tuple[float, float, float]) -> tuple[str, str]:

@@ -184,8 +184,10 @@ class StudyDriver:
             raise  # none of them says anything of the point
         except WorkerLostError as error:
             if self.book.lost(unit) < LOSSES_BEFORE_FAILURE:
-                raise StudyError(f"{unit[0].point.training_name}: {error}. The same command goes "
-                                 f"on from its last checkpoint.") from error  # fmt: skip
+                raise StudyError(
+                    f"{unit[0].point.training_name}: {error}. The same command goes "
+                    f"on from its last checkpoint."
+                ) from error
             self._failed(unit, error)  # it is the training that kills them
         except Exception as error:  # noqa: BLE001 - a trial that fails is a result
             self._failed(unit, error)
@@ -221,8 +223,9 @@ class StudyDriver:
         reason = self._enter_failure(unit, error)
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
-            raise StudyError(f"{self._failures} trainings failed one after the other; the last "
-                             f"one: {reason}") from error  # fmt: skip
+            raise StudyError(
+                f"{self._failures} trainings failed one after the other; the last one: {reason}"
+            ) from error
 
     def _evaluate(self, unit: list[Trial]) -> None:
         """Build what the trials need and enter what comes out."""
@@ -261,8 +264,10 @@ class StudyDriver:
         with self._lock:
             if not self._announced:
                 self._announced = True
-                self._say(f"start     {describe_runner(self.study.experiment.resources)}, "
-                          f"{self._session.experiments()} at once")  # fmt: skip
+                self._say(
+                    f"start     {describe_runner(self.study.experiment.resources)}, "
+                    f"{self._session.experiments()} at once"
+                )
         with self._for_running():
             return self._session.runner()
 

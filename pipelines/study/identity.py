@@ -54,11 +54,18 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
     if known is None:
         directions = [direction.name for direction in outlast(lambda: found.directions)]
         if directions != ["MINIMIZE"] or outlast(lambda: found.get_trials(deepcopy=False)):
-            raise ValueError(f"study {study.name!r} in that database is not igdit's: choose "
-                             f"another name with --name")  # fmt: skip
+            raise ValueError(
+                f"study {study.name!r} in that database is not igdit's: choose "
+                f"another name with --name"
+            )
         outlast(lambda: found.set_user_attr(SPEC, fixed))
-    _check(found, STORE, store, "another store (its drivers keep their locks there): use the same "
-           "IGDIT_HOME, or another study with --name")  # fmt: skip
+    _check(
+        found,
+        STORE,
+        store,
+        "another store (its drivers keep their locks there): use the same "
+        "IGDIT_HOME, or another study with --name",
+    )
     written = fixed if known is None else with_defaults(known, study.name)
     if written != fixed:
         raise ValueError(
@@ -66,8 +73,12 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
             f"{'; '.join(differences(written, fixed)[:8])}. A study compares like with like: "
             f"go on with the old settings, or start another one with --name."
         )
-    _check(found, POINT_KEY, point_key(study), "code that gives other results: start another "
-           "study with --name")  # fmt: skip
+    _check(
+        found,
+        POINT_KEY,
+        point_key(study),
+        "code that gives other results: start another study with --name",
+    )
     attributes = outlast(lambda: found.user_attrs)
     if IDENTITY not in attributes:
         name = uuid.uuid4().hex if known is None else identity_of(study.name, attributes)

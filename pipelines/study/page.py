@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
 STATES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "bad"}
 """State of a trial -> look of its badge."""
-CHOSEN = ("Brackets hold 95 % intervals. The best point was chosen on the very samples that it is "
-          "reported on.")  # fmt: skip
+CHOSEN = (
+    "Brackets hold 95 % intervals. The best point was chosen on the very samples that it is "
+    "reported on."
+)
 WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FAIL": "failed"}
 
 
@@ -66,10 +68,12 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
     study, nodes = found.study, _nodes(found)
     artifacts = list(published(store, nodes).values())
     states = Counter(trial.state for trial in found.trials)
-    facts = [*(f"{n} {WORDS[state]}" for state, n in states.items()),
-             f"{len(by_training(found.trials))} trainings",
-             f"{study.experiment.train.steps:,} steps each",
-             f"{study.experiment.evaluation.num_samples:,} samples a point"]  # fmt: skip
+    facts = [
+        *(f"{n} {WORDS[state]}" for state, n in states.items()),
+        f"{len(by_training(found.trials))} trainings",
+        f"{study.experiment.train.steps:,} steps each",
+        f"{study.experiment.evaluation.num_samples:,} samples a point",
+    ]
     if artifacts:
         facts.append(page.when(artifacts))
     return document(
@@ -111,8 +115,10 @@ def headline(found: Findings) -> str:
     others = {0: "no other point is its equal", 1: "one other point cannot be told from it"}.get(
         count, f"{count} other points cannot be told from it"
     )
-    text = (f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
-            f"{_fid(best)}; {others} on the same noise.")  # fmt: skip
+    text = (
+        f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
+        f"{_fid(best)}; {others} on the same noise."
+    )
     return text if found.reported is None else f"{text} {page.reported_sentence(found.reported)}"
 
 
@@ -122,8 +128,9 @@ def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | No
         return None
     if candidate(found.best.point).label in set(confirmed["candidate"]):
         return None
-    return paragraph("The best point has changed since: it was not confirmed itself.",
-                     class_="warning")  # fmt: skip
+    return paragraph(
+        "The best point has changed since: it was not confirmed itself.", class_="warning"
+    )
 
 
 def _name(trial: Trial) -> str:
@@ -141,9 +148,13 @@ def _fid(trial: Trial) -> str:
 
 def _sample(trial: Trial) -> Sample:
     assert trial.fid is not None
-    return Sample(trial.point.ig_scale, trial.fid, trial.facts.get("fid_low"),
-                  trial.facts.get("fid_high"), f"trial {trial.number}: {_name(trial)}, FID "
-                  f"{_fid(trial)}")  # fmt: skip
+    return Sample(
+        trial.point.ig_scale,
+        trial.fid,
+        trial.facts.get("fid_low"),
+        trial.facts.get("fid_high"),
+        f"trial {trial.number}: {_name(trial)}, FID {_fid(trial)}",
+    )
 
 
 def scale_charts(found: Findings) -> Html | None:
@@ -153,18 +164,31 @@ def scale_charts(found: Findings) -> Html | None:
     for layer, weight in sorted(trainings):
         lines = layers.setdefault(layer, [])
         points = tuple(map(_sample, trainings[layer, weight]))
-        lines.append(Series(f"weight {weight:g}", points, 1 + len(lines) % 7, bars=True,
-                            dashes=len(lines) // 7))  # fmt: skip
+        lines.append(
+            Series(
+                f"weight {weight:g}", points, 1 + len(lines) % 7, bars=True, dashes=len(lines) // 7
+            )
+        )
     if not layers:
         return None
     every = [line for lines in layers.values() for line in lines]
     scales = [s.x for line in every for s in line.samples]
     x_range, y_range = (min(scales), max(scales)), y_limits(every)
-    return tag("div", *(
-        line_chart(f"Auxiliary layer {layer}", lines, "internal guidance scale (1 is off)",
-                   "FID, 95 % intervals", x_range=x_range, y_range=y_range)
-        for layer, lines in layers.items()
-    ), class_="pair")  # fmt: skip
+    return tag(
+        "div",
+        *(
+            line_chart(
+                f"Auxiliary layer {layer}",
+                lines,
+                "internal guidance scale (1 is off)",
+                "FID, 95 % intervals",
+                x_range=x_range,
+                y_range=y_range,
+            )
+            for layer, lines in layers.items()
+        ),
+        class_="pair",
+    )
 
 
 def curve_chart(found: Findings) -> Html | None:
@@ -173,16 +197,27 @@ def curve_chart(found: Findings) -> Html | None:
     for (layer, weight), members in sorted(by_training(found.trials).items()):
         curve = max((t.curve for t in members), key=len)
         points = tuple(
-            Sample(step, p.fid, p.fid - p.half_width, p.fid + p.half_width,
-                   f"layer {layer}, weight {weight:g}, step {step}: FID {number(p.fid)}")
+            Sample(
+                step,
+                p.fid,
+                p.fid - p.half_width,
+                p.fid + p.half_width,
+                f"layer {layer}, weight {weight:g}, step {step}: FID {number(p.fid)}",
+            )
             for step, p in sorted(curve.items())
-        )  # fmt: skip
+        )
         same = sum(line.color == layer for line in lines)
-        lines.append(Series(f"layer {layer}, weight {weight:g}", points, layer, bars=True,
-                            dashes=same))  # fmt: skip
+        lines.append(
+            Series(f"layer {layer}, weight {weight:g}", points, layer, bars=True, dashes=same)
+        )
     scale = found.study.experiment.guidance.ig_scale
-    chart = line_chart("One line for each training, coloured by layer", lines, "training step",
-                       f"FID at scale {scale:g}", log=True)  # fmt: skip
+    chart = line_chart(
+        "One line for each training, coloured by layer",
+        lines,
+        "training step",
+        f"FID at scale {scale:g}",
+        log=True,
+    )
     return tag("div", chart, class_="single") if chart else None
 
 
@@ -195,16 +230,20 @@ def best_table(found: Findings) -> Html | None:
     rows = [[*_place(t), _fid(t), _mark(found, t)] for t in chosen]
     return markup(
         table(["trial", "layer", "weight", "scale", "FID", ""], rows, left=0, marked=[0]),
-        paragraph("Equals are listed by layer, weight and scale, not by FID: the 95 % interval of "
-                  "their paired difference from the best point holds 0, so that their order says "
-                  "nothing.", class_="note") if found.equals else None,
-    )  # fmt: skip
+        paragraph(
+            "Equals are listed by layer, weight and scale, not by FID: the 95 % interval of "
+            "their paired difference from the best point holds 0, so that their order says "
+            "nothing.",
+            class_="note",
+        )
+        if found.equals
+        else None,
+    )
 
 
 def _place(trial: Trial) -> list[Child]:
     point = trial.point
-    return [str(trial.number), str(point.aux_layer), f"{point.aux_weight:g}",
-            f"{point.ig_scale:g}"]  # fmt: skip
+    return [str(trial.number), str(point.aux_layer), f"{point.aux_weight:g}", f"{point.ig_scale:g}"]
 
 
 def _mark(found: Findings, trial: Trial) -> Html | None:
@@ -217,15 +256,24 @@ def importances(found: Findings) -> Html | None:
     """Share of each parameter in the differences of FID."""
     if not found.importances:
         return None
-    names = {"aux_layer": "auxiliary layer", "aux_weight": "auxiliary weight",
-             "ig_scale": "internal guidance scale"}  # fmt: skip
-    rows = [[names.get(name, name), percent(share),
-             tag("span", class_="meter", style=f"width:{10 * share:.2f}rem")]
-            for name, share in found.importances.items()]  # fmt: skip
+    names = {
+        "aux_layer": "auxiliary layer",
+        "aux_weight": "auxiliary weight",
+        "ig_scale": "internal guidance scale",
+    }
+    rows = [
+        [
+            names.get(name, name),
+            percent(share),
+            tag("span", class_="meter", style=f"width:{10 * share:.2f}rem"),
+        ]
+        for name, share in found.importances.items()
+    ]
     rows = [[name, bar, share] for name, share, bar in rows]
-    return markup(table(["parameter", "", "importance for FID"], rows, left=2),
-                  paragraph("Optuna's estimate from the complete trials; it has no interval.",
-                            class_="note"))  # fmt: skip
+    return markup(
+        table(["parameter", "", "importance for FID"], rows, left=2),
+        paragraph("Optuna's estimate from the complete trials; it has no interval.", class_="note"),
+    )
 
 
 def samples(found: Findings, store: Store) -> Html | None:
@@ -234,10 +282,14 @@ def samples(found: Findings, store: Store) -> Html | None:
         return None
     training, scale = found.best.point.training, found.best.point.ig_scale
     results = collect(store, Graph(found.study.at(*training, (scale,))), pass_over_damaged=True)
-    titles = {1.0: "Unguided"} | {scale: f"Internal guidance, scale {scale:g}"} \
-        if scale != 1 else {1.0: "Unguided"}  # fmt: skip
-    return page.sample_grids(results, [(titles[m.scale], m) for m in results.final
-                                       if m.scale in titles])  # fmt: skip
+    titles = (
+        {1.0: "Unguided"} | {scale: f"Internal guidance, scale {scale:g}"}
+        if scale != 1
+        else {1.0: "Unguided"}
+    )
+    return page.sample_grids(
+        results, [(titles[m.scale], m) for m in results.final if m.scale in titles]
+    )
 
 
 def trials_table(found: Findings) -> Html | None:
@@ -246,11 +298,16 @@ def trials_table(found: Findings) -> Html | None:
         return None
     seconds: dict[int, Any] = found.table.set_index("trial").to_dict("index")
     rows = [
-        [*_place(t), badge(WORDS[t.state], STATES[t.state]), "" if t.fid is None else _fid(t),
-         _mark(found, t), _seconds(seconds[t.number]["train_seconds"]),
-         _seconds(seconds[t.number]["point_seconds"])]
+        [
+            *_place(t),
+            badge(WORDS[t.state], STATES[t.state]),
+            "" if t.fid is None else _fid(t),
+            _mark(found, t),
+            _seconds(seconds[t.number]["train_seconds"]),
+            _seconds(seconds[t.number]["point_seconds"]),
+        ]
         for t in found.trials
-    ]  # fmt: skip
+    ]
     best = [i for i, t in enumerate(found.trials) if t is found.best]
     head = ["trial", "layer", "weight", "scale", "state", "FID", "", "training", "own samples"]
     return table(head, rows, left=0, marked=best, caption="In the order in which they were entered")
@@ -264,9 +321,11 @@ def _costs(found: Findings, store: Store, nodes: Sequence[Node]) -> Html:
     saved = ""
     if found.naive_seconds:
         share = percent(1 - found.spent_seconds / found.naive_seconds)
-        saved = (f"Work on the trials: {in_words(found.spent_seconds)}. One training for each "
-                 f"point would have cost {in_words(found.naive_seconds)}, so that sharing "
-                 f"trainings saved {share}.")  # fmt: skip
+        saved = (
+            f"Work on the trials: {in_words(found.spent_seconds)}. One training for each "
+            f"point would have cost {in_words(found.naive_seconds)}, so that sharing "
+            f"trainings saved {share}."
+        )
     return markup(paragraph(saved) if saved else None, page.costs(store, nodes))
 
 
@@ -277,8 +336,14 @@ def _again(found: Findings) -> Html:
         words += [] if study.name == words[1] else ["--name", study.name]
         words += ["--trials", str(len(_complete(found)))]
     point = found.best.point if found.best else None
-    experiment = study.experiment if point is None else study.at(
-        point.aux_layer, point.aux_weight, (point.ig_scale,))  # fmt: skip
-    what = "the experiment that the study varies" if point is None else \
-           "the best training, evaluated at the best scale"  # fmt: skip
+    experiment = (
+        study.experiment
+        if point is None
+        else study.at(point.aux_layer, point.aux_weight, (point.ig_scale,))
+    )
+    what = (
+        "the experiment that the study varies"
+        if point is None
+        else "the best training, evaluated at the best scale"
+    )
     return page.reproduction([words], experiment, f"is {what}: save it and run it.")

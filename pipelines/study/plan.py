@@ -50,8 +50,11 @@ def next_scales(known: Mapping[float, float | None], space: Range, count: int) -
         return found
     if None in known.values():
         return []
-    fids = {space.index(scale): fid for scale, fid in known.items()
-            if fid is not None and math.isfinite(fid)}  # fmt: skip
+    fids = {
+        space.index(scale): fid
+        for scale, fid in known.items()
+        if fid is not None and math.isfinite(fid)
+    }
     return [space.value(_refinement(fids, taken, space))] if fids else []
 
 
@@ -59,8 +62,7 @@ def _gap_middles(taken: set[int], space: Range) -> list[int]:
     """Middles of the widest gaps (ends count as gaps to their neighbour), widest first."""
     edges = sorted(taken)
     gaps = [(edges[0], 0), (space.count - 1 - edges[-1], space.count - 1)]
-    gaps += [(right - left, (left + right) // 2)
-             for left, right in itertools.pairwise(edges)]  # fmt: skip
+    gaps += [(right - left, (left + right) // 2) for left, right in itertools.pairwise(edges)]
     middles = [middle for width, middle in sorted(gaps, key=lambda g: -g[0]) if width > 0]
     return [middle for middle in middles if middle not in taken]
 

@@ -38,9 +38,12 @@ def room_for(trials: Sequence[Trial], wanted: int) -> int:
 
 def at_rest(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Trials of each training that nobody works on and that was neither given up nor failed."""
-    return [found for found in by_training(trials).values()
-            if any(t.state == "COMPLETE" for t in found)
-            and all(t.state in ("COMPLETE", "FAIL") for t in found)]  # fmt: skip
+    return [
+        found
+        for found in by_training(trials).values()
+        if any(t.state == "COMPLETE" for t in found)
+        and all(t.state in ("COMPLETE", "FAIL") for t in found)
+    ]
 
 
 def reserved(study: Study, trials: Sequence[Trial]) -> int:
@@ -65,13 +68,13 @@ def companions(study: Study, siblings: Sequence[Trial | Point], room: int) -> li
     first = siblings[0]
     base = first if isinstance(first, Point) else first.point
     scales = next_scales(known, study.space.ig_scale, study.scales_per_training)
-    return [Point(aux_layer=base.aux_layer, aux_weight=base.aux_weight, ig_scale=scale)
-            for scale in scales[:room]]  # fmt: skip
+    return [
+        Point(aux_layer=base.aux_layer, aux_weight=base.aux_weight, ig_scale=scale)
+        for scale in scales[:room]
+    ]
 
 
-def propose(
-    study: Study, trials: Sequence[Trial], history: Sequence[FrozenTrial]
-) -> Point | None:  # fmt: skip
+def propose(study: Study, trials: Sequence[Trial], history: Sequence[FrozenTrial]) -> Point | None:
     """What the sampler says after these trials.
 
     It is asked about a copy, so that nothing is entered before all of a point is known. Points that
@@ -115,8 +118,10 @@ def startup(study: Study) -> list[Point]:
     """
     count, layers = study.startup_trainings, study.layers
     weight, scale = study.space.aux_weight, study.space.ig_scale
-    draws = [random.Random(content_key([study.seed, "startup", name]))
-             for name in ("aux_layer", "aux_weight", "ig_scale")]  # fmt: skip
+    draws = [
+        random.Random(content_key([study.seed, "startup", name]))
+        for name in ("aux_layer", "aux_weight", "ig_scale")
+    ]
     strata = zip(*(draw.sample(range(count), count) for draw in draws), strict=True)
     return [
         Point(

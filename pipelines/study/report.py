@@ -80,19 +80,25 @@ def findings(
     equals: list[Trial] = []
     if best is not None:
         reference = _jackknife(best, store)
-        equals = [t for t in complete if t is not best
-                  and _includes_zero(_jackknife(t, store), reference)]  # fmt: skip
+        equals = [
+            t for t in complete if t is not best and _includes_zero(_jackknife(t, store), reference)
+        ]
     costs = _costs(study, trials, store)
     table = pd.DataFrame([_row(t, costs) for t in trials])
     training_costs = {t.point.training: costs[t.number][0] for t in trials}
     point_seconds = sum(costs[t.number][1] for t in complete)
     reported = None if best is None else read_reported(store, *report_of(study, best))
     return Findings(
-        study, tuple(trials), table, best, tuple(sorted(equals, key=lambda t: t.fid or 0)),
-        importances, reported,
+        study,
+        tuple(trials),
+        table,
+        best,
+        tuple(sorted(equals, key=lambda t: t.fid or 0)),
+        importances,
+        reported,
         spent_seconds=sum(training_costs.values()) + point_seconds,
         naive_seconds=sum(costs[t.number][0] for t in complete) + point_seconds,
-    )  # fmt: skip
+    )
 
 
 def report_of(study: Study, best: Trial) -> tuple[Graph, float]:
@@ -118,15 +124,16 @@ def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, objec
     }
 
 
-def _costs(
-    study: Study, trials: Sequence[Trial], store: Store
-) -> dict[int, tuple[float, float]]:  # fmt: skip
+def _costs(study: Study, trials: Sequence[Trial], store: Store) -> dict[int, tuple[float, float]]:
     """Trial -> seconds of its training with the FID curve, and of its own samples."""
     found = {}
     for training, members in by_training(trials).items():
         graph = Graph(study.at(*training, tuple(t.point.ig_scale for t in members)))
-        curve = [p.evaluate for p in graph.curve
-                 if p.guidance.ig_scale == study.experiment.guidance.ig_scale]  # fmt: skip
+        curve = [
+            p.evaluate
+            for p in graph.curve
+            if p.guidance.ig_scale == study.experiment.guidance.ig_scale
+        ]
         shared = {n for n in closure(curve) if n.stage != "data"}
         train = work_seconds(store, {*shared, *graph.checkpoints})
         for trial in members:
@@ -166,30 +173,41 @@ def print_findings(found: Findings, console: Console) -> None:
     rows = []
     for trial in complete[:SHOWN]:
         note = "best" if trial is found.best else "equal" if trial in found.equals else ""
-        rows.append((
-            str(trial.number), str(trial.point.aux_layer), f"{trial.point.aux_weight:g}",
-            f"{trial.point.ig_scale:g}", number(trial.fid or 0.0),
-            metric_interval({"fid": trial.fid, **trial.facts}), note,
-        ))  # fmt: skip
+        rows.append(
+            (
+                str(trial.number),
+                str(trial.point.aux_layer),
+                f"{trial.point.aux_weight:g}",
+                f"{trial.point.ig_scale:g}",
+                number(trial.fid or 0.0),
+                metric_interval({"fid": trial.fid, **trial.facts}),
+                note,
+            )
+        )
     columns = [*numbers("trial", "layer", "weight", "scale", "FID", "95 % interval"), *words("")]
     print_screen_table(ScreenTable(title, columns, rows), console)
     if found.best is not None:
-        console.print(f"{counted(len(found.equals), 'point')} cannot be told from the best one "
-                      f"(same noise, paired 95 % interval); it was chosen on these very "
-                      f"samples.")  # fmt: skip
+        console.print(
+            f"{counted(len(found.equals), 'point')} cannot be told from the best one "
+            f"(same noise, paired 95 % interval); it was chosen on these very "
+            f"samples."
+        )
     if found.reported is not None:
         metrics, gain = found.reported.measurement.metrics, found.reported.gain
         console.print(
             f"[bold]The best point on noise that had no part in the choice: FID {metric(metrics)}"
-            + ("" if gain is None else f", {change(gain)} against scale 1") + "[/bold]"
-        )  # fmt: skip
+            + ("" if gain is None else f", {change(gain)} against scale 1")
+            + "[/bold]"
+        )
     if found.importances:
         texts = (f"{name} {percent(value)}" for name, value in found.importances.items())
         console.print(f"Importance for FID: {', '.join(texts)}")
     if found.naive_seconds:
-        console.print(f"Work: {in_words(found.spent_seconds)}; one training for each point would "
-                      f"have cost {in_words(found.naive_seconds)} "
-                      f"(ratio {number(found.spent_seconds / found.naive_seconds)})")  # fmt: skip
+        console.print(
+            f"Work: {in_words(found.spent_seconds)}; one training for each point would "
+            f"have cost {in_words(found.naive_seconds)} "
+            f"(ratio {number(found.spent_seconds / found.naive_seconds)})"
+        )
 
 
 def counted(count: int, noun: str) -> str:
@@ -204,10 +222,13 @@ def print_forecast(cost: Forecast, console: Console) -> None:
         parts = (cost.hours, cost.train_hours or 0.0, cost.sample_hours or 0.0)
         hours = "{} (training {}, samples {})".format(*(number(p, separator=",") for p in parts))
     disk = "unknown" if cost.gigabytes is None else data_size(cost.gigabytes * 2**30)
-    work = (f"{counted(cost.trials, 'trial')}, {counted(cost.trainings, 'training')}, "
-            f"{cost.images:,} images")  # fmt: skip
-    console.print(f"Forecast: {work}; worker-hours {hours}; disk {disk}", highlight=False,
-                  soft_wrap=True)  # fmt: skip
+    work = (
+        f"{counted(cost.trials, 'trial')}, {counted(cost.trainings, 'training')}, "
+        f"{cost.images:,} images"
+    )
+    console.print(
+        f"Forecast: {work}; worker-hours {hours}; disk {disk}", highlight=False, soft_wrap=True
+    )
 
 
 def write_findings(

@@ -51,8 +51,9 @@ def stored_studies(url: str, store: Store) -> list[StoredStudy]:
         studies = [_read(storage, name) for name in names]
     finally:
         storage.remove_session()
-    return [stored for stored, where in studies if stored is not None
-            and where in (None, name_of_store)]  # fmt: skip
+    return [
+        stored for stored, where in studies if stored is not None and where in (None, name_of_store)
+    ]
 
 
 def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:

@@ -116,8 +116,9 @@ class StudyTracker:
 
     def _results(self, trial: Trial, trials: Sequence[Trial]) -> Results:
         """What there is of a trial's training, at the scales of all trials that share it."""
-        scales = tuple(sorted(t.point.ig_scale for t in trials
-                              if t.point.training == trial.point.training))  # fmt: skip
+        scales = tuple(
+            sorted(t.point.ig_scale for t in trials if t.point.training == trial.point.training)
+        )
         return collect(self.store, Graph(self.study.at(*trial.point.training, scales)))
 
     def _parent(self, experiment: str, trials: Sequence[Trial], runs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -130,9 +131,14 @@ class StudyTracker:
                 began = started_ms(results)
             parent = self._create(experiment, self.study.name, began, {})
         if results is not None:
-            self._tracker.log_parameters(parent, {name: value for name, value
-                                          in comparable_parameters(results).items()
-                                          if name not in STUDIED})  # fmt: skip
+            self._tracker.log_parameters(
+                parent,
+                {
+                    name: value
+                    for name, value in comparable_parameters(results).items()
+                    if name not in STUDIED
+                },
+            )
         return parent
 
     def _show_best(self, parent: Any, trials: Sequence[Trial]) -> None:  # noqa: ANN401
@@ -169,16 +175,24 @@ class StudyTracker:
         """Bring a trial's run up to date; returns when its last number was published."""
         point, results = trial.point, self._results(trial, trials)
         parameters = comparable_parameters(results, point.ig_scale)
-        shared = {f"igdit.{name}": str(value) for name, value in parameters.items()
-                  if name not in COMPARED}  # fmt: skip
+        shared = {
+            f"igdit.{name}": str(value)
+            for name, value in parameters.items()
+            if name not in COMPARED
+        }
         if run is None:
-            run = self._create(experiment, _name(trial), started_ms(results), {
-                TRIAL_TAG: str(trial.number),
-                "mlflow.parentRunId": parent.info.run_id,
-                "igdit.trajectory": results.graph.checkpoint(0).hash,
-                "igdit.store": discreet(self.store.uri),
-                **shared,
-            })  # fmt: skip
+            run = self._create(
+                experiment,
+                _name(trial),
+                started_ms(results),
+                {
+                    TRIAL_TAG: str(trial.number),
+                    "mlflow.parentRunId": parent.info.run_id,
+                    "igdit.trajectory": results.graph.checkpoint(0).hash,
+                    "igdit.store": discreet(self.store.uri),
+                    **shared,
+                },
+            )
         run_id = run.info.run_id
         tags = {"mlflow.runName": _name(trial), **shared, **commit_tags(results)}
         self._tracker.set_tags(run, tags)
@@ -223,6 +237,7 @@ def _name(trial: Trial) -> str:
 
 def _state(trial: Trial, trials: Sequence[Trial]) -> str:
     """What decides what the run of a trial shows; told without reading the store."""
-    siblings = sorted((t.point.ig_scale, t.state) for t in trials
-                      if t.point.training == trial.point.training)  # fmt: skip
+    siblings = sorted(
+        (t.point.ig_scale, t.state) for t in trials if t.point.training == trial.point.training
+    )
     return content_key([LAYOUT, trial.state, sorted(trial.curve), siblings])

@@ -53,8 +53,11 @@ def numbered(trials: Sequence[Trial]) -> str:
 
 def parameters_of(point: Point) -> dict[str, Any]:
     """A point as Optuna's parameters."""
-    return {"aux_layer": point.aux_layer, "aux_weight": point.aux_weight,
-            "ig_scale": point.ig_scale}  # fmt: skip
+    return {
+        "aux_layer": point.aux_layer,
+        "aux_weight": point.aux_weight,
+        "ig_scale": point.ig_scale,
+    }
 
 
 def own_trials(found: Iterable[FrozenTrial]) -> list[tuple[Trial, FrozenTrial]]:
@@ -128,6 +131,9 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN4
     """Where two JSON values differ, as `path: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
-        return [text for key in keys
-                for text in differences(old.get(key), new.get(key), f"{where}.{key}")]  # fmt: skip
+        return [
+            text
+            for key in keys
+            for text in differences(old.get(key), new.get(key), f"{where}.{key}")
+        ]
     return [] if old == new else [f"{where[1:]} was {old!r} and is now {new!r}"]

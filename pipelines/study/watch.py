@@ -102,11 +102,16 @@ class Watch:
         What comes early counts when its turn is, so that nothing depends on who was faster.
         """
         found = {m.point.step: m for m in results.curve if m.point.evaluate in self._curve_nodes}
-        steps = itertools.takewhile(found.__contains__,
-                                    self._graph.experiment.train.checkpoint_steps)  # fmt: skip
-        return {step: CurvePoint(found[step].fid, (found[step].metrics["fid_high"] -
-                                                   found[step].metrics["fid_low"]) / 2)
-                for step in steps}  # fmt: skip
+        steps = itertools.takewhile(
+            found.__contains__, self._graph.experiment.train.checkpoint_steps
+        )
+        return {
+            step: CurvePoint(
+                found[step].fid,
+                (found[step].metrics["fid_high"] - found[step].metrics["fid_low"]) / 2,
+            )
+            for step in steps
+        }
 
     def _fatal_beginning(self, curve: Curve) -> Curve | None:
         """The shortest beginning for which the training is given up, if there is one.
@@ -118,10 +123,12 @@ class Watch:
         finished = {t.point.training: t.curve for t in trials if t.state == "COMPLETE"}
         if own in finished:  # it passed, and its scales are refined
             return None
-        steps = [step for step in curve
-                 if step != self._graph.experiment.train.checkpoint_steps[-1]]  # fmt: skip
-        beginnings = ({step: curve[step] for step in steps[:count]}
-                      for count in range(1, len(steps) + 1))  # fmt: skip
+        steps = [
+            step for step in curve if step != self._graph.experiment.train.checkpoint_steps[-1]
+        ]
+        beginnings = (
+            {step: curve[step] for step in steps[:count]} for count in range(1, len(steps) + 1)
+        )
         rule, others = self._book.study.pruning, list(finished.values())
         return next((b for b in beginnings if is_hopeless(b, others, rule)), None)
 

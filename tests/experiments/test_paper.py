@@ -15,9 +15,7 @@ from ig_core.config import model_config
 PAPER = sorted(set(EXPERIMENTS) - {"digits"})
 
 
-@pytest.mark.parametrize(
-    "name", ["sit_b2", "sit_l2", "sit_xl2", "lightningdit_xl1"]
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["sit_b2", "sit_l2", "sit_xl2", "lightningdit_xl1"])
 def test_each_comes_with_and_without_internal_guidance(name):
     plain, guided = get_experiment(name), get_experiment(f"{name}_ig")
     assert (plain.name, guided.name) == (name, f"{name}_ig")
@@ -45,8 +43,9 @@ def test_settings_are_the_published_ones(name):
     assert protocol_name(named) == "adm-imagenet256"
     if name.startswith("sit"):
         size = {"b": "B", "l": "L", "x": "XL"}[name[4]]
-        assert experiment.model == model_config(f"SiT-{size}/2",
-                                                aux_layer=experiment.model.aux_layer)  # fmt: skip
+        assert experiment.model == model_config(
+            f"SiT-{size}/2", aux_layer=experiment.model.aux_layer
+        )
         assert (experiment.optim.lr, experiment.optim.betas) == (1e-4, (0.9, 0.999))
         assert experiment.optim.precision == "fp16"
         assert (experiment.sampler.method, experiment.sampler.num_steps) == ("sde", 250)
@@ -94,12 +93,17 @@ def test_rows_share_their_training():
     assert rows["sit_b2_ig-1.5"] == rows["sit_b2_ig-1.9"] == head
     interval = rows["sit_b2_ig-2.3-interval"]
     assert (interval.model, interval.loss, interval.optim, interval.train) == (
-        head.model, head.loss, head.optim, head.train,
-    )  # fmt: skip
+        head.model,
+        head.loss,
+        head.optim,
+        head.train,
+    )
 
 
 def test_the_help_names_them_all_and_loads_no_torch():
-    code = ("from pipelines.cli import main; main(['help']); import sys; "
-            "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)")  # fmt: skip
+    code = (
+        "from pipelines.cli import main; main(['help']); import sys; "
+        "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert [name for name in (*EXPERIMENTS, *TABLES) if name not in run.stdout] == []

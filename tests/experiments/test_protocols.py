@@ -24,9 +24,15 @@ def test_files_banks_and_shards_are_no_part_of_a_protocol():
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_samples": 10_000}, {"labels": "random"}, {"isc_splits": 5}, {"reference": "other.npz"},
-     {"kid_subset_size": 100}, {"extractor_seed": 1}],
-)  # fmt: skip
+    [
+        {"num_samples": 10_000},
+        {"labels": "random"},
+        {"isc_splits": 5},
+        {"reference": "other.npz"},
+        {"kid_subset_size": 100},
+        {"extractor_seed": 1},
+    ],
+)
 def test_any_other_change_makes_it_another_protocol(change):
     assert protocol_name(replace(digits(), **change)) == "custom"
 

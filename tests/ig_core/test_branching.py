@@ -42,10 +42,12 @@ def noise_for(step, x):
 
 
 def one_by_one(model, y, guidances, x, config, weak_model=None):
-    return torch.stack([
-        sample(guided_velocity(model, y, guidance, weak_model), x, config, noise_for)
-        for guidance in guidances
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            sample(guided_velocity(model, y, guidance, weak_model), x, config, noise_for)
+            for guidance in guidances
+        ]
+    )
 
 
 SCALES = [Guidance(ig_scale=s) for s in (1.0, 0.0, 1.4, 1.8)]
@@ -152,8 +154,9 @@ def test_branches_share_what_their_own_intervals_allow(random_model, start, coun
     """A grid of two scales and two intervals is two trajectories until the intervals part."""
     x, y = start
     model = random_model()
-    guidances = [Guidance(ig_scale=s, ig_interval=(low, 1.0)) for s in (1.5, 2.0)
-                 for low in (0.25, 0.65)]  # fmt: skip
+    guidances = [
+        Guidance(ig_scale=s, ig_interval=(low, 1.0)) for s in (1.5, 2.0) for low in (0.25, 0.65)
+    ]
     rows = count_rows(model)
     sample_guidances(model, y, guidances, x, SamplerConfig(method="euler", num_steps=10))
     # Times 1.0 .. 0.7 in two branches, 0.6 .. 0.1 in four.

@@ -72,19 +72,29 @@ def edit_sd(folder, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: {k: v for k, v in w.items() if not k.startswith("decoder.")},
-         r"missing decoder\.conv_in\.bias; .*and \d+ more"),
-        (lambda w: {k: v for k, v in w.items() if k != "decoder.conv_out.bias"},
-         r"missing decoder\.conv_out\.bias$"),
+        (
+            lambda w: {k: v for k, v in w.items() if not k.startswith("decoder.")},
+            r"missing decoder\.conv_in\.bias; .*and \d+ more",
+        ),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "decoder.conv_out.bias"},
+            r"missing decoder\.conv_out\.bias$",
+        ),
         (lambda w: {**w, "decoder.more": torch.zeros(1)}, r"unexpected decoder\.more$"),
-        (lambda w: {**w, "decoder.conv_out.bias": torch.zeros(4)},
-         r"decoder\.conv_out\.bias has shape \(4,\) instead of \(3,\)"),
-        (lambda w: {**w, "decoder.conv_out.bias": torch.zeros(3, dtype=torch.int64)},
-         r"decoder\.conv_out\.bias holds torch\.int64"),
-        (lambda w: {k.replace("down_blocks", "down"): v for k, v in w.items()},
-         r"--data\.codec va-vae"),
+        (
+            lambda w: {**w, "decoder.conv_out.bias": torch.zeros(4)},
+            r"decoder\.conv_out\.bias has shape \(4,\) instead of \(3,\)",
+        ),
+        (
+            lambda w: {**w, "decoder.conv_out.bias": torch.zeros(3, dtype=torch.int64)},
+            r"decoder\.conv_out\.bias holds torch\.int64",
+        ),
+        (
+            lambda w: {k.replace("down_blocks", "down"): v for k, v in w.items()},
+            r"--data\.codec va-vae",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_sd_vae_must_hold_every_tensor_and_no_other(change, words, tmp_path):
     folder = edit_sd(make_sd_vae(tmp_path / "vae"), change)
     for read in (open_codec, load_codec):
@@ -145,16 +155,21 @@ def test_weights_that_are_missing_or_left_over_are_refused(tmp_path):
     _, network = make_va_vae(tmp_path / "vavae.pt")
     weights = network.state_dict()
     for change, words in (
-        ({k: v for k, v in weights.items() if "decoder.mid" not in k},
-         r"missing decoder\.mid_block"),
-        ({**weights, "decoder.extra.weight": torch.zeros(1)},
-         r"unexpected decoder\.extra\.weight"),
-        ({**weights, "quant_conv.weight": torch.zeros(2, 2, 1, 1)},
-         r"quant_conv\.weight has shape"),
-        ({**weights, "quant_conv.weight": torch.zeros(())},
-         r"must hold quant_conv\.weight with four dimensions"),
+        (
+            {k: v for k, v in weights.items() if "decoder.mid" not in k},
+            r"missing decoder\.mid_block",
+        ),
+        ({**weights, "decoder.extra.weight": torch.zeros(1)}, r"unexpected decoder\.extra\.weight"),
+        (
+            {**weights, "quant_conv.weight": torch.zeros(2, 2, 1, 1)},
+            r"quant_conv\.weight has shape",
+        ),
+        (
+            {**weights, "quant_conv.weight": torch.zeros(())},
+            r"must hold quant_conv\.weight with four dimensions",
+        ),
         ({"model": torch.zeros(1)}, r"no encoder\.conv_in\.weight .*, state_dict\.model"),
-    ):  # fmt: skip
+    ):
         torch.save({"state_dict": change}, tmp_path / "changed.pt")
         with pytest.raises(ValueError, match=words):
             open_codec("va-vae", tmp_path / "changed.pt")

@@ -278,8 +278,11 @@ def test_every_preset_has_exactly_the_parameters_of_its_shape(count_parameters, 
 
 def test_the_presets_are_those_of_the_papers():
     sit = [f"SiT-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)]
-    light = [f"LightningDiT-{size}/{patch}" for size in ("B", "L", "XL", "1p0B", "1p6B")
-             for patch in (1, 2)]  # fmt: skip
+    light = [
+        f"LightningDiT-{size}/{patch}"
+        for size in ("B", "L", "XL", "1p0B", "1p6B")
+        for patch in (1, 2)
+    ]
     assert list(MODELS) == sit + light
 
 
@@ -349,11 +352,19 @@ WRONG_TYPES = [
     (TrainConfig, {"seed": 1.5}, "seed", "a whole number"),
 ]
 REQUIRED = {
-    ModelConfig: {"depth": 3, "width": 16, "num_heads": 2, "patch_size": 2, "input_size": 4,
-                  "in_channels": 2, "num_classes": 4, "aux_layer": 2},
+    ModelConfig: {
+        "depth": 3,
+        "width": 16,
+        "num_heads": 2,
+        "patch_size": 2,
+        "input_size": 4,
+        "in_channels": 2,
+        "num_classes": 4,
+        "aux_layer": 2,
+    },
     SamplerConfig: {"num_steps": 2},
     TrainConfig: {"steps": 2, "batch_size": 2, "checkpoint_every": 1},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("kind", "changes", "name", "expected"), WRONG_TYPES)

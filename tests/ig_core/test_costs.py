@@ -15,16 +15,29 @@ from ig_core.training import TrainState
 from ig_core.transformer import DiffusionTransformer
 
 SMALL = ModelConfig(
-    depth=3, width=32, num_heads=2, patch_size=2, input_size=8, in_channels=4, num_classes=10,
+    depth=3,
+    width=32,
+    num_heads=2,
+    patch_size=2,
+    input_size=8,
+    in_channels=4,
+    num_classes=10,
     aux_layer=1,
-)  # fmt: skip
+)
 VARIANTS = [
     SMALL,
     replace(SMALL, aux_layer=None, adaln_shift=False),
     replace(SMALL, qk_norm=True),
-    replace(SMALL, backbone="lightningdit", patch_size=1, rope=True, rms_norm=True, swiglu=True,
-            qk_norm=True),
-]  # fmt: skip
+    replace(
+        SMALL,
+        backbone="lightningdit",
+        patch_size=1,
+        rope=True,
+        rms_norm=True,
+        swiglu=True,
+        qk_norm=True,
+    ),
+]
 
 
 @pytest.mark.parametrize("config", [*VARIANTS, *map(model_config, MODELS)])
@@ -43,12 +56,15 @@ def test_arithmetic_is_what_torch_counts(config):
         model(x, t, y)
     # torch leaves the products of attention out where its kernel for CPUs is not counted.
     attention = 2 * config.depth * 2 * config.grid_size**4 * config.width
-    assert forward_flops(config) in (counter.get_total_flops(),
-                                     counter.get_total_flops() + attention)  # fmt: skip
+    assert forward_flops(config) in (
+        counter.get_total_flops(),
+        counter.get_total_flops() + attention,
+    )
 
 
-@pytest.mark.parametrize(("name", "published"), [("S", 6.06), ("B", 23.01), ("L", 80.71),
-                                                 ("XL", 118.64)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "published"), [("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64)]
+)
 def test_arithmetic_is_the_published_one(name, published):
     """Gflops of DiT-*/2 (Peebles and Xie 2023, table 4), which count a multiply-add as one."""
     config = model_config(f"SiT-{name}/2", aux_layer=None)
@@ -77,6 +93,9 @@ def test_bytes_of_a_checkpoint_are_near_what_is_written(optimizer):
     for each in state.optimizers:
         each.step()
     packed = pack_checkpoint(state)
-    written = sum(value.numel() * value.element_size()
-                  for part in packed.tensors.values() for value in part.values())  # fmt: skip
+    written = sum(
+        value.numel() * value.element_size()
+        for part in packed.tensors.values()
+        for value in part.values()
+    )
     assert checkpoint_bytes(config, optim) == pytest.approx(written, rel=0.01)

@@ -69,8 +69,9 @@ def slopes(values):
 @pytest.mark.parametrize("shift", [1.0, 2.0])
 def test_ode_samplers_converge_to_mean_and_covariance_at_their_order(method, order, shift, path):
     def config(n):
-        return SamplerConfig(method=method, num_steps=n, shift=shift, path=path,
-                             state_dtype="float64")  # fmt: skip
+        return SamplerConfig(
+            method=method, num_steps=n, shift=shift, path=path, state_dtype="float64"
+        )
 
     mean_errors, covariance_errors = zip(*errors(config, [32, 64, 128], path), strict=True)
     # The next order of the error is still visible.
@@ -86,8 +87,9 @@ def test_sde_converges_to_mean_and_covariance_at_first_order(path):
     """The noiseless last step must shrink along with the others."""
 
     def config(n):
-        return SamplerConfig(method="sde", num_steps=n, last_step=1 / n, path=path,
-                             state_dtype="float64")  # fmt: skip
+        return SamplerConfig(
+            method="sde", num_steps=n, last_step=1 / n, path=path, state_dtype="float64"
+        )
 
     mean_errors, covariance_errors = zip(*errors(config, [64, 128, 256], path), strict=True)
     assert slopes(covariance_errors) == pytest.approx([1, 1], abs=0.3)
@@ -154,8 +156,11 @@ NONE = torch.zeros(2, dtype=torch.float64)
 def test_guidance_between_two_spreads_extrapolates_their_logarithms(kind, scale):
     """Centred Gaussians: d log x / dt is affine in log of the marginal, so S = S_w^(1-s) S_s^s."""
     strong, weak = (NONE, SPREADS[0]), (NONE, SPREADS[1])
-    model = {"ig": GaussianModel(strong, aux=weak), "cfg": GaussianModel(strong, null=weak),
-             "auto": GaussianModel(strong)}[kind]  # fmt: skip
+    model = {
+        "ig": GaussianModel(strong, aux=weak),
+        "cfg": GaussianModel(strong, null=weak),
+        "auto": GaussianModel(strong),
+    }[kind]
     guidance = Guidance(**{f"{kind}_scale": scale})
     mean, covariance = guided_moments(model, guidance, GaussianModel(weak))
     expected = SPREADS[1].diag() ** (1 - scale) * SPREADS[0].diag() ** scale
@@ -169,8 +174,11 @@ def test_guidance_between_two_spreads_extrapolates_their_logarithms(kind, scale)
 def test_guidance_between_two_means_extrapolates_them(kind, scale):
     """Equal covariances: the guided field is that of the extrapolated mean."""
     strong, weak = (MEAN, COVARIANCE), (-2 * MEAN.flip(0), COVARIANCE)
-    model = {"ig": GaussianModel(strong, aux=weak), "cfg": GaussianModel(strong, null=weak),
-             "auto": GaussianModel(strong)}[kind]  # fmt: skip
+    model = {
+        "ig": GaussianModel(strong, aux=weak),
+        "cfg": GaussianModel(strong, null=weak),
+        "auto": GaussianModel(strong),
+    }[kind]
     guidance = Guidance(**{f"{kind}_scale": scale})
     mean, covariance = guided_moments(model, guidance, GaussianModel(weak))
     expected = weak[0] + scale * (strong[0] - weak[0])
@@ -204,7 +212,8 @@ def test_an_interval_guides_for_its_part_of_the_way():
         return (1 - t) ** 2 * spread.diag() + t**2
 
     gain = (marginal(SPREADS[0], low) / marginal(SPREADS[0], high)) / (
-        marginal(SPREADS[1], low) / marginal(SPREADS[1], high))  # fmt: skip
+        marginal(SPREADS[1], low) / marginal(SPREADS[1], high)
+    )
     expected = SPREADS[0].diag() * gain ** (scale - 1)
     torch.testing.assert_close(covariance.diag(), expected, rtol=5e-3, atol=0)
 
@@ -213,8 +222,11 @@ def test_many_scales_at_once_are_the_closed_form_of_each():
     strong, weak = (MEAN, COVARIANCE), (-MEAN, COVARIANCE)
     scales = (0.5, 1.0, 1.5, 2.0)
     out = sample_guidances(
-        GaussianModel(strong, aux=weak), LABELS[:1], [Guidance(ig_scale=s) for s in scales],
-        torch.zeros(1, 2, 1, 1), HEUN,
-    )  # fmt: skip
+        GaussianModel(strong, aux=weak),
+        LABELS[:1],
+        [Guidance(ig_scale=s) for s in scales],
+        torch.zeros(1, 2, 1, 1),
+        HEUN,
+    )
     expected = torch.stack([-MEAN + s * 2 * MEAN for s in scales]).float()
     torch.testing.assert_close(out.flatten(1), expected, rtol=0, atol=1e-3)

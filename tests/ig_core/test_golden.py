@@ -59,15 +59,25 @@ def architecture(found: dict, backbone: str) -> ModelConfig:
     """The configuration of a file in our names."""
     options = {}
     if backbone == "lightningdit":
-        options = {"rope": found["use_rope"], "rms_norm": found["use_rmsnorm"],
-                   "swiglu": found["use_swiglu"], "adaln_shift": not found["wo_shift"]}  # fmt: skip
+        options = {
+            "rope": found["use_rope"],
+            "rms_norm": found["use_rmsnorm"],
+            "swiglu": found["use_swiglu"],
+            "adaln_shift": not found["wo_shift"],
+        }
     return ModelConfig(
-        backbone=backbone, depth=found["depth"], width=found["hidden_size"],
-        num_heads=found["num_heads"], patch_size=found["patch_size"],
-        input_size=found["input_size"], in_channels=found["in_channels"],
-        num_classes=found["num_classes"], aux_layer=found["encoder_depth"],
-        qk_norm=found.get("use_qknorm", found.get("qk_norm", False)), **options,
-    )  # fmt: skip
+        backbone=backbone,
+        depth=found["depth"],
+        width=found["hidden_size"],
+        num_heads=found["num_heads"],
+        patch_size=found["patch_size"],
+        input_size=found["input_size"],
+        in_channels=found["in_channels"],
+        num_classes=found["num_classes"],
+        aux_layer=found["encoder_depth"],
+        qk_norm=found.get("use_qknorm", found.get("qk_norm", False)),
+        **options,
+    )
 
 
 def published(name: str, backbone: str, device: str, **changes: torch.Tensor):
@@ -129,9 +139,11 @@ def test_sit_samplers(case, device):
         cfg_interval=(settings.get("guidance_low", 0.0), settings.get("guidance_high", 1.0)),
     )
     config = SamplerConfig(
-        method="sde" if case.startswith("sde") else "euler", num_steps=settings["num_steps"],
-        path=settings.get("path_type", "linear"), state_dtype="float64",
-    )  # fmt: skip
+        method="sde" if case.startswith("sde") else "euler",
+        num_steps=settings["num_steps"],
+        path=settings.get("path_type", "linear"),
+        state_dtype="float64",
+    )
     y, z = on(device, data["y_index"], data["z"])
     noise = data.get(f"{case}.noise")
     out = sample(guided_velocity(model, y, guidance), z, config, lambda k, x: noise[k].to(x))
@@ -143,8 +155,9 @@ def test_sit_samplers(case, device):
 def test_sit_with_normalised_queries_and_keys(dropped, device):
     stored, _ = vectors("sit_qknorm.weights")
     # An int8 tensor stands for its 256th part.
-    weights = {key: value / 256 if value.dtype == torch.int8 else value
-               for key, value in stored.items()}  # fmt: skip
+    weights = {
+        key: value / 256 if value.dtype == torch.int8 else value for key, value in stored.items()
+    }
     data, meta = vectors("sit_forward_qknorm")
     model = load_official(weights, architecture(meta["config"], "sit")).to(device)
     y, prefix = data["y"], "train_" if dropped else ""
@@ -244,8 +257,9 @@ def test_moving_average():
 
 def test_spatial_frechet_distance():
     data, _ = vectors("metric_sfid_spatial")
-    reference, samples = (FeatureStats.from_features(data[f"{name}_features"].float())
-                          for name in ("ref", "sample"))  # fmt: skip
+    reference, samples = (
+        FeatureStats.from_features(data[f"{name}_features"].float()) for name in ("ref", "sample")
+    )
     exact = float(data["values"][-1])
     assert frechet_distance(reference, samples) == pytest.approx(exact, rel=1e-6)
     assert frechet_distance(reference, reference) == pytest.approx(0, abs=1e-6 * exact)
@@ -253,8 +267,9 @@ def test_spatial_frechet_distance():
 
 def test_precision_and_recall():
     data, meta = vectors("metric_precision_recall")
-    precision, recall = precision_recall(data["sample_features"].float(),
-                                         data["ref_features"].float())  # fmt: skip
+    precision, recall = precision_recall(
+        data["sample_features"].float(), data["ref_features"].float()
+    )
     assert precision == pytest.approx(meta["values"]["fp32"]["precision"], rel=1e-6)
     assert recall == pytest.approx(meta["values"]["fp32"]["recall"], rel=1e-6)
 

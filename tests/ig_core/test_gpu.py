@@ -38,8 +38,9 @@ def assert_near(a, b, *, rtol, weights):
     """Equal losses to `rtol`; averaged weights to a part of the learning rate."""
     torch.testing.assert_close(a.history, b.history, rtol=rtol, atol=rtol)
     for name, weight in a.ema.items():
-        torch.testing.assert_close(weight.cpu(), b.ema[name].cpu(), rtol=0,
-                                   atol=weights * a.optim.lr)  # fmt: skip
+        torch.testing.assert_close(
+            weight.cpu(), b.ema[name].cpu(), rtol=0, atol=weights * a.optim.lr
+        )
 
 
 def test_a_batch_is_the_same_as_on_the_cpu():

@@ -43,8 +43,9 @@ def test_what_expands_without_end_is_never_in_memory(tmp_path, monkeypatch):
             archive.writestr(name, packed.read(name))
     sizes = []
     read = zipfile.ZipExtFile.read
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n=-1: sizes.append(n) or read(
-        self, n))  # fmt: skip
+    monkeypatch.setattr(
+        zipfile.ZipExtFile, "read", lambda self, n=-1: sizes.append(n) or read(self, n)
+    )
     listing = list_source(tmp_path / "z.zip", 3)
     assert len(list(image_files(listing, 0, 2))) == 2
     assert all(0 < size <= image_bytes.MAX_LABEL_BYTES + 1 for size in sizes)

@@ -133,8 +133,9 @@ def test_moments_are_sampled_by_address(tmp_path):
     assert not torch.equal(drawn(dataset, index, positions, seed=1)[0], x)
     many = drawn(dataset, torch.full((4000,), 3), torch.arange(4000))[0].double()
     mean, std = (part[0] for part in rows[3:4].double().chunk(2, dim=1))
-    factor, shift = (torch.tensor(v, dtype=torch.float64)[:, None, None]
-                     for v in (scaled.factor, scaled.shift))  # fmt: skip
+    factor, shift = (
+        torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (scaled.factor, scaled.shift)
+    )
     assert ((many.mean(dim=0) - (mean - shift) * factor).abs() / (std * factor)).max() < 0.09
     torch.testing.assert_close(many.std(dim=0), std * factor, rtol=0.06, atol=0)
 
@@ -236,6 +237,7 @@ def test_sums_of_moments_are_those_of_what_is_drawn():
 def test_normalisation_is_undone_for_the_decoder():
     normalisation = Normalisation((1.0, -2.0), (0.5, 3.0))
     z = torch.randn(3, 2, 4, 4)
-    assert torch.equal(normalisation.apply(torch.ones(1, 2, 1, 1)).flatten(),
-                       torch.tensor([0.0, 9.0]))  # fmt: skip
+    assert torch.equal(
+        normalisation.apply(torch.ones(1, 2, 1, 1)).flatten(), torch.tensor([0.0, 9.0])
+    )
     torch.testing.assert_close(normalisation.invert(normalisation.apply(z)), z)

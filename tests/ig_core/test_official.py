@@ -15,9 +15,16 @@ from ig_core.config import ModelConfig
 from ig_core.transformer import DiffusionTransformer
 
 SIT = ModelConfig(
-    backbone="sit", depth=3, width=32, num_heads=2, patch_size=2, input_size=8, in_channels=4,
-    num_classes=10, aux_layer=2,
-)  # fmt: skip
+    backbone="sit",
+    depth=3,
+    width=32,
+    num_heads=2,
+    patch_size=2,
+    input_size=8,
+    in_channels=4,
+    num_classes=10,
+    aux_layer=2,
+)
 LIGHT = replace(SIT, backbone="lightningdit", patch_size=1, rope=True, rms_norm=True, swiglu=True)
 BOTH = pytest.mark.parametrize("config", [SIT, LIGHT], ids=["sit", "lightningdit"])
 
@@ -26,8 +33,10 @@ def published(config, seed=0):
     """A state dict in published names, no tensor of it zero."""
     torch.manual_seed(seed)
     tensors = save_official(DiffusionTransformer(config))
-    noisy = {k: v if k.startswith("feat_rope.") else v + 0.1 * torch.randn(v.shape)
-             for k, v in tensors.items()}  # fmt: skip
+    noisy = {
+        k: v if k.startswith("feat_rope.") else v + 0.1 * torch.randn(v.shape)
+        for k, v in tensors.items()
+    }
     return {key: value.contiguous() for key, value in noisy.items()}
 
 
@@ -72,16 +81,25 @@ def test_files_hold_a_state_dict(config, suffix, tmp_path):
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
     loaded = load_official(path, config)
     again = load_official(tensors, config)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(),
-                                                 strict=True))  # fmt: skip
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_ema_is_taken_before_model_and_the_arguments_are_let_through(tmp_path):
     ema, raw = published(SIT, 0), published(SIT, 1)
     path = tmp_path / "sit.pt"
     prefixed = {f"module.{key}": value for key, value in raw.items()}
-    torch.save({"model": prefixed, "ema": ema, "opt": {"state": {}}, "steps": 7,
-                "args": argparse.Namespace(lr=1e-4)}, path)  # fmt: skip
+    torch.save(
+        {
+            "model": prefixed,
+            "ema": ema,
+            "opt": {"state": {}},
+            "steps": 7,
+            "args": argparse.Namespace(lr=1e-4),
+        },
+        path,
+    )
     weight = load_official(path, SIT).x_embedder.proj.weight
     assert torch.equal(weight, ema["x_embedder.proj.weight"])
     torch.save({"model": prefixed}, path)
@@ -145,11 +163,18 @@ def test_the_original_sits_variance_is_left_out_and_its_time_turned_round():
     doubled |= {"final_layer.linear.weight": wide[0], "final_layer.linear.bias": wide[1]}
     # The same network with 8 output channels, in its own convention.
     plain = DiffusionTransformer(replace(config, in_channels=8))
-    plain.load_state_dict({
-        key.replace("final_layer.", "final_head."): value for key, value in doubled.items()
-        if key != "x_embedder.proj.weight"
-    } | {"x_embedder.proj.weight": torch.nn.functional.pad(
-        doubled["x_embedder.proj.weight"], (0, 0, 0, 0, 0, 4))})  # fmt: skip
+    plain.load_state_dict(
+        {
+            key.replace("final_layer.", "final_head."): value
+            for key, value in doubled.items()
+            if key != "x_embedder.proj.weight"
+        }
+        | {
+            "x_embedder.proj.weight": torch.nn.functional.pad(
+                doubled["x_embedder.proj.weight"], (0, 0, 0, 0, 0, 4)
+            )
+        }
+    )
     x, t, y = torch.randn(5, 4, 8, 8), torch.rand(5), torch.randint(11, (5,))
     with torch.no_grad():
         ours = load_official(doubled, config)(x, t, y).final
@@ -202,9 +227,10 @@ STRANGE = {
     "nothing": ({}, "it is empty"),
     "empty parts": ({"ema": {}, "model": {}}, "the names found, ema, model"),
     "a doubled auxiliary head": (
-        changed(**{"final_layer_xr.linear.bias": torch.zeros(32)}), "final_layer_xr.linear.bias has"
+        changed(**{"final_layer_xr.linear.bias": torch.zeros(32)}),
+        "final_layer_xr.linear.bias has",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", STRANGE)

@@ -100,15 +100,18 @@ def test_muon_follows_the_published_recipe(golden):
             assert float((ours - theirs).norm()) <= tolerance * float(moved.norm()), (step, name)
     momentum = {p: entry["momentum_buffer"] for p, entry in optimizers[0].state.items()}
     for name in MATRICES:
-        torch.testing.assert_close(momentum[bag.bag[name]], data[f"final_momentum.{name}"],
-                                   rtol=1e-5, atol=1e-6)  # fmt: skip
+        torch.testing.assert_close(
+            momentum[bag.bag[name]], data[f"final_momentum.{name}"], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(random_model):
     model = random_model(qk_norm=True)
     muon, adamw = make_optimizers(model, MUON)
-    held = [{p for group in optimizer.param_groups for p in group["params"]}
-            for optimizer in (muon, adamw)]  # fmt: skip
+    held = [
+        {p for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in (muon, adamw)
+    ]
     matrices = {p for p in model.parameters() if p.dim() == 2}
     assert held == [matrices, set(model.parameters()) - matrices]
     assert model.y_embedder.embedding_table.weight in held[0]
@@ -140,8 +143,12 @@ def test_the_learning_rate_reaches_every_group_with_its_factor():
     bag = Bag({"tall": torch.zeros(16, 4), "wide": torch.zeros(4, 16), "b": torch.zeros(2)})
     optimizers = make_optimizers(bag, MUON)
     for rate in (0.02, 0.5):
-        rates = {p: group["lr"] for optimizer in optimizers for group in optimizer.param_groups
-                 for p in group["params"]}  # fmt: skip
+        rates = {
+            p: group["lr"]
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         found = {name: rates[parameter] for name, parameter in bag.bag.items()}
         assert found == pytest.approx({"tall": 2 * rate, "wide": rate, "b": rate})
         set_learning_rate(optimizers, 0.5)

@@ -36,8 +36,11 @@ def dtypes_inside(model, x, t, y, precision):
 
         return hook
 
-    hooks = [module.register_forward_hook(remember(name)) for name, module in
-             model.named_modules() if name and not list(module.children())]  # fmt: skip
+    hooks = [
+        module.register_forward_hook(remember(name))
+        for name, module in model.named_modules()
+        if name and not list(module.children())
+    ]
     with autocast(precision, x.device):
         out = model(x, t, y)
     for hook in hooks:
@@ -176,8 +179,11 @@ def test_compiled_blocks_agree_to_rounding(random_model, options, size, device):
     compiled.compile_blocks()
     assert compiled.state_dict().keys() == model.state_dict().keys()
     for batch, checkpointing in itertools.product((5, 3), (False, True)):
-        arguments = (torch.randn(batch, 2, model.config.input_size, model.config.input_size),
-                     torch.rand(batch), torch.arange(batch) % 5)  # fmt: skip
+        arguments = (
+            torch.randn(batch, 2, model.config.input_size, model.config.input_size),
+            torch.rand(batch),
+            torch.arange(batch) % 5,
+        )
         arguments = tuple(value.to(device) for value in arguments)
         compiled.activation_checkpointing = checkpointing
         loss, theirs = gradients(model, *arguments)

@@ -18,8 +18,13 @@ def write(tmp_path):
     def write(**changes):
         mu, sigma = statistics(6)
         mu_s, sigma_s = statistics(5, 1)
-        arrays = {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu": mu, "sigma": sigma,
-                  "mu_s": mu_s, "sigma_s": sigma_s} | changes  # fmt: skip
+        arrays = {
+            "arr_0": np.zeros((2, 4, 4, 3), np.uint8),
+            "mu": mu,
+            "sigma": sigma,
+            "mu_s": mu_s,
+            "sigma_s": sigma_s,
+        } | changes
         path = tmp_path / "reference.npz"
         np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
         return path
@@ -91,9 +96,22 @@ def altered(place, value):
         ({"sigma": altered((2, 2), -1.0)}, "'sigma' is no covariance: .* negative eigenvalue"),
         ({"mu": np.array([None] * 6)}, "'mu' holds pickled Python objects"),
     ],
-    ids=["no mu", "no sigma", "no sigma_s", "no mu_s", "wide mu", "wide sigma", "flat sigma",
-         "integers", "nan", "inf", "asymmetric", "negative", "objects"],
-)  # fmt: skip
+    ids=[
+        "no mu",
+        "no sigma",
+        "no sigma_s",
+        "no mu_s",
+        "wide mu",
+        "wide sigma",
+        "flat sigma",
+        "integers",
+        "nan",
+        "inf",
+        "asymmetric",
+        "negative",
+        "objects",
+    ],
+)
 def test_statistics_that_are_none_are_refused(write, changes, message):
     with pytest.raises(ValueError, match=rf"reference\.npz: array {message.replace('array ', '')}"):
         read(write(**changes))

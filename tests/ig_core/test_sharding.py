@@ -115,8 +115,10 @@ def test_an_untrained_state_is_read_in_parts(folder):
 def refuse(rank, world_size, folder):
     """One process: checkpoints that cannot be read in parts."""
     with process_group(rank, world_size, folder / "group"):
-        for optim, message in ((OptimConfig(optimizer="muon"), "whole matrices"),
-                               (OptimConfig(precision="fp16"), "overflow")):  # fmt: skip
+        for optim, message in (
+            (OptimConfig(optimizer="muon"), "whole matrices"),
+            (OptimConfig(precision="fp16"), "overflow"),
+        ):
             state = TrainState.new(MODEL, optim, TRAIN.seed)
             save_checkpoint(state, folder / message)
             with pytest.raises(ValueError, match=message):

@@ -95,10 +95,17 @@ def write_zip(path, members):
 def test_a_zip_made_on_a_mac(tmp_path):
     image = pictures()[0][1]
     mapping = json.dumps({"labels": [["00000/img0.png", 2]]})
-    path = write_zip(tmp_path / "set.zip", [
-        ("00000/", b""), ("00000/img0.png", image), ("__MACOSX/00000/._img0.png", b"x"),
-        ("00000/.hidden.png", b"x"), ("00000/notes.txt", b"x"), ("dataset.json", mapping),
-    ])  # fmt: skip
+    path = write_zip(
+        tmp_path / "set.zip",
+        [
+            ("00000/", b""),
+            ("00000/img0.png", image),
+            ("__MACOSX/00000/._img0.png", b"x"),
+            ("00000/.hidden.png", b"x"),
+            ("00000/notes.txt", b"x"),
+            ("dataset.json", mapping),
+        ],
+    )
     listing = list_source(path, 3)
     assert [(row.label, data) for row, data in image_files(listing, 0, 1)] == [(2, image)]
     assert len(listing) == 1

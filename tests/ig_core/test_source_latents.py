@@ -24,9 +24,11 @@ def test_latents_of_every_precision_are_read(tmp_path, dtype):
 
 
 def shard(count=3, channels=4, side=2, **changes):
-    held = {"latents": torch.zeros(count, channels, side, side),
-            "latents_flip": torch.zeros(count, channels, side, side),
-            "labels": torch.zeros(count, dtype=torch.int64)}  # fmt: skip
+    held = {
+        "latents": torch.zeros(count, channels, side, side),
+        "latents_flip": torch.zeros(count, channels, side, side),
+        "labels": torch.zeros(count, dtype=torch.int64),
+    }
     return {k: v for k, v in {**held, **changes}.items() if v is not None}
 
 
@@ -42,7 +44,7 @@ def shard(count=3, channels=4, side=2, **changes):
         (shard(latents=torch.zeros(())), r"latents must be \(N, C, H, W\).* but are \(\) of F32"),
         (shard(latents=torch.zeros(3, 4, 2, 2, dtype=torch.int32)), "but are .* of I32"),
     ],
-)  # fmt: skip
+)
 def test_a_shard_that_is_not_like_the_others_is_named(tmp_path, third, message):
     for number, held in enumerate((shard(), shard(2), third)):
         save_file(held, tmp_path / f"latents_rank00_shard{number:03d}.safetensors")
@@ -85,7 +87,7 @@ def test_statistics_of_a_large_source_are_part_of_its_identity(tmp_path, monkeyp
         (torch.tensor([0, torch.nan, 0, 0]), torch.ones(4), r"1 are .* channel 1: nan and 1"),
         ([0.0] * 4, torch.ones(4), "must hold mean and std, two tensors"),
     ],
-)  # fmt: skip
+)
 def test_statistics_that_do_not_fit_are_said_in_a_line(tmp_path, mean, std, message):
     torch.save({"mean": mean, "std": std}, tmp_path / "latents_stats.pt")
     with pytest.raises(ValueError, match=message) as raised:

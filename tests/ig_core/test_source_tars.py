@@ -33,10 +33,15 @@ def labels(path):
 
 
 def test_labels_may_stand_in_json(tar):
-    path = tar(("a.json", json.dumps({"label": 3}).encode()), ("a.jpg", b"A"),
-               ("b.jpg", b"B"), ("b.json", json.dumps({"label": "cat", "cls": 4}).encode()),
-               ("c.json", json.dumps({"label": "cat"}).encode()), ("c.cls", b"5\n"),
-               ("c.jpg", b"C"))  # fmt: skip
+    path = tar(
+        ("a.json", json.dumps({"label": 3}).encode()),
+        ("a.jpg", b"A"),
+        ("b.jpg", b"B"),
+        ("b.json", json.dumps({"label": "cat", "cls": 4}).encode()),
+        ("c.json", json.dumps({"label": "cat"}).encode()),
+        ("c.cls", b"5\n"),
+        ("c.jpg", b"C"),
+    )
     assert labels(path) == [(b"A", 3), (b"B", 4), (b"C", 5)]
 
 
@@ -54,7 +59,7 @@ def test_labels_may_stand_in_json(tar):
         ([("d/a.jpg", b"A"), ("d/a.jpg", b"B"), ("d/a.cls", b"1")], r"of d/a it holds d/a\.jpg"),
         ([("a.jpg", b"A"), ("a.cls", b"1"), ("a.cls", b"2")], r"of a it holds a\.cls and a\.cls"),
     ],
-)  # fmt: skip
+)
 def test_keys_without_one_image_and_one_label_are_named(tar, members, message):
     with pytest.raises(ValueError, match=message) as raised:
         list_source(tar(*members), 10)
@@ -98,9 +103,16 @@ def pair(stem, label=1, content=b"x"):
 
 
 def test_a_key_ends_at_the_first_dot(tar):
-    path = tar(*pair("a.v2", 1, b"A"), ("b.left.jpg", b"B"), ("b.cls", b"2"), ("c.jpg", b"C"),
-               ("c.mask.png", b"m"), ("c.json", b'{"label": 3}'),
-               ("d.x.json", b'{"cls": 4}'), ("d.x.jpg", b"D"))  # fmt: skip
+    path = tar(
+        *pair("a.v2", 1, b"A"),
+        ("b.left.jpg", b"B"),
+        ("b.cls", b"2"),
+        ("c.jpg", b"C"),
+        ("c.mask.png", b"m"),
+        ("c.json", b'{"label": 3}'),
+        ("d.x.json", b'{"cls": 4}'),
+        ("d.x.jpg", b"D"),
+    )
     assert labels(path) == [(b"A", 1), (b"B", 2), (b"C", 3), (b"D", 4)]
     assert list_source(path, 10).ignored == {".mask.png": 1}
 

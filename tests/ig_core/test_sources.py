@@ -202,8 +202,10 @@ def test_safetensors_without_labels_are_refused(tmp_path):
     save_file({"latents": torch.zeros(2, 4, 2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="must hold latents and labels"):
         list_source(tmp_path / "x.safetensors", 3)
-    save_file({"latents": torch.zeros(2, 4, 2, 2), "labels": torch.zeros(3, dtype=torch.int64)},
-              tmp_path / "x.safetensors")  # fmt: skip
+    save_file(
+        {"latents": torch.zeros(2, 4, 2, 2), "labels": torch.zeros(3, dtype=torch.int64)},
+        tmp_path / "x.safetensors",
+    )
     with pytest.raises(ValueError, match="2 latents, but 3 labels"):
         list_source(tmp_path / "x.safetensors", 3)
 

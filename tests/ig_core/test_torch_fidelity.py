@@ -88,8 +88,13 @@ def metrics(parts, other, seed=2020, shuffle=True, fid=True, subset=SUBSET):
     precision, recall = precision_recall(features, other.features)
     score, spread = inception_score(logits, SPLITS, seed if shuffle else None)
     kid = kernel_distance(features, other.features, SUBSETS, subset, seed)
-    found = {"kernel_inception_distance_mean": kid, "inception_score_mean": score,
-             "inception_score_std": spread, "precision": precision, "recall": recall}  # fmt: skip
+    found = {
+        "kernel_inception_distance_mean": kid,
+        "inception_score_mean": score,
+        "inception_score_std": spread,
+        "precision": precision,
+        "recall": recall,
+    }
     if fid:
         first, *rest = (FeatureStats.from_features(part.features) for part in parts)
         reference = FeatureStats.from_features(other.features)
@@ -235,8 +240,9 @@ def test_digits(tmp_path, digits_weights, digits_extractor, count, tolerance):
     other = digits_extractor(reference)
     for shards in (1, 4):
         parts = [digits_extractor(part) for part in samples.tensor_split(shards)]
-        assert_same_up_to_rounding(metrics(parts, other), joined(parts), other, expected, theirs,
-                                   others, tolerance, SUBSET)  # fmt: skip
+        assert_same_up_to_rounding(
+            metrics(parts, other), joined(parts), other, expected, theirs, others, tolerance, SUBSET
+        )
 
 
 @pytest.mark.parametrize("options", [{"rng_seed": 7}, {"samples_shuffle": False}])
@@ -245,8 +251,9 @@ def test_other_seeds_and_orders(tmp_path, digits_weights, options):
     expected, theirs, others = calculate(
         tmp_path, "digits-cnn", digits_weights, samples, reference, **options
     )
-    found = metrics([theirs], others, options.get("rng_seed", 2020),
-                    options.get("samples_shuffle", True))  # fmt: skip
+    found = metrics(
+        [theirs], others, options.get("rng_seed", 2020), options.get("samples_shuffle", True)
+    )
     assert_equal(found, expected, 1e-6)
 
 
@@ -294,15 +301,19 @@ def test_inception_in_one_piece_and_in_shards(tmp_path, inception_files, incepti
     samples, reference = scenes(8, 1, 120), scenes(6, 2, 200)
     whole, *shards, other = map(inception, (samples, *samples.tensor_split(4), reference))
     expected, theirs, others = calculate(
-        tmp_path, "inception-v3-compat", inception_files[0], samples, reference, fid,
+        tmp_path,
+        "inception-v3-compat",
+        inception_files[0],
+        samples,
+        reference,
+        fid,
         kid_subset_size=5,
-    )  # fmt: skip
+    )
     # 14 images of 2048 features: the covariances are rank-deficient.
     assert_equal(metrics([theirs], others, fid=fid, subset=5), expected, 1e-4)
     for parts in ([whole], shards):
         found = metrics(parts, other, fid=fid, subset=5)
-        assert_same_up_to_rounding(found, joined(parts), other, expected, theirs, others, 1e-4,
-                                   5)  # fmt: skip
+        assert_same_up_to_rounding(found, joined(parts), other, expected, theirs, others, 1e-4, 5)
 
 
 def test_spatial_features_are_the_first_channels_of_the_layer_channels_last(inception_files):
@@ -352,8 +363,11 @@ def test_all_features_come_from_one_pass(inception_files, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     passes, original = [], FeatureExtractorInceptionV3.forward
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "forward",
-                        lambda self, x: (passes.append(len(x)), original(self, x))[1])  # fmt: skip
+    monkeypatch.setattr(
+        FeatureExtractorInceptionV3,
+        "forward",
+        lambda self, x: (passes.append(len(x)), original(self, x))[1],
+    )
     extract = make_image_extractor("inception-v3-compat", inception_files[1], spatial=True)
     found = extract(scenes(1, 3, 200))
     assert passes == [1]

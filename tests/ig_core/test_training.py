@@ -371,8 +371,13 @@ def test_uneven_parts_weigh_as_many_images_as_they_have(tmp_path, world_size):
 
 def test_a_function_of_the_step_says_when_losses_are_gathered():
     state = new_state()
-    steps = train(state, RandomImages(), LOSS, config(steps=5, checkpoint_every=5),
-                  flush_every=lambda step: step in (2, 3))  # fmt: skip
+    steps = train(
+        state,
+        RandomImages(),
+        LOSS,
+        config(steps=5, checkpoint_every=5),
+        flush_every=lambda step: step in (2, 3),
+    )
     seen = [(step, len(state.history)) for step in steps]
     assert seen == [(1, 0), (2, 2), (3, 3), (4, 3), (5, 5)]
 
@@ -508,8 +513,9 @@ def test_low_precision_training_follows_float32():
         assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     for precision in ("bf16", "fp16"):
         # 8 and 11 bits of mantissa, in the blocks alone.
-        torch.testing.assert_close(histories[precision][:, :3], histories["float32"][:, :3],
-                                   rtol=2e-2, atol=1e-2)  # fmt: skip
+        torch.testing.assert_close(
+            histories[precision][:, :3], histories["float32"][:, :3], rtol=2e-2, atol=1e-2
+        )
 
 
 def test_the_reported_gradient_norm_is_that_of_the_unscaled_loss():

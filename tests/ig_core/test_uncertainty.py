@@ -152,9 +152,11 @@ def test_linear_values_are_close_to_leaving_groups_out_in_fact(spectrum, monkeyp
     spread = float(exact.without.std())
     # What the derivative leaves out is of second order in 1 / groups.
     torch.testing.assert_close(
-        found.without - found.without.mean(), exact.without - exact.without.mean(),
-        rtol=0, atol=0.15 * spread,
-    )  # fmt: skip
+        found.without - found.without.mean(),
+        exact.without - exact.without.mean(),
+        rtol=0,
+        atol=0.15 * spread,
+    )
     assert float(found.without.std()) == pytest.approx(spread, rel=0.05)
 
 
@@ -253,8 +255,9 @@ class Classes:
         sizes = torch.randn(10, width, generator=generator, dtype=torch.float64)
         self.factors = turns * (scales * (0.4 * sizes).exp()).sqrt()[:, None]
         self.means = separation * (means - means.mean(0)) * scales.sqrt()
-        covariance = (self.factors @ self.factors.mT + torch.einsum(
-            "ci,cj->cij", self.means, self.means)).mean(0)  # fmt: skip
+        covariance = (
+            self.factors @ self.factors.mT + torch.einsum("ci,cj->cij", self.means, self.means)
+        ).mean(0)
         shift = 0.1 * covariance.diag().sqrt()
         self.reference = Frechet.from_moments(shift, 1.1 * covariance)
         # The covariances are multiples of each other.
@@ -278,8 +281,9 @@ def covered(classes, count, repeats, balanced):
     for _ in range(repeats):
         x = classes.draw(count, generator, balanced)
         other = x * 1.05 + 0.1 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        estimates = [fid_estimates(each, classes.reference, 50, None, round_length)
-                     for each in (x, other)]  # fmt: skip
+        estimates = [
+            fid_estimates(each, classes.reference, 50, None, round_length) for each in (x, other)
+        ]
         ones.append(estimates[0])
         twos.append(estimates[1])
     one, two = ([each.at_size for each in sets] for sets in (ones, twos))

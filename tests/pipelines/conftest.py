@@ -27,9 +27,17 @@ from pipelines.results import collect
 from pipelines.runners import InlineRunner
 
 ROOT = Path(__file__).parent.parent.parent
-OUTSIDE = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_CACHE", "IGDIT_STUDY_STORAGE", "IGDIT_SECRETS",
-           "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS",
-           "AWS_ENDPOINT_URL")  # fmt: skip
+OUTSIDE = (
+    "IGDIT_HOME",
+    "IGDIT_STORE",
+    "IGDIT_CACHE",
+    "IGDIT_STUDY_STORAGE",
+    "IGDIT_SECRETS",
+    "MLFLOW_TRACKING_URI",
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "AWS_ENDPOINT_URL",
+)
 """Variables of the environment that would lead a test out of its folder."""
 
 

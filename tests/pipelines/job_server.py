@@ -43,20 +43,27 @@ class FakeJobServer:
     def add(self, submission_id: str, status: str, **metadata: str) -> None:
         """A job that was there before."""
         self.jobs[submission_id] = {
-            "type": "SUBMISSION", "submission_id": submission_id, "status": status,
-            "entrypoint": "x", "metadata": {f"igdit.{k}": v for k, v in metadata.items()},
-        }  # fmt: skip
+            "type": "SUBMISSION",
+            "submission_id": submission_id,
+            "status": status,
+            "entrypoint": "x",
+            "metadata": {f"igdit.{k}": v for k, v in metadata.items()},
+        }
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(middlewares=[self._check_token], client_max_size=2**27)
-        app.add_routes([
-            web.get("/api/version", self._version), web.get("/api/jobs/", self._list),
-            web.post("/api/jobs/", self._submit), web.get("/api/jobs/{id}", self._info),
-            web.get("/api/jobs/{id}/logs/tail", self._tail),
-            web.get("/api/packages/gcs/{name}", self._has), web.put(
-                "/api/packages/gcs/{name}", self._put),
-        ])  # fmt: skip
+        app.add_routes(
+            [
+                web.get("/api/version", self._version),
+                web.get("/api/jobs/", self._list),
+                web.post("/api/jobs/", self._submit),
+                web.get("/api/jobs/{id}", self._info),
+                web.get("/api/jobs/{id}/logs/tail", self._tail),
+                web.get("/api/packages/gcs/{name}", self._has),
+                web.put("/api/packages/gcs/{name}", self._put),
+            ]
+        )
         runner = web.AppRunner(app, shutdown_timeout=1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
@@ -88,9 +95,12 @@ class FakeJobServer:
             return web.Response(status=400, text=text)
         self.sent.append(job)
         self.jobs[job["submission_id"]] = {
-            "type": "SUBMISSION", "status": "RUNNING", "entrypoint": job["entrypoint"],
-            "submission_id": job["submission_id"], "metadata": job["metadata"],
-        }  # fmt: skip
+            "type": "SUBMISSION",
+            "status": "RUNNING",
+            "entrypoint": job["entrypoint"],
+            "submission_id": job["submission_id"],
+            "metadata": job["metadata"],
+        }
         return web.json_response({"job_id": "", "submission_id": job["submission_id"]})
 
     async def _info(self, request):

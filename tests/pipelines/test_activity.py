@@ -132,9 +132,14 @@ def test_what_is_heard_is_published_and_passed_on(home):
         assert (work.name, work.trajectory) == ("a training", graph.checkpoint(0).hash)
         assert work.waiting == f"data/{graph.data.key}"
         assert work.training == Training(
-            step=5, steps=20, loss=0.5, steps_per_second=10.0, workers=1, host="a-host",
+            step=5,
+            steps=20,
+            loss=0.5,
+            steps_per_second=10.0,
+            workers=1,
+            host="a-host",
             heard=work.training.heard,
-        )  # fmt: skip
+        )
         followed.finished(graph.data, 1, 9)
         followed.finished(graph.checkpoints[0], 2, 9)
         until(lambda: said(home)[0].works[0].done == 2)
@@ -145,9 +150,12 @@ def test_what_is_heard_is_published_and_passed_on(home):
         followed.let_go()
         until(lambda: said(home)[0].works == ())
     assert heard.calls == [
-        ("training", progress), ("waiting", graph.data), ("finished", graph.data, 1, 9),
-        ("finished", graph.checkpoints[0], 2, 9), ("finished", graph.checkpoints[-1], 3, 9),
-    ]  # fmt: skip
+        ("training", progress),
+        ("waiting", graph.data),
+        ("finished", graph.data, 1, 9),
+        ("finished", graph.checkpoints[0], 2, 9),
+        ("finished", graph.checkpoints[-1], 3, 9),
+    ]
 
 
 def test_a_training_that_reports_its_last_step_is_over(home):
@@ -236,8 +244,13 @@ def test_the_same_work_begun_again_takes_the_place_of_the_dead(home):
     (home.activity / "foreign.json").write_text("[]")
     with Activity(home, "run", "tiny", "aaaa") as activity:
         names = {p.name for p in home.activity.iterdir()}
-        assert names == {f"{activity._id}.json", f"{activity._id}.lock", "other.json",
-                         "other.lock", "foreign.json"}  # fmt: skip
+        assert names == {
+            f"{activity._id}.json",
+            f"{activity._id}.lock",
+            "other.json",
+            "other.lock",
+            "foreign.json",
+        }
 
 
 def test_the_same_work_at_the_same_time_is_left_alone(home):
@@ -250,10 +263,18 @@ def test_the_same_work_at_the_same_time_is_left_alone(home):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"kind": "run"}', b'{"unknown": 1}', b"[" * 100_000,
-     b" " * (module.LONGEST + 1)],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"kind": "run"}',
+        b'{"unknown": 1}',
+        b"[" * 100_000,
+        b" " * (module.LONGEST + 1),
+    ],
     ids=["empty", "cut", "list", "binary", "incomplete", "unknown", "deep", "large"],
-)  # fmt: skip
+)
 def test_what_is_no_activity_is_a_value_error(text, tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(text)

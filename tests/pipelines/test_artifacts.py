@@ -356,8 +356,16 @@ MANIFEST_TEXTS = {
 }
 
 
-@pytest.mark.parametrize("change", [{"kind": "images"}, {"key": "4567"}, {"seconds": None},
-                                    {"created": "today"}, {"work_seconds": "long"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "images"},
+        {"key": "4567"},
+        {"seconds": None},
+        {"created": "today"},
+        {"work_seconds": "long"},
+    ],
+)
 def test_a_whole_manifest_with_one_wrong_value_is_damage(store, change):
     """Among them that of another artifact, which somebody copied here."""
     put(store)
@@ -572,8 +580,9 @@ def test_a_file_of_a_store_may_lie_on_another_file_system(store, monkeypatch):
 def test_all_that_a_run_writes_in_a_store_is_looked_at_before_work(store, monkeypatch):
     """Also the times of commands: else a command would fail at its end."""
     seen = []
-    monkeypatch.setattr("pipelines.folder_store.require_writable",
-                        lambda _, names, __: seen.extend(names))  # fmt: skip
+    monkeypatch.setattr(
+        "pipelines.folder_store.require_writable", lambda _, names, __: seen.extend(names)
+    )
     for name in (".runs/a.json", ".commands/a/1", ".tables/a.json"):
         store.write_record(name, "{}")
     store.prepare()

@@ -73,16 +73,20 @@ def put(store: Store, kind: str = "data", key: str = KEY, text: str = "content")
 
 def objects(store: Store, *folders: str) -> list[str]:
     """What lies in the bucket, but for the log, the marker and notes on who was swept."""
-    return [name for name in store.bucket.list("")
-            if not name.startswith((".events/", ".igdit-store", ".fences/"))
-            and (not folders or name.startswith(folders))]  # fmt: skip
+    return [
+        name
+        for name in store.bucket.list("")
+        if not name.startswith((".events/", ".igdit-store", ".fences/"))
+        and (not folders or name.startswith(folders))
+    ]
 
 
 # What is published
 
 
-def test_a_published_artifact_is_found_and_opened_by_another_machine(store, use, monkeypatch,
-                                                                     tmp_path):  # fmt: skip
+def test_a_published_artifact_is_found_and_opened_by_another_machine(
+    store, use, monkeypatch, tmp_path
+):
     put(store)
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "elsewhere"))
     other = make_store(use)

@@ -79,11 +79,18 @@ def test_intervals_are_bars_or_a_band(bars, element):
 
 
 def test_a_wider_interval_is_a_longer_bar():
-    rows = [Row("one", 5.0, 4.0, 6.0, (), 0), Row("two", 5.0, 2.0, 8.0, (), 1),
-            Row("alone", 5.0, math.nan, math.nan, (5.0,), 1)]  # fmt: skip
+    rows = [
+        Row("one", 5.0, 4.0, 6.0, (), 0),
+        Row("two", 5.0, 2.0, 8.0, (), 1),
+        Row("alone", 5.0, math.nan, math.nan, (5.0,), 1),
+    ]
     found = interval_chart("t", rows, "FID")
-    spans = [float(b) - float(a) for a, b, c in
-             re.findall(r'x1="([\d.]+)" x2="([\d.]+)" y1="\d+" y2="\d+" class="bar (c\d)"', found)
-             if float(b) > float(a)]  # fmt: skip
+    spans = [
+        float(b) - float(a)
+        for a, b, c in re.findall(
+            r'x1="([\d.]+)" x2="([\d.]+)" y1="\d+" y2="\d+" class="bar (c\d)"', found
+        )
+        if float(b) > float(a)
+    ]
     assert len(spans) == 2
     assert spans[1] == pytest.approx(3 * spans[0], rel=0.02)

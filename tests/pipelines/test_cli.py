@@ -157,18 +157,44 @@ def test_help_of_run_lists_every_setting_with_its_value(capsys, monkeypatch):
     assert igdit("run", "digits", "--help") == 0
     out = " ".join(said(capsys)[0].replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
     for option, value in (
-        ("--train.steps INT", "600"), ("--optim.lr FLOAT", "0.003"), ("--loss.aux-weight", "0.5"),
-        ("--model.aux-layer", "1"), ("--resources.num-workers", "2"), ("--rebuild", "False"),
-    ):  # fmt: skip
+        ("--train.steps INT", "600"),
+        ("--optim.lr FLOAT", "0.003"),
+        ("--loss.aux-weight", "0.5"),
+        ("--model.aux-layer", "1"),
+        ("--resources.num-workers", "2"),
+        ("--rebuild", "False"),
+    ):
         after = out[out.index(option) :]
         assert f"(default: {value})" in after[:400], option
 
 
-@pytest.mark.parametrize("command", [
-    "run", "plan", "study", "table", "report", "report study", "status", "evaluate", "export",
-    "export RUN", "inspect", "inspect PATH", "store", "store ls", "store gc", "ui", "track",
-    "track rebuild", "submit", "submit run", "submit study", "table main",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run",
+        "plan",
+        "study",
+        "table",
+        "report",
+        "report study",
+        "status",
+        "evaluate",
+        "export",
+        "export RUN",
+        "inspect",
+        "inspect PATH",
+        "store",
+        "store ls",
+        "store gc",
+        "ui",
+        "track",
+        "track rebuild",
+        "submit",
+        "submit run",
+        "submit study",
+        "table main",
+    ],
+)
 def test_every_command_has_help_of_its_own(command, home, capsys, monkeypatch):
     monkeypatch.setenv("IGDIT_SECRETS", "/none/such")  # help is there whatever else is wrong
     for word in ("--help", "-h")[: 2 if " " not in command else 1]:
@@ -250,8 +276,11 @@ def test_a_plan_counts_what_is_there_in_one_way(store, file, finished, capsys):
     assert igdit("plan", file) == 0
     out = said(capsys)[0]
     there = [store.find(node.kind, node.key) for node in finished.nodes]
-    rows = [line.split() for line in out.splitlines() if line.split()[:1] and
-            line.split()[0] in ("data", "train", "sample", "evaluate")]  # fmt: skip
+    rows = [
+        line.split()
+        for line in out.splitlines()
+        if line.split()[:1] and line.split()[0] in ("data", "train", "sample", "evaluate")
+    ]
     assert sum(int(row[2]) for row in rows) == len(there)
     size = data_size(sum(artifact.size for artifact in there))
     assert f"There already: {len(there)} artifacts, {size}." in out

@@ -141,8 +141,9 @@ def test_a_record_that_cannot_be_read_is_named_and_passed_over(unreadable, two_r
     assert set(runs) == {Graph(tiny()).run_key, Graph(other).run_key}
     assert [experiment.name for _, experiment in shown_runs(unreadable)] == ["tiny"]
     recorded_runs(unreadable)
-    for name, warning in zip((".runs/0000abc.json", ".shown/0000abc.old.json"), caplog.messages,
-                             strict=True):  # fmt: skip
+    for name, warning in zip(
+        (".runs/0000abc.json", ".shown/0000abc.old.json"), caplog.messages, strict=True
+    ):
         assert f"{unreadable.uri}/{name} cannot be read and is passed over" in warning
         assert "--forget 0000abc" in warning
 
@@ -356,9 +357,17 @@ def test_the_summary_counts_artifacts_and_bytes_by_kind(finished):
     summary = {kind: (count, size) for kind, count, size in store_summary(finished.home.store)}
     assert {kind: count for kind, (count, _) in summary.items()} == {
         kind: len([n for n in finished.nodes if n.kind == kind])
-        for kind in ("checkpoint", "data", "evaluate", "extractor", "features", "images",
-                     "reference", "sample")
-    }  # fmt: skip
+        for kind in (
+            "checkpoint",
+            "data",
+            "evaluate",
+            "extractor",
+            "features",
+            "images",
+            "reference",
+            "sample",
+        )
+    }
     data = finished.home.store.open("data", finished.graph.data.key)
     on_disk = sum(path.stat().st_size for path in data.path.iterdir())
     assert summary["data"][1] == data.size == on_disk - (data.path / "MANIFEST.json").stat().st_size

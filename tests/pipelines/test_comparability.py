@@ -23,19 +23,30 @@ from tests.pipelines.test_imported import write_published
 ROW = "sit_b2_ig-1.9"
 
 
-def pinned(count=IMAGENET_TRAIN, weights=INCEPTION_2015_SHA256, name="sit_b2_ig", row=None,
-           **train):  # fmt: skip
+def pinned(
+    count=IMAGENET_TRAIN, weights=INCEPTION_2015_SHA256, name="sit_b2_ig", row=None, **train
+):
     """The paper's experiment, or that of a table's row, as a run pins it."""
     experiment = get_experiment(name) if row is None else row.experiment
     return replace(
         experiment,
-        data=replace(experiment.data, path="/latents", content="a" * 64, count=count,
-                     codec_path="/vae", codec_sha256="b" * 64),
-        evaluation=replace(experiment.evaluation, reference="/reference.npz",
-                           reference_sha256="c" * 64, extractor_weights="/weights.pth",
-                           weights_sha256=weights),
+        data=replace(
+            experiment.data,
+            path="/latents",
+            content="a" * 64,
+            count=count,
+            codec_path="/vae",
+            codec_sha256="b" * 64,
+        ),
+        evaluation=replace(
+            experiment.evaluation,
+            reference="/reference.npz",
+            reference_sha256="c" * 64,
+            extractor_weights="/weights.pth",
+            weights_sha256=weights,
+        ),
         train=replace(experiment.train, **train),
-    )  # fmt: skip
+    )
 
 
 def moments(width, seed=0):
@@ -50,8 +61,12 @@ def real():
     """What the published reference file leaves in the store."""
     mean, covariance = moments(2048)
     spatial_mean, spatial_covariance = moments(2023, 1)
-    return {"features.mean": mean, "features.covariance": covariance,
-            "spatial.mean": spatial_mean, "spatial.covariance": spatial_covariance}  # fmt: skip
+    return {
+        "features.mean": mean,
+        "features.covariance": covariance,
+        "spatial.mean": spatial_mean,
+        "spatial.covariance": spatial_covariance,
+    }
 
 
 def measured_store(root, experiment, reference, images=10_000, used=None):
@@ -105,8 +120,10 @@ def test_a_few_images_may_be_missing_or_there_twice(tmp_path, real, used):
     assert line(measured_store(tmp_path, pinned(), real, used=used)).difference is not None
 
 
-@pytest.mark.parametrize(("count", "used"), [(12, None), (IMAGENET_TRAIN + 101, None),
-                                             (IMAGENET_TRAIN, IMAGENET_TRAIN - 101)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "used"),
+    [(12, None), (IMAGENET_TRAIN + 101, None), (IMAGENET_TRAIN, IMAGENET_TRAIN - 101)],
+)
 def test_another_training_set_is_an_obstacle(tmp_path, real, count, used):
     found = line(measured_store(tmp_path, pinned(count), real, used=used))
     assert found.difference is None
@@ -137,7 +154,7 @@ def test_other_weights_of_the_extractor_are_an_obstacle(tmp_path, real):
         ({}, 0, "it holds 0 images (arr_0), not 10,000"),
         ({}, 9_999, "it holds 9,999 images (arr_0), not 10,000"),
     ],
-)  # fmt: skip
+)
 def test_another_reference_is_an_obstacle(tmp_path, real, changes, images, words):
     reference = {name: value for name, value in (real | changes).items() if value is not None}
     found = line(measured_store(tmp_path, pinned(), reference, images))
@@ -147,8 +164,12 @@ def test_another_reference_is_an_obstacle(tmp_path, real, changes, images, words
 
 
 def test_of_a_published_checkpoint_the_training_set_does_not_matter(tmp_path, real):
-    experiment = pinned(12, name="sit_xl2_ig_cfg", from_checkpoint="/published.pt",
-                        checkpoint_sha256=IG_SIT_800_SHA256)  # fmt: skip
+    experiment = pinned(
+        12,
+        name="sit_xl2_ig_cfg",
+        from_checkpoint="/published.pt",
+        checkpoint_sha256=IG_SIT_800_SHA256,
+    )
     found = line(measured_store(tmp_path, experiment, real), "sit_xl2_ig-800-cfg", "main")
     assert found.difference == pytest.approx(18.0 - 1.46)
     assert not any("moving average" in text for text in found.differences)
@@ -156,9 +177,12 @@ def test_of_a_published_checkpoint_the_training_set_does_not_matter(tmp_path, re
 
 @pytest.mark.parametrize(
     ("kept", "words"),
-    [("ema", None), ("model", "weights: raw weights, no moving average"),
-     (None, "weights: whether they are a moving average is not known")],
-)  # fmt: skip
+    [
+        ("ema", None),
+        ("model", "weights: raw weights, no moving average"),
+        (None, "weights: whether they are a moving average is not known"),
+    ],
+)
 def test_weights_that_are_no_moving_average_are_named(tmp_path, real, kept, words):
     path = write_published(tmp_path / "published.pt")
     held = torch.load(path, weights_only=False)

@@ -92,8 +92,11 @@ def test_one_more_scale_executes_one_sample_and_one_evaluation(store):
     known = logged(store)
     run_inline(store, tiny(ig_scales=(1.5, 2.5)))
     assert kinds(since(store, known, "execute")) == {
-        "images": 2, "sample": 1, "features": 2, "evaluate": 1,
-    }  # fmt: skip
+        "images": 2,
+        "sample": 1,
+        "features": 2,
+        "evaluate": 1,
+    }
 
 
 def test_images_are_the_same_whatever_the_batch_of_the_sampler(store, finished):
@@ -531,11 +534,17 @@ def test_two_processes_on_one_store_build_each_artifact_once(tmp_path, child, fi
     # data, two checkpoints, and for four points an image shard and a sample
     assert set(counts(store, "published").values()) == {1}
     assert kinds(events(store, "published")) == {
-        "data": 1, "checkpoint": 2, "images": 4, "sample": 4,
-    }  # fmt: skip
+        "data": 1,
+        "checkpoint": 2,
+        "images": 4,
+        "sample": 4,
+    }
     assert set(counts(store, "execute").values()) == {1}
     assert kinds(events(store, "execute")) == {
-        "data": 1, "checkpoint": 1, "images": 4, "sample": 4,
-    }  # fmt: skip
+        "data": 1,
+        "checkpoint": 1,
+        "images": 4,
+        "sample": 4,
+    }
     checkpoint = finished.graph.checkpoints[-1]
     assert contents(store, checkpoint) == contents(finished.home.store, checkpoint)

@@ -95,8 +95,9 @@ class SlowTraining:
     def _train(self) -> None:
         job = TrainJob(str(self.store.root), experiment_to_json(self.experiment), (60,))
         try:
-            self.outcome = train_worker(job, 0, 1, lambda progress: None, self.departure.notice,
-                                        self.departure.publishing)  # fmt: skip
+            self.outcome = train_worker(
+                job, 0, 1, lambda progress: None, self.departure.notice, self.departure.publishing
+            )
         finally:
             self.departure.end()
 
@@ -119,8 +120,11 @@ def test_a_group_that_is_resized_is_waited_for_while_it_publishes(slow):
 
 def test_a_process_that_got_sigterm_does_not_end_while_it_publishes(slow, monkeypatch):
     ended = []
-    monkeypatch.setattr(ray_training.os, "_exit", lambda code: ended.append(
-        (code, len(resume_steps(slow.store, slow.graph)))))  # fmt: skip
+    monkeypatch.setattr(
+        ray_training.os,
+        "_exit",
+        lambda code: ended.append((code, len(resume_steps(slow.store, slow.graph)))),
+    )
     slow.departure._leave_and_exit()
     assert ended == [(143, 1)]
 

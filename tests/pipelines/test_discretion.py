@@ -63,8 +63,10 @@ def test_addresses_to_open_have_no_user():
 
 def test_results_are_compared_on_the_server_that_has_them():
     page = "#/experiments/1/runs"
-    assert (where_to_compare("https://me:s3cret@host:1/", page, "this run")
-            == "Compare in MLflow: https://host:1/#/experiments/1/runs")  # fmt: skip
+    assert (
+        where_to_compare("https://me:s3cret@host:1/", page, "this run")
+        == "Compare in MLflow: https://host:1/#/experiments/1/runs"
+    )
     assert (
         where_to_compare("sqlite:///x.db", page, "this run", ".venv/bin/igdit")
         == "Compare in MLflow: .venv/bin/igdit ui    (this run: #/experiments/1/runs)"

@@ -40,8 +40,9 @@ def start(cluster: Nodes, home: Path, settings: dict) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines", "run", "digits", *options],
         env={**cluster.environment, "IGDIT_HOME": str(home)},
-        stdout=log, stderr=log,
-    )  # fmt: skip
+        stdout=log,
+        stderr=log,
+    )
 
 
 def the_run(store: FolderStore) -> Graph:
@@ -95,8 +96,11 @@ class Watched:
 
     def without(self, *names: str) -> int:
         """A node with CPUs on which none of these tasks and actors run."""
-        return next(number for number in self.cluster.alive_workers
-                    if not any(self.cluster.runs(number, name) for name in names))  # fmt: skip
+        return next(
+            number
+            for number in self.cluster.alive_workers
+            if not any(self.cluster.runs(number, name) for name in names)
+        )
 
     def __enter__(self) -> Watched:
         return self
@@ -154,8 +158,12 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path, short_folder)
 
 @pytest.mark.slow
 def test_a_training_waits_for_nodes_that_are_to_come(tmp_path, short_folder):
-    settings = {**SETTINGS, "resources.min-workers": "None", "resources.num-workers": 2,
-                "resources.wait-minutes": 3}  # fmt: skip
+    settings = {
+        **SETTINGS,
+        "resources.min-workers": "None",
+        "resources.num-workers": 2,
+        "resources.wait-minutes": 3,
+    }
     with Nodes(short_folder) as cluster:
         cluster.start(2)
         with Watched(cluster, tmp_path / "home", settings) as run:
@@ -168,8 +176,9 @@ def test_a_training_waits_for_nodes_that_are_to_come(tmp_path, short_folder):
 
 def unfinished(store: FolderStore) -> set[str]:
     """Shards of images that were begun and are not published."""
-    begun, published = ({e["key"] for e in events(store, event, "images")}
-                        for event in ("execute", "published"))  # fmt: skip
+    begun, published = (
+        {e["key"] for e in events(store, event, "images")} for event in ("execute", "published")
+    )
     return begun - published
 
 

@@ -15,8 +15,16 @@ pytestmark = [
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_a_worker_on_each_gpu_then_samples_and_features(tmp_path, sharding):
     workers = torch.cuda.device_count()
-    run = Run(tmp_path / "home", workers, "--resources.use-gpu", "--resources.compile-blocks",
-              "--optim.precision", "bf16", "--resources.sharding", sharding)  # fmt: skip
+    run = Run(
+        tmp_path / "home",
+        workers,
+        "--resources.use-gpu",
+        "--resources.compile-blocks",
+        "--optim.precision",
+        "bf16",
+        "--resources.sharding",
+        sharding,
+    )
     try:
         run.finish()
     finally:

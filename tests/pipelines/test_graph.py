@@ -131,8 +131,14 @@ def test_random_labels_sample_besides_what_balanced_ones_lack():
         assert 0 < beyond < 0.2 * before.num_samples
         assert before.evaluate != after.evaluate
     shared = nodes(tiny()) & nodes(tiny(evaluation={"labels": "random"}))
-    assert {kind for kind, _ in shared} == {"checkpoint", "data", "extractor", "reference",
-                                            "images", "features"}  # fmt: skip
+    assert {kind for kind, _ in shared} == {
+        "checkpoint",
+        "data",
+        "extractor",
+        "reference",
+        "images",
+        "features",
+    }
 
 
 def test_what_is_reported_is_sampled_from_another_bank():
@@ -281,9 +287,11 @@ def test_every_field_of_the_training_is_accounted_for(part):
     """A new field belongs into SCIENCE, unless it decides nothing."""
     fields = {field.name for field in dataclasses.fields(getattr(tiny(), part))}
     assert fields == (
-        set(SCIENCE[part]) | TIED.get(part, set()) | LENGTH.get(part, set())
+        set(SCIENCE[part])
+        | TIED.get(part, set())
+        | LENGTH.get(part, set())
         | MUON_ALONE.get(part, set())
-    )  # fmt: skip
+    )
 
 
 def trajectory(experiment: Experiment) -> str:
@@ -410,8 +418,14 @@ def test_frozen_keys():
         Experiment(
             name="frozen",
             model=ModelConfig(
-                depth=2, width=16, num_heads=2, patch_size=2, input_size=8, in_channels=1,
-                num_classes=10, aux_layer=1,
+                depth=2,
+                width=16,
+                num_heads=2,
+                patch_size=2,
+                input_size=8,
+                in_channels=1,
+                num_classes=10,
+                aux_layer=1,
             ),
             loss=LossConfig(aux_weight=0.5),
             optim=OptimConfig(lr=1e-3),
@@ -420,7 +434,7 @@ def test_frozen_keys():
             sampler=SamplerConfig(method="heun", num_steps=8),
             resources=Resources(num_workers=1),
         )
-    )  # fmt: skip
+    )
     assert {
         "run": graph.run_key,
         "data": graph.data.key,

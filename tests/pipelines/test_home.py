@@ -13,16 +13,32 @@ from pipelines.settings import unset_empty_settings
 from pipelines.stores import cache_folder, file_path, make_store
 from pipelines.submission import environment_for, identity_of
 
-VARIABLES = ("IGDIT_HOME", "IGDIT_STORE", "IGDIT_STUDY_STORAGE", "MLFLOW_TRACKING_URI",
-             "IGDIT_CACHE", "IGDIT_CACHE_GIB", "IGDIT_LEASE_SECONDS", "IGDIT_SECRETS")  # fmt: skip
+VARIABLES = (
+    "IGDIT_HOME",
+    "IGDIT_STORE",
+    "IGDIT_STUDY_STORAGE",
+    "MLFLOW_TRACKING_URI",
+    "IGDIT_CACHE",
+    "IGDIT_CACHE_GIB",
+    "IGDIT_LEASE_SECONDS",
+    "IGDIT_SECRETS",
+)
 
 
 def where() -> tuple[object, ...]:
     """All that the variables say."""
     home = Home.default()
     store = make_store("memory://empty/x")
-    return (home.root, home.store.uri, home.tracking_uri, home.study_storage, home.has_studies,
-            cache_folder(), store.cache.limit, store.leases.seconds)  # fmt: skip
+    return (
+        home.root,
+        home.store.uri,
+        home.tracking_uri,
+        home.study_storage,
+        home.has_studies,
+        cache_folder(),
+        store.cache.limit,
+        store.leases.seconds,
+    )
 
 
 @pytest.mark.parametrize("empty", ["", " "])
@@ -51,12 +67,20 @@ def test_empty_variables_reach_no_library(monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "path"),
     [
-        ("/a/b", "/a/b"), ("a/b", "a/b"), ("/a:b", "/a:b"), ("a:b", "a:b"), ("file:///a", "/a"),
-        ("file://localhost/a/b", "/a/b"), ("file:/a", "/a"), ("FILE:///a", "/a"),
-        ("file:////a", "/a"), ("file:///a%20b", "/a b"), ("s3://bucket/a", None),
+        ("/a/b", "/a/b"),
+        ("a/b", "a/b"),
+        ("/a:b", "/a:b"),
+        ("a:b", "a:b"),
+        ("file:///a", "/a"),
+        ("file://localhost/a/b", "/a/b"),
+        ("file:/a", "/a"),
+        ("FILE:///a", "/a"),
+        ("file:////a", "/a"),
+        ("file:///a%20b", "/a b"),
+        ("s3://bucket/a", None),
         ("http://localhost:5000", None),
     ],
-)  # fmt: skip
+)
 def test_the_path_of_an_address(uri, path):
     assert file_path(uri) == path
     if path is not None and path.startswith("/"):
@@ -91,11 +115,18 @@ def test_a_home_in_a_bucket_is_refused(monkeypatch, tmp_path, capsys):
 PACKAGE = "ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123abcd"
 
 
-@pytest.mark.parametrize(("variable", "value"), [
-    ("IGDIT_HOME", ""), ("IGDIT_HOME", "results"), ("IGDIT_STORE", "store"),
-    ("IGDIT_STORE", "file://{here}/store"), ("IGDIT_STUDY_STORAGE", "sqlite:///study.db"),
-    ("MLFLOW_TRACKING_URI", "sqlite:////{here}/mlflow.db"), ("MLFLOW_TRACKING_URI", "mlruns"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("IGDIT_HOME", ""),
+        ("IGDIT_HOME", "results"),
+        ("IGDIT_STORE", "store"),
+        ("IGDIT_STORE", "file://{here}/store"),
+        ("IGDIT_STUDY_STORAGE", "sqlite:///study.db"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////{here}/mlflow.db"),
+        ("MLFLOW_TRACKING_URI", "mlruns"),
+    ],
+)
 def test_results_in_a_folder_that_ray_deletes_are_refused(
     variable, value, monkeypatch, tmp_path, capsys
 ):

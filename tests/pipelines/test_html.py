@@ -151,12 +151,17 @@ def test_the_page_says_every_number(document, results):
 def test_the_page_shows_curves_scales_and_three_grids(document):
     labels = [svg["aria-label"] for svg in document.all("svg") if "aria-label" in svg]
     assert [label.partition(":")[0] for label in labels] == [
-        "FID over training", "FID by internal guidance scale", "Training loss", "Gradient norm",
-    ]  # fmt: skip
+        "FID over training",
+        "FID by internal guidance scale",
+        "Training loss",
+        "Gradient norm",
+    ]
     images = document.all("img")
     assert [image["alt"].partition(":")[0] for image in images] == [
-        "Real", "Unguided", "Internal guidance, scale 1.5",
-    ]  # fmt: skip
+        "Real",
+        "Unguided",
+        "Internal guidance, scale 1.5",
+    ]
     assert len({image["src"] for image in images}) == 3
 
 
@@ -209,8 +214,10 @@ def test_samples_that_were_collected_are_said_to_be_gone(store, finished):
 
 def test_a_fall_beyond_the_interval_is_a_fall():
     text = headline(made_up(s1=spread(10.0, *WIDE), s1_5=spread(8.0, *[0.8 * s for s in WIDE])))
-    assert text.startswith("Internal guidance of scale 1.5 lowers FID from 10.00 (9.00 .. 11.00) "
-                           "to 8.00 (7.00 .. 9.00): 20 % less (")  # fmt: skip
+    assert text.startswith(
+        "Internal guidance of scale 1.5 lowers FID from 10.00 (9.00 .. 11.00) "
+        "to 8.00 (7.00 .. 9.00): 20 % less ("
+    )
 
 
 def test_a_rise_beyond_the_interval_is_a_rise():

@@ -33,13 +33,23 @@ def write_published(path: Path, experiment=None, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = (experiment or tiny()).model
     ema, raw = (
-        {key: value if key.startswith("feat_rope.") else value + 0.05 * torch.randn(value.shape)
-         for key, value in save_official(DiffusionTransformer(config)).items()}
+        {
+            key: value if key.startswith("feat_rope.") else value + 0.05 * torch.randn(value.shape)
+            for key, value in save_official(DiffusionTransformer(config)).items()
+        }
         for _ in range(2)
-    )  # fmt: skip
-    torch.save({"model": {f"module.{key}": value for key, value in raw.items()}, "ema": ema,
-                "opt": {"state": {}, "param_groups": []}, "args": argparse.Namespace(lr=1e-4),
-                "epoch": 799, "steps": 3_984_208}, path)  # fmt: skip
+    )
+    torch.save(
+        {
+            "model": {f"module.{key}": value for key, value in raw.items()},
+            "ema": ema,
+            "opt": {"state": {}, "param_groups": []},
+            "args": argparse.Namespace(lr=1e-4),
+            "epoch": 799,
+            "steps": 3_984_208,
+        },
+        path,
+    )
     return path
 
 
@@ -57,8 +67,9 @@ def imported(folder: Path, **train):
 
 def imported_from(path: Path, folder: Path, **train):
     reference = write_reference(folder / "reference.npz")
-    return tiny(train={"from_checkpoint": str(path), **train},
-                evaluation={"reference": str(reference)})  # fmt: skip
+    return tiny(
+        train={"from_checkpoint": str(path), **train}, evaluation={"reference": str(reference)}
+    )
 
 
 def test_a_published_checkpoint_ends_as_an_fid_against_a_reference(tmp_path):
@@ -95,11 +106,23 @@ def test_the_averaged_weights_are_what_is_sampled(tmp_path):
 
 def test_nothing_else_of_a_training_counts(tmp_path):
     one = resolve(imported(tmp_path))
-    for changes in ({"train": {"steps": 7, "seed": 3, "batch_size": 99, "checkpoint_every": 1,
-                               "from_checkpoint": one.train.from_checkpoint}},
-                    {"optim": {"lr": 1.0}}, {"loss": {"aux_weight": 3.0}}):  # fmt: skip
-        given = {"train": {"from_checkpoint": one.train.from_checkpoint},
-                 "evaluation": {"reference": one.evaluation.reference}} | changes  # fmt: skip
+    for changes in (
+        {
+            "train": {
+                "steps": 7,
+                "seed": 3,
+                "batch_size": 99,
+                "checkpoint_every": 1,
+                "from_checkpoint": one.train.from_checkpoint,
+            }
+        },
+        {"optim": {"lr": 1.0}},
+        {"loss": {"aux_weight": 3.0}},
+    ):
+        given = {
+            "train": {"from_checkpoint": one.train.from_checkpoint},
+            "evaluation": {"reference": one.evaluation.reference},
+        } | changes
         other = resolve(tiny(**given))
         assert Graph(other).run_key == Graph(one).run_key
         assert Graph(other).targets == Graph(one).targets
@@ -109,8 +132,12 @@ def test_the_file_counts_by_its_content_and_the_architecture_by_its_fields(tmp_p
     one = resolve(imported(tmp_path))
     moved = tmp_path / "moved.pt"
     moved.write_bytes((tmp_path / "published.pt").read_bytes())
-    same = resolve(tiny(train={"from_checkpoint": str(moved)},
-                        evaluation={"reference": one.evaluation.reference}))  # fmt: skip
+    same = resolve(
+        tiny(
+            train={"from_checkpoint": str(moved)},
+            evaluation={"reference": one.evaluation.reference},
+        )
+    )
     assert Graph(same).targets == Graph(one).targets
     assert Graph(same).run_key == Graph(one).run_key
     write_published(moved, seed=1)
@@ -123,8 +150,11 @@ def test_the_file_counts_by_its_content_and_the_architecture_by_its_fields(tmp_p
 def test_no_training_data_is_needed(tmp_path):
     weights = tmp_path / "inception.pth"
     weights.write_bytes(b"weights")
-    changes = {"extractor": "inception-v3-compat", "extractor_weights": str(weights),
-               "reference": str(write_reference(tmp_path / "reference.npz", 2048))}  # fmt: skip
+    changes = {
+        "extractor": "inception-v3-compat",
+        "extractor_weights": str(weights),
+        "reference": str(write_reference(tmp_path / "reference.npz", 2048)),
+    }
     path = write_published(tmp_path / "published.pt")
     graph = Graph(resolve(tiny(train={"from_checkpoint": str(path)}, evaluation=changes)))
     assert "data" not in {node.kind for node in closure(graph.targets)}
@@ -164,8 +194,11 @@ def test_a_file_that_does_not_fit_is_refused_by_plan_and_run(
         tmp_path / "w.pt", SimpleNamespace(model=replace(tiny().model, **written))
     )
     reference = write_reference(tmp_path / "reference.npz")
-    experiment = tiny(**model(changes), train={"from_checkpoint": str(path)},
-                      evaluation={"reference": str(reference)})  # fmt: skip
+    experiment = tiny(
+        **model(changes),
+        train={"from_checkpoint": str(path)},
+        evaluation={"reference": str(reference)},
+    )
     with pytest.raises(ValueError, match=words):
         resolve(experiment)
     (tmp_path / "experiment.json").write_text(experiment_to_json(experiment))
@@ -197,14 +230,22 @@ def test_the_plan_says_that_a_file_is_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: (path / "n01").mkdir(parents=True)
-         or (path / "n01" / "a.JPEG").write_bytes(b"x"), r"n01/a\.JPEG: cannot be decoded"),
+        (
+            lambda path: (
+                (path / "n01").mkdir(parents=True) or (path / "n01" / "a.JPEG").write_bytes(b"x")
+            ),
+            r"n01/a\.JPEG: cannot be decoded",
+        ),
         (lambda path: path.write_bytes(b"x"), "not a readable .npz file"),
         (lambda path: np.savez(path.open("wb"), other=np.zeros(1)), "holds neither"),
-        (lambda path: np.savez(path.open("wb"), arr_0=np.asfortranarray(
-            np.zeros((2, 8, 8, 1), np.uint8))), "by columns, .*ascontiguousarray"),
+        (
+            lambda path: np.savez(
+                path.open("wb"), arr_0=np.asfortranarray(np.zeros((2, 8, 8, 1), np.uint8))
+            ),
+            "by columns, .*ascontiguousarray",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_reference_is_looked_into_by_the_plan(make, words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("IGDIT_HOME", str(tmp_path / "home"))
     path = tmp_path / "reference"

@@ -23,9 +23,16 @@ from pipelines.cli import main
 from tests.pipelines.test_imported import write_published
 
 SIT = ModelConfig(
-    backbone="sit", depth=3, width=32, num_heads=2, patch_size=2, input_size=8, in_channels=4,
-    num_classes=10, aux_layer=1,
-)  # fmt: skip
+    backbone="sit",
+    depth=3,
+    width=32,
+    num_heads=2,
+    patch_size=2,
+    input_size=8,
+    in_channels=4,
+    num_classes=10,
+    aux_layer=1,
+)
 LIGHT = replace(SIT, backbone="lightningdit", patch_size=1, rope=True, rms_norm=True, swiglu=True)
 
 
@@ -168,8 +175,12 @@ def test_lightningdits_latents(tmp_path, capsys):
     assert facts.count == 24
     assert main(["inspect", str(folder)]) == 0
     output = capsys.readouterr().out
-    for words in ("VA-VAE f16", "samples of the posterior", "a mirrored latent beside each",
-                  "24 in 2 files"):  # fmt: skip
+    for words in (
+        "VA-VAE f16",
+        "samples of the posterior",
+        "a mirrored latent beside each",
+        "24 in 2 files",
+    ):
         assert words in output
 
 
@@ -229,17 +240,25 @@ def test_what_is_wrong_with_lightningdits_latents(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(4, 1, dtype=torch.int64)},
-         r"labels must be integers \(4,\), but are \(4, 1\)"),
-        ({"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(3, dtype=torch.int64)},
-         r"holds 4 latents, but 3 labels"),
-        ({"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(4)},
-         r"labels must be integers \(4,\), but are \(4,\) of F32"),
-        ({"latents": torch.zeros(()), "labels": torch.zeros((), dtype=torch.int64)},
-         r"latents must be \(N, C, H, W\) of BF16.* but are \(\)"),
+        (
+            {"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(4, 1, dtype=torch.int64)},
+            r"labels must be integers \(4,\), but are \(4, 1\)",
+        ),
+        (
+            {"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(3, dtype=torch.int64)},
+            r"holds 4 latents, but 3 labels",
+        ),
+        (
+            {"latents": torch.zeros(4, 32, 2, 2), "labels": torch.zeros(4)},
+            r"labels must be integers \(4,\), but are \(4,\) of F32",
+        ),
+        (
+            {"latents": torch.zeros(()), "labels": torch.zeros((), dtype=torch.int64)},
+            r"latents must be \(N, C, H, W\) of BF16.* but are \(\)",
+        ),
         ({"weight": torch.zeros(3)}, "must hold latents and labels, but holds weight"),
     ],
-)  # fmt: skip
+)
 def test_shards_of_other_shapes_are_one_message(tensors, words, tmp_path, capsys):
     save_file(tensors, tmp_path / "latents_rank00_shard000.safetensors")
     assert main(["inspect", str(tmp_path)]) == 1
@@ -320,32 +339,52 @@ ONES, NARROW = torch.ones(12, 32, 16, 16), torch.ones(12, 32, 8, 16)
 VARIANTS = [
     (repa, change)
     for change in (
-        None, float16, by_columns, lose_a_file, add_a_file, pickle_a_file, break_std,
-        relabel(lambda pairs: {"labels": [[f".\\{name.replace('/', chr(92))}", label]
-                                          for name, label in pairs]}),
-        relabel(dict), relabel(lambda pairs: {"labels": pairs + pairs[:1]}),
+        None,
+        float16,
+        by_columns,
+        lose_a_file,
+        add_a_file,
+        pickle_a_file,
+        break_std,
+        relabel(
+            lambda pairs: {
+                "labels": [[f".\\{name.replace('/', chr(92))}", label] for name, label in pairs]
+            }
+        ),
+        relabel(dict),
+        relabel(lambda pairs: {"labels": pairs + pairs[:1]}),
         relabel(lambda pairs: {"labels": [[name, -1] for name, _ in pairs]}),
         relabel(lambda pairs: {"labels": [[name, 2.0 * label] for name, label in pairs]}),
         relabel(lambda pairs: {"labels": [[name, str(label)] for name, label in pairs]}),
         relabel(lambda pairs: {"labels": None}),
-        array(np.zeros((4, 32, 32), np.float32)), array(np.zeros((8, 32, 32), np.int64)),
-        array(np.full((8, 32, 32), np.nan)), array(np.ones((1, 8, 32, 32), np.float64)),
+        array(np.zeros((4, 32, 32), np.float32)),
+        array(np.zeros((8, 32, 32), np.int64)),
+        array(np.full((8, 32, 32), np.nan)),
+        array(np.ones((1, 8, 32, 32), np.float64)),
         array(np.zeros(3)),
     )
 ] + [
     (lightning, change)
     for change in (
-        None, lose_shard(1), lose_shard(2), shard(1), shard(1, latents=ONES.bfloat16()),
-        shard(0, latents=ONES.long()), shard(0, labels=torch.arange(12.0)),
-        shard(0, labels=torch.arange(11)), shard(2, labels=-torch.ones(12, dtype=torch.int32)),
-        shard(1, latents_flip=ONES[:11]), shard(1, latents=NARROW, latents_flip=NARROW.clone()),
-        shard(2, latents=ONES * torch.nan), statistics({"mean": torch.zeros(32)}),
+        None,
+        lose_shard(1),
+        lose_shard(2),
+        shard(1),
+        shard(1, latents=ONES.bfloat16()),
+        shard(0, latents=ONES.long()),
+        shard(0, labels=torch.arange(12.0)),
+        shard(0, labels=torch.arange(11)),
+        shard(2, labels=-torch.ones(12, dtype=torch.int32)),
+        shard(1, latents_flip=ONES[:11]),
+        shard(1, latents=NARROW, latents_flip=NARROW.clone()),
+        shard(2, latents=ONES * torch.nan),
+        statistics({"mean": torch.zeros(32)}),
         statistics({"mean": torch.zeros(32), "std": torch.ones(32)}),
         statistics({"mean": torch.full((32,), 9.0), "std": torch.ones(32)}),
         lambda folder: (folder / "latents_stats.pt").unlink(),
         lambda folder: (folder / "other.tar").touch(),
     )
-]  # fmt: skip
+]
 
 
 def taken_by_a_run(folder, codec):
@@ -354,10 +393,13 @@ def taken_by_a_run(folder, codec):
     from ig_core.sources import list_source
     from pipelines.sources import check_rows, pin_source
 
-    known = {"sd-vae": {"channels": 4, "side": 32, "resolution": 256},
-             "va-vae": {"channels": 32, "side": 16, "resolution": 256, "flip": True}}  # fmt: skip
-    data = DataConfig(source="latents", codec=codec, path=str(folder), num_classes=1000,
-                      **known[codec])  # fmt: skip
+    known = {
+        "sd-vae": {"channels": 4, "side": 32, "resolution": 256},
+        "va-vae": {"channels": 32, "side": 16, "resolution": 256, "flip": True},
+    }
+    data = DataConfig(
+        source="latents", codec=codec, path=str(folder), num_classes=1000, **known[codec]
+    )
     try:
         pin_source(data, folder, imported=False)
         listing = list_source(folder, 1000)
@@ -399,16 +441,29 @@ def latents_in_a_store(tmp_path, spread=5.5, classes=4):
     path = write_npy(tmp_path / "npy", sd_moments(7, spread=spread), np.arange(7) % 3)
     (tmp_path / "weights.pt").write_bytes(b"are not read here")
     np.savez(tmp_path / "reference.npz", mu=np.zeros(1), sigma=np.ones((1, 1)))
-    data = DataConfig(source="latents", path=str(path), codec="sd-vae", channels=4, side=4,
-                      resolution=32, num_classes=classes, shard_size=4,
-                      codec_path=str(make_sd_vae(tmp_path / "sd")),
-                      check_statistics=False)  # fmt: skip
-    experiment = resolve(tiny(
-        data=data, model={"in_channels": 4, "input_size": 4, "num_classes": classes},
-        evaluation={"extractor": "inception-v3-compat",
-                    "extractor_weights": str(tmp_path / "weights.pt"),
-                    "reference": str(tmp_path / "reference.npz")},
-    ))  # fmt: skip
+    data = DataConfig(
+        source="latents",
+        path=str(path),
+        codec="sd-vae",
+        channels=4,
+        side=4,
+        resolution=32,
+        num_classes=classes,
+        shard_size=4,
+        codec_path=str(make_sd_vae(tmp_path / "sd")),
+        check_statistics=False,
+    )
+    experiment = resolve(
+        tiny(
+            data=data,
+            model={"in_channels": 4, "input_size": 4, "num_classes": classes},
+            evaluation={
+                "extractor": "inception-v3-compat",
+                "extractor_weights": str(tmp_path / "weights.pt"),
+                "reference": str(tmp_path / "reference.npz"),
+            },
+        )
+    )
     store = FolderStore(tmp_path / "store")
     return store, run_inline(store, experiment, [Graph(experiment).data])
 
@@ -417,9 +472,17 @@ def test_latents_in_the_store(tmp_path, capsys):
     store, graph = latents_in_a_store(tmp_path)
     assert main(["inspect", str(store.open("data", graph.data.key).path)]) == 1
     output = capsys.readouterr().out
-    for words in ("2 shards bound together", "sd-vae", "factor 0.1822", "7", "3: 2 (label",
-                  "moments of sd-vae's posterior", "8 x 4 x 4", "flips         none",
-                  "Would go wrong: 1 labels have no latent, for example 3"):  # fmt: skip
+    for words in (
+        "2 shards bound together",
+        "sd-vae",
+        "factor 0.1822",
+        "7",
+        "3: 2 (label",
+        "moments of sd-vae's posterior",
+        "8 x 4 x 4",
+        "flips         none",
+        "Would go wrong: 1 labels have no latent, for example 3",
+    ):
         assert words in output
     assert output.count("Would go wrong") == 1
     shard = graph.data.inputs["part-00000"]
@@ -448,9 +511,12 @@ def test_images_that_were_converted_were_not_left_out(tmp_path, capsys):
     (copy / "statistics.json").write_text(json.dumps(about))
     assert main(["inspect", str(copy)]) == 0
     output = capsys.readouterr().out
-    for words in ("To know: 5 images were left out.", "To know: 1 images were converted to RGB.",
-                  "To know: 4 images have an EXIF orientation, which is not applied",
-                  "To know: 2 of 2 shards do not lie beside it."):  # fmt: skip
+    for words in (
+        "To know: 5 images were left out.",
+        "To know: 1 images were converted to RGB.",
+        "To know: 4 images have an EXIF orientation, which is not applied",
+        "To know: 2 of 2 shards do not lie beside it.",
+    ):
         assert words in output
 
 
@@ -477,8 +543,12 @@ def test_a_decoder_is_recognised_and_tried(tmp_path, capsys):
     for path in (folder, folder / "diffusion_pytorch_model.safetensors"):
         assert main(["inspect", str(path)]) == 0
         output = capsys.readouterr().out
-        for words in ("SD-VAE of diffusers", "4 channels, 8 pixels a cell", "0.18215",
-                      f"--data.codec sd-vae --data.codec-path '{folder}'"):  # fmt: skip
+        for words in (
+            "SD-VAE of diffusers",
+            "4 channels, 8 pixels a cell",
+            "0.18215",
+            f"--data.codec sd-vae --data.codec-path '{folder}'",
+        ):
             assert words in output
     assert f"takes the folder, {folder}" in output
     assert main(["inspect", str(make_sd_vae(tmp_path / "sdxl", scale=0.13025))]) == 1
@@ -504,8 +574,11 @@ def test_a_va_vae_is_recognised_and_tried(tmp_path, capsys):
     path, network = make_va_vae(tmp_path / "vavae.pt")
     assert main(["inspect", str(path)]) == 0
     output = capsys.readouterr().out
-    for words in ("VA-VAE in the names of latent diffusion", "32 channels, 16 pixels a cell",
-                  f"--data.codec va-vae --data.codec-path {path}"):  # fmt: skip
+    for words in (
+        "VA-VAE in the names of latent diffusion",
+        "32 channels, 16 pixels a cell",
+        f"--data.codec va-vae --data.codec-path {path}",
+    ):
         assert words in output
     weights = dict(network.state_dict())
     del weights["decoder.conv_out.bias"]

@@ -94,8 +94,10 @@ def test_shards_are_one_set(tmp_path, real, evaluate):
 
 
 def test_folders_are_told_apart_however_their_files_are_called(tmp_path, real, evaluate):
-    folders = [save_folder(tmp_path / name, real[start : start + 60])
-               for name, start in (("a", 0), ("b", 60))]  # fmt: skip
+    folders = [
+        save_folder(tmp_path / name, real[start : start + 60])
+        for name, start in (("a", 0), ("b", 60))
+    ]
     for folder in folders:
         for file in list(folder.iterdir()):
             file.rename(file.with_suffix(".PNG"))
@@ -156,8 +158,13 @@ def test_inception_judges_colour_images_against_a_reference_of_the_adm_protocol(
     moments = {"mu": rng.normal(size=2048), "sigma": factor @ factor.T}
     moments |= {"mu_s": rng.normal(size=2023), "sigma_s": spatial @ spatial.T}
     np.savez(reference, arr_0=images[:20].transpose(0, 2, 3, 1), **moments)
-    metrics, text = evaluate(save_npz(tmp_path / "a.npz", images), reference=reference, groups=5,
-                             extractor=INCEPTION, weights=inception)  # fmt: skip
+    metrics, text = evaluate(
+        save_npz(tmp_path / "a.npz", images),
+        reference=reference,
+        groups=5,
+        extractor=INCEPTION,
+        weights=inception,
+    )
     assert {"fid", "sfid", "kid", "precision", "recall", "inception_score"} <= set(metrics)
     assert "fid_infinity" not in metrics, "200 images are too few"
     assert "sfid" in text

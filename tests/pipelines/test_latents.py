@@ -59,16 +59,27 @@ def latent(tmp_path):
 
     def make(path, codec_path, source="images", **changes) -> Experiment:
         values = {"num_classes": len(CLASSES), "shard_size": 3, **SD, **changes}
-        data = DataConfig(source=source, path=str(path), **values,
-                          codec_path=None if codec_path is None else str(codec_path))  # fmt: skip
-        model = {"in_channels": data.channels, "input_size": data.side, "patch_size": 2,
-                 "num_classes": data.num_classes}  # fmt: skip
+        data = DataConfig(
+            source=source,
+            path=str(path),
+            **values,
+            codec_path=None if codec_path is None else str(codec_path),
+        )
+        model = {
+            "in_channels": data.channels,
+            "input_size": data.side,
+            "patch_size": 2,
+            "num_classes": data.num_classes,
+        }
         evaluation = {
             "extractor": "inception-v3-compat",
             "extractor_weights": str(tmp_path / "weights.pt"),
             "reference": str(tmp_path / "reference.npz"),
-            "num_samples": 24, "curve_samples": 20, "shard_size": 12, "isc_splits": 1,
-        }  # fmt: skip
+            "num_samples": 24,
+            "curve_samples": 20,
+            "shard_size": 12,
+            "isc_splits": 1,
+        }
         train = {"steps": 2, "checkpoint_every": 2, "batch_size": 4}
         return tiny(data=data, model=model, evaluation=evaluation, train=train)
 
@@ -79,8 +90,10 @@ def rows_of(store: FolderStore, graph: Graph) -> dict[str, np.ndarray]:
     """All rows of an experiment's shards, copied."""
     nodes = [node for node in graph.data.inputs.values() if node.kind == "latents"]
     shards = [Shard(store.open(n.kind, n.key).path / LATENTS) for n in nodes]
-    found = {name: np.concatenate([getattr(s, name) for s in shards])
-             for name in ("index", "label", "latent")}  # fmt: skip
+    found = {
+        name: np.concatenate([getattr(s, name) for s in shards])
+        for name in ("index", "label", "latent")
+    }
     if shards[0].mirror is not None:
         found["mirror"] = np.concatenate([shard.mirror for shard in shards])
     return found
@@ -339,8 +352,9 @@ def test_statistics_of_other_latents_are_refused(tmp_path, latent, va_vae, mean,
     latents, labels = torch.randn(40, 32, 2, 2, generator=generator), torch.arange(40) % 3
     path = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels, size=20)
     shape = (1, 32, 1, 1)
-    torch.save({"mean": torch.full(shape, mean), "std": torch.full(shape, std)},
-               path / "latents_stats.pt")  # fmt: skip
+    torch.save(
+        {"mean": torch.full(shape, mean), "std": torch.full(shape, std)}, path / "latents_stats.pt"
+    )
     with pytest.raises(ValueError, match=words):
         resolve(latent(path, va_vae, source="latents", **VA))
     assert any(re.search(words, problem) for problem in inspect_latents(path).problems)
@@ -426,8 +440,9 @@ def test_what_was_run_before_encoders_were_told_apart_keeps_its_keys(tmp_path, l
 def test_a_codec_that_cannot_decode_is_refused_before_any_work(tmp_path, latent, sd_vae, broken):
     if broken == "garbage":
         (tmp_path / "vavae.pt").write_bytes(b"this is no autoencoder")
-        path = write_safetensors(tmp_path / "s", *(torch.randn(4, 32, 2, 2) for _ in "ab"),
-                                 torch.arange(4) % 3)  # fmt: skip
+        path = write_safetensors(
+            tmp_path / "s", *(torch.randn(4, 32, 2, 2) for _ in "ab"), torch.arange(4) % 3
+        )
         experiment = latent(path, tmp_path / "vavae.pt", source="latents", **VA)
     else:
         shutil.copytree(sd_vae, tmp_path / "vae")
@@ -495,8 +510,10 @@ def test_what_is_missing_is_said_before_any_work(tmp_path, latent, sd_vae):
 
 
 def test_data_are_known_by_their_content_wherever_they_lie(tmp_path, latent, sd_vae):
-    one, two = (resolve(latent(IMAGE_FORMATS["folder"](tmp_path / n, pictures()), sd_vae))
-                for n in ("a", "b"))  # fmt: skip
+    one, two = (
+        resolve(latent(IMAGE_FORMATS["folder"](tmp_path / n, pictures()), sd_vae))
+        for n in ("a", "b")
+    )
     assert Graph(one).run_key == Graph(two).run_key
     (tmp_path / "b" / CLASSES[0] / "000.png").write_bytes(pictures(1, seed=5)[0][1])
     forget_sources()
@@ -568,8 +585,11 @@ def test_data_that_change_under_a_run_are_refused(tmp_path, latent, sd_vae):
 def test_shards_are_cut_as_asked_and_reused(tmp_path, latent, sd_vae):
     path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
     experiment = resolve(latent(path, sd_vae))
-    spans = [(n.config["start"], n.config["stop"]) for n in Graph(experiment).data.inputs.values()
-             if n.kind == "latents"]  # fmt: skip
+    spans = [
+        (n.config["start"], n.config["stop"])
+        for n in Graph(experiment).data.inputs.values()
+        if n.kind == "latents"
+    ]
     assert spans == [(0, 3), (3, 6), (6, 7)]
     store = FolderStore(tmp_path / "store")
     graph = run_inline(store, experiment, [Graph(experiment).data])

@@ -106,8 +106,9 @@ def test_a_study_is_forecast_in_a_home_where_images_were_judged(tmp_path):
 
 
 def test_hours_and_bytes_of_a_study_follow_from_what_was_measured(store):
-    study = dataclasses.replace(small_study(), experiment=dataclasses.replace(
-        tiny(model={"depth": 3}), ig_scales=()))  # fmt: skip
+    study = dataclasses.replace(
+        small_study(), experiment=dataclasses.replace(tiny(model={"depth": 3}), ig_scales=())
+    )
     assert forecast(study, store, [], 8).hours is None, "of another depth"
     node = Graph(study.experiment).checkpoints[0]
     publish(store, node.kind, node.key, 30.0, 700, {**describe(node), "work_from_step": 0})

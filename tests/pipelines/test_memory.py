@@ -17,8 +17,10 @@ from pipelines.errors import ArtifactError, MemoryExhaustedError, WorkerLostErro
 from pipelines.memory import explaining_memory
 from tests.pipelines.conftest import run_inline, tiny
 
-CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't "
-                   "allocate memory: you tried to allocate 4398046511104 bytes.")  # fmt: skip
+CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't "
+    "allocate memory: you tried to allocate 4398046511104 bytes."
+)
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -27,21 +29,29 @@ def caused(error: Exception, cause: Exception) -> Exception:
 
 
 RAN_OUT = [
-    MemoryError(), CPU, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when"),
-    pyarrow.ArrowMemoryError("malloc of size 9 failed"), OSError(errno.ENOMEM, "Cannot allocate"),
+    MemoryError(),
+    CPU,
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when"),
+    pyarrow.ArrowMemoryError("malloc of size 9 failed"),
+    OSError(errno.ENOMEM, "Cannot allocate"),
     ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory."),
     caused(WorkerLostError("a worker was lost"), ray.exceptions.OutOfMemoryError("low on memory")),
     caused(ArtifactError("could not be made"), OSError(errno.ENOMEM, "Cannot allocate memory")),
     WorkerLostError("training workers were lost: rank 1: CUDA out of memory"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("error", RAN_OUT, ids=repr)
-@pytest.mark.parametrize(("kind", "option"), [
-    ("checkpoint", "--resources.micro-batch"), ("images", "--resources.sample-batch"),
-    ("latents", "--resources.sample-tasks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("checkpoint", "--resources.micro-batch"),
+        ("images", "--resources.sample-batch"),
+        ("latents", "--resources.sample-tasks"),
+    ],
+)
 def test_memory_that_ran_out_is_one_line_with_what_mends_it(error, kind, option):
     with (
         pytest.raises(MemoryExhaustedError, match=f"memory ran out on .*{option}") as caught,
@@ -54,10 +64,15 @@ def test_memory_that_ran_out_is_one_line_with_what_mends_it(error, kind, option)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("shapes do not fit"), ValueError("out of memory"), OSError(errno.ENOSPC, "full"),
-    WorkerLostError("a worker was lost"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes do not fit"),
+        ValueError("out of memory"),
+        OSError(errno.ENOSPC, "full"),
+        WorkerLostError("a worker was lost"),
+    ],
+)
 def test_other_errors_stay_what_they_are(error):
     with pytest.raises(type(error)) as caught, explaining_memory("images", Resources()):
         raise error
@@ -68,10 +83,13 @@ def fail(*_, **__):
     raise CPU
 
 
-@pytest.mark.parametrize(("place", "option"), [
-    ("ig_core.training.train", "--resources.micro-batch"),
-    ("pipelines.stages.sample.build_images", "--resources.sample-batch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [
+        ("ig_core.training.train", "--resources.micro-batch"),
+        ("pipelines.stages.sample.build_images", "--resources.sample-batch"),
+    ],
+)
 def test_training_and_sampling_say_what_to_ask_less_for(
     place, option, tmp_path, store, monkeypatch
 ):

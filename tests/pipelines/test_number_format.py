@@ -85,14 +85,21 @@ def test_changes_show_what_is_below_a_percent():
 
 def test_sizes_have_a_unit_that_fits():
     sizes = (0, 812, 3500, 12_300_000, 5e9, 3e15)
-    assert [*map(data_size, sizes)] == ["0 B", "812 B", "3.42 KiB", "11.7 MiB", "4.66 GiB",
-                                        "2,728 TiB"]  # fmt: skip
+    assert [*map(data_size, sizes)] == [
+        "0 B",
+        "812 B",
+        "3.42 KiB",
+        "11.7 MiB",
+        "4.66 GiB",
+        "2,728 TiB",
+    ]
 
 
 def test_a_small_fid_is_shown_wherever_results_are():
     """Two FIDs far below 0.01, on the terminal and on the page."""
-    made = made_up(s1=spread(0.0051, *(1e-4 * w for w in WIDE)),
-                   s1_5=spread(0.0042, *(1e-4 * w for w in WIDE)))  # fmt: skip
+    made = made_up(
+        s1=spread(0.0051, *(1e-4 * w for w in WIDE)), s1_5=spread(0.0042, *(1e-4 * w for w in WIDE))
+    )
     screen = io.StringIO()
     print_report(made, Console(file=screen, width=160))
     for text in (screen.getvalue(), headline(made), run_page(made)):

@@ -33,8 +33,9 @@ def test_assumed_hours_follow_from_the_arithmetic(tmp_path):
     expected = training.images * training_flops(experiment.model) / 500e12 / 3600
     assert training.hours == pytest.approx(expected)
     assert not training.measured
-    assert sampling.images == sum(n.config["stop"] - n.config["start"]
-                                  for n in plan.missing if n.kind == "images")  # fmt: skip
+    assert sampling.images == sum(
+        n.config["stop"] - n.config["start"] for n in plan.missing if n.kind == "images"
+    )
     # Two scales, class-balanced images and those that random labels want besides.
     assert 100_000 < report.images < 110_000
     slower = works(results, plan, Assumption(500.0, 0.5))
@@ -48,13 +49,15 @@ def test_assumed_hours_follow_from_the_arithmetic(tmp_path):
 def test_work_is_taken_to_be_as_fast_as_its_precision_allows(precision, tf32, share, tmp_path):
     base = get_experiment("sit_b2_ig")
     experiment = replace(
-        base, sampler=replace(base.sampler, precision=precision),
+        base,
+        sampler=replace(base.sampler, precision=precision),
         resources=replace(base.resources, tf32=tf32),
-    )  # fmt: skip
+    )
     store = FolderStore(tmp_path)
-    hours = [works(*planned(store, each), Assumption())[1].hours
-             for each in (replace(base, sampler=replace(base.sampler, precision="bf16")),
-                          experiment)]  # fmt: skip
+    hours = [
+        works(*planned(store, each), Assumption())[1].hours
+        for each in (replace(base, sampler=replace(base.sampler, precision="bf16")), experiment)
+    ]
     assert hours[1] == pytest.approx(share * hours[0])
 
 
@@ -90,8 +93,10 @@ def test_of_cpus_nothing_is_assumed(tmp_path):
 def test_disk_is_near_what_is_written(finished, tmp_path):
     results, plan = planned(FolderStore(tmp_path), tiny())
     sizes = disk_bytes(results, plan)
-    written = {kind: sum(a.size for a in finished.home.store.list(kind))
-               for kind in ("checkpoint", "images", "features")}  # fmt: skip
+    written = {
+        kind: sum(a.size for a in finished.home.store.list(kind))
+        for kind in ("checkpoint", "images", "features")
+    }
     assert sizes["checkpoints"] == pytest.approx(written["checkpoint"], rel=0.5)
     # Pixels of tiny images weigh less than the frame of their file, and compress.
     assert 0 < sizes["images"] < written["images"]
@@ -101,10 +106,16 @@ def test_disk_is_near_what_is_written(finished, tmp_path):
 def test_the_plan_says_it_all(capsys):
     assert main(["plan", "sit_xl2_ig", "--assume-tflops", "989"]) == 0
     output = capsys.readouterr().out
-    for words in ("677,491,232 parameters", "GPU-hours", "Assumed, not measured",
-                  "989 for training (fp16), 494.5 for sampling (TF32)", "30 % of them reached",
-                  "GiB", "Still to be named: --evaluation.reference",
-                  "ImageNet's 1,281,167"):  # fmt: skip
+    for words in (
+        "677,491,232 parameters",
+        "GPU-hours",
+        "Assumed, not measured",
+        "989 for training (fp16), 494.5 for sampling (TF32)",
+        "30 % of them reached",
+        "GiB",
+        "Still to be named: --evaluation.reference",
+        "ImageNet's 1,281,167",
+    ):
         assert words in output
     assert main(["plan", "sit_xl2_ig", "--assume-utilisation", "2"]) == 2
     assert "assume_utilisation must be in (0, 1]" in capsys.readouterr().err

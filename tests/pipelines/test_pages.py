@@ -54,10 +54,19 @@ def home(browser, tmp_path_factory) -> Home:
     """A finished study, and two experiments of one protocol."""
     home, study = Home(tmp_path_factory.mktemp("pages")), small_study()
     wide = {"model": {"depth": 3, "width": 32}, "train": {"steps": 90, "checkpoint_every": 30}}
-    study = small_study(experiment=tiny(
-        **wide, ig_scales=(), evaluation={"num_samples": 100, "curve_samples": 50,
-                                          "shard_size": 100, "groups": 5, "kid_subset_size": 20},
-    ))  # fmt: skip
+    study = small_study(
+        experiment=tiny(
+            **wide,
+            ig_scales=(),
+            evaluation={
+                "num_samples": 100,
+                "curve_samples": 50,
+                "shard_size": 100,
+                "groups": 5,
+                "kid_subset_size": 20,
+            },
+        )
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name in OUTSIDE:
             patch.delenv(name, raising=False)
@@ -83,10 +92,13 @@ class Ui:
         environment = {key: value for key, value in os.environ.items() if key not in OUTSIDE}
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "pipelines", "ui", "--port", port], cwd=ROOT,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, "-u", "-m", "pipelines", "ui", "--port", port],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env={**environment, "IGDIT_HOME": str(home.root)},
-            )  # fmt: skip
+            )
         self.log = log
 
     def pages(self) -> dict[str, str]:
@@ -168,8 +180,10 @@ def trials(home):
 def test_the_addresses_are_printed_once_the_server_answers(ui):
     pages = ui.pages()
     name = comparison_name(Graph(tiny()))
-    assert [title.partition(":")[0] for title in pages] == ["Study small",
-                                                            f"Runs measured as {name}"]  # fmt: skip
+    assert [title.partition(":")[0] for title in pages] == [
+        "Study small",
+        f"Runs measured as {name}",
+    ]
     assert all(address.startswith(f"{ui.base}/#/") for address in pages.values())
 
 
@@ -184,8 +198,10 @@ def test_trials_are_curves_in_one_chart_and_lines_between_axes(ui, look, trials)
     page = look(titled(ui.pages(), "trials side by side"), "study")
     curves = card(page, "(fid_curve)")
     curves.locator(".scatterlayer .trace").first.wait_for()
-    names = {f"L{t.point.aux_layer} w{t.point.aux_weight:g} s{t.point.ig_scale:g} #{t.number}"
-             for t in trials}  # fmt: skip
+    names = {
+        f"L{t.point.aux_layer} w{t.point.aux_weight:g} s{t.point.ig_scale:g} #{t.number}"
+        for t in trials
+    }
     legend = curves.inner_text()
     assert {name for name in names if f"{name} (fid_curve)" in legend} == names
     assert "Step" in curves.locator("svg text").all_text_contents()
@@ -237,8 +253,9 @@ def test_parallel_coordinates_show_each_trials_own_number(home, ui, look, trials
     client = import_mlflow().MlflowClient(tracking_uri=home.tracking_uri)
     for trial in trials:
         experiment = client.get_experiment_by_name("study-small")
-        (run,) = client.search_runs([experiment.experiment_id],
-                                    f"tags.`igdit.trial` = '{trial.number}'")  # fmt: skip
+        (run,) = client.search_runs(
+            [experiment.experiment_id], f"tags.`igdit.trial` = '{trial.number}'"
+        )
         assert run.data.metrics["fid"] == trial.fid
     assert [t for t in axes.locator("svg text").all_text_contents() if t in AXES][-1] == "fid"
 

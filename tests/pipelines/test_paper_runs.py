@@ -53,20 +53,40 @@ def reduced(name, files, **train):
     layer = None if experiment.model.aux_layer is None else 1
     return replace(
         experiment,
-        data=replace(experiment.data, path=str(data), codec_path=str(codec), side=side,
-                     resolution=32, num_classes=3, shard_size=4),
-        model=replace(experiment.model, depth=2, width=16, num_heads=2, input_size=side,
-                      num_classes=3, aux_layer=layer),
-        train=replace(experiment.train, **{"steps": 2, "batch_size": 4, "checkpoint_every": 2,
-                                           **train}),
+        data=replace(
+            experiment.data,
+            path=str(data),
+            codec_path=str(codec),
+            side=side,
+            resolution=32,
+            num_classes=3,
+            shard_size=4,
+        ),
+        model=replace(
+            experiment.model,
+            depth=2,
+            width=16,
+            num_heads=2,
+            input_size=side,
+            num_classes=3,
+            aux_layer=layer,
+        ),
+        train=replace(
+            experiment.train, **{"steps": 2, "batch_size": 4, "checkpoint_every": 2, **train}
+        ),
         sampler=replace(experiment.sampler, num_steps=3),
         evaluation=replace(
-            experiment.evaluation, extractor_weights=str(files["root"] / "weights.pt"),
-            reference=str(files["root"] / "reference.npz"), num_samples=24, curve_samples=20,
-            groups=5, isc_splits=1, shard_size=12,
+            experiment.evaluation,
+            extractor_weights=str(files["root"] / "weights.pt"),
+            reference=str(files["root"] / "reference.npz"),
+            num_samples=24,
+            curve_samples=20,
+            groups=5,
+            isc_splits=1,
+            shard_size=12,
         ),
         resources=Resources(runner="inline", num_workers=1),
-    )  # fmt: skip
+    )
 
 
 def images_of(store, graph):
@@ -147,8 +167,11 @@ def test_where_the_latents_lie_does_not_count_for_a_published_checkpoint(files, 
 def test_what_a_run_needs_is_one_message(name):
     experiment = get_experiment(name)
     assert set(unnamed_files(experiment)) == {
-        "data.path", "data.codec_path", "evaluation.extractor_weights", "evaluation.reference",
-    }  # fmt: skip
+        "data.path",
+        "data.codec_path",
+        "evaluation.extractor_weights",
+        "evaluation.reference",
+    }
     assert experiment_from_json(experiment_to_json(experiment)) == experiment
     with pytest.raises(ValueError, match=r"--data\.path PATH.*--evaluation\.reference PATH"):
         resolve(experiment)

@@ -144,9 +144,13 @@ def test_shards_too_small_to_hold_every_class_still_make_a_report(store, tmp_pat
     small = tiny(
         train={"steps": 10},
         evaluation={
-            "num_samples": 20, "curve_samples": 20, "shard_size": 7, "groups": 5, "labels": labels,
+            "num_samples": 20,
+            "curve_samples": 20,
+            "shard_size": 7,
+            "groups": 5,
+            "labels": labels,
         },
-    )  # fmt: skip
+    )
     run_inline(store, small)
     write_report(collect(store, Graph(small)), tmp_path / "report")
     assert pixels(tmp_path / "report" / "samples.png").std() > 10

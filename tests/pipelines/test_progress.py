@@ -75,8 +75,14 @@ def test_without_a_terminal_its_heart_beats(tmp_path, monkeypatch):
     shown = display(tmp_path)
     with shown:
         shown.training(TrainProgress(10, 20, 0.6, 5.0))
-        beats = wait_for(lambda: [line for line in shown.console.file.getvalue().splitlines()
-                                  if "training step 10 of 20" in line], 10)  # fmt: skip
+        beats = wait_for(
+            lambda: [
+                line
+                for line in shown.console.file.getvalue().splitlines()
+                if "training step 10 of 20" in line
+            ],
+            10,
+        )
     assert beats[0].startswith("progress  ")
     assert " %  0:" in beats[0]
     assert " left  0:00 so far: training step" in beats[0]

@@ -41,8 +41,17 @@ class Run:
 
     def __init__(self, home: Path, workers: int, *more: str) -> None:
         self.home, self.store = home, FolderStore(home / "store")
-        command = [sys.executable, "-m", "pipelines", "run", "digits", *OPTIONS, *more,
-                   "--resources.num-workers", str(workers)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines",
+            "run",
+            "digits",
+            *OPTIONS,
+            *more,
+            "--resources.num-workers",
+            str(workers),
+        ]
         self.log = home.with_suffix(".log").open("a")
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.process = subprocess.Popen(
@@ -282,8 +291,10 @@ def test_a_worker_that_gets_sigterm_publishes_and_another_continues(tmp_path, wo
     finally:
         kill_tree(run.process.pid)
     starts = [e["from_step"] for e in events(run.store, "execute", "checkpoint")]
-    left, published = ([int(e["key"][-8:]) for e in events(run.store, "published", kind)]
-                       for kind in ("resume", "checkpoint"))  # fmt: skip
+    left, published = (
+        [int(e["key"][-8:]) for e in events(run.store, "published", kind)]
+        for kind in ("resume", "checkpoint")
+    )
     assert 0 < starts[1] < 400
     assert starts == [0, left[0]]
     assert published == [400]
@@ -295,9 +306,19 @@ STUDY_SETTINGS = {
     "train.checkpoint-every": 48,
     "resources.num-workers": 1,
 }
-STUDY_OPTIONS = ["--trials", "2", "--parallel", "1", "--scales-per-training", "2",
-                 *(word for name, value in STUDY_SETTINGS.items()
-                   for word in (f"--experiment.{name}", str(value)))]  # fmt: skip
+STUDY_OPTIONS = [
+    "--trials",
+    "2",
+    "--parallel",
+    "1",
+    "--scales-per-training",
+    "2",
+    *(
+        word
+        for name, value in STUDY_SETTINGS.items()
+        for word in (f"--experiment.{name}", str(value))
+    ),
+]
 
 
 @pytest.mark.slow
@@ -307,8 +328,9 @@ def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
     command = [sys.executable, "-m", "pipelines", "study", "digits", *STUDY_OPTIONS]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"IGDIT_HOME": str(home)}
-    process = subprocess.Popen(command, env=environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     try:
         store = FolderStore(home / "store")
         wait_for(lambda: events(store, "published", "checkpoint"))
@@ -321,8 +343,9 @@ def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
         wait_for(lambda: not any(alive(pid) for pid in below if "Agent" not in title(pid)), 60)
     finally:
         kill_tree(process.pid)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 complete" in done.stdout
     assert len(events(store, "execute", "checkpoint")) == 2

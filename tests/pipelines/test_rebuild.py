@@ -52,8 +52,11 @@ def home(tracked, monkeypatch) -> Home:
 
 def contents(folder: Path) -> list[tuple[str, str]]:
     """Name and content of every file of every run, without the ids of runs."""
-    return sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-                  for path in folder.rglob("*") if path.is_file())  # fmt: skip
+    return sorted(
+        (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
 
 
 def test_an_empty_server_comes_to_show_the_same(home, tracked, capsys):
@@ -94,8 +97,9 @@ def server(home, tmp_path, monkeypatch) -> Path:
 def test_what_was_deleted_in_mlflows_pages_is_restored_by_the_same_command(server, tracked):
     """Experiments, runs and models."""
     api = client(server)
-    own, study = (api.get_experiment_by_name(name) for name in
-                  (comparison_name(Graph(tiny())), "study-small"))  # fmt: skip
+    own, study = (
+        api.get_experiment_by_name(name) for name in (comparison_name(Graph(tiny())), "study-small")
+    )
     (run,) = api.search_runs([own.experiment_id])
     model = api.search_logged_models([own.experiment_id])[0]
     api.delete_logged_model(model.model_id)

@@ -58,11 +58,12 @@ def colour(tmp_path, monkeypatch):
     def make(path, reference=None, source="images", **changes):
         values = {"channels": 3, "side": SIDE, "resolution": SIDE, "num_classes": len(CLASSES)}
         data = DataConfig(source=source, path=str(path), **values | changes)
-        model = {"in_channels": 3, "input_size": SIDE, "patch_size": 4,
-                 "num_classes": len(CLASSES)}  # fmt: skip
-        evaluation = {"extractor": "inception-v3-compat",
-                      "extractor_weights": str(tmp_path / "weights.pt"),
-                      "reference": None if reference is None else str(reference)}  # fmt: skip
+        model = {"in_channels": 3, "input_size": SIDE, "patch_size": 4, "num_classes": len(CLASSES)}
+        evaluation = {
+            "extractor": "inception-v3-compat",
+            "extractor_weights": str(tmp_path / "weights.pt"),
+            "reference": None if reference is None else str(reference),
+        }
         return tiny(data=data, model=model, evaluation=evaluation)
 
     return make
@@ -216,8 +217,9 @@ def test_a_folder_without_images_is_refused_by_the_plan(
 
 def test_latents_need_a_reference_and_the_message_says_why(tmp_path, colour):
     experiment = colour(tmp_path)
-    latents = dataclasses.replace(experiment.data, source="latents", codec="sd-vae", channels=4,
-                                  side=2)  # fmt: skip
+    latents = dataclasses.replace(
+        experiment.data, source="latents", codec="sd-vae", channels=4, side=2
+    )
     model = dataclasses.replace(experiment.model, in_channels=4, input_size=2, patch_size=1)
     experiment = dataclasses.replace(experiment, data=latents, model=model)
     assert "latents come without" in unnamed_files(experiment)["evaluation.reference"]
@@ -250,8 +252,9 @@ def test_png_files_of_the_samples_size_are_known_as_before(tmp_path):
     assert other.evaluation.reference_sha256 is None
     assert Graph(other).reference.config["resolution"] == 8
     assert Graph(one).reference != Graph(other).reference
-    known = dataclasses.replace(other.evaluation, reference_content=None,
-                                reference_sha256="ab" * 32)  # fmt: skip
+    known = dataclasses.replace(
+        other.evaluation, reference_content=None, reference_sha256="ab" * 32
+    )
     with pytest.raises(ValueError, match="must be the file with SHA-256 abab"):
         resolve(dataclasses.replace(other, evaluation=known))
 
@@ -269,9 +272,10 @@ def test_images_are_judged_against_class_folders(tmp_path):
     for number, reference in enumerate((None, folder)):
         home = Home(tmp_path / f"home{number}")
         options = EvaluateOptions(
-            reference=reference, groups=10,
+            reference=reference,
+            groups=10,
             resources=Resources(runner="inline", num_workers=1, sample_batch=100),
-        )  # fmt: skip
+        )
         evaluate_images(tmp_path / "a.npz", options, home, Console(file=io.StringIO()))
         written = next((home.report / "evaluations").iterdir())
         numbers.append(json.loads(written.read_text()))

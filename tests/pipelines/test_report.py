@@ -68,9 +68,9 @@ def test_the_curve_shows_both_scales_at_every_step(results):
     assert "ig scale 1.5" in curve
     for m in results.curve:
         cell = f"{m.fid:.2f} ({m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f})"
-        assert any(cell in line for line in curve.splitlines() if line.split()[:1] == [
-            str(m.point.step)
-        ])  # fmt: skip
+        assert any(
+            cell in line for line in curve.splitlines() if line.split()[:1] == [str(m.point.step)]
+        )
 
 
 def test_a_point_that_is_missing_is_a_dash(store, finished):
@@ -195,8 +195,11 @@ def test_two_points_of_one_step_and_scale_are_told_apart(tmp_path):
 def test_the_store_lists_runs_and_artifacts(finished):
     text = printed(lambda console: print_store(finished.home.store, console))
     assert rows(text, finished.graph.run_key[:8])[0] == [
-        finished.graph.run_key[:8], "tiny", "20", "1 1.5",
-    ]  # fmt: skip
+        finished.graph.run_key[:8],
+        "tiny",
+        "20",
+        "1 1.5",
+    ]
     assert rows(text, "images")[0][:2] == [
         "images",
         str(len([n for n in finished.nodes if n.kind == "images"])),

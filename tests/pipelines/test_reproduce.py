@@ -33,10 +33,15 @@ def changed(name="digits", **parts):
         changed(resources={"use_gpu": True, "micro_batch": None, "max_failures": 0}),
         changed(model={"qk_norm": True, "adaln_shift": False}, optim={"lr": 1e-4}),
         changed(guidance={"ig_interval": (0.25, 0.75), "cfg_scale": 0.5}),
-        changed(evaluation={"extractor": "inception-v3-compat",
-                            "extractor_weights": "/a folder/it's.pt", "weights_sha256": "ab"}),
+        changed(
+            evaluation={
+                "extractor": "inception-v3-compat",
+                "extractor_weights": "/a folder/it's.pt",
+                "weights_sha256": "ab",
+            }
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_command_gives_the_experiment_again(experiment):
     words = run_words(experiment)
     assert shlex.split(command(words)) == ["igdit", *words]
@@ -53,8 +58,9 @@ def test_an_experiment_outside_the_registry_has_no_command():
 
 def test_the_source_of_a_run_is_its_command_with_all_that_was_set():
     experiment = changed(train={"steps": 750}, loss={"aux_weight": 0.25}, ig_scales=(1.4, 2.0))
-    assert run_command(experiment) == ("igdit run digits --loss.aux-weight 0.25 "
-                                       "--train.steps 750 --ig-scales 1.4 2.0")  # fmt: skip
+    assert run_command(experiment) == (
+        "igdit run digits --loss.aux-weight 0.25 --train.steps 750 --ig-scales 1.4 2.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,19 +68,27 @@ def test_the_source_of_a_run_is_its_command_with_all_that_was_set():
     [
         (changed(), "digits"),
         (changed(resources={"num_workers": 1}), "digits"),
-        (changed(loss={"aux_weight": 0.25}, train={"steps": 750}),
-         "digits aux_weight=0.25 steps=750"),
+        (
+            changed(loss={"aux_weight": 0.25}, train={"steps": 750}),
+            "digits aux_weight=0.25 steps=750",
+        ),
         (changed(ig_scales=(2, 1.4)), "digits ig_scales=1,1.4,1.8,2"),
         (changed(ig_scales=(2, 1, 1.4, 1.8)), "digits ig_scales=1,1.4,1.8,2"),
         (changed(guidance={"cfg_interval": (0.0, 0.5)}), "digits"),
-        (changed(train={"seed": 3}, evaluation={"seed": 4}),
-         "digits train.seed=3 evaluation.seed=4"),
-        (changed("sit_xl2_ig",
-                 train={"from_checkpoint": "/a/SiT.pt", "checkpoint_sha256": "a" * 64},
-                 data={"codec_path": "/vae", "codec_sha256": "b" * 64}),
-         "sit_xl2_ig codec_path=vae from_checkpoint=SiT.pt"),
+        (
+            changed(train={"seed": 3}, evaluation={"seed": 4}),
+            "digits train.seed=3 evaluation.seed=4",
+        ),
+        (
+            changed(
+                "sit_xl2_ig",
+                train={"from_checkpoint": "/a/SiT.pt", "checkpoint_sha256": "a" * 64},
+                data={"codec_path": "/vae", "codec_sha256": "b" * 64},
+            ),
+            "sit_xl2_ig codec_path=vae from_checkpoint=SiT.pt",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_run_is_named_by_what_differs(experiment, name):
     """Not by what changes no result, nor by how the same is spelled."""
     assert run_name(experiment) == name
@@ -89,11 +103,13 @@ def test_a_long_name_says_how_many_settings_more_differ(monkeypatch):
 @pytest.mark.parametrize("name", ["digits", "mine"])
 def test_the_command_gives_the_study_again(name):
     base = get_study("digits")
-    experiment = dataclasses.replace(base.experiment, train=dataclasses.replace(
-        base.experiment.train, steps=60))  # fmt: skip
+    experiment = dataclasses.replace(
+        base.experiment, train=dataclasses.replace(base.experiment.train, steps=60)
+    )
     pruning = dataclasses.replace(base.pruning, enabled=False)
-    study = dataclasses.replace(base, name=name, experiment=experiment, pruning=pruning,
-                                sampler="gp")  # fmt: skip
+    study = dataclasses.replace(
+        base, name=name, experiment=experiment, pruning=pruning, sampler="gp"
+    )
     _, _, *words = study_words(study)
     found = tyro.cli(StudyCommand, default=StudyCommand(base, StudyOptions()), args=words)
     assert found.study == study

@@ -25,9 +25,14 @@ def measured(point, fid: float, without: list[float]) -> Measurement:
     """A measurement out of thin air."""
     key = point.evaluate.key
     metrics = {
-        "fid": fid, "fid_low": fid - 1, "fid_high": fid + 1, "fid_without_group": without,
-        "precision": 0.5, "recall": 0.25, "inception_score": 3.0,
-    }  # fmt: skip
+        "fid": fid,
+        "fid_low": fid - 1,
+        "fid_high": fid + 1,
+        "fid_without_group": without,
+        "precision": 0.5,
+        "recall": 0.25,
+        "inception_score": 3.0,
+    }
     return Measurement(point, Artifact("evaluate", key, Path(key), {}), metrics)
 
 
@@ -56,8 +61,11 @@ WIDE = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, -1.5, 1.5, 0.5)
 def test_everything_measured_is_collected_in_order(finished):
     results = collect(finished.home.store, finished.graph)
     assert [(m.point.step, m.scale) for m in results.curve] == [
-        (10, 1.0), (10, 1.5), (20, 1.0), (20, 1.5),
-    ]  # fmt: skip
+        (10, 1.0),
+        (10, 1.5),
+        (20, 1.0),
+        (20, 1.5),
+    ]
     assert [(m.point.step, m.scale) for m in results.final] == [(20, 1.0), (20, 1.5)]
     assert [m.metrics["num_samples"] for m in results.final] == [200, 200]
     assert [m.metrics["num_samples"] for m in results.curve] == [100] * 4

@@ -77,9 +77,13 @@ def run_as(code: str, root: Path, user: int, umask: int) -> subprocess.Completed
     numbers = [f"{number:o}" for number in (user, GROUP, umask)]
     return subprocess.run(
         [sys.executable, "-c", AS_USER + code, str(root), *numbers],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/"}, cwd="/",
-        capture_output=True, encoding="utf-8", check=False, timeout=120,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/"},
+        cwd="/",
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.fixture

@@ -19,8 +19,13 @@ from tests.processes import is_loopback, listeners
 def output_of(code: str, **environment: str) -> str:
     names = ("RAY_", "MLFLOW_", "DO_NOT_TRACK")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(names)}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         env=inherited | environment)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=inherited | environment,
+    )
     return run.stdout.strip()
 
 
@@ -115,11 +120,14 @@ def test_the_groups_store_listens_on_the_given_address_only():
     assert all(map(is_loopback, addresses))
 
 
-@pytest.mark.parametrize(("resources", "option"), [
-    (Resources(num_workers=5), "--resources.num-workers 4"),
-    (Resources(num_workers=3, cpus_per_worker=2), "--resources.num-workers 2"),
-    (Resources(num_workers=1, cpus_per_worker=5), "--resources.cpus-per-worker 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("resources", "option"),
+    [
+        (Resources(num_workers=5), "--resources.num-workers 4"),
+        (Resources(num_workers=3, cpus_per_worker=2), "--resources.num-workers 2"),
+        (Resources(num_workers=1, cpus_per_worker=5), "--resources.cpus-per-worker 4"),
+    ],
+)
 def test_more_cpus_than_the_machine_has_are_refused_before_ray_starts(
     resources, option, monkeypatch, tmp_path
 ):
@@ -135,6 +143,9 @@ def test_more_cpus_than_the_machine_has_are_refused_before_ray_starts(
 def test_as_many_cpus_as_the_machine_has_are_taken(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(runners, "cores_here", lambda: 4)
-    for resources in (Resources(num_workers=4), Resources(num_workers=9, min_workers=4),
-                      Resources(num_workers=1, cpus_per_worker=9, runner="inline")):  # fmt: skip
+    for resources in (
+        Resources(num_workers=4),
+        Resources(num_workers=9, min_workers=4),
+        Resources(num_workers=1, cpus_per_worker=9, runner="inline"),
+    ):
         runners.require_cores(resources)

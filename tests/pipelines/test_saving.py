@@ -342,8 +342,9 @@ def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, shardin
     store = FolderStore(tmp_path)
     inline = tiny(train=LONG)
     graph = run_inline(store, inline, [Graph(inline).data])
-    resources = dataclasses.replace(inline.resources, runner="ray", num_workers=2,
-                                    sharding=sharding, **ALWAYS)  # fmt: skip
+    resources = dataclasses.replace(
+        inline.resources, runner="ray", num_workers=2, sharding=sharding, **ALWAYS
+    )
     text = experiment_to_json(dataclasses.replace(inline, resources=resources))
     torch.multiprocessing.spawn(one_of_two, (2, tmp_path, text), nprocs=2)
     ends = {(tmp_path / f"left-{rank}").read_text() for rank in range(2)}
@@ -356,9 +357,9 @@ def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, shardin
     trained(store, inline)
     alone = FolderStore(tmp_path / "alone")
     trained(alone, inline)
-    torch.testing.assert_close(state_of(store, graph, 60).history,
-                               state_of(alone, graph, 60).history,
-                               rtol=1e-4, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        state_of(store, graph, 60).history, state_of(alone, graph, 60).history, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,7 @@ def file(tmp_path, monkeypatch):
 
 def test_lines_comments_and_quotes():
     text = "# database\nA=1\n\n  export B = 'x y'  \nC=\"q=#'r\"\nD=\nE='half\n"
-    assert parse_secrets(text, "f") == {
-        "A": "1", "B": "x y", "C": "q=#'r", "D": "", "E": "'half"}  # fmt: skip
+    assert parse_secrets(text, "f") == {"A": "1", "B": "x y", "C": "q=#'r", "D": "", "E": "'half"}
 
 
 @pytest.mark.parametrize("line", ["pa55word", "=pa55word", "A B=pa55word", "9A=pa55word"])
@@ -75,9 +74,19 @@ def test_what_is_set_stays_and_secret_values_are_hidden(file, monkeypatch):
 
 
 def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
-    names = ("AWS_ACCESS_KEY_ID", "PGUSER", "MLFLOW_TRACKING_USERNAME", "IGDIT_STORE", "PGPASSFILE",
-             "AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_MODE",
-             "RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_DEFAULT_REGION")  # fmt: skip
+    names = (
+        "AWS_ACCESS_KEY_ID",
+        "PGUSER",
+        "MLFLOW_TRACKING_USERNAME",
+        "IGDIT_STORE",
+        "PGPASSFILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "TOKENIZERS_PARALLELISM",
+        "AWS_DEFAULT_REGION",
+    )
     file("".join(f"{name}=igdit\n" for name in names))
     load_secrets()
     said = "s3://igdit/store: run `igdit track rebuild`"
@@ -85,24 +94,47 @@ def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
     assert not has_password("s3://igdit/store/igdit-igdit")
 
 
-@pytest.mark.parametrize("name", [
-    "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
-    "HF_TOKEN", "API_KEY", "apikey", "API_KEY_2", "API_KEYS", "VAULT_SECRET_ID", "GITHUB_PAT",
-    "DB_PASSWD", "DB_PASSPHRASE", "DB_PWD", "DB_PW",
-    "CLIENT_SECRET", "HTTP_AUTHORIZATION",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PGPASSWORD",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "RAY_AUTH_TOKEN",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "HF_TOKEN",
+        "API_KEY",
+        "apikey",
+        "API_KEY_2",
+        "API_KEYS",
+        "VAULT_SECRET_ID",
+        "GITHUB_PAT",
+        "DB_PASSWD",
+        "DB_PASSPHRASE",
+        "DB_PWD",
+        "DB_PW",
+        "CLIENT_SECRET",
+        "HTTP_AUTHORIZATION",
+    ],
+)
 def test_passwords_tokens_and_keys_in_the_file_are_hidden(name, file):
     file(f"{name}=hush-hush\n")
     load_secrets()
     assert discreet("denied for hush-hush") == "denied for ***"
 
 
-@pytest.mark.parametrize("address", [
-    "postgresql+psycopg://igdit:hush%40hush@db/igdit", "http://hush%40hush@host/igdit",
-    "postgresql+psycopg://igdit@db/igdit?sslmode=require&sslpassword=hush%40hush",
-    "http://host/igdit?token=hush%40hush&x=igdit",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql+psycopg://igdit:hush%40hush@db/igdit",
+        "http://hush%40hush@host/igdit",
+        "postgresql+psycopg://igdit@db/igdit?sslmode=require&sslpassword=hush%40hush",
+        "http://host/igdit?token=hush%40hush&x=igdit",
+    ],
+)
 def test_credentials_in_addresses_in_the_file_are_hidden_alone(address, file):
     file(f"IGDIT_TEST_ADDRESS={address}\n")
     load_secrets()
@@ -146,8 +178,9 @@ def test_every_command_and_every_worker_loads_it(file, capsys):
         train_worker(TrainJob("store", "{}", (1,)), 0, 1, lambda _: None)
 
 
-@pytest.mark.parametrize("name", ["PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-                                  "RAY_AUTH_TOKEN"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"]
+)
 def test_passwords_of_the_environment_are_hidden(name, monkeypatch):
     monkeypatch.setenv(name, "hush-hush")
     assert discreet("denied for hush-hush") == "denied for ***"
@@ -163,17 +196,44 @@ def test_of_two_secrets_the_longer_is_hidden_whole(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("postgresql://u:x@h/d", True), ("postgresql://u@h/d", False), ("s3://bucket/a", False),
-        *((f"postgresql+psycopg://u@h/d?sslmode=require&{name}=x", True) for name in (
-            "password", "sslpassword", "PASSWORD", "pass%77ord", "token", "secret", "access_key",
-            "key", "api_key", "aws_secret_access_key", "X-Amz-Signature")),
-        *((f"postgresql+psycopg://u@h/d?{same}", False) for same in (
-            "sslkey=/etc/k", "passfile=/etc/p", "keepalives=1", "sslmode=require", "password=")),
-        ("http://x@h", True), ("https://x@h:1/a", True), ("s3://x@bucket/a", True),
-        ("http://h/a@b", False), ("/data/a?key=x", False), ("sqlite:////data/a@b:c.db", False),
+        ("postgresql://u:x@h/d", True),
+        ("postgresql://u@h/d", False),
+        ("s3://bucket/a", False),
+        *(
+            (f"postgresql+psycopg://u@h/d?sslmode=require&{name}=x", True)
+            for name in (
+                "password",
+                "sslpassword",
+                "PASSWORD",
+                "pass%77ord",
+                "token",
+                "secret",
+                "access_key",
+                "key",
+                "api_key",
+                "aws_secret_access_key",
+                "X-Amz-Signature",
+            )
+        ),
+        *(
+            (f"postgresql+psycopg://u@h/d?{same}", False)
+            for same in (
+                "sslkey=/etc/k",
+                "passfile=/etc/p",
+                "keepalives=1",
+                "sslmode=require",
+                "password=",
+            )
+        ),
+        ("http://x@h", True),
+        ("https://x@h:1/a", True),
+        ("s3://x@bucket/a", True),
+        ("http://h/a@b", False),
+        ("/data/a?key=x", False),
+        ("sqlite:////data/a@b:c.db", False),
         ("sqlite:///file:/data/x.db?mode=ro&uri=true", False),
     ],
-)  # fmt: skip
+)
 def test_a_password_in_an_address_is_found(text, expected):
     assert has_password(text) is expected
 
@@ -211,8 +271,12 @@ def test_the_stores_address_is_said_without_its_secret(
 @pytest.mark.parametrize("debug", ["", "1"])
 def test_the_programs_last_words_are_discreet(debug, tmp_path):
     """As a message and as a traceback, which repeats what it is of."""
-    environment = {**os.environ, "IGDIT_STORE": "ftp://KEY:s3cretword@bucket/x",
-                   "IGDIT_HOME": str(tmp_path), "IGDIT_DEBUG": debug}  # fmt: skip
+    environment = {
+        **os.environ,
+        "IGDIT_STORE": "ftp://KEY:s3cretword@bucket/x",
+        "IGDIT_HOME": str(tmp_path),
+        "IGDIT_DEBUG": debug,
+    }
     command = [sys.executable, "-m", "pipelines", "store", "ls"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == (1 if debug else 2)

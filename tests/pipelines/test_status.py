@@ -114,8 +114,9 @@ def test_a_training_is_told_with_its_lease(home, child):
     assert "train   step 5 of 20, loss 0.5000, 2.5 steps/s, 0:06 left, 1 worker on far-away" in text
     (task,) = status.tasks
     assert (task.kind, task.lease.pid, task.worker) == ("train", process.process.pid, None)
-    assert any(line.split()[:1] == ["train/01234567"] and "run mine" in line
-               for line in text.splitlines())  # fmt: skip
+    assert any(
+        line.split()[:1] == ["train/01234567"] and "run mine" in line for line in text.splitlines()
+    )
     process.kill()
     text = shown(read_status(home))
     assert "mine at step 5 of 20" in text
@@ -134,8 +135,11 @@ def test_what_is_built_is_told_with_its_worker_and_what_it_is_for(home):
             (task,) = read_status(home).tasks
             assert (task.worker.pid, task.worker.host) == (os.getpid(), platform.node())
             assert task.key.startswith(node.key)
-            expected = {"images": "tiny, step 20, scale 1.5", "checkpoint": "tiny, step 10",
-                        "resume": "tiny, step 7"}  # fmt: skip
+            expected = {
+                "images": "tiny, step 20, scale 1.5",
+                "checkpoint": "tiny, step 10",
+                "resume": "tiny, step 7",
+            }
             assert task.what == expected.get(node.kind, "tiny")
             assert f"{platform.node()} pid {os.getpid()}" in shown(read_status(home))
     assert read_status(home).tasks == ()
@@ -151,27 +155,50 @@ def test_locks_of_the_dead_are_no_tasks(home):
 def test_a_study_is_told_with_its_trials_and_its_pace(home):
     now = time.time()
     trials = Trials(complete=7, running=2, given_up=1, failed=0, wanted=12, at_first=2)
-    work = Work(name="layer 1, weight 0.5", trajectory="abc", begun=now - 60, done=6, total=18,
-                waiting="data/abcd")  # fmt: skip
+    work = Work(
+        name="layer 1, weight 0.5",
+        trajectory="abc",
+        begun=now - 60,
+        done=6,
+        total=18,
+        waiting="data/abcd",
+    )
     doing = Doing(
-        kind="study", name="s", host="h", pid=7, started=now - 100, updated=now - 3,
-        phase="at work", where="Ray", trials=trials, works=(work,), news="FID 4",
-    )  # fmt: skip
+        kind="study",
+        name="s",
+        host="h",
+        pid=7,
+        started=now - 100,
+        updated=now - 3,
+        phase="at work",
+        where="Ray",
+        trials=trials,
+        works=(work,),
+        news="FID 4",
+    )
     text = shown(status_of(home, working=(doing,), now=now))
     for part in (
         "study s: at work, for 1:40, on h (pid 7), last word 3 s ago",
         "trials    7 of 12 complete, 2 running, 1 given up, about 1:40 left at this pace",
         "layer 1, weight 0.5: 6 of 18 artifacts, about 2:00 left at this pace",
-        "waits   for data/abcd, which another process builds", "last      FID 4",
-    ):  # fmt: skip
+        "waits   for data/abcd, which another process builds",
+        "last      FID 4",
+    ):
         assert part in text
     assert "failed" not in text
 
 
 def test_a_training_that_says_nothing_is_not_said_to_move(home):
     now = time.time()
-    training = Training(step=10, steps=20, loss=float("nan"), steps_per_second=2.0, workers=4,
-                        host="h", heard=now - 120)  # fmt: skip
+    training = Training(
+        step=10,
+        steps=20,
+        loss=float("nan"),
+        steps_per_second=2.0,
+        workers=4,
+        host="h",
+        heard=now - 120,
+    )
     text = training_text(training, now)
     assert "0:00 left" in text
     assert "4 workers, the first on h (said 2 min ago)" in text
@@ -238,9 +265,13 @@ def test_the_command_needs_no_heavy_library():
 
 def test_the_command_reads_a_folder_that_cannot_be_written(finished, tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "pipelines", "status", "--watch"], capture_output=True, text=True,
-        check=False, cwd=ROOT, env={**os.environ, "IGDIT_HOME": str(finished.home.root)},
-    )  # fmt: skip
+        [sys.executable, "-m", "pipelines", "status", "--watch"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "IGDIT_HOME": str(finished.home.root)},
+    )
     assert (run.returncode, run.stderr) == (0, "")
     assert "Nothing runs in" in run.stdout
 

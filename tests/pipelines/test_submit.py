@@ -32,9 +32,11 @@ from tests.pipelines.job_server import FakeJobServer
 
 PG = "postgresql+psycopg://igdit@db/igdit"
 ON_CLUSTER = {
-    "IGDIT_HOME": "/scratch/igdit", "IGDIT_STORE": "s3://bucket/store", "IGDIT_STUDY_STORAGE": PG,
+    "IGDIT_HOME": "/scratch/igdit",
+    "IGDIT_STORE": "s3://bucket/store",
+    "IGDIT_STUDY_STORAGE": PG,
     "MLFLOW_TRACKING_URI": "http://mlflow:5000",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +47,18 @@ def project(tmp_path, monkeypatch):
     (root / "pipelines" / "__main__.py").write_text("print('hello')\n")
     (root / "sub").mkdir()
     monkeypatch.chdir(root)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PGPASSWORD",
-                 "PGPASSFILE", "AWS_SHARED_CREDENTIALS_FILE", "IGDIT_SECRETS",
-                 "AWS_SECRET_ACCESS_KEY", "IGDIT_DEBUG", "RAY_API_SERVER_ADDRESS"):  # fmt: skip
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+        "PGPASSWORD",
+        "PGPASSFILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "IGDIT_SECRETS",
+        "AWS_SECRET_ACCESS_KEY",
+        "IGDIT_DEBUG",
+        "RAY_API_SERVER_ADDRESS",
+    ):
         # Set first: so that what the command itself sets is undone.
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
@@ -79,14 +90,17 @@ STUDY = ("study", "digits", "--yes")
     [
         (["study", "x", "--detach"], ["--detach"], ["study", "x"]),
         (["--address", "A", "study", "x"], ["--address", "A"], ["study", "x"]),
-        (["study", "--address=A", "x", "--seed", "1"], ["--address=A"],
-         ["study", "x", "--seed", "1"]),
+        (
+            ["study", "--address=A", "x", "--seed", "1"],
+            ["--address=A"],
+            ["study", "x", "--seed", "1"],
+        ),
         (["run", "x", "--dry_run"], ["--dry_run"], ["run", "x"]),
         (["study", "x", "--", "--detach"], [], ["study", "x", "--detach"]),
         (["study", "x", "--address"], ["--address"], ["study", "x"]),
         (["study", "x", "--detached"], [], ["study", "x", "--detached"]),
     ],
-)  # fmt: skip
+)
 def test_options_of_submit_stand_anywhere(words, ours, others):
     assert split_words(words) == (ours, others)
 
@@ -118,7 +132,13 @@ WRONG = [
     ((*STUDY, "--working-dir", "/none/such"), {}, ["--working-dir", "/none/such"]),
     (STUDY, {"IGDIT_HOME": "runs"}, ["IGDIT_HOME", "absolute", "'runs'"]),
     (STUDY, {"IGDIT_HOME": ""}, ["IGDIT_HOME", "absolute", "nothing"]),
-    (STUDY, {"IGDIT_STORE": "store", }, ["IGDIT_STORE", "absolute", "'store'"]),
+    (
+        STUDY,
+        {
+            "IGDIT_STORE": "store",
+        },
+        ["IGDIT_STORE", "absolute", "'store'"],
+    ),
     (STUDY, {"IGDIT_STORE": "/data/store"}, ["IGDIT_STORE", "/data/store", "--shared"]),
     (STUDY, {"IGDIT_STORE": "file:///data/store"}, ["IGDIT_STORE", "--shared"]),
     (STUDY, {"IGDIT_STORE": ""}, ["IGDIT_STORE is not set", "/scratch/igdit/store", "--shared"]),
@@ -148,7 +168,7 @@ WRONG = [
     (("run", "/elsewhere/experiment.json"), {}, ["does not exist"]),
     (("run", "digits", "--evaluation.reference", "ref.npz"), {}, ["evaluation.reference"]),
     (("run", "digits", "--evaluation.reference", "/d/ref.npz"), {}, ["reference", "--shared"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("words", "environment", "expected"), WRONG)
@@ -236,8 +256,7 @@ def test_a_study_is_sent_and_followed_to_its_end(server, capsys, project):
         "'/opt/my env/bin/python' -m pipelines study digits --yes --trials 3"
     )
     assert len(job["metadata"].pop("igdit.identity")) == 12
-    assert job["metadata"] == {
-        "igdit.kind": "study", "igdit.name": "digits", "igdit.attempt": "1"}  # fmt: skip
+    assert job["metadata"] == {"igdit.kind": "study", "igdit.name": "digits", "igdit.attempt": "1"}
     environment = job["runtime_env"]["env_vars"]
     assert ON_CLUSTER.items() <= environment.items()
     assert environment["RAY_JOB_STOP_WAIT_TIME_S"] == "30"
@@ -279,19 +298,32 @@ def test_runs_of_other_files_are_other_jobs(lies_here, server, tmp_path):
             write_published(tmp_path / name, get_experiment("digits"), seed)
         write_reference(tmp_path / "a.npz")
         move_reference(tmp_path / "a.npz", tmp_path / "b.npz")
-    for checkpoint, reference in (("a.pt", "a.npz"), ("b.pt", "a.npz"), ("a.pt", "b.npz"),
-                                  ("a.pt", "a.npz")):  # fmt: skip
-        words = ("--train.from-checkpoint", files[checkpoint], "--evaluation.reference",
-                 files[reference], "--shared", "--detach", "--address", server.address)  # fmt: skip
+    for checkpoint, reference in (
+        ("a.pt", "a.npz"),
+        ("b.pt", "a.npz"),
+        ("a.pt", "b.npz"),
+        ("a.pt", "a.npz"),
+    ):
+        words = (
+            "--train.from-checkpoint",
+            files[checkpoint],
+            "--evaluation.reference",
+            files[reference],
+            "--shared",
+            "--detach",
+            "--address",
+            server.address,
+        )
         assert igdit("run", "digits", *words) == 0
     sent = [job["submission_id"] for job in server.sent]
     assert len(set(sent)) == len(sent) == 3, "the fourth is the first one, which runs"
     if lies_here:
         digits = get_experiment("digits")
         named = dataclasses.replace(
-            digits, train=dataclasses.replace(digits.train, from_checkpoint=files["a.pt"]),
+            digits,
+            train=dataclasses.replace(digits.train, from_checkpoint=files["a.pt"]),
             evaluation=dataclasses.replace(digits.evaluation, reference=files["a.npz"]),
-        )  # fmt: skip
+        )
         assert sent[0] == f"igdit-run-digits-{Graph(resolve(named)).run_key[:8]}-1"
 
 
@@ -300,15 +332,29 @@ def test_the_same_file_under_another_path_is_the_same_job(server, tmp_path):
 
     write_reference(tmp_path / "a.npz")
     shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
-    for kind, option in (("run", "--evaluation.reference"),
-                         ("study", "--experiment.evaluation.reference")):  # fmt: skip
+    for kind, option in (
+        ("run", "--evaluation.reference"),
+        ("study", "--experiment.evaluation.reference"),
+    ):
         yes = ["--yes"] * (kind == "study")
         for name in ("a.npz", "b.npz"):
             words = (kind, "digits", option, str(tmp_path / name), "--shared", "--detach", *yes)
             assert igdit(*words, "--address", server.address) == 0
         move_reference(tmp_path / "b.npz", tmp_path / "a.npz")
-        assert igdit(kind, "digits", option, str(tmp_path / "a.npz"), "--shared", "--detach", *yes,
-                     "--address", server.address) == 0  # fmt: skip
+        assert (
+            igdit(
+                kind,
+                "digits",
+                option,
+                str(tmp_path / "a.npz"),
+                "--shared",
+                "--detach",
+                *yes,
+                "--address",
+                server.address,
+            )
+            == 0
+        )
         shutil.copy(tmp_path / "b.npz", tmp_path / "a.npz")
     assert [job["submission_id"][:9] for job in server.sent] == ["igdit-run"] * 2 + [
         "igdit-stu"
@@ -382,12 +428,15 @@ def test_somebody_elses_job_of_that_name_is_not_followed(
     assert "igdit-study-digits-2: SUCCEEDED" in out
 
 
-@pytest.mark.parametrize(("environment", "words"), [
-    ({}, ("--trials", "50", "--parallel", "2")),
-    ({"IGDIT_HOME": "/scratch/igdit/", "IGDIT_STORE": "s3://bucket/store/"}, ()),
-    ({"IGDIT_STUDY_STORAGE": ""}, ("--storage", PG)),
-    ({}, ("--experiment.resources.num-workers", "1")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, ("--trials", "50", "--parallel", "2")),
+        ({"IGDIT_HOME": "/scratch/igdit/", "IGDIT_STORE": "s3://bucket/store/"}, ()),
+        ({"IGDIT_STUDY_STORAGE": ""}, ("--storage", PG)),
+        ({}, ("--experiment.resources.num-workers", "1")),
+    ],
+)
 def test_the_same_in_other_words_is_followed(environment, words, server, monkeypatch, capsys):
     assert igdit(*STUDY, "--detach", "--address", server.address) == 0
     for name, value in environment.items():
@@ -412,9 +461,14 @@ def test_a_dry_run_shows_everything_and_sends_nothing(server, capsys, monkeypatc
     monkeypatch.setenv("IGDIT_SECRETS", "/etc/igdit/secrets")
     assert igdit("study", "digits", "--dry-run", "--address", server.address) == 0
     out = capsys.readouterr().out
-    for word in ("igdit-study-digits-N", "python -m pipelines study digits", "1 files",
-                 "IGDIT_STORE=s3://bucket/store", "IGDIT_SECRETS=/etc/igdit/secrets",
-                 "Nothing was sent"):  # fmt: skip
+    for word in (
+        "igdit-study-digits-N",
+        "python -m pipelines study digits",
+        "1 files",
+        "IGDIT_STORE=s3://bucket/store",
+        "IGDIT_SECRETS=/etc/igdit/secrets",
+        "Nothing was sent",
+    ):
         assert word in out
     assert (server.sent, server.packages) == ([], {})
 
@@ -473,8 +527,9 @@ def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
     with FakeJobServer(logs=[[]]) as serving:
         server = JobServer(serving.address)
     clock = iter(range(0, 10000, 100))
-    monkeypatch.setattr(submitting, "time", SimpleNamespace(
-        sleep=lambda _: None, monotonic=lambda: next(clock)))  # fmt: skip
+    monkeypatch.setattr(
+        submitting, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(clock))
+    )
     with pytest.raises(JobServerError, match="must answer"):
         submitting.watch(server, "igdit-study-digits-1", Console())
 
@@ -511,15 +566,28 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(server, capsys, monkeypatch
 def test_what_is_counted_is_what_ray_packs(project, server):
     """Ignore files at every level, our excludes, and the size to the last header."""
     for name, text in {
-        ".gitignore": "*.tmp\n/big\n", "sub/.rayignore": "inner\n", "sub/a.py": "a", "b.tmp": "x",
-        "sub/inner/c": "x", "big/d": "x" * 1000, "runs/e": "x", "tests/f": "x", ".venv/g": "x",
-        "sub/tests/h": "kept", "pipelines/__pycache__/i": "x",
-    }.items():  # fmt: skip
+        ".gitignore": "*.tmp\n/big\n",
+        "sub/.rayignore": "inner\n",
+        "sub/a.py": "a",
+        "b.tmp": "x",
+        "sub/inner/c": "x",
+        "big/d": "x" * 1000,
+        "runs/e": "x",
+        "tests/f": "x",
+        ".venv/g": "x",
+        "sub/tests/h": "kept",
+        "pipelines/__pycache__/i": "x",
+    }.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(text)
     files = files_to_upload(project, EXCLUDES)
-    assert set(files) == {".gitignore", "pipelines/__main__.py", "sub/.rayignore", "sub/a.py",
-                          "sub/tests/h"}  # fmt: skip
+    assert set(files) == {
+        ".gitignore",
+        "pipelines/__main__.py",
+        "sub/.rayignore",
+        "sub/a.py",
+        "sub/tests/h",
+    }
     assert igdit(*STUDY, "--address", server.address) == 0
     (size,) = server.packages.values()
     assert sum(files.values()) < size < sum(files.values()) + 300 * len(files) + 200
@@ -533,17 +601,39 @@ def test_what_is_counted_is_what_ray_packs(project, server):
 
 
 def test_files_of_secrets_are_kept_back_and_code_about_them_is_not(project, server):
-    hidden = (".env", ".env.local", "sub/.env", "tls.pem", "id_rsa", "id_rsa.pub", "secrets",
-              "secrets.env", "sub/secrets.json", ".pgpass", ".aws/credentials")  # fmt: skip
+    hidden = (
+        ".env",
+        ".env.local",
+        "sub/.env",
+        "tls.pem",
+        "id_rsa",
+        "id_rsa.pub",
+        "secrets",
+        "secrets.env",
+        "sub/secrets.json",
+        ".pgpass",
+        ".aws/credentials",
+    )
     for name in (*hidden, "pipelines/secrets.py", "environment.py"):
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).write_text("x")
     assert set(files_to_upload(project, EXCLUDES)) == {
-        "pipelines/__main__.py", "pipelines/secrets.py", "environment.py"}  # fmt: skip
+        "pipelines/__main__.py",
+        "pipelines/secrets.py",
+        "environment.py",
+    }
 
 
-@pytest.mark.parametrize("variable", ["IGDIT_SECRETS", "PGPASSFILE", "RAY_AUTH_TOKEN_PATH",
-                                      "AWS_SHARED_CREDENTIALS_FILE", "--secrets"])  # fmt: skip
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "IGDIT_SECRETS",
+        "PGPASSFILE",
+        "RAY_AUTH_TOKEN_PATH",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "--secrets",
+    ],
+)
 @pytest.mark.parametrize("link", [False, True])
 def test_a_file_that_is_named_as_secret_is_not_uploaded(
     variable, link, project, server, monkeypatch, capsys

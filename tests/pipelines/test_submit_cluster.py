@@ -22,12 +22,28 @@ from tests.processes import LOOPBACK, listeners, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
-    "--trials", "4", "--scales-per-training", "2", "--experiment.train.steps", "200",
-    "--experiment.train.checkpoint-every", "50", "--experiment.resources.num-workers", "1",
-    "--experiment.evaluation.num-samples", "200", "--experiment.evaluation.curve-samples", "100",
-    "--experiment.evaluation.shard-size", "100", "--experiment.evaluation.groups", "10",
-    "--experiment.evaluation.extractor-epochs", "1", "--yes",
-]  # fmt: skip
+    "--trials",
+    "4",
+    "--scales-per-training",
+    "2",
+    "--experiment.train.steps",
+    "200",
+    "--experiment.train.checkpoint-every",
+    "50",
+    "--experiment.resources.num-workers",
+    "1",
+    "--experiment.evaluation.num-samples",
+    "200",
+    "--experiment.evaluation.curve-samples",
+    "100",
+    "--experiment.evaluation.shard-size",
+    "100",
+    "--experiment.evaluation.groups",
+    "10",
+    "--experiment.evaluation.extractor-epochs",
+    "1",
+    "--yes",
+]
 pytestmark = pytest.mark.slow
 
 
@@ -52,8 +68,14 @@ def command(cluster: LocalCluster, *words: str, **changes: str) -> subprocess.Po
     """A program of this environment, as a client of the cluster."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("IGDIT_", "MLFLOW_"))}
     environment = {**inherited, **cluster.client_environment, **changes}
-    return subprocess.Popen(words, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)  # fmt: skip
+    return subprocess.Popen(
+        words,
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process: subprocess.Popen, seconds: float = 500) -> str:
@@ -62,8 +84,17 @@ def finish(process: subprocess.Popen, seconds: float = 500) -> str:
 
 
 def submit(cluster: LocalCluster, *words: str) -> subprocess.Popen:
-    return command(cluster, sys.executable, "-m", "pipelines", "submit", "--shared", "--python",
-                   sys.executable, *words)  # fmt: skip
+    return command(
+        cluster,
+        sys.executable,
+        "-m",
+        "pipelines",
+        "submit",
+        "--shared",
+        "--python",
+        sys.executable,
+        *words,
+    )
 
 
 def ray(cluster: LocalCluster, *words: str) -> str:
@@ -141,8 +172,20 @@ def test_rays_own_command_works_and_its_short_patience_loses_nothing(cluster):
     runtime_env = {"excludes": [".venv", "tests", "runs"], "env_vars": addresses}
     study = [sys.executable, "-m", "pipelines", "study", "digits", "--name", "raw", "--seed", "1"]
     for attempt in ("raw-1", "raw-2"):
-        out = ray(cluster, "submit", "--no-wait", "--submission-id", attempt, "--working-dir", ".",
-                  "--runtime-env-json", json.dumps(runtime_env), "--", *study, *SMALL)  # fmt: skip
+        out = ray(
+            cluster,
+            "submit",
+            "--no-wait",
+            "--submission-id",
+            attempt,
+            "--working-dir",
+            ".",
+            "--runtime-env-json",
+            json.dumps(runtime_env),
+            "--",
+            *study,
+            *SMALL,
+        )
         assert "submitted successfully" in out, out
         if attempt == "raw-1":
             wait_for_log(cluster, "raw-1", "step 50, 100 samples\n")

@@ -38,17 +38,21 @@ def rows():
         TableRow(name="plain", published=PUBLISHED, experiment=base, scale=1.0),
         TableRow(name="guided", published=PUBLISHED, experiment=base, scale=1.5),
         TableRow(name="swept", published=PUBLISHED, experiment=base, note="chosen by us"),
-        TableRow(name="longer", published=PUBLISHED, scale=1.0,
-                 experiment=tiny(train={"steps": 40})),
-    )  # fmt: skip
+        TableRow(
+            name="longer", published=PUBLISHED, scale=1.0, experiment=tiny(train={"steps": 40})
+        ),
+    )
 
 
 def test_what_is_there_fills_the_rows_and_the_rest_was_not_run(finished):
     lines = {line.row.name: line for line in fill(rows(), finished.home.store, {})}
     assert {name: line.state for name, line in lines.items()} == {
-        "others": "published alone", "plain": "not compared", "guided": "not compared",
-        "swept": "not compared", "longer": "not run",
-    }  # fmt: skip
+        "others": "published alone",
+        "plain": "not compared",
+        "guided": "not compared",
+        "swept": "not compared",
+        "longer": "not run",
+    }
     from pipelines.results import collect
 
     results = collect(finished.home.store, finished.graph)
@@ -62,15 +66,17 @@ def test_numbers_of_other_protocols_are_not_subtracted_and_it_is_said_why(finish
     line = fill(rows(), finished.home.store, {})[1]
     assert line.difference is None
     text = "; ".join(line.obstacles)
-    for words in ("200 samples, published with 50,000", "balanced labels", "digits-cnn",
-                  "reference: the training images"):  # fmt: skip
+    for words in (
+        "200 samples, published with 50,000",
+        "balanced labels",
+        "digits-cnn",
+        "reference: the training images",
+    ):
         assert words in text
     assert any("pixels" in difference for difference in line.differences)
 
 
-def test_a_protocol_that_agrees_in_words_but_not_to_the_letter_is_not_compared(
-    finished, tmp_path
-):  # fmt: skip
+def test_a_protocol_that_agrees_in_words_but_not_to_the_letter_is_not_compared(finished, tmp_path):
     alike = PublishedProtocol(num_samples=200, labels="balanced")
     line = fill([replace(rows()[1], protocol=alike)], finished.home.store, {})[0]
     assert line.difference is None
@@ -79,10 +85,15 @@ def test_a_protocol_that_agrees_in_words_but_not_to_the_letter_is_not_compared(
 
 @pytest.mark.parametrize(
     "change",
-    [{"train": {"seed": 1}}, {"optim": {"lr": 1.0}}, {"sampler": {"num_steps": 3}},
-     {"loss": {"aux_weight": 0.1}}, {"guidance": {"cfg_scale": 2.0}},
-     {"guidance": {"ig_interval": (0.2, 0.9)}}],
-)  # fmt: skip
+    [
+        {"train": {"seed": 1}},
+        {"optim": {"lr": 1.0}},
+        {"sampler": {"num_steps": 3}},
+        {"loss": {"aux_weight": 0.1}},
+        {"guidance": {"cfg_scale": 2.0}},
+        {"guidance": {"ig_interval": (0.2, 0.9)}},
+    ],
+)
 def test_a_run_of_other_settings_is_not_the_rows(change):
     row = rows()[2]
     assert fits(row, tiny(ig_scales=(1.5, 3.0), name="another"))
@@ -159,8 +170,9 @@ def test_a_row_may_be_given_a_checkpoint(table, tmp_path):
     from tests.pipelines.test_imported import write_published
 
     path = write_published(tmp_path / "published.pt")
-    output = shown(Home(tmp_path / "home"), run=True, rows=("guided",),
-                   from_checkpoint=(f"guided={path}",))  # fmt: skip
+    output = shown(
+        Home(tmp_path / "home"), run=True, rows=("guided",), from_checkpoint=(f"guided={path}",)
+    )
     assert "a published checkpoint (SHA-256" in output
     assert "not run" not in output
     again = shown(Home(tmp_path / "home"), run=True, rows=("guided",))
@@ -176,16 +188,24 @@ def test_a_row_may_be_given_a_checkpoint(table, tmp_path):
         (["main", "--rows", "sit"], "row must be one of"),
         (["main", "--from-checkpoint", "sit_xl2_ig-800"], "must be ROW=FILE"),
         (["main", "--from-checkpoint", "sit_xl2_ig-800=/no.pt"], "from_checkpoint must be a file"),
-        (["main", "--from-checkpoint", "sit_b2=/no.pt"],
-         "from_checkpoint must name one of the rows sit_xl2-1400, "),
-        (["main", "--rows", "sit_xl2_ig-80", "--from-checkpoint", "sit_xl2_ig-800=/no.pt"],
-         "must name one of the rows sit_xl2_ig-80 (those of --rows), but got 'sit_xl2_ig-800'"),
-        (["main", "--from-checkpoint", "sit_xl2_ig-800=/a.pt", "sit_xl2_ig-800=/b.pt"],
-         "from_checkpoint must name a row once, but got 'sit_xl2_ig-800' twice"),
-        (["main", "--run", "--rows", "sit_xl2_ig-80"],
-         "--sd-latents PATH: latents to learn; --sd-vae PATH"),
+        (
+            ["main", "--from-checkpoint", "sit_b2=/no.pt"],
+            "from_checkpoint must name one of the rows sit_xl2-1400, ",
+        ),
+        (
+            ["main", "--rows", "sit_xl2_ig-80", "--from-checkpoint", "sit_xl2_ig-800=/no.pt"],
+            "must name one of the rows sit_xl2_ig-80 (those of --rows), but got 'sit_xl2_ig-800'",
+        ),
+        (
+            ["main", "--from-checkpoint", "sit_xl2_ig-800=/a.pt", "sit_xl2_ig-800=/b.pt"],
+            "from_checkpoint must name a row once, but got 'sit_xl2_ig-800' twice",
+        ),
+        (
+            ["main", "--run", "--rows", "sit_xl2_ig-80"],
+            "--sd-latents PATH: latents to learn; --sd-vae PATH",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_one_message_before_any_work(arguments, words, capsys, tmp_path):
     assert main(["table", *arguments]) == 2
     error = capsys.readouterr().err
@@ -197,8 +217,12 @@ def test_experiments_that_lack_files_are_planned_but_not_run(capsys):
     assert main(["plan", "sit_b2_ig"]) == 0
     assert main(["run", "sit_b2_ig"]) == 2
     error = capsys.readouterr().err
-    for option in ("--data.path", "--data.codec-path", "--evaluation.extractor-weights",
-                   "--evaluation.reference"):  # fmt: skip
+    for option in (
+        "--data.path",
+        "--data.codec-path",
+        "--evaluation.extractor-weights",
+        "--evaluation.reference",
+    ):
         assert option in error
     row = TABLES["sit_b2_ablation"]()[0]
     assert Graph(resolve(row.experiment, partly=True)).run_key
@@ -220,8 +244,14 @@ def test_a_row_with_a_scale_costs_that_scale_alone(table, tmp_path):
 def test_without_a_name_the_tables_are_listed(arguments, capsys):
     assert main(["table", *arguments]) == 0
     output = capsys.readouterr().out
-    for words in ("main ", "The system comparison", "(33 rows)", "sit_b2_ablation",
-                  "paper_table", "Both of them in one comparison (40 rows)"):  # fmt: skip
+    for words in (
+        "main ",
+        "The system comparison",
+        "(33 rows)",
+        "sit_b2_ablation",
+        "paper_table",
+        "Both of them in one comparison (40 rows)",
+    ):
         assert words in output
 
 
@@ -240,8 +270,12 @@ def test_a_table_is_readable_at_any_width(name, width, tmp_path):
     drawn = text[: text.index("Intervals are of")].splitlines()
     assert {"method", "epochs", "CFG", "published"} <= set(" ".join(drawn).split())
     for line in lines:  # all numbers of a row stand beside its whole name
-        row = [word for each in drawn if each.split()[:1] == [line.row.name]
-               for word in each.split()[1:]]  # fmt: skip
+        row = [
+            word
+            for each in drawn
+            if each.split()[:1] == [line.row.name]
+            for word in each.split()[1:]
+        ]
         score = line.row.published.inception_score
         assert {f"{line.row.published.fid:.2f}", "-" if score is None else f"{score:.1f}"} <= {*row}
     assert max(map(len, drawn[1:])) <= width  # but for the title, which a file has whole
@@ -291,8 +325,16 @@ def test_an_empty_server_comes_to_show_the_same_tables(table, tmp_path, monkeypa
     assert shown(home).count("not run") == 2  # swept and longer
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"table": "main"}', '{"table":[],"row":1,"run":2}',
-                                  '{"table": "main", "row": "x", "run": []}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"table": "main"}',
+        '{"table":[],"row":1,"run":2}',
+        '{"table": "main", "row": "x", "run": []}',
+    ],
+)
 def test_a_record_of_a_table_that_cannot_be_read_is_named_and_passed_over(tmp_path, text, caplog):
     store = FolderStore(tmp_path)
     store.write_record(".tables/a.json", text)

@@ -52,8 +52,9 @@ def test_the_run_is_finished_and_names_its_origin(page, finished):
     assert page["source"] == "igdit run experiment.json"
     git = {name: value for name, value in page["tags"].items() if name.startswith("igdit.git.")}
     commit, dirty = split_commit(code_commit())
-    assert git == ({"igdit.git.commit": commit, "igdit.git.dirty": "yes" if dirty else "no"}
-                   if commit else {})  # fmt: skip
+    assert git == (
+        {"igdit.git.commit": commit, "igdit.git.dirty": "yes" if dirty else "no"} if commit else {}
+    )
     assert {name: value for name, value in page["tags"].items() if name not in git} == {
         "igdit.layout": "2",
         "igdit.run_key": finished.graph.run_key,
@@ -67,13 +68,27 @@ def test_parameters_are_what_a_person_compares(page, results):
     mark = results.final[0].fingerprint
     assert page["params"] == {
         "experiment": "tiny",
-        "aux_layer": "1", "aux_weight": "0.5", "ig_scale": "1.5", "ig_interval": "0 .. 1",
-        "cfg_scale": "1.0", "cfg_interval": "0 .. 1", "codec": "none", "target_guidance": "0.0",
-        "optimizer": "adamw", "precision": "float32",
-        "model": "sit 2x16/2", "lr": "0.003", "ema_decay": "0.99", "batch_size": "16",
-        "steps": "20", "seed": "0", "sampler": "euler-2", "num_samples": "200",
-        "protocol": f"custom {mark.id}", "checkpoint": "trained here",
-    }  # fmt: skip
+        "aux_layer": "1",
+        "aux_weight": "0.5",
+        "ig_scale": "1.5",
+        "ig_interval": "0 .. 1",
+        "cfg_scale": "1.0",
+        "cfg_interval": "0 .. 1",
+        "codec": "none",
+        "target_guidance": "0.0",
+        "optimizer": "adamw",
+        "precision": "float32",
+        "model": "sit 2x16/2",
+        "lr": "0.003",
+        "ema_decay": "0.99",
+        "batch_size": "16",
+        "steps": "20",
+        "seed": "0",
+        "sampler": "euler-2",
+        "num_samples": "200",
+        "protocol": f"custom {mark.id}",
+        "checkpoint": "trained here",
+    }
 
 
 def test_every_run_has_the_same_parameters(results, tmp_path):
@@ -96,8 +111,11 @@ def test_fid_by_scale_has_a_hundred_steps_for_each_unit_and_an_axis(page, result
     assert curve == [(100, results.final[0].fid), (150, results.final[1].fid)]
     axis = [(step, value) for step, value, _ in page["metrics"]["ig_scale_axis"]]
     assert axis == [(100, 1.0), (150, 1.5)]
-    chart = next(c for c in json.loads(page["views"]["mlflow.sharedViewState.igdit"])
-                 ["compareRunCharts"] if c.get("metricKey") == "fid_by_ig_scale_x100")  # fmt: skip
+    chart = next(
+        c
+        for c in json.loads(page["views"]["mlflow.sharedViewState.igdit"])["compareRunCharts"]
+        if c.get("metricKey") == "fid_by_ig_scale_x100"
+    )
     assert (chart["xAxisKey"], chart["selectedXAxisMetricKey"]) == ("metric", "ig_scale_axis")
 
 
@@ -110,9 +128,14 @@ def test_what_was_chosen_is_shown_at_its_training_step_with_its_scale(page, resu
 def test_headline_numbers_are_those_of_the_experiments_own_scale(page, results):
     headline = results.headline().metrics
     for key, source in (
-        ("fid", "fid"), ("fid_low", "fid_low"), ("fid_high", "fid_high"), ("kid", "kid"),
-        ("precision", "precision"), ("recall", "recall"), ("inception_score", "inception_score"),
-    ):  # fmt: skip
+        ("fid", "fid"),
+        ("fid_low", "fid_low"),
+        ("fid_high", "fid_high"),
+        ("kid", "kid"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("inception_score", "inception_score"),
+    ):
         assert [(step, value) for step, value, _ in page["metrics"][key]] == [
             (20, pytest.approx(headline[source], abs=1e-12))
         ]
@@ -136,12 +159,22 @@ def test_time_stamps_are_those_of_the_artifacts(page, results):
 
 
 def test_sample_grids_and_the_report_are_attached(page, results):
-    assert page["files"] == sorted([
-        "experiment.json", "report.html", "results.csv",
-        "fid_curve.png", "fid_by_ig_scale.png", "samples.png",
-        *(f"grids/step-{step:08d}-ig-{scale}.png" for step in (10, 20) for scale in ("1", "1.5")),
-        *(image(m, end) for m in results.curve if m.scale == 1.5 for end in IMAGE_ENDS),
-    ])  # fmt: skip
+    assert page["files"] == sorted(
+        [
+            "experiment.json",
+            "report.html",
+            "results.csv",
+            "fid_curve.png",
+            "fid_by_ig_scale.png",
+            "samples.png",
+            *(
+                f"grids/step-{step:08d}-ig-{scale}.png"
+                for step in (10, 20)
+                for scale in ("1", "1.5")
+            ),
+            *(image(m, end) for m in results.curve if m.scale == 1.5 for end in IMAGE_ENDS),
+        ]
+    )
 
 
 IMAGE_ENDS = (".png", "+compressed.webp")
@@ -248,10 +281,18 @@ def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, f
 
 
 CHANGES = [
-    "create_experiment", "create_run", "log_batch", "create_logged_model", "log_metric",
-    "log_outputs", "finalize_logged_model", "log_artifact", "set_terminated", "set_tag",
+    "create_experiment",
+    "create_run",
+    "log_batch",
+    "create_logged_model",
+    "log_metric",
+    "log_outputs",
+    "finalize_logged_model",
+    "log_artifact",
+    "set_terminated",
+    "set_tag",
     "set_experiment_tag",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("after", [False, True])

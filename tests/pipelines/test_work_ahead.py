@@ -33,8 +33,11 @@ class Run:
 
 
 def of_kind(run: Run, kind: str, step: int | None = None) -> list:
-    return [n for n in run.nodes if n.kind == kind
-            and (step is None or run.ahead._needs_step(n) == step)]  # fmt: skip
+    return [
+        n
+        for n in run.nodes
+        if n.kind == kind and (step is None or run.ahead._needs_step(n) == step)
+    ]
 
 
 def test_one_bar_over_everything_rises_to_its_end_once():
@@ -56,8 +59,9 @@ def test_one_bar_over_everything_rises_to_its_end_once():
 def test_what_is_not_known_yet_does_not_let_the_bar_go_back():
     """The scale that is measured anew is known when all the others are there."""
     run = Run()
-    run.nodes += [n for n in closure([p.evaluate for p in run.graph.report(1.5)])
-                  if n not in run.nodes]  # fmt: skip
+    run.nodes += [
+        n for n in closure([p.evaluate for p in run.graph.report(1.5)]) if n not in run.nodes
+    ]
     run.expect()
     first = [n for n in run.nodes if n in set(closure(run.graph.targets))]
     for node in first:
@@ -65,8 +69,9 @@ def test_what_is_not_known_yet_does_not_let_the_bar_go_back():
         run.build(node, 1.0)
     before = run.ahead.share()
     assert before < 1
-    run.ahead.expect(n for n in closure([p.evaluate for p in run.graph.report(1.0)])
-                     if n not in first)  # fmt: skip
+    run.ahead.expect(
+        n for n in closure([p.evaluate for p in run.graph.report(1.0)]) if n not in first
+    )
     assert before <= run.ahead.share() < 1
 
 

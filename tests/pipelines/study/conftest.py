@@ -16,11 +16,19 @@ def small_study(**changes) -> Study:
     """Two layers, ten weights and 21 scales on the tiny experiment, one driver slot."""
     experiment = tiny(
         # So that even six steps leave the zeros that the last layers begin with.
-        model={"depth": 3}, optim={"lr": 0.02, "warmup_steps": 0, "ema_decay": 0.5},
-        train={"steps": 6, "checkpoint_every": 2}, ig_scales=(),
-        evaluation={"num_samples": 40, "curve_samples": 20, "shard_size": 40, "groups": 5,
-                    "kid_subset_size": 10, "kid_subsets": 1},
-    )  # fmt: skip
+        model={"depth": 3},
+        optim={"lr": 0.02, "warmup_steps": 0, "ema_decay": 0.5},
+        train={"steps": 6, "checkpoint_every": 2},
+        ig_scales=(),
+        evaluation={
+            "num_samples": 40,
+            "curve_samples": 20,
+            "shard_size": 40,
+            "groups": 5,
+            "kid_subset_size": 10,
+            "kid_subsets": 1,
+        },
+    )
     base = Study(
         name="small",
         experiment=experiment,

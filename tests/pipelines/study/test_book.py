@@ -23,8 +23,12 @@ from pipelines.study.shelf import stored_studies
 
 def fid(point):
     """A landscape with its minimum at layer 1, weight 0.5, scale 1.8."""
-    return (8 + 3 * (point.ig_scale - 1.8) ** 2 + 2 * (point.aux_layer - 1)
-            + (point.aux_weight - 0.5) ** 2)  # fmt: skip
+    return (
+        8
+        + 3 * (point.ig_scale - 1.8) ** 2
+        + 2 * (point.aux_layer - 1)
+        + (point.aux_weight - 0.5) ** 2
+    )
 
 
 def complete(book, unit):
@@ -63,8 +67,9 @@ def test_a_training_has_its_scales_as_trials_of_their_own(open_book, study):
     play(book, 8)
     points = [t.point for t in book.trials()]
     assert len(set(points)) == 8
-    trainings = {p.training: [q.ig_scale for q in points if q.training == p.training]
-                 for p in points}  # fmt: skip
+    trainings = {
+        p.training: [q.ig_scale for q in points if q.training == p.training] for p in points
+    }
     assert [len(scales) for scales in trainings.values()] == [4, 4]
     assert all(1.0 in scales for scales in trainings.values())
 
@@ -83,8 +88,11 @@ def test_joint_mode_proposes_one_point_at_a_time(open_book, study):
 def test_the_same_seed_gives_the_same_study_and_another_seed_another(tmp_path, study, sampler):
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        book = StudyBook(study(sampler=sampler, seed=seed), f"sqlite:///{tmp_path / name}.db",
-                         FolderStore(tmp_path / name))  # fmt: skip
+        book = StudyBook(
+            study(sampler=sampler, seed=seed),
+            f"sqlite:///{tmp_path / name}.db",
+            FolderStore(tmp_path / name),
+        )
         play(book, 16)
         found.append(shown(book))
         book.close()
@@ -318,9 +326,11 @@ def test_a_kill_between_two_units_leaves_nothing_undone(open_book, study, stop_a
 
 
 def test_an_exhausted_space_ends_the_study(open_book, study):
-    space = SearchSpace(aux_layer=LayerRange(low=1, high=1),
-                        aux_weight=Range(low=0.1, high=0.2, step=0.1),
-                        ig_scale=Range(low=1.0, high=1.1, step=0.1))  # fmt: skip
+    space = SearchSpace(
+        aux_layer=LayerRange(low=1, high=1),
+        aux_weight=Range(low=0.1, high=0.2, step=0.1),
+        ig_scale=Range(low=1.0, high=1.1, step=0.1),
+    )
     book = open_book(study(space=space, scales_per_training=2))
     play(book, 50)
     assert len({t.point for t in book.trials()}) == len(book.trials()) == 4
@@ -366,8 +376,12 @@ def test_the_same_space_and_weights_may_be_named_otherwise(open_book, study, tmp
     open_book(study(space=replace(space, aux_layer=LayerRange(low=1))))  # 2 is the top of depth 3
 
     def judged_by(path):
-        evaluation = replace(study().experiment.evaluation, extractor="inception-v3-compat",
-                             extractor_weights=str(path), weights_sha256="ab" * 32)  # fmt: skip
+        evaluation = replace(
+            study().experiment.evaluation,
+            extractor="inception-v3-compat",
+            extractor_weights=str(path),
+            weights_sha256="ab" * 32,
+        )
         return study(name="moved", experiment=replace(study().experiment, evaluation=evaluation))
 
     open_book(judged_by(tmp_path / "here.pth"))
@@ -379,17 +393,32 @@ def test_the_same_space_and_weights_may_be_named_otherwise(open_book, study, tmp
 def test_data_are_the_same_wherever_they_and_their_labels_lie(open_book, study, tmp_path):
     def learnt_from(folder, **changes):
         data = DataConfig(
-            source="images", path=str(folder), content="cd" * 32, count=7, codec="sd-vae",
-            codec_path=str(folder / "vae"), codec_sha256="ef" * 32, channels=4, side=8,
-            num_classes=10, resolution=64, **changes,
-        )  # fmt: skip
+            source="images",
+            path=str(folder),
+            content="cd" * 32,
+            count=7,
+            codec="sd-vae",
+            codec_path=str(folder / "vae"),
+            codec_sha256="ef" * 32,
+            channels=4,
+            side=8,
+            num_classes=10,
+            resolution=64,
+            **changes,
+        )
         base = study().experiment
-        evaluation = replace(base.evaluation, extractor="inception-v3-compat",
-                             extractor_weights="w.pth", weights_sha256="ab" * 32,
-                             reference="r.npz", reference_sha256="ab" * 32)  # fmt: skip
+        evaluation = replace(
+            base.evaluation,
+            extractor="inception-v3-compat",
+            extractor_weights="w.pth",
+            weights_sha256="ab" * 32,
+            reference="r.npz",
+            reference_sha256="ab" * 32,
+        )
         model = replace(base.model, in_channels=4, input_size=8)
-        return study(name="moved", experiment=replace(base, data=data, model=model,
-                                                      evaluation=evaluation))  # fmt: skip
+        return study(
+            name="moved", experiment=replace(base, data=data, model=model, evaluation=evaluation)
+        )
 
     book = open_book(learnt_from(tmp_path / "here"))
     before = dict(book._optuna.user_attrs["igdit.spec"])

@@ -58,8 +58,16 @@ class Driver:
         self, home: Path, trials: int, parallel: int = 1, storage: str = "", pruning: str = ""
     ) -> None:
         self.log = home.with_suffix(".log").open("a")
-        command = [sys.executable, "-c", SCRIPT, str(home), str(trials), str(parallel), storage,
-                   pruning]  # fmt: skip
+        command = [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(home),
+            str(trials),
+            str(parallel),
+            storage,
+            pruning,
+        ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("IGDIT")}
         self.process = subprocess.Popen(
             command, env=environment, stdout=self.log, stderr=self.log, cwd=Path.cwd()
@@ -95,8 +103,11 @@ def assert_nothing_was_done_twice(home: Path, kills: int) -> None:
 
 
 def published(home: Path, kind: str) -> list[dict]:
-    return [e for e in FolderStore(home / "store").events()
-            if e["event"] == "published" and e["kind"] == kind]  # fmt: skip
+    return [
+        e
+        for e in FolderStore(home / "store").events()
+        if e["event"] == "published" and e["kind"] == kind
+    ]
 
 
 def shown(trials):
@@ -127,8 +138,11 @@ def test_killed_at_ten_moments_it_ends_as_if_undisturbed(tmp_path, undisturbed):
     assert {t.state for t in trials} == {"COMPLETE"}
     assert_nothing_was_done_twice(home, 10)
     trainings = {t.point.training for t in trials}
-    starts = [e for e in FolderStore(home / "store").events()
-              if e["event"] == "execute" and e["kind"] == "checkpoint"]  # fmt: skip
+    starts = [
+        e
+        for e in FolderStore(home / "store").events()
+        if e["event"] == "execute" and e["kind"] == "checkpoint"
+    ]
     # A training that was killed goes on from its last checkpoint; none that was over is begun.
     assert len({e["key"] for e in starts}) == len(trainings)
 
@@ -228,8 +242,11 @@ def test_a_locked_database_is_outlasted(tmp_path, undisturbed):
 def test_a_full_disk_stops_the_study_with_a_message_and_room_lets_it_go_on(tmp_path, undisturbed):
     home = tmp_path / "home"
     home.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(home)],
-                             check=False, capture_output=True)  # fmt: skip
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(home)],
+        check=False,
+        capture_output=True,
+    )
     if mounted.returncode:
         pytest.skip("no right to mount a small file system")
     try:

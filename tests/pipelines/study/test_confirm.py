@@ -33,8 +33,10 @@ TRIALS = [
 def test_the_best_point_of_each_layer_is_confirmed_beside_a_model_without_the_head():
     found = candidates(TRIALS)
     assert [c.label for c in found] == [
-        BASELINE, "layer 1, weight 0.5, scale 1.5", "layer 2, weight 0.5, scale 2"
-    ]  # fmt: skip
+        BASELINE,
+        "layer 1, weight 0.5, scale 1.5",
+        "layer 2, weight 0.5, scale 2",
+    ]
     study = small_study()
     base, first, _ = (c.experiment(study, 7) for c in found)
     assert base.model.aux_layer is None
@@ -50,8 +52,11 @@ def test_other_seeds_had_no_part_in_the_study():
     study, replace = small_study(), dataclasses.replace
     for train, samples, expected in ((0, 0, [1, 2, 3]), (2, 1, [3, 4, 5]), (5, 2, [1, 3, 4])):
         base = study.experiment
-        other = replace(base, train=replace(base.train, seed=train),
-                        evaluation=replace(base.evaluation, seed=samples))  # fmt: skip
+        other = replace(
+            base,
+            train=replace(base.train, seed=train),
+            evaluation=replace(base.evaluation, seed=samples),
+        )
         assert other_seeds(replace(study, experiment=other), 3) == expected
 
 

@@ -76,11 +76,18 @@ def test_a_study_trains_once_for_each_layer_and_weight(home, study, run):
 
 
 def test_a_point_that_is_also_the_end_of_the_curve_is_said_once(study, run):
-    evaluation = {"num_samples": 20, "curve_samples": 20, "shard_size": 20, "groups": 5,
-                  "kid_subset_size": 10, "kid_subsets": 1}  # fmt: skip
+    evaluation = {
+        "num_samples": 20,
+        "curve_samples": 20,
+        "shard_size": 20,
+        "groups": 5,
+        "kid_subset_size": 10,
+        "kid_subsets": 1,
+    }
     experiment = dataclasses.replace(
-        study().experiment, evaluation=dataclasses.replace(study().experiment.evaluation,
-                                                           **evaluation))  # fmt: skip
+        study().experiment,
+        evaluation=dataclasses.replace(study().experiment.evaluation, **evaluation),
+    )
     text = run(study(experiment=experiment, scales_per_training=2), trials="2")
     said = [line.split("]")[-1] for line in text.splitlines() if line.startswith("FID ")]
     assert len(said) == len(set(said))
@@ -199,8 +206,9 @@ def test_the_same_command_with_more_trials_does_not_add_them_again(home, study, 
     first = stop_after(1)
     original = StudyDriver._evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(StudyDriver, "_evaluate",
-                      lambda self, unit: first(unit, lambda u: original(self, u)))  # fmt: skip
+        patch.setattr(
+            StudyDriver, "_evaluate", lambda self, unit: first(unit, lambda u: original(self, u))
+        )
         with pytest.raises(ArtifactError, match="enough"):
             run(study(), trials="+5")
     assert 4 < sum(t.state == "COMPLETE" for t in trials_of(home, study())) < 9
@@ -227,9 +235,11 @@ def test_a_study_that_was_cut_short_is_not_measured_anew(home, study, run):
 
 
 def test_a_shortfall_is_said(home, study, run):
-    space = SearchSpace(aux_layer=LayerRange(low=1, high=1),
-                        aux_weight=Range(low=0.1, high=0.1, step=0.1),
-                        ig_scale=Range(low=1.0, high=1.1, step=0.1))  # fmt: skip
+    space = SearchSpace(
+        aux_layer=LayerRange(low=1, high=1),
+        aux_weight=Range(low=0.1, high=0.1, step=0.1),
+        ig_scale=Range(low=1.0, high=1.1, step=0.1),
+    )
     text = run(study(space=space, scales_per_training=2), trials="5")
     assert "2 of 5 trials are complete: no new point is left in the space" in text
 
@@ -334,8 +344,11 @@ def test_a_trial_that_was_given_up_has_the_last_fid_of_its_curve(home, study):
     with pytest.raises(ArtifactError, match="enough"):
         drive(home, pruned_study, 20, stop_after(1))
     url = f"sqlite:///{home.root / 'study.db'}"
-    pruned = [t for t in optuna.load_study(study_name="pruned", storage=url).trials
-              if t.state.name == "PRUNED"]  # fmt: skip
+    pruned = [
+        t
+        for t in optuna.load_study(study_name="pruned", storage=url).trials
+        if t.state.name == "PRUNED"
+    ]
     assert pruned
     for trial in pruned:
         assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
@@ -363,8 +376,9 @@ def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monke
     console = Console(file=io.StringIO(), width=200)
     first = stop_after(2)
     original = StudyDriver._evaluate
-    monkeypatch.setattr(StudyDriver, "_evaluate",
-                        lambda self, unit: first(unit, lambda u: original(self, u)))  # fmt: skip
+    monkeypatch.setattr(
+        StudyDriver, "_evaluate", lambda self, unit: first(unit, lambda u: original(self, u))
+    )
     with pytest.raises(ArtifactError, match="enough"):
         run_study(study(), StudyOptions(parallel=1), home, console)
     text = console.file.getvalue()
@@ -378,9 +392,7 @@ def test_the_inline_runner_takes_one_training_at_a_time(home, study):
 
 
 @pytest.mark.parametrize(("gpus", "room"), [(0, 1), (1, 1), (6, 2), (7, 3), (80, 4)])
-def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(
-    monkeypatch, gpus, room
-):  # fmt: skip
+def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(monkeypatch, gpus, room):
     import torch
 
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(17)), raising=False)
@@ -632,8 +644,13 @@ def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let
 
 def test_a_session_outlives_the_thread_that_asked_for_it_first(tmp_path):
     """The kernel kills what a thread started, Ray's processes among it, when that thread ends."""
-    done = subprocess.run([sys.executable, "-c", SESSION, str(tmp_path)], capture_output=True,
-                          text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr[-3000:]
 
 

@@ -42,8 +42,7 @@ def done(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(done):
     home, _ = done
-    book = StudyBook(small_study(), f"sqlite:///{home.root / 'study.db'}",
-                     home.store)  # fmt: skip
+    book = StudyBook(small_study(), f"sqlite:///{home.root / 'study.db'}", home.store)
     try:
         return findings(small_study(), book.trials(), book.importances(), home.store)
     finally:
@@ -84,7 +83,7 @@ def test_every_trial_is_there_with_its_interval(done, found):
     labels = [svg["aria-label"] for svg in document.all("svg") if "aria-label" in svg]
     assert [label.partition(":")[0] for label in labels[:-1]] == [
         f"Auxiliary layer {layer}" for layer in sorted(layers)
-    ]  # fmt: skip
+    ]
     assert len(document.all("img")) >= 2
     assert f"--trials {len(found.trials)}" not in document.text  # not in the registry: no command
     assert "igdit run experiment.json" in document.text
@@ -104,8 +103,9 @@ def test_equals_are_marked_and_not_ranked(found):
 
 
 def test_a_study_without_points_says_so(found):
-    empty = dataclasses.replace(found, trials=(), best=None, equals=(), importances={},
-                                table=pd.DataFrame())  # fmt: skip
+    empty = dataclasses.replace(
+        found, trials=(), best=None, equals=(), importances={}, table=pd.DataFrame()
+    )
     assert (
         "No point of this study is complete yet"
         in stands_alone(study_page(empty, FolderStore("nowhere"))).text
@@ -119,14 +119,18 @@ def test_a_study_cannot_have_a_name_that_acts(found):
 
 def confirmed(gains: dict[str, list[float]]) -> pd.DataFrame:
     rows = [{"candidate": BASELINE, "seed": s, "fid": 10.0, "gain": 0.0} for s in (1, 2, 3)]
-    rows += [{"candidate": name, "seed": s, "fid": 10 * (1 - g), "gain": g}
-             for name, values in gains.items() for s, g in enumerate(values, 1)]  # fmt: skip
+    rows += [
+        {"candidate": name, "seed": s, "fid": 10 * (1 - g), "gain": g}
+        for name, values in gains.items()
+        for s, g in enumerate(values, 1)
+    ]
     return pd.DataFrame(rows)
 
 
 def test_what_holds_on_other_seeds_is_told_from_what_does_not():
-    table = confirmed({"good": [0.30, 0.31, 0.32], "noise": [-0.3, 0.1, 0.3],
-                       "bad": [-0.30, -0.31, -0.32]})  # fmt: skip
+    table = confirmed(
+        {"good": [0.30, 0.31, 0.32], "noise": [-0.3, 0.1, 0.3], "bad": [-0.30, -0.31, -0.32]}
+    )
     badges = [e["class"] for e in Checked(confirmation(table)).all("span")]
     assert badges == ["badge lowest", "badge equal", "badge bad"]
     assert "holds for good." in confirmed_sentence(table)

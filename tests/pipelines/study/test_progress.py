@@ -10,10 +10,19 @@ from pipelines.study.progress import Pace
 
 NOW = time.time()
 TRIALS = Trials(complete=4, running=2, given_up=0, failed=0, wanted=10, at_first=2)
-TRAINING = Training(step=5, steps=20, loss=0.5, steps_per_second=2.5, workers=1, host="far",
-                    heard=NOW)  # fmt: skip
-DOING = Doing(kind="study", name="s", host="h", pid=1, started=NOW, updated=NOW, phase="at work",
-              trials=TRIALS)  # fmt: skip
+TRAINING = Training(
+    step=5, steps=20, loss=0.5, steps_per_second=2.5, workers=1, host="far", heard=NOW
+)
+DOING = Doing(
+    kind="study",
+    name="s",
+    host="h",
+    pid=1,
+    started=NOW,
+    updated=NOW,
+    phase="at work",
+    trials=TRIALS,
+)
 
 
 def pace_of(*found: Doing, passed: float = 60.0) -> tuple[Pace, list[Doing]]:
@@ -24,8 +33,10 @@ def pace_of(*found: Doing, passed: float = 60.0) -> tuple[Pace, list[Doing]]:
 
 
 def test_what_runs_counts_by_the_part_of_it_that_is_done():
-    works = (Work(name="layer 1", trajectory="a", begun=NOW, done=3, total=4),
-             Work(name="layer 2", trajectory="b", begun=NOW, done=1, total=4))  # fmt: skip
+    works = (
+        Work(name="layer 1", trajectory="a", begun=NOW, done=3, total=4),
+        Work(name="layer 2", trajectory="b", begun=NOW, done=1, total=4),
+    )
     pace, _ = pace_of(replace(DOING, works=works))
     assert pace.share() == pytest.approx((4 + 0.75 + 0.25) / 10)
     assert pace.seconds_left() == pytest.approx(5 * 60 / 3)  # three in a minute, five are left
@@ -50,8 +61,10 @@ def test_no_time_is_promised_at_the_beginning():
 
 
 def test_it_says_which_trainings_run():
-    works = (Work(name="layer 1", trajectory="a", begun=NOW, done=1, total=4, training=TRAINING),
-             Work(name="layer 2", trajectory="b", begun=NOW, waiting="train/x"))  # fmt: skip
+    works = (
+        Work(name="layer 1", trajectory="a", begun=NOW, done=1, total=4, training=TRAINING),
+        Work(name="layer 2", trajectory="b", begun=NOW, waiting="train/x"),
+    )
     pace, _ = pace_of(replace(DOING, works=works))
     text = pace.what_runs()
     assert "layer 1: step 5 of 20, loss 0.5000, 2.5 steps/s, 0:0" in text

@@ -52,8 +52,11 @@ def test_a_training_is_at_rest_when_nobody_works_on_it_and_it_was_not_given_up()
         0.5: ("COMPLETE", "PRUNED"),
         0.6: ("PRUNED", "PRUNED"),
     }
-    trials = [trial(0, state, weight=weight, scale=1.0 + n)
-              for weight, pair in states.items() for n, state in enumerate(pair)]  # fmt: skip
+    trials = [
+        trial(0, state, weight=weight, scale=1.0 + n)
+        for weight, pair in states.items()
+        for n, state in enumerate(pair)
+    ]
     assert [members[0].point.aux_weight for members in at_rest(trials)] == [0.1, 0.2]
 
 
@@ -73,8 +76,10 @@ def test_points_are_reserved_for_the_scales_of_trainings_at_work(study):
 
 def test_a_scale_that_failed_is_not_waited_for_and_pulls_nothing(study):
     """The minimum of the parabola through 1, 2 and 3 lies at 2.25; a scale at 1.5 failed."""
-    whole = [trial(n, fid=fid, scale=scale) for n, (scale, fid) in
-             enumerate([(1.0, 10.0), (2.0, 5.0), (3.0, 6.0)])]  # fmt: skip
+    whole = [
+        trial(n, fid=fid, scale=scale)
+        for n, (scale, fid) in enumerate([(1.0, 10.0), (2.0, 5.0), (3.0, 6.0)])
+    ]
     five = study(scales_per_training=5)
     expected = companions(five, whole, 9)
     assert [p.ig_scale for p in expected] == [2.3]
@@ -122,8 +127,12 @@ def test_a_training_that_is_bad_is_not_proposed_again(study, sampler, state):
         trials = [trial(0, state, weight=weight)]
         assert propose(given, trials, []).aux_weight == pytest.approx(0.3 - weight)
         refined = [*trials, trial(1, weight=weight, scale=1.1)]
-        found = {propose(study(space=NARROW, scales_per_training=2, sampler="random", seed=seed),
-                         refined, []).aux_weight for seed in range(9)}  # fmt: skip
+        found = {
+            propose(
+                study(space=NARROW, scales_per_training=2, sampler="random", seed=seed), refined, []
+            ).aux_weight
+            for seed in range(9)
+        }
         assert found == {0.2} if weight == 0.1 else {0.1, 0.2}, "one of its scales is good"
 
 
@@ -143,8 +152,9 @@ def test_the_first_trainings_are_those_of_the_hypercube_unless_they_are_known(st
     given = study()
     first = startup(given)
     assert propose(given, [], []) == first[0]
-    same = propose(given, [trial(0, scale=1.0, layer=first[0].aux_layer,
-                                 weight=first[0].aux_weight)], [])  # fmt: skip
+    same = propose(
+        given, [trial(0, scale=1.0, layer=first[0].aux_layer, weight=first[0].aux_weight)], []
+    )
     assert same == first[1]
     second = first[1]
     bad = [trial(0, "FAIL", scale=3.0, layer=second.aux_layer, weight=second.aux_weight)]
@@ -206,13 +216,15 @@ def test_trials_are_named_and_sorted_by_training():
     assert numbered(trials) == "trials 3, 4, 5"
     groups = by_training(trials)
     assert {key: [t.number for t in found] for key, found in groups.items()} == {
-        (1, 0.1): [3, 5], (1, 0.2): [4]
-    }  # fmt: skip
+        (1, 0.1): [3, 5],
+        (1, 0.2): [4],
+    }
 
 
 def test_differences_name_their_place():
     old = {"a": {"b": 1, "c": 2}, "gone": 3}
     assert differences(old, old) == []
     assert differences(old, {"a": {"b": 1, "c": 4}}) == [
-        "a.c was 2 and is now 4", "gone was 3 and is now None"
-    ]  # fmt: skip
+        "a.c was 2 and is now 4",
+        "gone was 3 and is now None",
+    ]

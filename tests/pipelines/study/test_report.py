@@ -41,8 +41,13 @@ def shown(trials, **changes):
     """What is printed of trials."""
     table = pd.DataFrame([{"trial": t.number, "state": t.state} for t in trials])
     best = min((t for t in trials if t.fid is not None), key=lambda t: t.fid, default=None)
-    given = {"equals": (), "importances": {}, "reported": None, "spent_seconds": 0.0,
-             "naive_seconds": 0.0} | changes  # fmt: skip
+    given = {
+        "equals": (),
+        "importances": {},
+        "reported": None,
+        "spent_seconds": 0.0,
+        "naive_seconds": 0.0,
+    } | changes
     console = Console(file=io.StringIO(), width=200)
     print_findings(Findings(small_study(), tuple(trials), table, best, **given), console)
     return console.file.getvalue()
@@ -64,8 +69,10 @@ def measurement(scale, step, num_samples):
 def test_a_line_tells_a_trial_from_the_curve_at_its_place():
     """The same scale and step have two FIDs, of 40 and of 20 samples."""
     study, unit = small_study(), [trial(4, scale=1.5), trial(6, scale=1.0)]
-    said = [measured_trials(unit, measurement(*m), study)
-            for m in ((1.5, 6, 40), (1.5, 6, 20), (1.0, 6, 40), (1.5, 2, 20))]  # fmt: skip
+    said = [
+        measured_trials(unit, measurement(*m), study)
+        for m in ((1.5, 6, 40), (1.5, 6, 20), (1.0, 6, 40), (1.5, 2, 20))
+    ]
     assert said == [
         "trial 4: layer 1, weight 0.5",
         "curve of trials 4, 6: layer 1, weight 0.5",
@@ -179,8 +186,14 @@ def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
     graph = Graph(experiment)
     run_inline(store, experiment, [p.evaluate for p in graph.final])
     points = collect(store, graph).final
-    facts = [{"fid_low": m.metrics["fid_low"], "fid_high": m.metrics["fid_high"],
-              "evaluate": f"evaluate/{m.point.evaluate.key}"} for m in points]  # fmt: skip
+    facts = [
+        {
+            "fid_low": m.metrics["fid_low"],
+            "fid_high": m.metrics["fid_high"],
+            "evaluate": f"evaluate/{m.point.evaluate.key}",
+        }
+        for m in points
+    ]
     trials = [trial(n, m.fid, scale=m.scale, facts=facts[n]) for n, m in enumerate(points)]
     whole = findings(study, trials, {}, store)
     train, points_cost = whole.table["train_seconds"][0], whole.table["point_seconds"].sum()

@@ -48,8 +48,9 @@ class Watched:
         if passed:
             book.complete(unit[0], 1.0, {})
             unit = unit[1:]
-        self.graph = Graph(book.study.at(*unit[0].point.training,
-                                         tuple(t.point.ig_scale for t in unit)))  # fmt: skip
+        self.graph = Graph(
+            book.study.at(*unit[0].point.training, tuple(t.point.ig_scale for t in unit))
+        )
         self.measured: list[Measurement] = []
         monkeypatch.setattr("pipelines.study.watch.collect", lambda *_: self._results(store))
         self.watch = Watch(book, store, self.graph, unit, lambda _, m: self.said.append(m))
@@ -57,20 +58,30 @@ class Watched:
 
     def _results(self, store):
         nodes = {m.point.evaluate: m for m in self.measured}
-        curve, final = ([nodes[p.evaluate] for p in points if p.evaluate in nodes]
-                        for points in (self.graph.curve, self.graph.final))  # fmt: skip
+        curve, final = (
+            [nodes[p.evaluate] for p in points if p.evaluate in nodes]
+            for points in (self.graph.curve, self.graph.final)
+        )
         return SimpleNamespace(store=store, curve=curve, final=final)
 
     def measure(self, fid, *steps, half_width=1.0, scales=()):
         """Put the curve at these steps there, and the last checkpoint at these scales."""
         own = self.graph.experiment.guidance.ig_scale
-        points = [p for p in self.graph.curve
-                  if p.step in steps and p.guidance.ig_scale == own]  # fmt: skip
+        points = [p for p in self.graph.curve if p.step in steps and p.guidance.ig_scale == own]
         points += [p for p in self.graph.final if p.guidance.ig_scale in scales]
         self.measured += [
-            Measurement(p, None, {"fid": fid, "fid_low": fid - half_width, "num_samples": 40,
-                                  "fid_high": fid + half_width}) for p in points
-        ]  # fmt: skip
+            Measurement(
+                p,
+                None,
+                {
+                    "fid": fid,
+                    "fid_low": fid - half_width,
+                    "num_samples": 40,
+                    "fid_high": fid + half_width,
+                },
+            )
+            for p in points
+        ]
         return [p.evaluate for p in points]
 
     @property
@@ -80,8 +91,7 @@ class Watched:
     def trials(self, *states):
         own = self.graph.experiment
         training = (own.model.aux_layer, own.loss.aux_weight)
-        return [t for t in self.book.trials()
-                if t.point.training == training and t.state in states]  # fmt: skip
+        return [t for t in self.book.trials() if t.point.training == training and t.state in states]
 
 
 @pytest.fixture
@@ -143,8 +153,9 @@ def test_trials_are_complete_with_their_own_fid_once_the_curve_is_whole(watched)
     training.measure(30.0, scales=others)
     training.watch.look()
     assert {t.point.ig_scale: t.fid for t in training.trials("COMPLETE")} == {
-        first: 20.0, **dict.fromkeys(others, 30.0)
-    }  # fmt: skip
+        first: 20.0,
+        **dict.fromkeys(others, 30.0),
+    }
     assert not training.watch.hopeless
     assert training.stopped == []
 
