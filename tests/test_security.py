@@ -76,9 +76,11 @@ def offences_of_call(node: ast.Call) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_nothing_that_is_loaded_is_executed(path):
-    assert offences(ast.parse(path.read_text()), path.relative_to(ROOT).as_posix()) == []
+def test_nothing_that_is_loaded_is_executed():
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in FILES}
+    assert len(sources) > 100
+    found = {name: offences(ast.parse(source), name) for name, source in sources.items()}
+    assert {name: offended for name, offended in found.items() if offended} == {}
 
 
 @pytest.mark.parametrize(
