@@ -22,7 +22,7 @@ from benchmarks.subjects import architecture
 from ig_core.checkpoints import load_checkpoint, pack_checkpoint
 from ig_core.config import LossConfig, OptimConfig, TrainConfig
 from ig_core.sharding import shard
-from ig_core.training import Share, TrainState, train
+from ig_core.training import TrainState, WorkerShare, train
 
 MODEL = architecture("digits")
 # At ten times the rate rounding grows to percents within 200 steps, whoever computes: the line
@@ -83,7 +83,7 @@ def work(rank: int, leg: Leg, stop: int, start: Path | None, end: Path) -> None:
     state = load_checkpoint(start) if start else TrainState.new(MODEL, OPTIM, seed=0)
     if leg.sharded:
         shard(state)
-    share = Share(rank, leg.processes, leg.micro_batch)
+    share = WorkerShare(rank, leg.processes, leg.micro_batch)
     length = TrainConfig(steps=stop, batch_size=BATCH, checkpoint_every=stop)
     for _ in train(state, Patterns(), LossConfig(), length, share):
         pass

@@ -1,4 +1,4 @@
-"""Batches by position: which images a worker takes in a step, and all that is drawn for them.
+"""Batches by position: the images of a worker in a step, and the random numbers drawn for them.
 
 Position `p = n * batch_size + j` is image `j` of the global batch of step `n`. Its place in the
 shuffled data, its time, its noise and whether its label is dropped are functions of the seed and
@@ -27,7 +27,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Data (B, C, H, W) float32 and labels (B,) int64 of the rows `index` (B,)."""
+        """Read data (B, C, H, W) float32 and labels (B,) int64 of the rows `index` (B,)."""
 
 
 @runtime_checkable
@@ -37,14 +37,14 @@ class DrawnDataset(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, index: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """What is stored of rows `index` (B,), on the CPU, and labels (B,) int64."""
+        """Read the stored values of rows `index` (B,), on the CPU, and labels (B,) int64."""
 
     def draw(self, rows: Tensor, positions: Tensor, seed: int) -> Tensor:
-        """Data (B, C, H, W) float32 of what is stored, on the training device."""
+        """Draw data (B, C, H, W) float32 from stored values, on the training device."""
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShare:
     """One worker's part of the work: `rank` of `world_size`, at most `micro_batch` at once."""
 
     rank: int = 0
@@ -60,7 +60,7 @@ class Share:
             )
 
     def positions(self, step: int, batch_size: int) -> list[Tensor]:
-        """Positions of this worker's images in step `step` (0-based), one tensor a micro-batch.
+        """Return this worker's positions in step `step` (0-based), a tensor for each micro-batch.
 
         All workers have as many micro-batches, since sharded parameters are gathered for each of
         them. Where one has an image less than others, its last micro-batch may be empty.
@@ -82,7 +82,7 @@ class DataOrder:
         self._epochs: dict[int, Tensor] = {}
 
     def rows(self, positions: Tensor) -> Tensor:
-        """Data rows for positions (B,)."""
+        """Look up the data rows of positions (B,)."""
         epochs, offsets = positions // self.length, positions % self.length
         rows = torch.empty_like(positions)
         for epoch in epochs.unique().tolist():
@@ -99,7 +99,7 @@ class DataOrder:
 
 
 class Batch(NamedTuple):
-    """What `ig_loss` takes, on the training device."""
+    """Arguments of `ig_loss`, on the training device."""
 
     x: Tensor
     y: Tensor
@@ -108,7 +108,7 @@ class Batch(NamedTuple):
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that the GPU makes while this thread goes on, from memory that cannot be paged out."""
+    """Copy a tensor to a device; a GPU copies from pinned memory while this thread goes on."""
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -127,7 +127,7 @@ class BatchSource:
         self._noise = AddressedNoise(seed, "train/noise")
 
     def batch(self, positions: Tensor, device: torch.device) -> Batch:
-        """Batch for positions (B,)."""
+        """Make the batch of positions (B,)."""
         rows = self._order.rows(positions)
         if isinstance(self.dataset, DrawnDataset):
             x, y = self.dataset.rows(rows, positions, self._seed)

@@ -1,4 +1,4 @@
-"""Many guidances from the same noise: one trajectory for all until their velocities differ.
+"""Sample many guidances from the same noise, sharing the trajectory until velocities differ.
 
 Where no guidance acts, all of them are the same network at the same point. Trajectories are
 therefore a tree: they branch at the first step whose velocities differ, and the branches are
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ig_core.guidance import Scales, guide, guided_velocity, require_predictors
-from ig_core.sampling import advance, field_of, finite, sample, time_grid
+from ig_core.guidance import Scales, guided_velocity, guided_velocity_at, require_predictors
+from ig_core.sampling import network_field, require_finite, sample, step, time_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,20 +45,21 @@ def sample_guidances(
     Args:
         model: Velocity model.
         y: Labels, (B,) int64.
-        guidances: What to sample under.
+        guidances: The K guidances.
         x: Standard normal noise, (B, C, H, W), the same for all guidances.
         config: Method, grid and precision.
         noise_fn: SDE only: noise for each step, (B, C, H, W), the same for all guidances.
         weak_model: The weaker checkpoint of autoguidance.
-        batched: Whether branches share passes of the network. If not, they only share steps, and
-            the samples are those of K calls bit for bit.
+        batched: Branches share passes of the network. Without it they share steps only, and the
+            samples are those of K calls bit for bit.
 
     Returns:
         Samples at t=0, float32, (K, B, C, H, W).
 
     Raises:
-        ValueError: no guidance is given, one lacks its weaker prediction, or the SDE `noise_fn`.
-        NonFiniteSampleError: a sample is NaN or infinite.
+        ValueError: If `guidances` is empty, a guidance lacks its weaker prediction, or the method
+            is `sde` and `noise_fn` is None.
+        NonFiniteSampleError: If a sample is NaN or infinite.
     """
     if not guidances:
         raise ValueError("guidances must be at least one, but got none")
@@ -74,24 +75,27 @@ def sample_guidances(
     times = time_grid(config)
     branches = [list(range(len(guidances)))]
     state = x.to(getattr(torch, config.state_dtype))[None]  # (branches, B, C, H, W)
-    shared_noise = None if noise_fn is None else lambda step, state: noise_fn(step, state[0])
-    for step in range(config.num_steps):
-        seen = times[step : step + 2] if config.method == "heun" else times[step : step + 1]
+    shared_noise = None if noise_fn is None else lambda number, state: noise_fn(number, state[0])
+    evaluated = 2 if config.method == "heun" else 1  # times at which a step reads the velocity
+    for number in range(config.num_steps):
+        seen = times[number : number + evaluated]
         branches, parents = _branch(branches, guidances, seen)
         if len(parents) > len(state):
             state = state[parents]
         leaders = [guidances[members[0]] for members in branches]
         velocity = _velocity(model, weak_model, y, leaders, parents, batched=batched)
-        field = field_of(velocity, config)
-        state = advance(field, state, times, step, config, shared_noise)
+        field = network_field(velocity, config)
+        state = step(field, state, times, number, config, shared_noise)
     followed = {member: number for number, members in enumerate(branches) for member in members}
-    return finite(state[[followed[number] for number in range(len(guidances))]].float(), config)
+    return require_finite(
+        state[[followed[number] for number in range(len(guidances))]].float(), config
+    )
 
 
 def _branch(
     branches: list[list[int]], guidances: Sequence[Guidance], times: list[float]
 ) -> tuple[list[list[int]], list[int]]:
-    """Split each branch by the scales that act at these times; with each new one's parent."""
+    """Split each branch by the scales that act at these times; return branches and parents."""
     split: dict[tuple[int, tuple[tuple[float, ...], ...]], list[int]] = {}
     for parent, members in enumerate(branches):
         for member in members:
@@ -109,7 +113,7 @@ def _velocity(
     *,
     batched: bool,
 ) -> Velocity:
-    """Velocity of one guidance a branch, for one step: x (branches, B, C, H, W), t -> dx/dt.
+    """Return the velocity of one step, a guidance for each branch of x (branches, B, C, H, W).
 
     Branches of one parent are at the same point until their velocities have differed; there, what
     agrees is computed once. Batched, branches for which the same kinds of guidance act share a pass
@@ -132,7 +136,7 @@ def _velocity(
             columns = zip(*(distinct[number][1] for number in numbers), strict=True)
             scales = Scales(*(_rowwise(column, x) for column in columns))
             points = x[[point_of.index(number) for number in numbers]].flatten(0, 1)
-            v = guide(model, weak_model, points, t, y.repeat(len(numbers)), scales)
+            v = guided_velocity_at(model, weak_model, points, t, y.repeat(len(numbers)), scales)
             out[numbers] = v.unflatten(0, (len(numbers), -1))
         return out if len(distinct) == len(x) else out[point_of]
 
@@ -140,7 +144,7 @@ def _velocity(
 
 
 def _rowwise(scales: Sequence[float], x: Tensor) -> float | Tensor:
-    """One scale a branch as one a row, (branches * B, 1, 1, 1); a number if they are equal."""
+    """Repeat the scale of each branch to (branches * B, 1, 1, 1); a number if all are equal."""
     if len(set(scales)) == 1:
         return scales[0]
     column = torch.tensor(scales, dtype=x.dtype, device=x.device)

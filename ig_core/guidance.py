@@ -1,4 +1,4 @@
-"""Guidance: extrapolation from a weaker prediction past a stronger one.
+"""Guide a velocity: extrapolate from a weaker prediction past a stronger one.
 
 Internal Guidance takes the weak prediction from an intermediate layer of the same network,
 classifier-free guidance from the null label, autoguidance from a weaker checkpoint. All three are
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Scales(NamedTuple):
-    """What acts at one time: a number (1 is off), or one for each row, (B, 1, 1, 1)."""
+    """Guidance scales at one time: numbers (1 is off), or one for each row, (B, 1, 1, 1)."""
 
     ig: float | Tensor
     cfg: float | Tensor
@@ -51,11 +51,11 @@ def guided_velocity(
     guidance: Guidance,
     weak_model: DiffusionTransformer | None = None,
 ) -> Velocity:
-    """Velocity field that a sampler integrates.
+    """Return the guided velocity field that a sampler integrates.
 
     Order: internal guidance on the labelled and on the null velocity, then classifier-free
-    guidance between them, then autoguidance against `weak_model` with the labels y. What cannot
-    change the result is not computed: no null half outside the interval of classifier-free
+    guidance between them, then autoguidance against `weak_model` with the labels y. Passes that
+    cannot change the result are left out: no null half outside the interval of classifier-free
     guidance, no auxiliary head outside that of internal guidance, no weak model at scale 1.
 
     Args:
@@ -68,18 +68,18 @@ def guided_velocity(
         A function of x (B, C, H, W) and t that gives dx/dt.
 
     Raises:
-        ValueError: internal guidance is on and the model has no auxiliary head, or autoguidance
-            is on and there is no weak model.
+        ValueError: If internal guidance is on and the model has no auxiliary head, or autoguidance
+            is on and `weak_model` is None.
     """
     require_predictors(model, guidance, weak_model)
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        return guide(model, weak_model, x, t, y, Scales(*guidance.at(t)))
+        return guided_velocity_at(model, weak_model, x, t, y, Scales(*guidance.at(t)))
 
     return velocity
 
 
-def guide(
+def guided_velocity_at(
     model: DiffusionTransformer,
     weak_model: DiffusionTransformer | None,
     x: Tensor,
@@ -87,7 +87,7 @@ def guide(
     y: Tensor,
     scales: Scales,
 ) -> Tensor:
-    """The guided velocity at one time, (B, C, H, W); see `guided_velocity`."""
+    """Compute the guided velocity at one time, (B, C, H, W); see `guided_velocity`."""
     if len(x) != len(y):
         raise ValueError(f"y must hold a label for each of {len(x)} samples, but got {len(y)}")
     if _is_off(scales.cfg):

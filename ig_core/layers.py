@@ -25,7 +25,11 @@ TIME_FEATURES = 256
 
 
 def sincos_table(width: int, grid: int) -> Tensor:
-    """Fixed 2-d sin-cos position table (1, grid * grid, width); first half columns, then rows."""
+    """Compute the fixed 2-d sin-cos position table, (1, grid * grid, width).
+
+    A coordinate p, column or row, has features sin(p w_i), then cos(p w_i), with
+    w_i = 10000^(-i / n) for i < n = width / 4; those of the column come first, then the row's.
+    """
     omega = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -34,7 +38,11 @@ def sincos_table(width: int, grid: int) -> Tensor:
 
 
 def rope_tables(head_dim: int, grid: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the 2-d rotary embedding, each (grid * grid, head_dim); rows first."""
+    """Compute cosines and sines of the 2-d rotary embedding, each (grid * grid, head_dim).
+
+    The angles of a coordinate p, row or column, are p w_i with w_i = 10000^(-i / n) for
+    i < n = head_dim / 4, each for two neighbouring channels; rows come first.
+    """
     omega = 10000 ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
     angle = (torch.arange(grid, dtype=torch.float64)[:, None] * omega).repeat_interleave(2, dim=1)
     both = torch.cat([angle.repeat_interleave(grid, dim=0), angle.repeat(grid, 1)], dim=1)
@@ -55,20 +63,20 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """X (1 + scale) + shift, with (B, D) conditioning of x (B, T, D)."""
+    """Compute x (1 + scale) + shift for x (B, T, D) and conditioning (B, D)."""
     x = x * (1 + scale[:, None])
     return x if shift is None else x + shift[:, None]
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """Norm in front of attention, MLP and head."""
+    """Make the norm in front of attention, MLP and head."""
     if config.rms_norm:
         return nn.RMSNorm(config.width, eps=NORM_EPS)
     return nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
 
 
 class PatchEmbed(nn.Module):
-    """Image (B, C, H, W) to tokens (B, T, D), row-major."""
+    """Embed an image (B, C, H, W) as tokens (B, T, D), row-major."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,7 +90,11 @@ class PatchEmbed(nn.Module):
 
 
 class TimeEmbed(nn.Module):
-    """Sinusoidal features of t (B,) followed by an MLP: (B, D)."""
+    """Embed times (B,) as (B, D): sinusoidal features, then an MLP.
+
+    Features are cos(s t w_i), then sin(s t w_i), with w_i = 10000^(-i / n) for
+    i < n = TIME_FEATURES / 2; s is `config.time_scale`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,7 +105,7 @@ class TimeEmbed(nn.Module):
 
     @property
     def weights(self) -> list[Tensor]:
-        """The matrices of the MLP."""
+        """Matrices of the MLP."""
         return [layer.weight for layer in self.mlp if isinstance(layer, nn.Linear)]
 
     def forward(self, t: Tensor) -> Tensor:
@@ -104,7 +116,7 @@ class TimeEmbed(nn.Module):
 
 
 class LabelEmbed(nn.Module):
-    """Label (B,) to (B, D); the last row is the null label."""
+    """Embed labels (B,) as (B, D); the last row is the null label."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -183,7 +195,10 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, condition: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """X (B, T, D); condition (B, D), the SiLU of the summed time and label embedding."""
+        """Transform tokens x (B, T, D).
+
+        `condition` (B, D) is the SiLU of the sum of time and label embedding.
+        """
         chunks = in_float32(self.adaLN_modulation["1"], condition).chunk(self.parts, dim=1)
         if self.parts == 6:
             shift1, scale1, gate1, shift2, scale2, gate2 = chunks
@@ -194,7 +209,7 @@ class Block(nn.Module):
 
 
 class VelocityHead(nn.Module):
-    """Tokens (B, T, D) to patches (B, T, p * p * C); the final and the auxiliary head are equal."""
+    """Predict patches (B, T, p * p * C) from tokens (B, T, D), as the final or auxiliary head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,12 @@
-"""The training objective of Internal Guidance: flow matching on the final and auxiliary head."""
+"""The training objective of Internal Guidance: flow matching on the final and the auxiliary head.
+
+    L = |v_f - v*|^2 + lambda |v_a - v|^2 + mu (1 - cos(v_f, v*))            (means over the batch)
+
+    v  = dx_t/dt, the velocity of the path at x_t       v_f, v_a: predictions of the two heads
+    v* = v + w (v_f - v_a of the EMA weights)           IG paper, section 4.3; w = 0: v* = v
+
+lambda is `aux_weight`, mu `cosine_weight` (LightningDiT, over the channels), w `target_guidance`.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +44,12 @@ def ig_loss(
     t: Tensor,
     noise: Tensor,
     config: LossConfig,
-    averaged: Model | None = None,
+    ema_model: Model | None = None,
 ) -> LossTerms:
-    """Both heads regress the velocity of the path (IG paper, training objective).
+    """Compute the loss L of this module's head, and its terms.
 
     The gradient of the auxiliary term flows into the trunk; nothing is detached. The randomness is
-    the caller's: t, noise, and labels that `drop_labels` has been through.
+    the caller's: t, noise, and labels out of `drop_labels`.
 
     Args:
         model: Velocity model.
@@ -50,19 +58,19 @@ def ig_loss(
         t: Times in [0, 1], (B,).
         noise: Standard normal, same shape as x.
         config: Path and weights of the terms.
-        averaged: The model with averaged weights; read if `config.target_guidance` is on.
+        ema_model: The model with averaged weights; called if `config.target_guidance` is on.
 
     Returns:
         Means over the batch, float32; aux is 0 for a model without the head, cosine if it is off.
 
     Raises:
-        ValueError: `config.target_guidance` is on and `averaged` is missing or has no such head.
+        ValueError: If `config.target_guidance` is on and `ema_model` is None or lacks the head.
     """
     x_t, target = interpolate(config.path, x, noise, t)
     velocities = model(x_t, t, y)
     final_target = target
     if config.target_guidance:
-        final_target = target + config.target_guidance * _lead(averaged, x_t, t, y)
+        final_target = target + config.target_guidance * _guidance_direction(ema_model, x_t, t, y)
     prediction, zero = velocities.final.float(), target.new_zeros(())
     final = (prediction - final_target).square().mean()
     aux = zero if velocities.aux is None else (velocities.aux.float() - target).square().mean()
@@ -74,14 +82,14 @@ def ig_loss(
 
 
 @torch.no_grad()
-def _lead(averaged: Model | None, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """v_final - v_aux of the averaged weights, a constant (IG paper, section 4.3)."""
-    ahead = None if averaged is None else averaged(x_t, t, y)
-    if ahead is None or ahead.aux is None:
+def _guidance_direction(ema_model: Model | None, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """Compute v_f - v_a of the averaged weights, without gradient (IG paper, section 4.3)."""
+    velocities = None if ema_model is None else ema_model(x_t, t, y)
+    if velocities is None or velocities.aux is None:
         raise ValueError(
             "target_guidance must be 0 without averaged weights that have an auxiliary head"
         )
-    return (ahead.final - ahead.aux).float()
+    return (velocities.final - velocities.aux).float()
 
 
 def drop_labels(y: Tensor, draw: Tensor, probability: float, null_label: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Samplers: from noise at t=1 to data at t=0, given a velocity function and a time grid."""
+"""Integrate a velocity field over a time grid, from noise at t=1 to data at t=0."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class NonFiniteSampleError(RuntimeError):
-    """A sample came out NaN or infinite: the network overflowed or is damaged."""
+    """Raised for NaN or infinite samples: the network overflowed or is damaged."""
 
 
 def time_grid(config: SamplerConfig) -> list[float]:
-    """`num_steps + 1` times from 1 down to 0.
+    """Return the `num_steps + 1` times of a sampler, from 1 down to 0.
 
     ODE: equal intervals, then `t -> shift t / (1 + (shift - 1) t)`. SDE: `num_steps` equally
     spaced times from 1 to `last_step`, shifted, then 0 (SiT's grid).
@@ -57,20 +57,20 @@ def sample(
         Samples at t=0, float32, (B, C, H, W).
 
     Raises:
-        ValueError: the SDE is asked for without `noise_fn`.
-        NonFiniteSampleError: a sample is NaN or infinite.
+        ValueError: If the method is `sde` and `noise_fn` is None.
+        NonFiniteSampleError: If a sample is NaN or infinite.
     """
-    state, field = x.to(getattr(torch, config.state_dtype)), field_of(velocity, config)
+    state, field = x.to(getattr(torch, config.state_dtype)), network_field(velocity, config)
     times = time_grid(config)
     if config.method == "dopri5":
-        return finite(dopri5(field, state, times).float(), config)
-    for step in range(config.num_steps):
-        state = advance(field, state, times, step, config, noise_fn)
-    return finite(state.float(), config)
+        return require_finite(dopri5(field, state, times).float(), config)
+    for number in range(config.num_steps):
+        state = step(field, state, times, number, config, noise_fn)
+    return require_finite(state.float(), config)
 
 
-def finite(samples: Tensor, config: SamplerConfig) -> Tensor:
-    """The samples; NonFiniteSampleError if one of them is NaN or infinite."""
+def require_finite(samples: Tensor, config: SamplerConfig) -> Tensor:
+    """Return the samples, or raise NonFiniteSampleError if one of them is NaN or infinite."""
     if not samples.isfinite().all():
         raise NonFiniteSampleError(
             f"samples must be finite, but some are not (sampler precision "
@@ -80,8 +80,8 @@ def finite(samples: Tensor, config: SamplerConfig) -> Tensor:
     return samples
 
 
-def field_of(velocity: Velocity, config: SamplerConfig) -> Velocity:
-    """The velocity as the integrator sees it: in the state's dtype, the network in its own."""
+def network_field(velocity: Velocity, config: SamplerConfig) -> Velocity:
+    """Wrap a velocity: the network runs in its own precision, the result has the state's dtype."""
 
     def field(x: Tensor, t: float) -> Tensor:
         with autocast(config.precision, x.device):
@@ -90,44 +90,44 @@ def field_of(velocity: Velocity, config: SamplerConfig) -> Velocity:
     return field
 
 
-def advance(
+def step(
     field: Velocity,
     x: Tensor,
     times: list[float],
-    step: int,
+    number: int,
     config: SamplerConfig,
     noise_fn: NoiseFn | None,
 ) -> Tensor:
-    """The state after step `step` of a method with fixed steps."""
-    t, t_next = times[step], times[step + 1]
+    """Take step `number` of a method with fixed steps."""
+    t, t_next = times[number], times[number + 1]
     if config.method == "euler":
         return euler(field, x, t, t_next)
     if config.method == "heun":
         return heun(field, x, t, t_next)
     if noise_fn is None:
         raise ValueError("method 'sde' needs noise_fn, but got None")
-    noise = noise_fn(step, x) if t_next > 0 else None
+    noise = noise_fn(number, x) if t_next > 0 else None
     return euler_maruyama(field, x, t, t_next, config.path, noise)
 
 
 def euler(velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-    """First order, one evaluation a step."""
+    """Take an Euler step: first order, one evaluation."""
     return x + (t_next - t) * velocity(x, t)
 
 
 def heun(velocity: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-    """Second order (explicit trapezoid), two evaluations a step, the last one included."""
+    """Take a Heun step: second order (explicit trapezoid), two evaluations, the last included."""
     v = velocity(x, t)
-    ahead = velocity(x + (t_next - t) * v, t_next)
-    return x + (t_next - t) * (v + ahead) / 2
+    v_next = velocity(x + (t_next - t) * v, t_next)
+    return x + (t_next - t) * (v + v_next) / 2
 
 
 def euler_maruyama(
     velocity: Velocity, x: Tensor, t: float, t_next: float, path: PathType, noise: Tensor | None
 ) -> Tensor:
-    """Reverse SDE with diffusion w(t) = 2t (SiT, section 3); the last step adds no noise.
+    """Take an Euler-Maruyama step of the reverse SDE with diffusion w(t) = 2t (SiT, section 3).
 
-    dx = (v - w/2 score) dt + sqrt(w) dW.
+    dx = (v - w/2 score) dt + sqrt(w) dW; the last step has `noise=None`.
     """
     v = velocity(x, t)
     x = x + (t_next - t) * (v - t * score(path, x, v, t))
@@ -135,7 +135,10 @@ def euler_maruyama(
 
 
 def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
-    """Adaptive Dormand-Prince 5(4) by torchdiffeq (rtol 1e-3, atol 1e-6), one step for a batch."""
+    """Integrate by torchdiffeq's adaptive Dormand-Prince 5(4), rtol 1e-3, atol 1e-6.
+
+    The batch shares the step size.
+    """
     from torchdiffeq import odeint
 
     ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
@@ -143,6 +146,6 @@ def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
         path = odeint(
             lambda t, x: velocity(x, float(t)), x, ends, rtol=1e-3, atol=1e-6, method="dopri5"
         )
-    except AssertionError as error:  # torchdiffeq's word for NaN
+    except AssertionError as error:  # torchdiffeq asserts on a non-finite step size
         raise NonFiniteSampleError(f"dopri5 finds no step size: {error}") from error
     return path[-1]

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from ig_core.batches import Batch, BatchSource, DataOrder, Dataset, DrawnDataset, Share
+from ig_core.batches import Batch, BatchSource, DataOrder, Dataset, DrawnDataset, WorkerShare
 from ig_core.loss import ig_loss
 from ig_core.optim import ema_update, learning_rate, make_optimizers, set_learning_rate
 from ig_core.precision import autocast, loss_scaler
@@ -40,15 +40,15 @@ __all__ = [
     "Dataset",
     "DrawnDataset",
     "NonFiniteLossError",
-    "Share",
     "TrainState",
+    "WorkerShare",
     "train",
 ]
 
 HISTORY_COLUMNS = ("total", "final", "aux", "grad_norm")
-"""Of each step; grad_norm is NaN where fp16 overflowed and the step was skipped."""
+"""Columns of a step; grad_norm is NaN where fp16 overflowed and the step was skipped."""
 SMALLEST_LOSS_SCALE = 2.0**-10
-"""Below it the gradients of fp16 are not too large for the format but infinite."""
+"""Loss scale of fp16 below which a gradient that overflows is infinite, not too large."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -61,7 +61,7 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass
 class TrainState:
-    """All that a training is: a checkpoint holds exactly this."""
+    """State of a training; a checkpoint holds exactly this."""
 
     model: DiffusionTransformer
     optim: OptimConfig
@@ -77,7 +77,7 @@ class TrainState:
     def new(
         cls, model: ModelConfig, optim: OptimConfig, seed: int, device: torch.device | str = "cpu"
     ) -> TrainState:
-        """Untrained state; the weights are a function of the seed."""
+        """Make the untrained state; the weights are a function of the seed."""
         network = DiffusionTransformer(model)
         network.initialise(seed)
         network.to(device)
@@ -87,11 +87,11 @@ class TrainState:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """Device of the parameters."""
         return self.model.pos_embed.device
 
-    def averaged(self, x: Tensor, t: Tensor, y: Tensor) -> Velocities:
-        """The model's velocities with the averaged weights; ValueError if they are sharded."""
+    def ema_model(self, x: Tensor, t: Tensor, y: Tensor) -> Velocities:
+        """Run the model with the averaged weights; raise ValueError if they are sharded."""
         if is_sharded(self.model):
             raise ValueError("target_guidance must be 0 where the state is sharded")
         velocities: Velocities = functional_call(self.model, self.ema, (x, t, y))
@@ -103,7 +103,7 @@ def train(
     dataset: Dataset | DrawnDataset,
     loss: LossConfig,
     config: TrainConfig,
-    share: Share | None = None,
+    share: WorkerShare | None = None,
     flush_every: int | Callable[[int], bool] = 25,
 ) -> Iterator[int]:
     """Train from `state.step` to `config.steps`, updating `state` in place.
@@ -118,18 +118,18 @@ def train(
         config: Length, global batch and seed.
         share: This worker's part; everything by default.
         flush_every: Steps after which losses are gathered from the workers and checked; or a
-            function that says whether to do so after a number of steps, on all workers alike.
+            predicate of the number of steps done, the same on all workers.
 
     Yields:
         The number of steps done. At a multiple of `flush_every` and at checkpoint steps the
         history is complete, finite and the same on all workers.
 
     Raises:
-        ValueError: there are more workers than images in a batch.
-        NonFiniteLossError: on every worker alike, before such a state can be yielded at a
-            checkpoint step.
+        ValueError: If there are more workers than images in a batch.
+        NonFiniteLossError: If a loss or gradient norm is not finite; on every worker alike, before
+            such a state can be yielded at a checkpoint step.
     """
-    share = share or Share()
+    share = share or WorkerShare()
     share.check(config.batch_size)
     source = BatchSource(dataset, loss, config.seed, state.model.config.null_label)
     network = _parallel(state, share)
@@ -137,20 +137,20 @@ def train(
     parameters = list(state.model.parameters())
     pending: list[Tensor] = []
     checkpoints = set(config.checkpoint_steps)
-    due = flush_every if callable(flush_every) else _multiple_of(flush_every)
+    flush_due = flush_every if callable(flush_every) else _multiple_of(flush_every)
     while state.step < config.steps:
-        row = _accumulate(network, source, state, loss, share, config.batch_size)
+        losses = _accumulate(network, source, state, loss, share, config.batch_size)
         norm = _step(state, parameters)
         ema_update(map(local, state.ema.values()), map(local, parameters), state.optim.ema_decay)
         state.step += 1
-        pending.append(torch.cat([row, norm.view(1)]))
-        if due(state.step) or state.step in checkpoints:
+        pending.append(torch.cat([losses, norm.view(1)]))
+        if flush_due(state.step) or state.step in checkpoints:
             _flush(state, pending, share.world_size)
         yield state.step
 
 
-def _parallel(state: TrainState, share: Share) -> torch.nn.Module:
-    """The model, such that gradients are averaged over the workers."""
+def _parallel(state: TrainState, share: WorkerShare) -> torch.nn.Module:
+    """Wrap the model so that gradients are averaged over the workers."""
     if share.world_size == 1 or is_sharded(state.model):
         return state.model
     # Buckets that stay in registration order: the sum of gradients does not depend on when the
@@ -163,7 +163,7 @@ def _parallel(state: TrainState, share: Share) -> torch.nn.Module:
 
 @contextmanager
 def _gradients_kept_here(network: torch.nn.Module) -> Iterator[None]:
-    """Backward passes in this context add to gradients that are not averaged yet."""
+    """Keep the gradients of backward passes on this worker, not averaged yet."""
     if isinstance(network, DistributedDataParallel):
         with network.no_sync():
             yield
@@ -186,28 +186,33 @@ def _accumulate(
     source: BatchSource,
     state: TrainState,
     loss: LossConfig,
-    share: Share,
+    share: WorkerShare,
     batch_size: int,
 ) -> Tensor:
-    """Gradient of the mean loss over this worker's part; returns its (total, final, aux)."""
+    """Add up the gradient of the mean loss over this worker's images.
+
+    Returns:
+        Their loss terms (total, final, aux), weighted by their share of the batch, (3,).
+    """
     state.model.zero_grad(set_to_none=True)
-    parts = share.positions(state.step, batch_size)
-    row = torch.zeros(3, device=state.device)
-    for number, positions in enumerate(parts, start=1):
-        with nullcontext() if number == len(parts) else _gradients_kept_here(network):
+    micro_batches = share.positions(state.step, batch_size)
+    losses = torch.zeros(3, device=state.device)
+    for number, positions in enumerate(micro_batches, start=1):
+        with nullcontext() if number == len(micro_batches) else _gradients_kept_here(network):
             # Workers whose micro-batch is empty take part with an image that does not count.
-            some = positions if len(positions) else parts[0][:1]
-            batch = source.batch(some, state.device)
+            batch = source.batch(
+                positions if len(positions) else micro_batches[0][:1], state.device
+            )
             with autocast(state.optim.precision, state.device):
-                terms = ig_loss(network, *batch, loss, state.averaged)
+                terms = ig_loss(network, *batch, loss, state.ema_model)
             weight = len(positions) * share.world_size / batch_size
             state.scaler.scale(terms.total * weight).backward()
-        row += weight * torch.stack([terms.total, terms.final, terms.aux]).detach()
-    return row
+        losses += weight * torch.stack([terms.total, terms.final, terms.aux]).detach()
+    return losses
 
 
 def _step(state: TrainState, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Clip the gradient and take the step; returns the gradient's norm, a float32 scalar."""
+    """Clip the gradient and take the step; return the gradient's norm, a float32 scalar."""
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     norm = whole(torch.nn.utils.clip_grad_norm_(parameters, state.optim.grad_clip)).detach()

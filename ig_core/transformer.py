@@ -1,4 +1,13 @@
-"""One diffusion transformer for SiT and LightningDiT, with the auxiliary head of IG."""
+"""One diffusion transformer for SiT and LightningDiT, with the auxiliary head of IG.
+
+             SiT                               LightningDiT                      ModelConfig
+latents      SD-VAE, 4 x 32 x 32               VA-VAE, 32 x 16 x 16              in_channels
+patches      2, 4 or 8                         1 or 2                            patch_size
+positions    sin-cos table on the tokens       and rotary queries and keys       rope
+norms        LayerNorm without gain            RMSNorm with gain                 rms_norm
+MLP          GELU, 4 times the width           SwiGLU, 2/3 of that               swiglu
+t in files   1 is noise (the first SiT: data)  1 is data (turned when read)      -
+"""
 
 from __future__ import annotations
 
@@ -23,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class Velocities(NamedTuple):
-    """Predicted dx_t/dt of the final and the auxiliary head, each (B, C, H, W)."""
+    """Predictions of dx_t/dt by the final and the auxiliary head, each (B, C, H, W)."""
 
     final: Tensor
     aux: Tensor | None
 
 
 def _tables(config: ModelConfig) -> dict[str, Tensor]:
-    """Buffers by name: the position table, and those of the rotary embedding."""
+    """Compute the buffers by name: the position table, and those of the rotary embedding."""
     tables = {"pos_embed": sincos_table(config.width, config.grid_size)}
     if config.rope:
         cos, sin = rope_tables(config.head_dim, config.grid_size)
@@ -70,25 +79,25 @@ class DiffusionTransformer(nn.Module):
 
     @classmethod
     def shapes(cls, config: ModelConfig) -> dict[str, torch.Size]:
-        """Shapes of the state that such a model has, by name; takes no memory for it."""
+        """Return the shapes of the model's state by name, without allocating it."""
         with torch.device("meta"):
             return {name: value.shape for name, value in cls(config).state_dict().items()}
 
     @classmethod
     def uninitialised(cls, config: ModelConfig) -> DiffusionTransformer:
-        """A model whose weights are about to be loaded: tables are set, weights are anything."""
+        """Build a model on the CPU whose tables are set and whose weights are to be loaded."""
         model = cls.outline(config)
         model.allocate("cpu")
         return model
 
     @classmethod
     def outline(cls, config: ModelConfig) -> DiffusionTransformer:
-        """A model without memory, on torch's meta device."""
+        """Build a model without memory, on torch's meta device."""
         with torch.device("meta"):
             return cls(config)
 
     def allocate(self, device: torch.device | str) -> None:
-        """Give an outline memory: tables are set, weights are anything."""
+        """Give an outline memory on a device: tables are set, weights are undefined."""
         self.to_empty(device=device)
         for name, table in _tables(self.config).items():
             setattr(self, name, table.to(device))
@@ -107,11 +116,11 @@ class DiffusionTransformer(nn.Module):
         return self._run(x, t, y, with_aux=self.aux_head is not None)
 
     def final_velocity(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The final head alone, (B, C, H, W): for times at which nobody reads the other one."""
+        """Predict with the final head alone, (B, C, H, W), where the auxiliary one is not read."""
         return self._run(x, t, y, with_aux=False).final
 
     def compile_blocks(self) -> None:
-        """Compile every block with `torch.compile`, in place: once for all, they are alike.
+        """Compile every block with `torch.compile`, in place; equal blocks share one compilation.
 
         Names of parameters stay. Results change by rounding; the first passes take a minute.
         """

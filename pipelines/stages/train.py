@@ -134,11 +134,11 @@ def _train_on(
     post: Callable[[TrainProgress], None],
     notice: Callable[[], bool],
 ) -> TrainOutcome:
-    from ig_core.training import NonFiniteLossError, Share, train
+    from ig_core.training import NonFiniteLossError, WorkerShare, train
     from pipelines.stages.saving import Meetings
 
     team, start, stop = publisher.team, state.step, max(job.steps)
-    share = Share(team.rank, team.size, experiment.resources.micro_batch)
+    share = WorkerShare(team.rank, team.size, experiment.resources.micro_batch)
     meetings = Meetings(start, team.size, state.device)
     begun = time.monotonic()
     try:

@@ -12,7 +12,7 @@ from ig_core.config import OptimConfig
 from ig_core.precision import set_tf32
 from ig_core.process_group import join_group, serve_store
 from ig_core.sharding import shard
-from ig_core.training import Share, TrainState
+from ig_core.training import TrainState, WorkerShare
 from tests.ig_core.test_training import LOSS, MODEL, TRAIN, RandomImages, config, run
 
 pytestmark = [
@@ -105,7 +105,7 @@ def train_on_gpus(rank, world_size, folder, address, *, sharded):
     state = started(FLOAT32, "cpu" if sharded else device)
     if sharded:
         shard(state, device)
-    run(state, share=Share(rank, world_size))
+    run(state, share=WorkerShare(rank, world_size))
     packed = pack_checkpoint(state, keep=rank == 0)
     if rank == 0:
         packed.write(folder / "state")

@@ -11,7 +11,7 @@ from ig_core.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoin
 from ig_core.config import LossConfig, OptimConfig
 from ig_core.sharded_checkpoints import load_sharded
 from ig_core.sharding import is_sharded, local, shard
-from ig_core.training import Share, TrainState, train
+from ig_core.training import TrainState, WorkerShare, train
 from tests.ig_core.test_training import (
     LOSS,
     MODEL,
@@ -74,7 +74,7 @@ def train_sharded(rank, world_size, folder):
         uneven = new_state()
         uneven.model.activation_checkpointing = True
         shard(uneven)
-        write(run(uneven, UNEVEN, share=Share(rank, world_size, 1)), folder / "uneven", rank)
+        write(run(uneven, UNEVEN, share=WorkerShare(rank, world_size, 1)), folder / "uneven", rank)
 
         clipped = TrainState.new(MODEL, CLIPPED, TRAIN.seed)
         shard(clipped)

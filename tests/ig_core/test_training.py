@@ -17,8 +17,8 @@ from ig_core.training import (
     BatchSource,
     DataOrder,
     NonFiniteLossError,
-    Share,
     TrainState,
+    WorkerShare,
     train,
 )
 
@@ -119,7 +119,7 @@ def process_group(rank, world_size, address):
         world_size=world_size,
         timeout=timedelta(seconds=60),
     )
-    yield Share(rank, world_size)
+    yield WorkerShare(rank, world_size)
     distributed.destroy_process_group()
 
 
@@ -213,7 +213,7 @@ def test_training_lowers_both_losses():
 @pytest.mark.parametrize("micro_batch", [None, 4])
 @pytest.mark.parametrize("aux_layer", [None, 2])
 def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, micro_batch, aux_layer):
-    share = Share(micro_batch=micro_batch)
+    share = WorkerShare(micro_batch=micro_batch)
     model = ModelConfig(**(vars(MODEL) | {"aux_layer": aux_layer}))
     whole = new_state(model)
     for step in train(whole, RandomImages(), LOSS, TRAIN, share):
@@ -252,7 +252,7 @@ def test_every_valid_seed_trains(seed):
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 6, 100])
 def test_accumulated_micro_batches_equal_the_whole_batch(micro_batch):
-    assert_close(run(new_state(), share=Share(micro_batch=micro_batch)), run(new_state()))
+    assert_close(run(new_state(), share=WorkerShare(micro_batch=micro_batch)), run(new_state()))
 
 
 def test_two_workers_equal_one_and_agree_on_errors(tmp_path):
@@ -329,13 +329,13 @@ def test_more_workers_than_images_are_an_error():
     with pytest.raises(
         ValueError, match=r"batch_size must be at least the number of workers \(7\).* got 6"
     ):
-        next(train(new_state(), RandomImages(), LOSS, TRAIN, Share(0, 7)))
+        next(train(new_state(), RandomImages(), LOSS, TRAIN, WorkerShare(0, 7)))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7, 12])
 @pytest.mark.parametrize("micro_batch", [None, 1, 4])
 def test_workers_share_every_position_of_the_batch_in_order(world_size, micro_batch):
-    shares = [Share(rank, world_size, micro_batch) for rank in range(world_size)]
+    shares = [WorkerShare(rank, world_size, micro_batch) for rank in range(world_size)]
     parts = [share.positions(3, 12) for share in shares]
     assert torch.cat([p for part in parts for p in part]).tolist() == list(range(36, 48))
     assert len({len(part) for part in parts}) == 1
@@ -347,7 +347,7 @@ def test_workers_share_every_position_of_the_batch_in_order(world_size, micro_ba
 
 
 def test_uneven_parts_are_the_first_workers():
-    assert [len(Share(rank, 3).positions(0, 128)[0]) for rank in range(3)] == [43, 43, 42]
+    assert [len(WorkerShare(rank, 3).positions(0, 128)[0]) for rank in range(3)] == [43, 43, 42]
 
 
 def train_unevenly(rank, world_size, folder):
@@ -355,7 +355,7 @@ def train_unevenly(rank, world_size, folder):
     torch.set_num_threads(1)
     with process_group(rank, world_size, folder / "group") as share:
         for micro_batch in (None, 1):
-            each = Share(share.rank, world_size, micro_batch)
+            each = WorkerShare(share.rank, world_size, micro_batch)
             state = run(new_state(), config(batch_size=5, checkpoint_every=6), share=each)
             save_checkpoint(state, folder / f"micro{micro_batch}-{rank}")
     leave()
