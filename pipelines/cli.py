@@ -46,7 +46,7 @@ from pipelines.memory import explanation, ran_out_of_memory
 from pipelines.pinned import resolve
 from pipelines.rights import explain
 from pipelines.secrets import load_secrets
-from pipelines.settings import setting, unset_empty_settings
+from pipelines.settings import is_debugging, unset_empty_settings
 from pipelines.study.options import StudyOptions
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _main(arguments: list[str] | None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not is_read(sys.stdout):
             raise
-        code = None if setting("IGDIT_DEBUG") else _explain(error)
+        code = None if is_debugging() else _explain(error)
         if code is None:
             raise
         return code

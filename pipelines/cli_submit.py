@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipelines.graph import Graph
 from pipelines.keys import content_key
 from pipelines.pinned import files_elsewhere, resolve
 from pipelines.revision import commit_of
+from pipelines.settings import all_variables, dashboard_address
 from pipelines.submission import (
     Submission,
     check_addresses,
@@ -91,7 +91,7 @@ def submit_command(
     if not root.is_dir():
         raise UsageError(f"--working-dir must be a folder, but got {str(root)!r}")
     address, console = _address(options), Console()
-    environment = environment_for(os.environ, options.env, options.secrets)
+    environment = environment_for(all_variables(), options.env, options.secrets)
     if kind == "study":
         command = parse_study(rest)
         name, label, storage = command.study.name, "", command.options.storage
@@ -184,16 +184,13 @@ def _address(options: SubmitOptions) -> str:
     """The dashboard's address."""
     given, name = options.address, "--address"
     if given is None:
-        for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-            value = os.environ.get(variable, "")
-            if value and (variable != "RAY_ADDRESS" or value.startswith("http")):
-                given, name = value, variable
-                break
-        else:
+        found = dashboard_address()
+        if found is None:
             raise UsageError(
                 "igdit submit needs the address of the cluster's dashboard: --address "
                 "http://HOST:8265, or RAY_API_SERVER_ADDRESS"
             )
+        name, given = found
     if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
         raise UsageError(
             f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "

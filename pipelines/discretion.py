@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import traceback
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from pipelines.settings import secret_values
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-SECRETS = (
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "PGPASSWORD",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "RAY_AUTH_TOKEN",
-)
-"""Variables of the environment whose values are shown nowhere."""
 SHORTEST = 4
 """Characters of a value that is hidden wherever it stands: a shorter one is part of any text."""
 HIDDEN = "***"
@@ -61,7 +53,7 @@ def credentials_in(text: str) -> set[str]:
 
 def secrets() -> list[str]:
     """What must be shown nowhere, longest first: one may be a part of another."""
-    found = _kept | {os.environ.get(name, "") for name in SECRETS}
+    found = _kept | secret_values()
     return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines import settings
 from pipelines.rights import require_writable
-from pipelines.settings import setting
 from pipelines.stores import file_path, make_store, require_lasting
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Home:
         Raises:
             ValueError: it is the address of something that is no folder.
         """
-        address = setting("IGDIT_HOME") or "runs"
+        address = settings.home_address()
         path = file_path(address)
         if path is None:
             raise ValueError(
@@ -59,22 +59,22 @@ class Home:
     @cached_property
     def store(self) -> Store:
         """The artifact store: `IGDIT_STORE` (a folder or s3://BUCKET/PREFIX), or a folder here."""
-        return make_store(setting("IGDIT_STORE") or str(self.root / "store"))
+        return make_store(settings.store_address() or str(self.root / "store"))
 
     @property
     def tracking_uri(self) -> str:
         """MLflow's backend: `MLFLOW_TRACKING_URI`, or a SQLite file here."""
-        return setting("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        return settings.tracking_uri() or f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
     def study_storage(self) -> str:
         """Database of the studies: `IGDIT_STUDY_STORAGE`, or a SQLite file here."""
-        return setting("IGDIT_STUDY_STORAGE") or f"sqlite:///{self.root / 'study.db'}"
+        return settings.study_storage() or f"sqlite:///{self.root / 'study.db'}"
 
     @property
     def has_studies(self) -> bool:
         """Whether a database of studies was named, or is here."""
-        return setting("IGDIT_STUDY_STORAGE") is not None or (self.root / "study.db").exists()
+        return settings.study_storage() is not None or (self.root / "study.db").exists()
 
     @property
     def mlartifacts(self) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from ray.job_submission import JobSubmissionClient
 
 from pipelines.discretion import discreet
 from pipelines.errors import JobServerError
+from pipelines.settings import override, upload_obeys_gitignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ class JobServer:
         """
         self.address = address
         # Ray takes these before the address that it is given.
-        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        override({"RAY_API_SERVER_ADDRESS": address})
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._client: Any = self._ask(lambda: _Client(address))
@@ -218,7 +218,7 @@ def files_to_upload(root: Path, excludes: Sequence[str]) -> dict[str, int]:
         root,
         [packaging._get_excludes(root, patterns)],
         note,
-        include_gitignore=os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1",
+        include_gitignore=upload_obeys_gitignore(),
         logger=logging.getLogger(__name__),
     )
     return found

@@ -23,6 +23,7 @@ from pipelines.errors import StoppedError, WorkerLostError
 from pipelines.memory import explaining_memory
 from pipelines.ray_training import train_alone, train_in_group
 from pipelines.runners import require_cores
+from pipelines.settings import ray_address, ray_train_settings
 from pipelines.stages.build import Job, build
 
 if TYPE_CHECKING:
@@ -74,9 +75,7 @@ class RayRunner:
         lacks = self._lacks()
         if lacks and minutes == 0:
             hint = "; --resources.wait-minutes waits for nodes that are to come"
-            raise ValueError(
-                f"resources ask for {lacks}{hint * bool(os.environ.get('RAY_ADDRESS'))}"
-            )
+            raise ValueError(f"resources ask for {lacks}{hint * bool(ray_address())}")
         if not lacks:
             return
         logger.warning("waits up to %g minutes for nodes: a training needs %s", minutes, lacks)
@@ -167,8 +166,7 @@ class RayRunner:
         # driver, so that no lost node takes it away from workers that live.
         group: Any = ray.remote(train_in_group)
         group = group.options(num_cpus=0, max_retries=retries, scheduling_strategy=_here())
-        settings = {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}
-        return group.remote(job, board, resources, str(self.scratch), settings)
+        return group.remote(job, board, resources, str(self.scratch), ray_train_settings())
 
     def _relay(
         self,
@@ -229,7 +227,7 @@ def _here() -> NodeAffinitySchedulingStrategy:
 
 def _connect(resources: Resources, scratch: Path, experiments: int) -> None:
     """Join the cluster of `RAY_ADDRESS`, or start Ray here."""
-    address = os.environ.get("RAY_ADDRESS")
+    address = ray_address()
     if address:
         _check_answers(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)

@@ -28,6 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ig_core.process_group import join_group, serve_store
 from pipelines.errors import PipelineError, WorkerLostError
+from pipelines.settings import override
 from pipelines.stages.train import TrainJob, TrainOutcome, train_worker
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def train_in_group(
         scratch: Folder for what may be lost.
         settings: Environment of Ray Train, which it takes from the process that starts a group.
     """
-    os.environ.update(settings)
+    override(settings)
     per_worker = {"CPU": float(resources.cpus_per_worker)}
     most, fewest = resources.num_workers, resources.min_workers
     trainer = TorchTrainer(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 from pathlib import Path
 
-COMMIT = "IGDIT_COMMIT"
-"""Variable that names the commit where the code was sent without its repository."""
+from pipelines.settings import sent_commit
+
 CODE = Path(__file__).resolve().parent.parent
 
 
@@ -46,7 +45,7 @@ def code_commit() -> str:
         the folder that igdit is installed in is not igdit's own.
     """
     own = commit_of(CODE) if (CODE / ".git").exists() else ""
-    return own or os.environ.get(COMMIT, "")
+    return own or sent_commit()
 
 
 def split_commit(commit: str) -> tuple[str, bool]:

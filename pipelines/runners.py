@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from ig_core.validation import require
 from pipelines.discretion import discreet
 from pipelines.errors import StoppedError
+from pipelines.settings import ray_address, set_defaults
 from pipelines.stages.build import Job, build
 from pipelines.stages.train import TrainJob, TrainOutcome, TrainProgress, train_worker
 
@@ -160,7 +161,7 @@ class RunnerSession:
     def experiments(self) -> int:
         """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
         if self._experiments is None:
-            on_cluster = self._resources.runner == "ray" and os.environ.get("RAY_ADDRESS")
+            on_cluster = self._resources.runner == "ray" and ray_address()
             self._experiments = self.runner().room() if on_cluster else room_here(self._resources)
         return self._experiments
 
@@ -218,7 +219,7 @@ def require_cores(resources: Resources) -> None:
         ValueError: it has fewer.
     """
     wanted, cores = resources.fewest_workers * resources.cpus_per_worker, cores_here()
-    if resources.runner == "inline" or os.environ.get("RAY_ADDRESS") or wanted <= cores:
+    if resources.runner == "inline" or ray_address() or wanted <= cores:
         return
     option = f"num-workers {cores // resources.cpus_per_worker}"
     if resources.cpus_per_worker > cores:
@@ -234,7 +235,7 @@ def describe_runner(resources: Resources) -> str:
     """What `make_runner` is about to start, for people."""
     if resources.runner == "inline":
         return "everything in this process"
-    where = os.environ.get("RAY_ADDRESS")
+    where = ray_address()
     place = f"at {discreet(where)}" if where else "on this machine"
     elastic = f"{resources.min_workers} to " if resources.min_workers is not None else ""
     return f"Ray {place}, training workers: {elastic}{resources.num_workers}"
@@ -243,7 +244,7 @@ def describe_runner(resources: Resources) -> str:
 def prepare_ray_environment() -> None:
     """Set what Ray reads when it is imported: no usage reports; loopback if it is to be local."""
     settings = dict(RAY_SETTINGS)
-    if not os.environ.get("RAY_ADDRESS"):
+    if not ray_address():
         # Without the first Ray replaces 127.0.0.1 by the host's outward address, whatever it is
         # told; without the last gloo listens where the host's name resolves to.
         settings |= {
@@ -251,5 +252,4 @@ def prepare_ray_environment() -> None:
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    set_defaults(settings)

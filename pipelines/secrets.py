@@ -13,11 +13,9 @@ import stat
 from pathlib import Path
 
 from pipelines.discretion import credentials_in, keep_secret
-from pipelines.settings import setting
+from pipelines.settings import SECRETS_FILE, secrets_file, set_defaults
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-FILE = "IGDIT_SECRETS"
-"""Variable that names the file."""
 SECRET_VARIABLE = re.compile(
     r"PASS(?!FILE)|PWD|(^|_)PW$|SECRET|TOKENS?(_|$)|CREDENTIAL|SIGNATURE|BEARER|COOKIE"
     r"|AUTH(ORIZATION)?$|(^|_)(SAS|PAT)(_|$)|CONNECTION_?STRING|KEYS?(_?\d+)?$",
@@ -39,13 +37,13 @@ def load_secrets() -> None:
     Raises:
         ValueError: the file is not there, others may read it, or a line is not NAME=VALUE.
     """
-    given = setting(FILE)
+    given = secrets_file()
     if not given:
         return
     found = parse_secrets(_read(Path(given)), given)
     for name, value in found.items():
         keep_secret([value] if is_secret(name) else credentials_in(value))
-        os.environ.setdefault(name, value)
+    set_defaults(found)
 
 
 def is_secret(name: str) -> bool:
@@ -59,17 +57,17 @@ def _read(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                raise ValueError(f"{FILE} must be a file, but {path} is none")
+                raise ValueError(f"{SECRETS_FILE} must be a file, but {path} is none")
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise ValueError(
-                    f"{FILE} must be readable by its owner only, but {path} has mode "
+                    f"{SECRETS_FILE} must be readable by its owner only, but {path} has mode "
                     f"{stat.S_IMODE(mode):04o}: chmod 600 {path}"
                 )
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(
-            f"{FILE} must be a file of NAME=VALUE lines on this node, but {path} "
+            f"{SECRETS_FILE} must be a file of NAME=VALUE lines on this node, but {path} "
             f"cannot be read: {reason}"
         ) from None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from pipelines.folder_store import FolderStore
-from pipelines.settings import setting
+from pipelines.settings import cache_bytes, cache_folder, lease_seconds
 
 if TYPE_CHECKING:
     from pipelines.artifacts import Store
@@ -43,8 +43,7 @@ def make_store(uri: str, *, known: bool = False) -> Store:
     from pipelines.bucket_locks import LEASE_SECONDS
     from pipelines.bucket_store import BucketStore
 
-    size = int(_number("IGDIT_CACHE_GIB", CACHE_GIB) * 2**30)
-    seconds = _number("IGDIT_LEASE_SECONDS", LEASE_SECONDS, least=2)
+    size, seconds = cache_bytes(CACHE_GIB), lease_seconds(LEASE_SECONDS)
     store = BucketStore(uri.rstrip("/"), cache_folder(), size, seconds)
     store.bucket.answered = known
     return store
@@ -107,21 +106,3 @@ def require_lasting(variable: str, address: str) -> None:
             f'\'{{"env_vars": {{"{variable}": "..."}}}}\' (an absolute path on the nodes, or an '
             f"address), or use igdit submit, which asks for it"
         )
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps copies of what lies in a bucket: IGDIT_CACHE, or in the home."""
-    default = Path(setting("XDG_CACHE_HOME") or Path.home() / ".cache") / "igdit"
-    return Path(setting("IGDIT_CACHE") or default).expanduser().absolute()
-
-
-def _number(variable: str, default: float, least: float = 0.0) -> float:
-    text = setting(variable)
-    try:
-        value = default if text is None else float(text)
-    except ValueError:
-        value = float("nan")
-    if not max(least, 1e-9) <= value < float("inf"):
-        expected = f"at least {least:g} (seconds)" if least else "a positive number"
-        raise ValueError(f"{variable} must be {expected}, but got {text!r}")
-    return value

@@ -18,9 +18,8 @@ from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.keys import content_key
 from pipelines.pinned import PINNED
-from pipelines.revision import COMMIT
 from pipelines.runners import RAY_SETTINGS
-from pipelines.secrets import FILE as SECRETS_FILE
+from pipelines.settings import COMMIT, SECRETS_FILE
 from pipelines.stores import file_path, local_path
 from pipelines.uploads import KEPT_BACK, SECRET_NAME
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pipelines.discretion import discreet
 from pipelines.errors import JobServerError, UsageError
+from pipelines.settings import all_variables, has_ray_token, ray_token_path, set_defaults
 from pipelines.uploads import check_no_secrets
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def submit(
 
     files = files_to_upload(submission.root, submission.excludes)
     check_upload(files, submission)
-    check_no_secrets(submission.root, files, {**os.environ, **submission.environment})
+    check_no_secrets(submission.root, files, all_variables() | submission.environment)
     if dry_run:
         describe(submission, files, address, console)
         return 0
@@ -83,10 +83,10 @@ def submit(
 
 def _prepare_authentication() -> None:
     """Ray's client sends no token unless it is told to, even where one is named."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if path and not os.environ.get("RAY_AUTH_TOKEN") and not Path(path).is_file():
+    path = ray_token_path()
+    if has_ray_token() or path:
+        set_defaults({"RAY_AUTH_MODE": "token"})
+    if path and not has_ray_token() and not Path(path).is_file():
         raise UsageError(f"RAY_AUTH_TOKEN_PATH must be a file, but got {path!r}")
 
 

@@ -8,7 +8,6 @@ nothing. Time stamps are those of the artifacts.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,7 +31,7 @@ from pipelines.projection import (
 )
 from pipelines.reproduce import run_command, run_name
 from pipelines.results import preview
-from pipelines.settings import setting, unset_empty_settings
+from pipelines.settings import set_defaults, tracking_uri, unset_empty_settings
 from pipelines.stages.build import EXPERIMENT_FILE
 from pipelines.views import METRICS_NOTE, SAMPLES, VIEW_TAG, experiment_view, view_address
 
@@ -61,12 +60,16 @@ logger = logging.getLogger(__name__)
 def import_mlflow() -> Any:  # noqa: ANN401
     """Import mlflow with its telemetry off."""
     unset_empty_settings()
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # A server that is away is given up soon; what it misses is logged later.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    set_defaults(
+        {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            "GIT_PYTHON_REFRESH": "quiet",
+            # A server that is away is given up soon; what it misses is logged later.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        }
+    )
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -145,7 +148,7 @@ class MlflowTracker:
         if found is not None:
             return found
         location = None
-        if setting("MLFLOW_TRACKING_URI") is None:
+        if tracking_uri() is None:
             location = (self._artifact_root / quote(name)).as_uri()
         # Without the kind the pages open in the view for language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}

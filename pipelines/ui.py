@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.discretion import discreet, without_user
-from pipelines.settings import setting
+from pipelines.settings import all_variables, tracking_uri
 from pipelines.study.tracking import STUDY_TAG, view_name
 from pipelines.tracking import RUN_TAG, VIEW, import_mlflow
 from pipelines.tracking_messages import damage_of
@@ -92,7 +92,7 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
         say(f"Results are tracked by the server at {base}: open it there.")
         _say_pages(home, base, say)
         return 0
-    own = setting("MLFLOW_TRACKING_URI") is None
+    own = tracking_uri() is None
     if own and not (home.root / "mlflow.db").exists():
         raise ValueError(f"there are no results in {home.root} yet: run an experiment first")
     damage = damage_of(home.tracking_uri)
@@ -125,7 +125,7 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
     ]
     # By the environment, as the address of a database may hold a password.
     environment = {
-        **os.environ,
+        **all_variables(),
         "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -239,3 +240,53 @@ def test_python_pins_are_complete():
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lock if "==" in line}
     assert names <= pinned
+
+
+def environment_readers(tree: ast.AST) -> set[int]:
+    """Lines that touch the environment by `os.environ`, `os.getenv` and the like."""
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            found.add(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            found |= {node.lineno for alias in node.names if alias.name in names}
+    return found
+
+
+@pytest.mark.parametrize(
+    "source", ["import os\nos.environ['A']", "import os\nos.getenv('A')", "from os import environ"]
+)
+def test_readers_of_the_environment_are_found(source):
+    assert environment_readers(ast.parse(source))
+
+
+def test_only_settings_touch_the_environment():
+    settings = ROOT / "pipelines" / "settings.py"
+    offenders = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in modules()
+        if path != settings and path.relative_to(ROOT).parts[0] != "cluster"
+        for line in environment_readers(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not offenders
+    assert environment_readers(ast.parse(settings.read_text(encoding="utf-8")))
+
+
+VARIABLE = re.compile(r"(IGDIT|MLFLOW|RAY|GLOO|AWS|PG|XDG|DO_NOT|GIT)_?[A-Z0-9_]+")
+
+
+def test_every_variable_stands_in_the_table_of_settings():
+    from pipelines import settings
+
+    known = {*re.findall(r"[A-Z0-9_]{4,}", settings.__doc__), *settings.SECRET_VARIABLES}
+    named = {
+        node.value
+        for path in modules()
+        if path.relative_to(ROOT).parts[0] != "cluster"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if VARIABLE.fullmatch(node.value) and not node.value.endswith("_")
+    }
+    assert named
+    assert named <= known

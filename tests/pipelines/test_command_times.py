@@ -11,7 +11,8 @@ from pipelines.graph import Graph
 from pipelines.page import provenance
 from pipelines.projection import commit_tags, run_ended_ms, started_ms
 from pipelines.results import collect
-from pipelines.revision import COMMIT, code_commit, commit_of, split_commit
+from pipelines.revision import code_commit, commit_of, split_commit
+from pipelines.settings import COMMIT
 from tests.pipelines.conftest import run_inline, tiny
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.home import Home
-from pipelines.settings import unset_empty_settings
-from pipelines.stores import cache_folder, file_path, make_store
+from pipelines.settings import cache_folder, unset_empty_settings
+from pipelines.stores import file_path, make_store
 from pipelines.submission import environment_for, identity_of
 
 VARIABLES = (
