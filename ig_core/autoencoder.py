@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ig_core.extras import extra
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -73,18 +75,16 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def autoencoder_class() -> Any:  # noqa: ANN401
-    """AutoencoderKL.
+    """Import AutoencoderKL, the class of diffusers.
 
     Raises:
-        ValueError: diffusers is not installed.
+        MissingLibraryError: diffusers is not installed.
     """
     from ig_core.torchvision_shim import declare_missing_operators
 
     declare_missing_operators()
-    try:
+    with extra("imagenet"):
         from diffusers import AutoencoderKL
-    except ModuleNotFoundError as error:
-        raise ValueError("data.codec needs diffusers: pip install 'igdit[imagenet]'") from error
     return AutoencoderKL
 
 
@@ -92,7 +92,8 @@ def expected_shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of an AutoencoderKL with checked settings; no memory is taken.
 
     Raises:
-        ValueError: diffusers is not installed, or makes nothing of the settings.
+        MissingLibraryError: diffusers is not installed.
+        ValueError: diffusers makes nothing of the settings.
     """
     with torch.device("meta"):
         network = autoencoder_class()(**settings)

@@ -57,7 +57,8 @@ def load_codec(name: str, path: Path, device: str = "cpu") -> Codec:
         device: Where it computes.
 
     Raises:
-        ValueError: see `ig_core.codec_files.open_codec`; or diffusers is not installed.
+        ValueError: see `ig_core.codec_files.open_codec`.
+        MissingLibraryError: diffusers is not installed.
     """
     file = open_codec(name, path)
     network = autoencoder_class()(**file.settings)

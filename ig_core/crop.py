@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from ig_core.extras import extra
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -73,7 +75,8 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
     Raises:
         MemoryError: what the machine lacks is no fault of an image.
     """
-    from PIL import Image
+    with extra("imagenet"):
+        from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ig_core.extras import extra
 from ig_core.torchvision_shim import declare_missing_operators
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def train_digits_net(images: Tensor, labels: Tensor, seed: int, epochs: int) -> 
 
 
 def _register_digits() -> None:
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+    with extra("metrics"):
+        from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
     if DIGITS_CNN in FEATURE_EXTRACTORS_REGISTRY:
         return
@@ -227,7 +229,8 @@ def make_image_extractor(
 
 def _load_network(name: str, weights: str | Path) -> nn.Module:
     declare_missing_operators()
-    from torch_fidelity.utils import create_feature_extractor
+    with extra("metrics"):
+        from torch_fidelity.utils import create_feature_extractor
 
     _register_digits()
     with tempfile.TemporaryDirectory() as folder:
@@ -256,7 +259,8 @@ def inception_score(logits: Tensor, splits: int, seed: int | None = SEED) -> tup
             evaluator does, whose 10 parts of 50,000 images suffer where these are sorted by class.
     """
     declare_missing_operators()
-    from torch_fidelity.metric_isc import isc_features_to_metric
+    with extra("metrics"):
+        from torch_fidelity.metric_isc import isc_features_to_metric
 
     shuffle = seed is not None
     result = isc_features_to_metric(logits, splits, shuffle=shuffle, rng_seed=seed)
@@ -278,7 +282,8 @@ def kernel_distance(
         seed: Draws the subsets.
     """
     declare_missing_operators()
-    from torch_fidelity.metric_kid import kid_features_to_metric
+    with extra("metrics"):
+        from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(size, len(features), len(reference))
     result = kid_features_to_metric(
@@ -303,7 +308,8 @@ def precision_recall(
         batch: Rows at a time; changes the distances by float32 rounding at most.
     """
     declare_missing_operators()
-    from torch_fidelity.metric_prc import prc_features_to_metric
+    with extra("metrics"):
+        from torch_fidelity.metric_prc import prc_features_to_metric
 
     result = prc_features_to_metric(
         features,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ig_core.extras import extra
 from ig_core.image_bytes import read_image_file
 from ig_core.npz import names, open_array, open_npz, read_array, read_rows
 from ig_core.source_formats import CONTAINERS
@@ -201,7 +202,8 @@ def _read_folder(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
 
 def _read_png(file: Path) -> NDArray[np.uint8]:
     """(H, W, C) uint8."""
-    from PIL import Image
+    with extra("metrics"):
+        from PIL import Image
 
     content = read_image_file(file)
     if isinstance(content, str):
@@ -344,7 +346,8 @@ def write_folder(folder: Path, batches: Iterable[Tensor]) -> int:
     Raises:
         ValueError: the folder holds PNG files, or images of another kind came.
     """
-    from PIL import Image
+    with extra("metrics"):
+        from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     if any(entry.suffix.lower() == ".png" for entry in folder.iterdir()):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ig_core.extras import extra
 from ig_core.path import score
 from ig_core.precision import autocast
 
@@ -139,7 +140,8 @@ def dopri5(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
 
     The batch shares the step size.
     """
-    from torchdiffeq import odeint
+    with extra("dopri5"):
+        from torchdiffeq import odeint
 
     ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
     try:

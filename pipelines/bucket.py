@@ -60,7 +60,10 @@ class Bucket:
                 **OPTIONS.get(self._protocol, {}),
             )
         except ImportError as error:
-            raise ValueError(f"{uri} needs a package that is not installed: {error}") from error
+            hint = "; pip install 'igdit[s3]' brings it" * (self._protocol == "s3")
+            raise ValueError(
+                f"{uri} needs a package that is not installed: {error}{hint}"
+            ) from error
         self.answered = False
         """Whether it ever did, to this process or to whoever gave it the address."""
         self._clock: tuple[float, float] | None = None

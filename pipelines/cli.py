@@ -23,6 +23,7 @@ from experiments import (
     get_study,
 )
 from experiments.tables import TABLES
+from ig_core.extras import MissingLibraryError, extra
 from pipelines.cli_help import HELP, asks_for_help, help_of, program_version
 from pipelines.cli_parse import parse_options
 from pipelines.cli_results import (
@@ -167,7 +168,8 @@ def _main(arguments: list[str] | None) -> int:
             )
         if name != "submit" and not set(HELP) & set(rest):  # its secrets are those of the nodes
             load_secrets()
-        return commands[name](rest)
+        with extra("run"):
+            return commands[name](rest)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not is_read(sys.stdout):
             raise
@@ -182,10 +184,10 @@ def _main(arguments: list[str] | None) -> int:
 
 def _explain(error: Exception) -> int | None:
     """Say in a line what went wrong; returns the exit code, None for what is a fault of ours."""
-    if isinstance(error, ValueError | OSError | PipelineError):
+    if isinstance(error, ValueError | OSError | PipelineError | MissingLibraryError):
         said = explain(error) if isinstance(error, OSError) else error
         print(f"igdit: {discreet(said)}", file=sys.stderr)
-        if not isinstance(error, UsageError | PipelineError):
+        if not isinstance(error, UsageError | PipelineError | MissingLibraryError):
             print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     cause = ran_out_of_memory(error)
