@@ -68,8 +68,8 @@ class Candidate:
                 model=replace(base.model, aux_layer=None),
                 loss=replace(base.loss, aux_weight=0.0, target_guidance=0.0),
                 guidance=Guidance(),
-                **other,
-            )  # type: ignore[arg-type]
+                **other,  # type: ignore[arg-type]
+            )
         return replace(
             base,
             model=replace(base.model, aux_layer=self.point.aux_layer),
