@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
-from rich.console import Console
 
 from experiments import (
     EXPERIMENTS,
@@ -37,10 +36,10 @@ from pipelines.cli_results import (
     ui_command,
 )
 from pipelines.cli_submit import submit_command
+from pipelines.console import discard_output, has_reader, log, make_console
 from pipelines.dag import make_plan
 from pipelines.discretion import DiscreetFormatter, discreet, print_discreetly
 from pipelines.errors import PipelineError, UsageError
-from pipelines.files import discard, is_read, never_fail_to_print
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.memory import explanation, ran_out_of_memory
@@ -123,16 +122,15 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if is_read(sys.stdout):
+        if has_reader(sys.stdout):
             raise
-        discard(sys.stdout)
+        discard_output(sys.stdout)
         return 1
 
 
 def _main(arguments: list[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    never_fail_to_print(sys.stdout)
     _speak_discreetly()
     unset_empty_settings()
     commands: dict[str, Callable[[list[str]], int]] = {
@@ -153,10 +151,10 @@ def _main(arguments: list[str] | None) -> int:
     if arguments[:1] == ["help"]:  # `igdit help run` is `igdit run --help`
         arguments = [*arguments[1:2], "--help"]
     if not arguments or asks_for_help(arguments):
-        print(USAGE)
+        log(make_console(), USAGE)
         return 0
     if arguments[0] in ("-V", "--version"):
-        print(program_version())
+        log(make_console(), program_version())
         return 0
     name, *rest = arguments
     try:
@@ -171,14 +169,14 @@ def _main(arguments: list[str] | None) -> int:
         with extra("run"):
             return commands[name](rest)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not is_read(sys.stdout):
+        if isinstance(error, BrokenPipeError) and not has_reader(sys.stdout):
             raise
         code = None if is_debugging() else _explain(error)
         if code is None:
             raise
         return code
     except KeyboardInterrupt:
-        print("igdit: stopped; the same command continues from what was published", file=sys.stderr)
+        _log_error("stopped; the same command continues from what was published")
         return 130
 
 
@@ -186,15 +184,20 @@ def _explain(error: Exception) -> int | None:
     """Say in a line what went wrong; returns the exit code, None for what is a fault of ours."""
     if isinstance(error, ValueError | OSError | PipelineError | MissingLibraryError):
         said = explain(error) if isinstance(error, OSError) else error
-        print(f"igdit: {discreet(said)}", file=sys.stderr)
+        _log_error(discreet(said))
         if not isinstance(error, UsageError | PipelineError | MissingLibraryError):
-            print("igdit: (IGDIT_DEBUG=1 shows where)", file=sys.stderr)
+            _log_error("(IGDIT_DEBUG=1 shows where)")
         return 2 if isinstance(error, ValueError) else 1
     cause = ran_out_of_memory(error)
     if cause is None:
         return None
-    print(f"igdit: {explanation(cause, 'in this process', REMEDY)}", file=sys.stderr)
+    _log_error(explanation(cause, "in this process", REMEDY))
     return 1
+
+
+def _log_error(text: str) -> None:
+    """Print a line about an error to standard error."""
+    log(make_console(sys.stderr), f"igdit: {text}")
 
 
 def _speak_discreetly() -> None:
@@ -212,7 +215,7 @@ def _interrupt(*_: object) -> None:
 
 def _options(arguments: list[str], command: str, kind: type[Options]) -> Options:
     if asks_for_help(arguments):
-        print(help_of(command))
+        log(make_console(), help_of(command))
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(
@@ -244,7 +247,7 @@ def run_command(arguments: list[str]) -> int:
     from pipelines.experiment_run import run_experiment
 
     options = _options(arguments, "run", RunOptions)
-    console = Console()
+    console = make_console()
     return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
 
 
@@ -259,7 +262,7 @@ def plan_command(arguments: list[str]) -> int:
     assumption = Assumption(options.assume_tflops, options.assume_utilisation)
     store = Home.default().store
     results = collect(store, Graph(resolve(options.experiment, partly=True)))
-    plan, console = make_plan(store, results.targets), Console()
+    plan, console = make_plan(store, results.targets), make_console()
     resources = options.experiment.resources
     if plan.missing and not resources.use_gpu:  # of GPUs a machine without any may ask
         require_cores(resources)
@@ -281,13 +284,13 @@ def study_command(arguments: list[str]) -> int:
     from pipelines.study.command import run_study
 
     command = parse_study(arguments)
-    return run_study(command.study, command.options, Home.default(), Console())
+    return run_study(command.study, command.options, Home.default(), make_console())
 
 
 def parse_study(arguments: list[str]) -> StudyCommand:
     """What the words after `igdit study` mean."""
     if asks_for_help(arguments):
-        print(help_of("study"))
+        log(make_console(), help_of("study"))
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
@@ -333,7 +336,7 @@ def report_command(arguments: list[str]) -> int:
     from pipelines.report_command import find_run, report_run, report_study
 
     if asks_for_help(arguments):
-        print(help_of("report"))
+        log(make_console(), help_of("report"))
         return 0
     home, (word, *rest) = Home.default(), arguments or [""]
     if word == "study":
@@ -342,12 +345,12 @@ def report_command(arguments: list[str]) -> int:
         if not rest or rest[0].startswith("-"):
             raise UsageError("igdit report study needs the name of a study")
         options = parse_options(StudyReportOptions, rest[1:], f"igdit report study {rest[0]}")
-        print(report_study(home, rest[0], options.storage))
+        log(make_console(), str(report_study(home, rest[0], options.storage)))
         return 0
     if rest or word.endswith(".json"):
         experiment = resolve(_options(arguments, "report", RunOptions).experiment)
     else:
         exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
         experiment = find_run(home, word or None, exact)
-    print(report_run(home, experiment))
+    log(make_console(), str(report_run(home, experiment)))
     return 0

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from experiments import EXPERIMENTS, Resources, get_experiment
 from experiments.sit import GPUS
 from experiments.tables import TABLES
 from pipelines.cli_help import HELP, asks_for_help, help_of
 from pipelines.cli_parse import parse_options
+from pipelines.console import log, make_console
 from pipelines.errors import UsageError
 from pipelines.home import Home
 from pipelines.pinned import resolve
@@ -65,7 +66,7 @@ def evaluate_command(arguments: list[str]) -> int:
     one = replace(EvaluateOptions().resources, num_workers=1)
     default = EvaluateCommand(EvaluateOptions(resources=one))
     command = parse_options(EvaluateCommand, rest, f"igdit evaluate {path}", default)
-    return evaluate_images(Path(path), command.options, Home.default(), Console())
+    return evaluate_images(Path(path), command.options, Home.default(), make_console())
 
 
 def inspect_command(arguments: list[str]) -> int:
@@ -73,13 +74,13 @@ def inspect_command(arguments: list[str]) -> int:
     from pipelines.inspect_command import inspect
 
     if set(HELP) & set(arguments):
-        print(help_of("inspect"))
+        log(make_console(), help_of("inspect"))
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UsageError(
             "igdit inspect needs one path: a checkpoint, a codec, or a folder of latents"
         )
-    return inspect(Path(arguments[0]), Console())
+    return inspect(Path(arguments[0]), make_console())
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def table_command(arguments: list[str]) -> int:
 
     if not arguments or asks_for_help(arguments):
         if arguments:
-            print(help_of("table"))
-        print_tables(Console())
+            log(make_console(), help_of("table"))
+        print_tables(make_console())
         return 0
     if arguments[0].startswith("-"):
         raise UsageError(
@@ -127,7 +128,7 @@ def table_command(arguments: list[str]) -> int:
         )
     name, *rest = arguments
     options = parse_options(TableOptions, rest, f"igdit table {name}")
-    return show_table(name, options, Home.default(), Console())
+    return show_table(name, options, Home.default(), make_console())
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def export_command(arguments: list[str]) -> int:
     exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
     run = find_run(home, word, exact)
     count = export_samples(home, run, Path(target), options.ig_scale, report=options.report)
-    print(f"{count:,} images: {target}")
+    log(make_console(), f"{count:,} images: {target}")
     return 0
 
 
@@ -182,7 +183,7 @@ def status_command(arguments: list[str]) -> int:
     from pipelines.status_view import view, watch_status
 
     options = parse_options(StatusOptions, arguments, "igdit status")
-    home, console = Home.default(), Console()
+    home, console = Home.default(), make_console()
     if options.watch and console.is_terminal:
         with suppress(KeyboardInterrupt):
             watch_status(home, console, options.every)
@@ -212,11 +213,11 @@ def store_command(arguments: list[str]) -> int:
     from pipelines.report import print_garbage, print_store
 
     if asks_for_help(arguments):
-        print(help_of("store"))
+        log(make_console(), help_of("store"))
         return 0
     if not arguments or arguments[0] not in ("ls", "gc"):
         raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
-    store, console = Home.default().store, Console()
+    store, console = Home.default().store, make_console()
     if arguments[0] == "ls":
         parse_options(NoOptions, arguments[1:], "igdit store ls")
         print_store(store, console)
@@ -240,7 +241,7 @@ def ui_command(arguments: list[str]) -> int:
     from pipelines.ui import serve_ui
 
     options = parse_options(UiOptions, arguments, "igdit ui")
-    return serve_ui(Home.default(), options.port, print)
+    return serve_ui(Home.default(), options.port, partial(log, make_console()))
 
 
 @dataclass(frozen=True)
@@ -256,9 +257,9 @@ def track_command(arguments: list[str]) -> int:
     from pipelines.rebuild import rebuild
 
     if asks_for_help(arguments):
-        print(help_of("track"))
+        log(make_console(), help_of("track"))
         return 0
     if not arguments or arguments[0] != "rebuild":
         raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
     options = parse_options(TrackOptions, arguments[1:], "igdit track rebuild")
-    return rebuild(Home.default(), options.storage, print)
+    return rebuild(Home.default(), options.storage, partial(log, make_console()))

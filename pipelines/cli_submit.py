@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro  # noqa: TC002 - in an annotation that is read at run time
-from rich.console import Console
 
 from experiments import EXPERIMENTS, STUDIES
 from pipelines.cli_help import HELP, asks_for_help
 from pipelines.cli_parse import parse_options
+from pipelines.console import ask, make_console
 from pipelines.discretion import discreet, has_password
 from pipelines.errors import UsageError
 from pipelines.graph import Graph
@@ -34,6 +34,8 @@ from pipelines.submission import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from rich.console import Console
 
     from experiments import Experiment
     from pipelines.cli import StudyCommand
@@ -90,7 +92,7 @@ def submit_command(
     root = (options.working_dir or find_root(Path.cwd())).absolute()
     if not root.is_dir():
         raise UsageError(f"--working-dir must be a folder, but got {str(root)!r}")
-    address, console = _address(options), Console()
+    address, console = _address(options), make_console()
     environment = environment_for(all_variables(), options.env, options.secrets)
     if kind == "study":
         command = parse_study(rest)
@@ -226,8 +228,8 @@ def _agreed(submission: Submission, ask_above: float, console: Console) -> Submi
         )
     question = (
         f"Nobody can be asked on the cluster. May study {submission.name} take more than "
-        f"{ask_above:g} worker-hours? \\[y/N] "
+        f"{ask_above:g} worker-hours?"
     )
-    if console.input(question).strip().lower() != "y":
+    if not ask(console, question):
         raise UsageError("nothing was sent")
     return dataclasses.replace(submission, words=(*submission.words, "--yes"))

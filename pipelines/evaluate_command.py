@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import EvaluationConfig, Experiment, get_experiment
 from experiments.protocols import get_protocol, protocol_name
 from pipelines.collection import in_use
+from pipelines.console import log
 from pipelines.dag import Pipeline, make_plan
 from pipelines.files import replace_text
 from pipelines.graph import Graph, Node
@@ -203,7 +204,7 @@ def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) 
     ]
     if all(store.find(node.kind, node.key) for node in nodes):
         return nodes
-    console.print(f"reading   {count:,} images of {path}", highlight=False, soft_wrap=True)
+    log(console, f"reading   {count:,} images of {path}")
 
     def publish(node: Node, images: ImageSet) -> None:
         if store.find(node.kind, node.key) is None:
@@ -247,7 +248,7 @@ def _build(
             display.expect(make_plan(home.store, [evaluate]).missing)
 
             def start_runner() -> Runner:
-                display.say(f"start     {describe_runner(experiment.resources)}")
+                display.log(f"start     {describe_runner(experiment.resources)}")
                 return session.runner()
 
             Pipeline(home.store, experiment, start_runner, display).run([evaluate])

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from pipelines.activity import Activity
 from pipelines.collection import in_use, remember
 from pipelines.command_times import command_times, record_end, record_start
+from pipelines.console import log
 from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
 from pipelines.graph import Graph
 from pipelines.pinned import resolve
@@ -55,17 +58,19 @@ def run_experiment(
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
-            console.print(f"set aside damaged {node.kind}/{node.key}", highlight=False)
+            log(console, f"set aside damaged {node.kind}/{node.key}")
         targets = (*collect(store, graph).targets, *aside)
         plan = make_plan(store, targets)
         works = _has_work(plan, store, graph)
         if works:
             record_start(store, graph.run_key, began)
-        console.print(
-            f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} artifacts "
-            f"to build, results in {home.root}",
-            highlight=False,
-            soft_wrap=True,
+        log(
+            console,
+            Text.assemble(
+                (experiment.name, "bold"),
+                f" {graph.run_key[:8]}: {len(plan.missing)} artifacts to build, "
+                f"results in {home.root}",
+            ),
         )
         results = _execute(graph, targets, home, console, activity)
         activity.update(phase="reporting", where="")
@@ -108,11 +113,12 @@ def measure_scales(
         plan = make_plan(store, targets)
         if works := _has_work(plan, store, graph):
             record_start(store, graph.run_key, began)
-        console.print(
-            f"[bold]{experiment.name}[/bold] {graph.run_key[:8]}: {len(plan.missing)} "
-            f"artifacts to build",
-            highlight=False,
-            soft_wrap=True,
+        log(
+            console,
+            Text.assemble(
+                (experiment.name, "bold"),
+                f" {graph.run_key[:8]}: {len(plan.missing)} artifacts to build",
+            ),
         )
         _execute(graph, targets, home, console, activity)
         if works:
@@ -148,7 +154,7 @@ def _execute(
             def start_runner() -> Runner:
                 where = describe_runner(experiment.resources)
                 activity.update(phase="at work", where=where)
-                display.say(f"start     {where}")
+                display.log(f"start     {where}")
                 return session.runner()
 
             display.expect(_all_missing(graph, targets, store))
@@ -187,19 +193,16 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
         results = collect(home.store, graph)
         return tracker.sync(results, files, finished=True)
     except Exception as error:  # noqa: BLE001 - any server, any failure; the store has it all
-        console.print(behind(home.tracking_uri, error))
+        log(console, behind(home.tracking_uri, error), "yellow")
         return None
 
 
 def _print_end(console: Console, report: Path, where: str | None, seconds: float) -> None:
-    def line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    line(f"Plots, samples and table: {report.parent}")
-    line(f"All of it in one page:    {report}")
+    log(console, f"Plots, samples and table: {report.parent}")
+    log(console, f"Report, as one page:      {report}")
     if where is not None:
-        line(where)
-    line(f"Done in {seconds:.1f} s.")
+        log(console, where)
+    log(console, f"Done in {seconds:.1f} s.")
 
 
 def _command() -> str:

@@ -1,11 +1,9 @@
-"""Files that survive a crash of the machine, and texts that can always be written."""
+"""Files that survive a crash of the machine, and text that can always be written."""
 
 from __future__ import annotations
 
 import codecs
-import io
 import os
-import select
 import shutil
 import uuid
 from contextlib import nullcontext, suppress
@@ -15,7 +13,6 @@ from pipelines.keys import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import TextIO
 
 LENIENT = "igdit.lenient"
 """Error handler of encoders. A byte of a file's name that Python could not decode (PEP 383) is
@@ -30,29 +27,6 @@ def _encode_leniently(error: UnicodeError) -> tuple[bytes, int]:
 
 
 codecs.register_error(LENIENT, _encode_leniently)
-
-
-def never_fail_to_print(stream: TextIO) -> None:
-    """Let a stream take any text, whatever the locale: no work is lost to a character."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors=LENIENT)
-
-
-def is_read(stream: TextIO) -> bool:
-    """Whether somebody may read a stream; of a pipe such as `| head` that ended, nobody does."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)
-        return not any(state & select.POLLERR for _, state in poll.poll(0))
-    except (OSError, ValueError):  # a stream that is no file, or closed
-        return True
-
-
-def discard(stream: TextIO) -> None:
-    """Throw away what is said to a stream from now on, and what it still holds."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def read_if_there(path: Path) -> bytes | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import EXPERIMENTS, get_experiment
 from ig_core.config import MODELS
+from pipelines.console import log, print_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,19 +42,17 @@ def inspect(path: Path, console: Console) -> int:
             f", but got {path}"
         )
     facts, notes, problems = found
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        console.print(f"{name:<{width}}  {value}", highlight=False, soft_wrap=True, markup=False)
+    print_facts(facts, console)
     _list(console, "To know", notes)
     _list(console, "Would go wrong", problems)
     if not problems:
-        console.print("Nothing was found that would go wrong.")
+        log(console, "Nothing was found that would go wrong.")
     return 1 if problems else 0
 
 
 def _list(console: Console, title: str, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(f"{title}: {line}.", highlight=False, soft_wrap=True, markup=False)
+        log(console, f"{title}: {line}.")
 
 
 def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:

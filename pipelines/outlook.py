@@ -17,6 +17,7 @@ from ig_core.costs import (
     sampling_flops,
     training_flops,
 )
+from pipelines.console import log
 from pipelines.graph import closure
 from pipelines.measured_costs import image_costs, seconds_per_step
 from pipelines.number_format import data_size, number
@@ -177,37 +178,38 @@ def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
 
 def print_outlook(results: Results, plan: Plan, assumption: Assumption, console: Console) -> None:
     """Print work, disk and what is still to be named."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
     experiment = results.experiment
     work = works(results, plan, assumption)
     if work:
-        say(
+        log(
+            console,
             f"Model: {parameter_count(experiment.model):,} parameters, "
-            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation."
+            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation.",
         )
         for item in work:
-            say(_sentence(item, experiment))
+            log(console, _sentence(item, experiment))
         if any(item.seconds_each is not None and not item.measured for item in work):
-            say(_assumed(experiment, assumption))
+            log(console, _assumed(experiment, assumption))
     sizes = disk_bytes(results, plan)
     if sizes:
         parts = ", ".join(f"{name} {data_size(size)}" for name, size in sizes.items())
-        say(f"Disk, from shapes: {data_size(sum(sizes.values()))} ({parts}).")
+        log(console, f"Disk, from shapes: {data_size(sum(sizes.values()))} ({parts}).")
     if experiment.data.source != "digits" and "latents" in sizes and experiment.data.count is None:
-        say(
+        log(
+            console,
             f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
-            f"named."
+            f"named.",
         )
     # All that are counted as cached above, not only those that need not be looked behind.
     held = [results.store.find(node.kind, node.key) for node in closure(results.targets)]
     there = [artifact for artifact in held if artifact is not None]
     if there:
-        say(f"There already: {len(there):,} artifacts, {data_size(sum(a.size for a in there))}.")
+        log(
+            console,
+            f"There already: {len(there):,} artifacts, {data_size(sum(a.size for a in there))}.",
+        )
     for field, what in unnamed_files(experiment).items():
-        say(f"Still to be named: {option(field)} PATH: {what}.")
+        log(console, f"Still to be named: {option(field)} PATH: {what}.")
 
 
 def _assumed(experiment: Experiment, assumption: Assumption) -> str:

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.console import log
 from pipelines.durations import clock
 from pipelines.graph import closure
 from pipelines.number_format import metric_interval, number
@@ -109,11 +110,9 @@ class LiveProgress:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            self.console.print(
+            log(
+                self.console,
                 f"progress  {self._how_far()}: {self._what_runs()}",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
             )
 
 
@@ -155,14 +154,14 @@ class ProgressDisplay:
         start = starting_step(self.store, self.graph, steps) if steps else 0
         self.ahead.expect(nodes, start)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        log(self.console, text)
 
     def waiting(self, node: Node) -> None:
         """Another process builds the node."""
         self._waiting = f"{node.kind}/{node.key}"
-        self.say(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
+        self.log(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
 
     def started(self, nodes: Sequence[Node]) -> None:
         """Nodes are being built."""
@@ -179,33 +178,33 @@ class ProgressDisplay:
             self._waiting = ""
         point = self._points.get(node)
         if node.stage == "data":
-            self._say_data(node)
+            self._log_data(node)
         elif node.kind == "checkpoint":
-            self.say(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
+            self.log(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
         elif point is not None:
             path = self.store.open(node.kind, node.key).path / METRICS
             metrics = json.loads(path.read_text(encoding="utf-8"))
-            self.say(
+            self.log(
                 f"{node.stage:<9} step {point.step:>6}  ig scale {point.guidance.ig_scale:<4g} "
                 f"FID {number(metrics['fid']):>8}  [{metric_interval(metrics)}]  "
                 f"{metrics['num_samples']:,} samples"
             )
             self.evaluated()
 
-    def _say_data(self, node: Node) -> None:
+    def _log_data(self, node: Node) -> None:
         name = DATA_NAMES.get(node.kind, node.kind)
         if node.kind == "latents":
             name = f"latents {node.config['start']:,} to {node.config['stop']:,}"
-        self.say(f"{node.stage:<9} {name} ready")
+        self.log(f"{node.stage:<9} {name} ready")
         read_images = "listing" in node.inputs or "images" in node.config
         if node.kind not in ("data", "reference") or not read_images:
             return
         path = self.store.open(node.kind, node.key).path / STATISTICS
         broken = json.loads(path.read_text(encoding="utf-8"))["broken"]
         for each in broken[:MOST_BROKEN]:
-            self.say(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
+            self.log(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
         if broken:
-            self.say(f"{node.stage:<9} faulty images: {len(broken)}, all of them in {path}")
+            self.log(f"{node.stage:<9} faulty images: {len(broken)}, all of them in {path}")
 
     def _how_far(self) -> str:
         """Part that is done, time left and time spent."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from experiments.protocols import protocol_name
 from pipelines.collection import recorded_runs, store_summary, unreadable_runs
+from pipelines.console import ScreenTable, log, numbers, print_table, words
 from pipelines.discretion import discreet
 from pipelines.durations import in_words
 from pipelines.graph import STAGES, Graph, Node, closure
 from pipelines.number_format import change, data_size, metric, metric_interval, number
 from pipelines.projection import checkpoint_name
-from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.stages.starting import starting_step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -43,11 +46,13 @@ SHOWN_METRICS = (
 def print_report(results: Results, console: Console) -> None:
     """Print the FID by scale, the FID curve and the cost of each stage."""
     if results.final:
-        print_screen_table(_scale_table(results), console)
-        console.print(_verdict(results))
+        print_table(_scale_table(results), console)
+        for line in _verdict(results):
+            console.print(line)
+        console.print()
     if results.curve:
-        print_screen_table(_curve_table(results), console)
-    print_screen_table(_cost_table(results), console)
+        print_table(_curve_table(results), console)
+    print_table(_cost_table(results), console)
 
 
 def _scale_table(results: Results) -> ScreenTable:
@@ -91,8 +96,8 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
         f"{metrics['num_samples']:,} images, protocol {protocol} ({metrics['fingerprint']['id']})"
     )
     columns = [*words("metric"), *numbers("value", "95 % interval")]
-    print_screen_table(ScreenTable(title, columns, rows), console)
-    console.print(f"All of it: {path}", highlight=False, soft_wrap=True)
+    print_table(ScreenTable(title, columns, rows), console)
+    log(console, f"All of it: {path}")
 
 
 def _infinity(metrics: dict[str, Any]) -> str:
@@ -107,13 +112,12 @@ def _number(metrics: dict[str, Any], name: str) -> str:
     return number(metrics[name]) if name in metrics else "-"
 
 
-def _verdict(results: Results) -> str:
-    lines = []
+def _verdict(results: Results) -> Iterator[str | Text]:
     headline, best = results.headline(), results.best()
     if headline is not None and headline.scale != 1:
         gain = results.improvements()[results.final.index(headline)]
         if gain is not None:
-            lines.append(
+            yield (
                 f"At the experiment's own scale {headline.scale:g}: FID {change(gain)} "
                 f"against scale 1, same noise and labels."
             )
@@ -122,19 +126,18 @@ def _verdict(results: Results) -> str:
         text = f"Lowest FID at scale {lowest.scale:g}"
         if equal:
             text += f"; not to be told from it: {', '.join(f'{s:g}' for s in equal)}"
-        lines.append(f"{text}.")
+        yield f"{text}."
     reported = results.reported()
     if reported is not None:
         m, gain = reported
         against = "" if gain is None else f", {change(gain)} against scale 1"
-        lines.append(
-            f"[bold]Reported: scale {m.scale:g}, FID {metric(m.metrics)}{against}[/bold], on noise "
-            f"that had no part in the choice (bank "
-            f"{results.experiment.evaluation.report_bank}){_infinity(m.metrics)}."
+        yield Text.assemble(
+            (f"Reported: scale {m.scale:g}, FID {metric(m.metrics)}{against}", "bold"),
+            f", on noise that had no part in the choice (bank "
+            f"{results.experiment.evaluation.report_bank}){_infinity(m.metrics)}.",
         )
-    lines.append("Intervals are of the sampling alone, for FID at this number of samples.")
-    lines.append(f"Protocol: {_protocol(results)}\n")
-    return "\n".join(lines)
+    yield "Intervals are of the sampling alone, for FID at this number of samples."
+    yield f"Protocol: {_protocol(results)}"
 
 
 def _protocol(results: Results) -> str:
@@ -196,7 +199,7 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
         )
     title = f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}"
     columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
-    print_screen_table(ScreenTable(title, columns, rows, keys=2), console)
+    print_table(ScreenTable(title, columns, rows, keys=2), console)
     if results.chosen_scale is None and (count := graph.most_images_anew):
         console.print(
             f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
@@ -250,10 +253,10 @@ def print_store(store: Store, console: Console) -> None:
     ]
     runs += [(key[:8], "(its record cannot be read)", "", "") for key in unreadable_runs(store)]
     columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
-    print_screen_table(ScreenTable("Recorded runs", columns, runs), console)
+    print_table(ScreenTable("Recorded runs", columns, runs), console)
     kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
     columns = [*words("kind"), *numbers("artifacts", "size")]
-    print_screen_table(ScreenTable(f"Artifacts in {discreet(store.uri)}", columns, kinds), console)
+    print_table(ScreenTable(f"Artifacts in {discreet(store.uri)}", columns, kinds), console)
 
 
 def _length(experiment: Experiment) -> str:
@@ -264,24 +267,20 @@ def _length(experiment: Experiment) -> str:
 def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     """Print what collection removed or would remove."""
     for artifact in garbage.artifacts:
-        console.print(
-            f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}", highlight=False
-        )
+        log(console, f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}")
     for name in garbage.set_aside:
-        console.print(f"set aside: {name}", highlight=False)
+        log(console, f"set aside: {name}")
     total = data_size(sum(artifact.size for artifact in garbage.artifacts))
     verb = "Deleted" if deleted else "Would delete"
     console.print(
         f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
         f"{len(garbage.set_aside)} set aside.",
-        highlight=False,
     )
     if garbage.unreadable:
         keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)
         console.print(
             f"All artifacts are kept: what a run whose record cannot be read needs is not known. "
             f"Run it again, or forget it: {keys}",
-            highlight=False,
         )
     if not deleted and (garbage.artifacts or garbage.set_aside):
         console.print("Nothing was deleted; add --delete to do it.")

@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from pipelines.console import ScreenTable, numbers, words
 from pipelines.durations import clock
 from pipelines.number_format import number
-from pipelines.screen_table import ScreenTable, numbers, words
 from pipelines.status import read_status
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipelines.console import log
 from pipelines.discretion import discreet
 from pipelines.errors import JobServerError, UsageError
 from pipelines.settings import all_variables, has_ray_token, ray_token_path, set_defaults
@@ -245,4 +246,4 @@ def how_to_go_on(submission_id: str, address: str) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(discreet(text), highlight=False, soft_wrap=True, markup=False)
+    log(console, discreet(text))

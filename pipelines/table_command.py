@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from experiments.tables import TABLES
 from pipelines.collection import in_use
+from pipelines.console import log
 from pipelines.graph import Graph
 from pipelines.pinned import resolve, unnamed_files
 from pipelines.table import fill
 from pipelines.table_records import remember_table, shown_tables
-from pipelines.table_view import print_table, write_table
+from pipelines.table_view import print_paper_table, write_table
 from pipelines.tracking_messages import behind, where_to_compare
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
             remember_table(store, name, lines, tracked=options.run or options.track)
     else:
         lines = fill(rows, store, {})
-    print_table(name, [line for line in lines if line.row in chosen], console)
+    print_paper_table(name, [line for line in lines if line.row in chosen], console)
     path = write_table(lines, table_folder(home, name))
-    console.print(f"All metrics of all rows: {path}", highlight=False, soft_wrap=True)
+    log(console, f"All metrics of all rows: {path}")
     if options.run or options.track:
         _track(name, lines, path, home, console)
     return 0
@@ -191,8 +192,6 @@ def _track(name: str, lines: Sequence[TableLine], path: Path, home: Home, consol
     try:
         tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         page = track_table(tracker, name, lines, [path])
-        console.print(
-            where_to_compare(home.tracking_uri, page, "this table"), highlight=False, soft_wrap=True
-        )
+        log(console, where_to_compare(home.tracking_uri, page, "this table"))
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
-        console.print(behind(home.tracking_uri, error))
+        log(console, behind(home.tracking_uri, error), "yellow")

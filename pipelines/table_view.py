@@ -6,8 +6,8 @@ import csv
 from typing import TYPE_CHECKING
 
 from experiments.tables import TABLES
+from pipelines.console import ScreenTable, log, numbers, print_facts, print_table, words
 from pipelines.number_format import metric_interval, number
-from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.table import METRICS, among_ours
 
 if TYPE_CHECKING:
@@ -27,43 +27,35 @@ COLUMNS = (
 
 def print_tables(console: Console) -> None:
     """Print which tables there are."""
-    width = max(map(len, TABLES))
+    facts = {}
     for name, make in TABLES.items():
         what = str(make.__doc__).partition("\n")[0].rstrip(".")
-        console.print(
-            f"{name:<{width}}  {what} ({len(make())} rows)", highlight=False, soft_wrap=True
-        )
-    console.print(
+        facts[name] = f"{what} ({len(make())} rows)"
+    print_facts(facts, console)
+    log(
+        console,
         "igdit table NAME shows one; --track makes it one comparison in MLflow; --help "
         "says how to run its rows.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
-def print_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
+def print_paper_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
     """Print published numbers and ours, and in what the protocols differ."""
     title = f"Table {name}: published numbers, and ours"
-    print_screen_table(ScreenTable(title, COLUMNS, map(_cells, lines)), console)
+    print_table(ScreenTable(title, COLUMNS, map(_cells, lines)), console)
     for text, rows in _by_text((line, line.obstacles) for line in lines).items():
-        console.print(
+        log(
+            console,
             f"Not compared ({', '.join(rows)}): {text}.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
     for text, rows in _by_text((line, line.differences) for line in lines).items():
-        console.print(
+        log(
+            console,
             f"Differs from the published protocol ({', '.join(rows)}): {text}.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
     for text in among_ours(lines):
-        console.print(f"Ours differ: {text}.", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        "Intervals are of the sampling alone; published numbers come without any.", soft_wrap=True
-    )
+        log(console, f"Ours differ: {text}.")
+    log(console, "Intervals are of the sampling alone; published numbers come without any.")
 
 
 def _cells(line: TableLine) -> list[str]:

@@ -20,13 +20,6 @@ def where_to_compare(tracking_uri: str, page: str, what: str, command: str = "ig
 
 
 def behind(tracking_uri: str, error: BaseException) -> str:
-    """Say that MLflow could not be brought up to date, and what mends it (rich's markup)."""
-    from rich.markup import escape
-
-    return f"[yellow]{escape(why_behind(tracking_uri, error))}[/yellow]"
-
-
-def why_behind(tracking_uri: str, error: BaseException) -> str:
     """Say that MLflow could not be brought up to date, and what mends it, without passwords."""
     damage = damage_of(tracking_uri)
     if damage is not None:

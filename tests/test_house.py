@@ -190,6 +190,16 @@ def test_nobody_takes_a_lock_without_looking_whether_it_was_free():
     ] == []
 
 
+def test_one_module_makes_the_console_and_nothing_else_prints():
+    """One place decides width, colours and encoding, and how a line stands beside a bar."""
+    made = {"Console": set(), "print": set()}
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in made:
+                made[node.func.id].add(path.relative_to(ROOT).as_posix())
+    assert made == {"Console": {"pipelines/console.py"}, "print": set()}
+
+
 def test_experiments_take_only_configurations_from_ig_core():
     assert [
         f"{path.name}:{node.lineno} imports {node.module}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.command_times import command_times, record_end, record_start
+from pipelines.console import ask, log
 from pipelines.dag import Deaf, Pipeline
 from pipelines.discretion import discreet
 from pipelines.errors import PipelineError
@@ -59,9 +61,6 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     """
     from pipelines.study.book import StudyBook
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     home.prepare()
     if options.storage is not None:
         require_lasting("--storage", options.storage)
@@ -82,7 +81,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             try:
                 _work(book, home, budget, options.parallel, console, activity)
             except PipelineError:
-                say("Stopped by an error (below). Found so far:")
+                log(console, "Stopped by an error (below). Found so far:")
                 print_findings(findings(study, book.last_seen, {}, store), console)
                 raise
             found = findings(study, book.trials(), book.importances(), store)
@@ -90,16 +89,16 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         finally:
             book.close()
         if _is_over(found, budget):
-            found = _measured_anew(found, home, say, activity)
+            found = _measured_anew(found, home, partial(log, console), activity)
         else:
-            say(_why_unfinished(found, budget))
+            log(console, _why_unfinished(found, budget))
             options = replace(options, confirm_seeds=0)
         activity.update(phase="reporting", news=headline(found))
         files = _report(found, options, home, console, activity)
         if works:
             record_end(store, identity, began)
         _track(found, identity, files, home, console)
-        say(f"Done in {time.monotonic() - started:.1f} s.")
+        log(console, f"Done in {time.monotonic() - started:.1f} s.")
     return 0
 
 
@@ -109,10 +108,9 @@ def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console
     wanted = options.wanted(study, trials, book.goal(0))
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
     complete = sum(trial.state == "COMPLETE" for trial in trials)
-    console.print(
+    log(
+        console,
         f"Study {study.name}: {wanted} trials in all, {complete} are complete",
-        highlight=False,
-        soft_wrap=True,
     )
     print_forecast(cost, console)
     if not _agreed(cost, options, console):
@@ -148,7 +146,7 @@ def _why_unfinished(found: Findings, budget: Budget) -> str:
 
 
 def _measured_anew(
-    found: Findings, home: Home, say: Callable[[str], None], activity: Activity
+    found: Findings, home: Home, log: Callable[[str], None], activity: Activity
 ) -> Findings:
     """The findings with the best point measured on noise that had no part in the choice."""
     if found.best is None or found.reported is not None:
@@ -161,10 +159,10 @@ def _measured_anew(
         listener = activity.follow(graph, Deaf(), found.best.point.training_name)
         targets = [point.evaluate for point in graph.report(scale)]
         pipeline = Pipeline(home.store, experiment, session.runner, listener)
-        rebuild_damaged(home.store, lambda: pipeline.run(targets), say)
+        rebuild_damaged(home.store, lambda: pipeline.run(targets), log)
     except (PipelineError, OSError) as error:  # the study itself is safe
         reason = explain(error) if isinstance(error, OSError) else error
-        say(discreet(f"The best point could not be measured on other noise: {reason}"))
+        log(discreet(f"The best point could not be measured on other noise: {reason}"))
     finally:
         session.close()
     return replace(found, reported=read_reported(home.store, graph, scale))
@@ -174,22 +172,24 @@ def _report(
     found: Findings, options: StudyOptions, home: Home, console: Console, activity: Activity
 ) -> list[Path]:
     """Say what was found, confirm it if that is asked for, and write it all down."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     print_findings(found, console)
     directory = study_folder(home, found.study.name)
     files = write_findings(found, directory)
     if options.confirm_seeds and found.best is not None:
         activity.update(phase="confirming on other seeds")
         confirmed = confirm(
-            found.study, found.trials, options.confirm_seeds, home, options.parallel, say, activity
+            found.study,
+            found.trials,
+            options.confirm_seeds,
+            home,
+            options.parallel,
+            partial(log, console),
+            activity,
         )
         print_confirmation(summarise(confirmed), console)
         files = write_findings(found, directory, confirmed)
     files.append(write_study_page(found, home.store, directory))
-    say(f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
+    log(console, f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
     return files
 
 
@@ -207,10 +207,10 @@ def _work(
     def sync() -> None:
         _tracker(book.study, book.identity, home).sync(book.trials(), finished=False)
 
-    def hear(text: str) -> None:
+    def log_progress(text: str) -> None:
         if not text.startswith("start"):
             activity.update(news=text)
-        console.print(text, highlight=False, soft_wrap=True)
+        log(console, text)
 
     def changed() -> None:
         states = Counter(trial.state for trial in book.trials())
@@ -231,7 +231,7 @@ def _work(
     background = BackgroundSync(sync)
     try:
         with study_progress(console, activity):
-            StudyDriver(book, home, budget, parallel, hear, changed, activity).run()
+            StudyDriver(book, home, budget, parallel, log_progress, changed, activity).run()
     finally:
         background.close(seconds=15)
 
@@ -248,11 +248,9 @@ def _track(found: Findings, identity: str, files: list[Path], home: Home, consol
     """Bring MLflow up to date; being unable to is said, and loses nothing."""
     try:
         page = _tracker(found.study, identity, home).sync(found.trials, files, finished=True)
-        console.print(
-            where_to_compare(home.tracking_uri, page, "this study"), highlight=False, soft_wrap=True
-        )
+        log(console, where_to_compare(home.tracking_uri, page, "this study"))
     except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
-        console.print(behind(home.tracking_uri, error))
+        log(console, behind(home.tracking_uri, error), "yellow")
 
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
@@ -264,9 +262,4 @@ def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
             f"the study is to take {number(cost.hours, separator=',')} worker-hours, more than "
             f"--ask-above {options.ask_above:g}: add --yes to start it"
         )
-    return (
-        console.input(f"Spend {number(cost.hours, separator=',')} worker-hours? [y/N] ")
-        .strip()
-        .lower()
-        == "y"
-    )
+    return ask(console, f"Spend {number(cost.hours, separator=',')} worker-hours?")

@@ -18,6 +18,7 @@ import pandas as pd
 from ig_core.config import Guidance
 from pipelines.activity import Activity
 from pipelines.collection import remember
+from pipelines.console import ScreenTable, numbers, print_table, words
 from pipelines.dag import Deaf, Pipeline
 from pipelines.discretion import discreet
 from pipelines.errors import (
@@ -30,7 +31,6 @@ from pipelines.graph import Graph
 from pipelines.number_format import change, metric, number
 from pipelines.results import collect
 from pipelines.runners import RunnerSession
-from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.study.damage import rebuild_damaged
 
 if TYPE_CHECKING:
@@ -211,4 +211,4 @@ def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
         gain = change((row["gain"], row["gain_low"], row["gain_high"]))
         rows.append((str(label), metric(dict(row)), "" if label == BASELINE else gain))
     columns = [*words("candidate"), *numbers("FID", "against the first")]
-    print_screen_table(ScreenTable(title, columns, rows), console)
+    print_table(ScreenTable(title, columns, rows), console)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from pipelines.console import ScreenTable, log, numbers, print_table, words
 from pipelines.durations import in_words
 from pipelines.errors import ArtifactError
 from pipelines.graph import Graph, closure
@@ -20,7 +21,6 @@ from pipelines.number_format import (
     percent,
 )
 from pipelines.results import METRICS, fid_jackknife_of, read_reported, work_seconds
-from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def print_findings(found: Findings, console: Console) -> None:
             )
         )
     columns = [*numbers("trial", "layer", "weight", "scale", "FID", "95 % interval"), *words("")]
-    print_screen_table(ScreenTable(title, columns, rows), console)
+    print_table(ScreenTable(title, columns, rows), console)
     if found.best is not None:
         console.print(
             f"{counted(len(found.equals), 'point')} cannot be told from the best one "
@@ -194,10 +194,11 @@ def print_findings(found: Findings, console: Console) -> None:
         )
     if found.reported is not None:
         metrics, gain = found.reported.measurement.metrics, found.reported.gain
+        against = "" if gain is None else f", {change(gain)} against scale 1"
         console.print(
-            f"[bold]The best point on noise that had no part in the choice: FID {metric(metrics)}"
-            + ("" if gain is None else f", {change(gain)} against scale 1")
-            + "[/bold]"
+            f"The best point on noise that had no part in the choice: "
+            f"FID {metric(metrics)}{against}",
+            style="bold",
         )
     if found.importances:
         texts = (f"{name} {percent(value)}" for name, value in found.importances.items())
@@ -226,9 +227,7 @@ def print_forecast(cost: Forecast, console: Console) -> None:
         f"{counted(cost.trials, 'trial')}, {counted(cost.trainings, 'training')}, "
         f"{cost.images:,} images"
     )
-    console.print(
-        f"Forecast: {work}; worker-hours {hours}; disk {disk}", highlight=False, soft_wrap=True
-    )
+    log(console, f"Forecast: {work}; worker-hours {hours}; disk {disk}")
 
 
 def write_findings(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from experiments import Experiment, Resources, get_experiment
+from pipelines.console import make_console
 from pipelines.dag import Pipeline
 from pipelines.experiment_run import run_experiment
 from pipelines.folder_store import FolderStore
@@ -146,7 +146,7 @@ def finished(tmp_path_factory) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         for name in OUTSIDE:
             patch.delenv(name, raising=False)
-        assert run_experiment(tiny(), home, Console(file=output, width=200)) == 0
+        assert run_experiment(tiny(), home, make_console(file=output, width=200)) == 0
     return Finished(tiny(), home, output.getvalue())
 
 

@@ -11,9 +11,9 @@ import threading
 import time
 
 import pytest
-from rich.console import Console
 
 from pipelines.background import BackgroundSync
+from pipelines.console import make_console
 from pipelines.discretion import discreet, without_user
 from pipelines.experiment_run import run_experiment
 from pipelines.home import Home
@@ -77,7 +77,7 @@ def test_what_is_behind_is_said_as_it_is(monkeypatch):
     """Brackets of an error are not markup."""
     screen = io.StringIO()
     text = behind("http://me:s3cret@h", ValueError("[red] http://me:s3cret@h/api [Errno 111]"))
-    Console(file=screen, width=500).print(text)
+    make_console(file=screen, width=500).print(text)
     assert "[red] http://me:***@h/api [Errno 111]" in screen.getvalue()
 
 
@@ -134,7 +134,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
     store.quarantine(node.kind, node.key)
     caplog.set_level(logging.DEBUG)
     started = time.monotonic()
-    assert run_experiment(tiny(), home, Console(file=screen, width=400)) == 0
+    assert run_experiment(tiny(), home, make_console(file=screen, width=400)) == 0
     assert time.monotonic() - started < 60
     assert store.find(node.kind, node.key) is not None
     assert Hanging.asked, "the server was asked"
@@ -146,7 +146,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
     assert not any(b"s3cret" in content for content in written)
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
+    assert run_experiment(tiny(), home, make_console(file=io.StringIO())) == 0
     (page,) = shown(home.root).values()
     assert page["status"] == "FINISHED"
     assert [step for step, _, _ in page["metrics"]["fid_curve"]] == [10, 20]
@@ -179,7 +179,7 @@ def test_nothing_of_the_environment_is_among_what_is_logged(store, finished, tmp
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
     home = Home(tmp_path / "home")
     other = dataclasses.replace(finished.experiment, name="other")
-    assert run_experiment(other, home, Console(file=io.StringIO())) == 0
+    assert run_experiment(other, home, make_console(file=io.StringIO())) == 0
     for content in tree(home.root).values():
         assert content is None or (b"s3cret" not in content and b"t0ken" not in content)
 
@@ -188,7 +188,7 @@ def test_the_stores_address_is_tagged_without_its_secret(store, tmp_path, monkey
     """`store` lies in that home already: nothing is to be done but to log it."""
     home = Home(tmp_path / "home")
     monkeypatch.setattr(home.store, "uri", "s3://KEY:s3cretword@bucket/x")
-    assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
+    assert run_experiment(tiny(), home, make_console(file=io.StringIO())) == 0
     contents = b"".join(content for content in tree(home.root).values() if content)
     assert b"s3://KEY:***@bucket/x" in contents
     assert b"s3cretword" not in contents

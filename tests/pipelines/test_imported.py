@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from experiments import experiment_to_json
 from ig_core.checkpoints import load_checkpoint, load_ema, save_official
 from ig_core.config import Guidance
 from ig_core.transformer import DiffusionTransformer
 from pipelines.cli import main
+from pipelines.console import make_console
 from pipelines.experiment_run import run_experiment
 from pipelines.graph import Graph, closure
 from pipelines.home import Home
@@ -75,7 +75,7 @@ def imported_from(path: Path, folder: Path, **train):
 def test_a_published_checkpoint_ends_as_an_fid_against_a_reference(tmp_path):
     home, output = Home(tmp_path / "home"), io.StringIO()
     experiment = imported(tmp_path)
-    assert run_experiment(experiment, home, Console(file=output, width=200)) == 0
+    assert run_experiment(experiment, home, make_console(file=output, width=200)) == 0
     results = collect(home.store, Graph(resolve(experiment)))
     assert results.complete
     assert [m.point.step for m in results.curve] == [0, 0]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from experiments import Resources
 from ig_core.fidelity import INCEPTION
@@ -21,6 +20,7 @@ from ig_core.images import read_images
 from pipelines import export_command
 from pipelines.cli import main
 from pipelines.cli_results import EvaluateOptions
+from pipelines.console import make_console
 from pipelines.evaluate_command import evaluate_images
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -57,7 +57,7 @@ def evaluate(tmp_path):
     home = Home(tmp_path / "home")
 
     def go(path, **options):
-        console = Console(file=io.StringIO(), width=200)
+        console = make_console(file=io.StringIO(), width=200)
         assert evaluate_images(path, EvaluateOptions(**SMALL | options), home, console) == 0
         text = console.file.getvalue()
         where = next(line for line in text.splitlines() if "All of it" in line)

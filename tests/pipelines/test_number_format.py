@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
+from pipelines.console import make_console
 from pipelines.number_format import (
     change,
     data_size,
@@ -101,7 +101,7 @@ def test_a_small_fid_is_shown_wherever_results_are():
         s1=spread(0.0051, *(1e-4 * w for w in WIDE)), s1_5=spread(0.0042, *(1e-4 * w for w in WIDE))
     )
     screen = io.StringIO()
-    print_report(made, Console(file=screen, width=160))
+    print_report(made, make_console(file=screen, width=160))
     for text in (screen.getvalue(), headline(made), run_page(made)):
         assert "0.00420" in text
         assert re.search(r"\b0\.00\b(?! \()", text[: text.find("Cost")]) is None

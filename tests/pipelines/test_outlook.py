@@ -6,11 +6,11 @@ import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from experiments import get_experiment
 from ig_core.costs import training_flops
 from pipelines.cli import main
+from pipelines.console import make_console
 from pipelines.dag import make_plan
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
@@ -124,7 +124,7 @@ def test_the_plan_says_it_all(capsys):
 def test_a_finished_experiment_takes_nothing(finished):
     results, plan = planned(finished.home.store, tiny())
     output = io.StringIO()
-    print_outlook(results, plan, Assumption(), Console(file=output, width=200))
+    print_outlook(results, plan, Assumption(), make_console(file=output, width=200))
     assert works(results, plan, Assumption()) == []
     assert output.getvalue().startswith("There already:")
 

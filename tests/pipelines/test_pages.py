@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from cluster.processes import descendants
+from pipelines.console import make_console
 from pipelines.experiment_run import run_experiment
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -78,7 +79,7 @@ def home(browser, tmp_path_factory) -> Home:
 
 
 def quiet() -> Console:
-    return Console(file=io.StringIO())
+    return make_console(file=io.StringIO())
 
 
 class Ui:

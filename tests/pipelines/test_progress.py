@@ -3,9 +3,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
 from pipelines import progress
+from pipelines.console import make_console
 from pipelines.experiment_run import _all_missing, run_experiment
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
@@ -18,7 +18,7 @@ from tests.processes import wait_for
 
 def display(tmp_path, *, width: int = 200, terminal: bool = False) -> ProgressDisplay:
     """A display of `tiny`, of which all is missing but the data."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+    console = make_console(file=io.StringIO(), width=width, terminal=terminal, styled=False)
     graph, store = Graph(tiny()), FolderStore(tmp_path / "store")
     shown = ProgressDisplay(console, store, graph, lambda: None)
     shown.expect(n for n in _all_missing(graph, graph.targets, store) if n.stage != "data")
@@ -26,7 +26,7 @@ def display(tmp_path, *, width: int = 200, terminal: bool = False) -> ProgressDi
 
 
 def bar(shown: ProgressDisplay) -> str:
-    screen = Console(file=io.StringIO(), width=shown.console.width, color_system=None)
+    screen = make_console(file=io.StringIO(), width=shown.console.width, styled=False)
     screen.print(shown.live.bar())
     return screen.file.getvalue()
 
@@ -91,7 +91,7 @@ def test_without_a_terminal_its_heart_beats(tmp_path, monkeypatch):
 def test_a_terminal_has_a_bar_and_no_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 0.02)
     screen = io.StringIO()
-    console = Console(file=screen, width=100, force_terminal=True, color_system=None)
+    console = make_console(file=screen, width=100, terminal=True, styled=False)
     experiment = tiny(resources={"runner": "inline", "num_workers": 1})
     assert run_experiment(experiment, Home(tmp_path), console) == 0
     text = screen.getvalue()

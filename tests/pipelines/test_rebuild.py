@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from rich.console import Console
 
 from pipelines.cli import main
 from pipelines.collection import recorded_runs
+from pipelines.console import make_console
 from pipelines.experiment_run import run_experiment
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -31,7 +31,7 @@ def tracked(tmp_path_factory) -> tuple[Home, dict[str, dict]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in OUTSIDE:
             patch.delenv(name, raising=False)
-        quiet = Console(file=io.StringIO())
+        quiet = make_console(file=io.StringIO())
         assert run_study(small_study(), StudyOptions("4", 1, yes=True), home, quiet) == 0
         assert run_study(small_study(), StudyOptions("5", 1, yes=True), home, quiet) == 0
         # Of the study's name, and with a training of the study's kind.

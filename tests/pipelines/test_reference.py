@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
@@ -22,6 +21,7 @@ from ig_core.metrics import FeatureStats
 from ig_core.sources import list_source
 from pipelines.cli import main
 from pipelines.cli_results import EvaluateOptions
+from pipelines.console import make_console
 from pipelines.evaluate_command import evaluate_images
 from pipelines.fingerprint import fingerprint
 from pipelines.folder_store import FolderStore
@@ -276,7 +276,7 @@ def test_images_are_judged_against_class_folders(tmp_path):
             groups=10,
             resources=Resources(runner="inline", num_workers=1, sample_batch=100),
         )
-        evaluate_images(tmp_path / "a.npz", options, home, Console(file=io.StringIO()))
+        evaluate_images(tmp_path / "a.npz", options, home, make_console(file=io.StringIO()))
         written = next((home.report / "evaluations").iterdir())
         numbers.append(json.loads(written.read_text()))
     one, other = numbers

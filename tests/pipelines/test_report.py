@@ -4,9 +4,9 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
 from pipelines.collection import find_garbage
+from pipelines.console import make_console
 from pipelines.dag import make_plan
 from pipelines.durations import in_words
 from pipelines.folder_store import FolderStore
@@ -21,7 +21,7 @@ from tests.pipelines.test_results import WIDE, made_up, spread
 def printed(function, *arguments, **options) -> str:
     """What a function prints on a wide screen without colours."""
     screen = io.StringIO()
-    function(*arguments, Console(file=screen, width=160), **options)
+    function(*arguments, make_console(file=screen, width=160), **options)
     return screen.getvalue()
 
 
@@ -116,7 +116,7 @@ def test_scales_that_cannot_be_told_from_the_best_are_named():
 
 def test_results_fit_a_narrow_terminal(results):
     screen = io.StringIO()
-    print_report(results, Console(file=screen, width=80))
+    print_report(results, make_console(file=screen, width=80))
     assert max(len(line) for line in screen.getvalue().splitlines()) <= 80
     for m in results.final:
         assert f"{m.fid:.2f}" in screen.getvalue()

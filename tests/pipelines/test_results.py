@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from ig_core.config import Guidance
 from ig_core.training import HISTORY_COLUMNS
 from pipelines.artifacts import Artifact, CorruptArtifactError
+from pipelines.console import make_console
 from pipelines.experiment_run import run_experiment
 from pipelines.fingerprint import require_one_protocol
 from pipelines.folder_store import FolderStore
@@ -105,7 +105,7 @@ def test_without_what_is_reported_it_is_not_complete(finished):
 def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path):
     home, output = Home(tmp_path), io.StringIO()
     experiment = tiny(guidance=Guidance(), ig_scales=(), train={"steps": 10})
-    assert run_experiment(experiment, home, Console(file=output, width=200)) == 0
+    assert run_experiment(experiment, home, make_console(file=output, width=200)) == 0
     results = collect(home.store, Graph(experiment))
     assert results.complete
     assert results.reported() is None

@@ -5,21 +5,20 @@ import io
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from pipelines.collection import Garbage
+from pipelines.console import ScreenTable, make_console, numbers, print_table, words
 from pipelines.dag import make_plan
 from pipelines.report import print_garbage, print_plan, print_report, print_store
 from pipelines.results import collect
-from pipelines.screen_table import ScreenTable, numbers, print_screen_table, words
 
 NUMBERS = ("311.65", "301.22 .. 320.45", "-62 % (-65 .. -59)", "0.712", "0.613", "9.23")
 
 
 def printed(table: ScreenTable, width: int, *, terminal: bool = False) -> str:
     screen = io.StringIO()
-    console = Console(file=screen, width=width, force_terminal=terminal, color_system=None)
-    print_screen_table(table, console)
+    console = make_console(file=screen, width=width, terminal=terminal, styled=False)
+    print_table(table, console)
     return screen.getvalue()
 
 
@@ -82,7 +81,7 @@ def test_everything_that_the_commands_print_fits(finished, width):
     """Results, a plan, what the store holds and what would be deleted, but for paths."""
     results = collect(finished.home.store, finished.graph)
     screen = io.StringIO()
-    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    console = make_console(file=screen, width=width, terminal=True, styled=False)
     print_report(results, console)
     print_plan(results, make_plan(results.store, results.targets), console)
     print_store(results.store, console)

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
 from pipelines import discretion
 from pipelines.cli import main
+from pipelines.console import make_console
 from pipelines.discretion import DiscreetFormatter, discreet, has_password
 from pipelines.home import Home
 from pipelines.secrets import load_secrets, parse_secrets
@@ -304,7 +304,7 @@ def test_a_databases_password_is_written_down_nowhere(tmp_path, monkeypatch, cap
     url = "postgresql+psycopg://igdit:s3cretword@db.example/igdit"
     study = small_study(scales_per_training=1)
     options = StudyOptions(trials="1", storage=url)
-    assert run_study(study, options, home, Console(file=screen, width=300)) == 0
+    assert run_study(study, options, home, make_console(file=screen, width=300)) == 0
     assert opened == [url]
     assert "s3cretword" not in screen.getvalue() + caplog.text
     contents = tree(home.root)

@@ -10,9 +10,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from pipelines.activity import LAST, Activity, Doing, Training, Trials, Work
+from pipelines.console import make_console
 from pipelines.graph import Graph
 from pipelines.home import Home
 from pipelines.status import Status, read_status
@@ -47,7 +47,7 @@ def home(tmp_path) -> Home:
 
 def shown(status: Status, width: int = 200) -> str:
     screen = io.StringIO()
-    Console(file=screen, width=width).print(view(status))
+    make_console(file=screen, width=width).print(view(status))
     return screen.getvalue()
 
 
@@ -288,6 +288,6 @@ def test_watching_looks_again_and_again(home, monkeypatch):
     # In that module alone: other threads of the tests sleep too.
     monkeypatch.setattr("pipelines.status_view.time", SimpleNamespace(sleep=stop))
     with pytest.raises(KeyboardInterrupt):
-        watch_status(home, Console(file=screen, width=100, force_terminal=True), 0.5)
+        watch_status(home, make_console(file=screen, width=100, terminal=True), 0.5)
     assert looks == [0.5] * 3
     assert "look2" in screen.getvalue()

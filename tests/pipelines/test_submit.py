@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from experiments import experiment_to_json, get_experiment
 from pipelines import submit as submitting
 from pipelines.cli import main
 from pipelines.cli_submit import FLAGS, VALUES, split_words
+from pipelines.console import make_console
 from pipelines.errors import JobServerError
 from pipelines.graph import Graph
 from pipelines.pinned import resolve
@@ -514,7 +514,7 @@ def test_a_cluster_that_comes_back_is_followed_on(capsys, monkeypatch):
 
     monkeypatch.setattr(submitting, "time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
     try:
-        assert submitting.watch(server, "igdit-study-digits-1", Console()) == 0
+        assert submitting.watch(server, "igdit-study-digits-1", make_console()) == 0
     finally:
         serving.__exit__()
     out = capsys.readouterr().out
@@ -531,7 +531,7 @@ def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
         submitting, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(clock))
     )
     with pytest.raises(JobServerError, match="must answer"):
-        submitting.watch(server, "igdit-study-digits-1", Console())
+        submitting.watch(server, "igdit-study-digits-1", make_console())
 
 
 def test_a_job_that_is_quiet_is_looked_at(server, monkeypatch, capsys):

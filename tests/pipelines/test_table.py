@@ -7,12 +7,12 @@ import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from experiments.published import Published, PublishedProtocol
 from experiments.tables import TABLES, TableRow
 from pipelines.cli import main
 from pipelines.cli_results import TableOptions
+from pipelines.console import make_console
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -22,7 +22,7 @@ from pipelines.table import among_ours, fill, fits
 from pipelines.table_command import show_table
 from pipelines.table_records import shown_tables, tracked_tables
 from pipelines.table_tracking import track_table
-from pipelines.table_view import print_table
+from pipelines.table_view import print_paper_table
 from pipelines.tracking import MlflowTracker
 from tests.pipelines.conftest import tiny, tree
 from tests.pipelines.shown import database, shown_at
@@ -122,7 +122,7 @@ def table(monkeypatch):
 
 def shown(home, **options):
     output = io.StringIO()
-    console = Console(file=output, width=250)
+    console = make_console(file=output, width=250)
     assert (
         show_table("main", TableOptions(resources=tiny().resources, **options), home, console) == 0
     )
@@ -264,7 +264,7 @@ def test_the_papers_table_is_both_tables_in_one():
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_a_table_is_readable_at_any_width(name, width, tmp_path):
     lines, output = fill(TABLES[name](), FolderStore(tmp_path), {}), io.StringIO()
-    print_table(name, lines, Console(file=output, width=width))
+    print_paper_table(name, lines, make_console(file=output, width=width))
     text = output.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     drawn = text[: text.index("Intervals are of")].splitlines()

@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from ig_core.config import Guidance
 from pipelines.background import BackgroundSync
+from pipelines.console import make_console
 from pipelines.experiment_run import run_experiment
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -473,7 +473,7 @@ def test_a_run_without_its_tracking_server_ends_well_with_a_warning(
     node, screen = finished.graph.final[-1].evaluate, io.StringIO()
     store.quarantine(node.kind, node.key)
     home = Home(tmp_path / "home")
-    assert run_experiment(tiny(), home, Console(file=screen, width=300)) == 0
+    assert run_experiment(tiny(), home, make_console(file=screen, width=300)) == 0
     assert store.find(node.kind, node.key) is not None
     assert f"MLflow at {NOWHERE} could not be updated" in screen.getvalue()
     assert "Plots, samples and table" in screen.getvalue()
@@ -493,9 +493,9 @@ def test_what_the_server_missed_is_logged_by_the_next_run(store, tmp_path, monke
     home, screen = Home(tmp_path / "home"), io.StringIO()
     with monkeypatch.context() as patch:
         patch.setattr(MlflowTracker, "sync", lambda *_, **__: 1 / 0)
-        assert run_experiment(tiny(), home, Console(file=screen, width=300)) == 0
+        assert run_experiment(tiny(), home, make_console(file=screen, width=300)) == 0
     assert "could not be updated" in screen.getvalue()
-    assert run_experiment(tiny(), home, Console(file=io.StringIO())) == 0
+    assert run_experiment(tiny(), home, make_console(file=io.StringIO())) == 0
     (again,) = shown(home.root).values()
     assert again["metrics"] == page["metrics"]
     assert again["files"] == page["files"]

@@ -25,7 +25,7 @@ from tests.processes import kill_tree, wait_for
 SCRIPT = """
 import sys
 from pathlib import Path
-from rich.console import Console
+from pipelines.console import make_console
 from pipelines.home import Home
 from pipelines.study.command import run_study
 from pipelines.study.options import StudyOptions
@@ -43,7 +43,7 @@ if sys.argv[5]:
     study = small_study(pruning=PruningConfig(warmup_trainings=2, patience=1))
     pipelines.study.watch.is_hopeless = lambda curve, finished, config: (
         len(finished) >= 2 and curve[2].fid > min(other[2].fid for other in finished))
-sys.exit(run_study(study, options, Home(Path(sys.argv[1])), Console()))
+sys.exit(run_study(study, options, Home(Path(sys.argv[1])), make_console()))
 """
 
 

@@ -12,9 +12,9 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 
 from experiments import LayerRange, PruningConfig, Range, Resources, SearchSpace
+from pipelines.console import make_console
 from pipelines.errors import ArtifactError, StudyError, TrainingFailedError, WorkerLostError
 from pipelines.home import Home
 from pipelines.runners import RunnerSession, room_here
@@ -37,7 +37,7 @@ def run(home):
     """Factory: run a study to its end in this process; returns what was printed."""
 
     def go(study, **options) -> str:
-        console = Console(file=io.StringIO(), width=200)
+        console = make_console(file=io.StringIO(), width=200)
         assert run_study(study, StudyOptions(parallel=1, **options), home, console) == 0
         return console.file.getvalue()
 
@@ -373,7 +373,7 @@ def test_a_scale_whose_samples_are_not_finite_fails_alone(home, study, monkeypat
 
 
 def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monkeypatch):
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
     first = stop_after(2)
     original = StudyDriver._evaluate
     monkeypatch.setattr(
@@ -388,7 +388,7 @@ def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monke
 
 def test_the_inline_runner_takes_one_training_at_a_time(home, study):
     with pytest.raises(ValueError, match="parallel must be 1 with the inline runner"):
-        run_study(study(), StudyOptions(parallel=2), home, Console(file=io.StringIO()))
+        run_study(study(), StudyOptions(parallel=2), home, make_console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize(("gpus", "room"), [(0, 1), (1, 1), (6, 2), (7, 3), (80, 4)])

@@ -8,10 +8,10 @@ import shutil
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from pipelines.activity import LAST, read_doing
 from pipelines.cli import main
+from pipelines.console import make_console
 from pipelines.folder_store import FolderStore
 from pipelines.home import Home
 from pipelines.report_command import report_study
@@ -35,7 +35,7 @@ def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in OUTSIDE:
             patch.delenv(name, raising=False)
-        assert run_study(small_study(), options, home, Console(file=output, width=200)) == 0
+        assert run_study(small_study(), options, home, make_console(file=output, width=200)) == 0
     return home, output.getvalue()
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
+from pipelines.console import make_console
 from pipelines.errors import CorruptArtifactError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
@@ -48,7 +48,7 @@ def shown(trials, **changes):
         "spent_seconds": 0.0,
         "naive_seconds": 0.0,
     } | changes
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
     print_findings(Findings(small_study(), tuple(trials), table, best, **given), console)
     return console.file.getvalue()
 

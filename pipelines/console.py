@@ -1,23 +1,113 @@
-"""The one table style of the terminal: as wide as the screen, and no number is ever cut.
+"""The terminal: one Console with its settings, one style of tables, and one `log`.
 
-On a narrow screen headings and columns of words wrap; what still does not fit is continued below,
-with the first columns repeated.
+Every command prints through `make_console`, and nothing else makes a Console. `log` prints a line
+that is never broken, so that paths and commands can be copied and lines of a file can be searched;
+`Console.print` wraps prose at the width of the terminal.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import select
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+from pipelines.files import LENIENT
 
-    from rich.console import Console, ConsoleOptions, RenderableType
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import TextIO
+
+    from rich.console import ConsoleOptions, RenderableType
+
+
+def make_console(
+    file: TextIO | None = None,
+    *,
+    width: int | None = None,
+    terminal: bool | None = None,
+    styled: bool = True,
+) -> Console:
+    """Make the Console of a command. It takes text as it is: no markup, emoji or highlighting.
+
+    Args:
+        file: Stream that it prints to; None: standard output.
+        width: Cells of a line; None: COLUMNS, the terminal's width, or 80 where there is none.
+        terminal: Print as on a terminal, with progress bars; None: if the stream is one.
+        styled: Print colours and bold on a terminal that has them (NO_COLOR, TERM).
+    """
+    accept_any_text(sys.stdout if file is None else file)
+    return Console(
+        file=file,
+        width=width,
+        force_terminal=terminal,
+        color_system="auto" if styled else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def log(console: Console, text: str | Text, style: str = "") -> None:
+    """Print a line, above the progress bar if one is shown; the line is not broken.
+
+    Args:
+        console: Where to print.
+        text: The line, or several.
+        style: Style of rich, like `bold`.
+    """
+    console.print(text, style=style or None, soft_wrap=True)
+
+
+def ask(console: Console, question: str) -> bool:
+    """Ask a person a question on the terminal; anything but `y` means no."""
+    return console.input(f"{question} [y/N] ", markup=False).strip().lower() == "y"
+
+
+def print_facts(facts: Mapping[str, str], console: Console) -> None:
+    """Print names and values in two columns, a line for each."""
+    width = max(map(cell_len, facts), default=0)
+    for name, value in facts.items():
+        log(console, f"{name:<{width}}  {value}")
+
+
+# Streams
+
+
+def accept_any_text(stream: TextIO) -> None:
+    """Let a stream take any text, whatever the locale: no work is lost to a character."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=LENIENT)
+
+
+def has_reader(stream: TextIO) -> bool:
+    """Check whether anybody may read a stream; nobody reads a pipe whose `| head` has ended."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return not any(state & select.POLLERR for _, state in poll.poll(0))
+    except (OSError, ValueError):  # a stream that is no file, or closed
+        return True
+
+
+def discard_output(stream: TextIO) -> None:
+    """Send what is printed to a stream from now on, and what it still holds, to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+# Tables: as wide as the screen, and no number is ever cut. On a narrow screen headings and columns
+# of words wrap; what still does not fit is continued below, with the first columns repeated.
+
 
 GAP = 2
 """Cells between two columns."""
@@ -178,6 +268,6 @@ def _total(widths: Iterable[int]) -> int:
     return sum(widths) + GAP * (len(widths) - 1)
 
 
-def print_screen_table(table: ScreenTable, console: Console) -> None:
-    """Print a table; nothing of it is cut off at the edge of the screen."""
+def print_table(table: ScreenTable, console: Console) -> None:
+    """Print a table; no number is cut off at the edge of the screen."""
     console.print(table, crop=False)
