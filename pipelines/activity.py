@@ -59,8 +59,8 @@ class Training:
     workers: int
     host: str
     """Of its first worker."""
-    heard: float
-    """When it said so, in seconds since the epoch."""
+    reported_at: float
+    """When the training reported this, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +178,9 @@ class Activity:
             self._doing = replace(self._doing, updated=time.time(), **{**changes, **texts})
             self._changed = True
 
-    def follow(self, graph: Graph, listener: Listener, name: str) -> Followed:
-        """A listener that passes on what it hears, and publishes it until it is let go."""
-        return Followed(self, graph, listener, name)
+    def follow(self, graph: Graph, listener: Listener, name: str) -> ActivityListener:
+        """Return a listener that publishes progress until it is closed, and passes it on."""
+        return ActivityListener(self, graph, listener, name)
 
     def put(self, number: int, work: Work | None) -> None:
         """Publish a piece of work under a number; None: it is over."""
@@ -232,8 +232,8 @@ class Activity:
                 path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-class Followed:
-    """A `dag.Listener` that publishes what it hears, and passes it on."""
+class ActivityListener:
+    """A `dag.Listener` that publishes progress in the activity, and passes it on."""
 
     def __init__(self, activity: Activity, graph: Graph, listener: Listener, name: str) -> None:
         self._activity, self._listener = activity, listener
@@ -242,17 +242,17 @@ class Followed:
         self._work = Work(name=name, trajectory=graph.checkpoint(0).hash, begun=time.time())
         self._put()
 
-    def waiting(self, node: Node) -> None:
+    def on_waiting(self, node: Node) -> None:
         """Another process builds the node."""
         self._put(waiting=f"{node.kind}/{node.key}")
-        self._listener.waiting(node)
+        self._listener.on_waiting(node)
 
-    def started(self, nodes: Sequence[Node]) -> None:
-        """Nodes are being built."""
-        self._listener.started(nodes)
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """One task of this process builds the nodes."""
+        self._listener.on_started(nodes)
 
-    def training(self, progress: TrainProgress) -> None:
-        """A training moved on."""
+    def on_training(self, progress: TrainProgress) -> None:
+        """The training has made steps."""
         training = Training(
             step=progress.step,
             steps=progress.steps,
@@ -260,22 +260,22 @@ class Followed:
             steps_per_second=progress.steps_per_second,
             workers=self._workers,
             host=progress.host,
-            heard=time.time(),
+            reported_at=time.time(),
         )
         self._put(training=None if progress.step >= progress.steps else training)
-        self._listener.training(progress)
+        self._listener.on_training(progress)
 
-    def finished(self, node: Node, done: int, total: int) -> None:
-        """An artifact is there."""
+    def on_finished(self, node: Node, done: int, total: int) -> None:
+        """The artifact is published."""
         work = self._work
         waiting = "" if work.waiting == f"{node.kind}/{node.key}" else work.waiting
         # The last report of a training may not have come through; its last checkpoint has.
         over = node.kind == "checkpoint" and work.training and node.step >= work.training.steps
         self._put(done=done, total=total, waiting=waiting, training=None if over else work.training)
-        self._listener.finished(node, done, total)
+        self._listener.on_finished(node, done, total)
 
-    def let_go(self) -> None:
-        """It is over."""
+    def close(self) -> None:
+        """Publish that the experiment is over."""
         self._activity.put(id(self), None)
 
     def _put(self, **changes: Any) -> None:  # noqa: ANN401

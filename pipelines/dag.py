@@ -36,34 +36,40 @@ POLL_SECONDS = 0.2
 
 
 class Listener(Protocol):
-    """Hears of progress; called from several threads."""
+    """Receives the progress of a pipeline; its methods are called from several threads."""
 
-    def waiting(self, node: Node) -> None:
+    def on_waiting(self, node: Node) -> None:
         """Another process builds the node."""
 
-    def started(self, nodes: Sequence[Node]) -> None:
-        """Nodes are being built here, by one task; of a training its last checkpoint is told."""
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """One task of this process builds the nodes; of a training its last checkpoint is named."""
 
-    def training(self, progress: TrainProgress) -> None:
-        """A training moved on."""
+    def on_training(self, progress: TrainProgress) -> None:
+        """The training has made steps."""
 
-    def finished(self, node: Node, done: int, total: int) -> None:
-        """An artifact is there."""
+    def on_finished(self, node: Node, done: int, total: int) -> None:
+        """The artifact is published.
+
+        Args:
+            node: The artifact.
+            done: Number of missing artifacts that are published by now.
+            total: Number of artifacts that were missing.
+        """
 
 
-class Deaf:
-    """A listener that does not care."""
+class NullListener:
+    """A listener that ignores everything."""
 
-    def waiting(self, node: Node) -> None:
+    def on_waiting(self, node: Node) -> None:
         """Ignored."""
 
-    def started(self, nodes: Sequence[Node]) -> None:
+    def on_started(self, nodes: Sequence[Node]) -> None:
         """Ignored."""
 
-    def training(self, progress: TrainProgress) -> None:
+    def on_training(self, progress: TrainProgress) -> None:
         """Ignored."""
 
-    def finished(self, node: Node, done: int, total: int) -> None:
+    def on_finished(self, node: Node, done: int, total: int) -> None:
         """Ignored."""
 
 
@@ -170,7 +176,7 @@ class Pipeline:
                 for node in self._arrived(pending, running):
                     pending.pop(node, None)
                     done.add(node)
-                    self.listener.finished(node, total - len(pending), total)
+                    self.listener.on_finished(node, total - len(pending), total)
                 steps = tuple(sorted(n.step for n in pending if n.trained))
                 if steps and () not in running.values() and self.graph.data in done:
                     running[trainer.submit(self._train, runner, steps)] = ()
@@ -237,7 +243,7 @@ class Pipeline:
                 if held and not self._is_published(node):
                     mine.append(node)
             if mine:
-                self.listener.started(mine)
+                self.listener.on_started(mine)
                 runner.build(Job(self.store.uri, tuple(mine), self._resolved))
 
     def _is_published(self, node: Node) -> bool:
@@ -254,7 +260,7 @@ class Pipeline:
                 return
             # What it starts from is opened by its workers: here it may be gigabytes from a bucket.
             job = TrainJob(self.store.uri, self._resolved, wanted)
-            self.listener.started([last])
+            self.listener.on_started([last])
             outcome = runner.train(job, self.listener.training)
         if outcome.damaged is not None:
             raise outcome.damaged
@@ -281,13 +287,16 @@ class Pipeline:
         )
 
     def _waiting(self, node: Node, settled: Callable[[], bool]) -> Callable[[], bool]:
-        """For waiting on a lease: tells the listener once, gives up when there is no need."""
-        told = threading.Event()
+        """Return what a lease calls while it waits: it notifies the listener once.
+
+        It gives up waiting when `settled` holds or the pipeline was stopped.
+        """
+        notified = threading.Event()
 
         def check() -> bool:
-            if not told.is_set():
-                told.set()
-                self.listener.waiting(node)
+            if not notified.is_set():
+                notified.set()
+                self.listener.on_waiting(node)
             return self._stopped.is_set() or settled()
 
         return check

@@ -167,7 +167,7 @@ def _execute(
                     display.expect(make_plan(store, reported).missing)
                     Pipeline(store, experiment, session.runner, listener).run(reported)
             finally:
-                listener.let_go()
+                listener.close()
     finally:
         session.close()
         background.close(seconds=15)

@@ -158,21 +158,21 @@ class ProgressDisplay:
         """Print a line above the bar."""
         log(self.console, text)
 
-    def waiting(self, node: Node) -> None:
+    def on_waiting(self, node: Node) -> None:
         """Another process builds the node."""
         self._waiting = f"{node.kind}/{node.key}"
         self.log(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
 
-    def started(self, nodes: Sequence[Node]) -> None:
-        """Nodes are being built."""
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """One task of this process builds the nodes."""
         self.ahead.started(nodes)
 
-    def training(self, progress: TrainProgress) -> None:
-        """A training moved on."""
+    def on_training(self, progress: TrainProgress) -> None:
+        """The training has made steps."""
         self.ahead.training(progress)
 
-    def finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
-        """An artifact is there."""
+    def on_finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
+        """The artifact is published."""
         self.ahead.finished(node)
         if self._waiting == f"{node.kind}/{node.key}":
             self._waiting = ""

@@ -39,13 +39,13 @@ CONFIRMED = ("confirmed.parquet", "fid_confirmed.png")
 """Report files of a study that only its confirmation makes."""
 
 
-def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
+def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
     """Bring every page up to date, in an empty server too; doing it again changes nothing.
 
     Args:
         home: Whose results.
         storage: Database of the studies; None: that of IGDIT_STUDY_STORAGE, or study.db.
-        say: Told what is done.
+        log: Prints a line.
 
     Returns:
         Exit code: 1 if an artifact is damaged, or the server refuses one of the pages: that page is
@@ -82,16 +82,16 @@ def rebuild(home: Home, storage: str | None, say: Callable[[str], None]) -> int:
         for name, show in work:
             try:
                 show()
-                say(name)
+                log(name)
             except ArtifactError as error:
                 left += 1
-                say(discreet(f"{name}: left as it is, {error}"))
+                log(discreet(f"{name}: left as it is, {error}"))
             except TrackingError as error:
                 # Of a server that is gone the others need not be tried.
                 _reached(home, tracker.client.search_experiments)
                 left += 1
-                say(f"{name}: left as it is, {error}")
-    say(
+                log(f"{name}: left as it is, {error}")
+    log(
         f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - left} of {len(work)} "
         f"experiments, studies and tables as they are in the store."
     )

@@ -137,12 +137,12 @@ def training_text(training: Training, now: float) -> str:
     rate = training.steps_per_second
     left = ""
     if rate > 0:
-        seconds = (training.steps - training.step) / rate - max(now - training.heard, 0)
+        seconds = (training.steps - training.step) / rate - max(now - training.reported_at, 0)
         left = f", {clock(max(seconds, 0))} left"
     workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
     place = f", {workers} on {training.host}" if training.host else ""
-    quiet = now - training.heard
-    silent = f" (said {_ago(training.heard, now)})" if quiet > 30 else ""
+    quiet = now - training.reported_at
+    silent = f" (said {_ago(training.reported_at, now)})" if quiet > 30 else ""
     return (
         f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
         f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"

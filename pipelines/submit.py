@@ -58,7 +58,7 @@ def submit(
     server = JobServer(address)
     running, others = find_running(server, submission)
     for other in others:
-        _say(
+        _log(
             console,
             f"Note: {other.submission_id} is {other.status.lower()}, which has that name "
             f"but another home, store, database or other settings; it is not followed",
@@ -66,7 +66,7 @@ def submit(
     if again:
         running = None
     if running is not None:
-        _say(
+        _log(
             console,
             f"{running.submission_id} is {running.status.lower()} already: nothing was "
             f"sent (--again sends another attempt)",
@@ -75,9 +75,9 @@ def submit(
     else:
         submission_id = send(server, submission)
         size = sum(files.values()) / 2**20
-        _say(console, f"Sent {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)")
+        _log(console, f"Sent {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)")
     if detach:
-        _say(console, how_to_go_on(submission_id, address))
+        _log(console, how_to_go_on(submission_id, address))
         return 0
     return watch(server, submission_id, console)
 
@@ -95,7 +95,7 @@ def _warn_of_plain_http(address: str, console: Console) -> None:
     parts = urlsplit(address)
     host = parts.hostname or ""
     if parts.scheme == "http" and host not in ("localhost", "::1") and not host.startswith("127."):
-        _say(
+        _log(
             console,
             f"Note: {address} is not encrypted; on a network that others share, open a "
             f"tunnel (ssh -L 8265:127.0.0.1:8265 HEAD) and submit to it",
@@ -128,7 +128,7 @@ def check_upload(files: dict[str, int], submission: Submission) -> None:
 def describe(submission: Submission, files: dict[str, int], address: str, console: Console) -> None:
     """Say what would be sent."""
     size = sum(files.values()) / 2**20
-    _say(
+    _log(
         console,
         f"To          {address}\n"
         f"Id          {submission.prefix}N, N the next number that is free\n"
@@ -136,8 +136,8 @@ def describe(submission: Submission, files: dict[str, int], address: str, consol
         f"Folder      {submission.root}: {len(files)} files, {size:.1f} MiB",
     )
     for name, value in sorted(submission.environment.items()):
-        _say(console, f"Environment {name}={value}")
-    _say(console, "Nothing was sent (--dry-run).")
+        _log(console, f"Environment {name}={value}")
+    _log(console, "Nothing was sent (--dry-run).")
 
 
 def find_running(server: JobServer, submission: Submission) -> tuple[Job | None, list[Job]]:
@@ -182,20 +182,20 @@ def watch(server: JobServer, submission_id: str, console: Console) -> int:
     try:
         job = _follow_to_the_end(server, submission_id, console)
     except KeyboardInterrupt:
-        _say(
+        _log(
             console,
             f"\n{submission_id} goes on; nobody follows it now.\n"
             + how_to_go_on(submission_id, server.address),
         )
         return 130
-    _say(console, f"{submission_id}: {job.status}")
+    _log(console, f"{submission_id}: {job.status}")
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":
-        _say(console, "It was stopped; the same command takes up what it let go.")
+        _log(console, "It was stopped; the same command takes up what it let go.")
         return 130
     if job.message and job.exit_code is None:  # else its log has said it
-        _say(console, job.message.strip())
+        _log(console, job.message.strip())
     return job.exit_code or 1
 
 
@@ -220,13 +220,13 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
             now = time.monotonic()
             if away_since is None:
                 away_since = now
-                _say(console, f"(lost the cluster: {error}; trying again)")
+                _log(console, f"(lost the cluster: {error}; trying again)")
             if now - away_since > AWAY_SECONDS:
                 raise
             time.sleep(2.0)
             continue
         if away_since is not None:
-            _say(console, f"(found {submission_id} again)")
+            _log(console, f"(found {submission_id} again)")
         away_since = None
         if job.ended:
             # What it said between the last look and its end.
@@ -245,5 +245,5 @@ def how_to_go_on(submission_id: str, address: str) -> str:
     )
 
 
-def _say(console: Console, text: str) -> None:
+def _log(console: Console, text: str) -> None:
     log(console, discreet(text))

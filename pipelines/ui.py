@@ -79,7 +79,7 @@ def _of_runs(client: Any, run: Any) -> Page:  # noqa: ANN401
     )
 
 
-def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
+def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
     """Serve MLflow's pages on loopback until interrupted; returns its exit code.
 
     With a server elsewhere nothing is started, and its pages are named.
@@ -89,8 +89,8 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
     """
     if home.tracking_uri.startswith(("http://", "https://")):
         base = without_user(home.tracking_uri).rstrip("/")
-        say(f"Results are tracked by the server at {base}: open it there.")
-        _say_pages(home, base, say)
+        log(f"Results are tracked by the server at {base}: open it there.")
+        _log_pages(home, base, log)
         return 0
     own = tracking_uri() is None
     if own and not (home.root / "mlflow.db").exists():
@@ -103,7 +103,7 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
             raise ValueError(f"port must be free, but something listens on 127.0.0.1:{port}")
     import_mlflow()
     base = f"http://127.0.0.1:{port}"
-    say(f"MLflow starts at {base}, which takes some seconds")
+    log(f"MLflow starts at {base}, which takes some seconds")
     command = [
         sys.executable,
         "-I",
@@ -138,8 +138,8 @@ def serve_ui(home: Home, port: int, say: Callable[[str], None]) -> int:
 
     def announce() -> None:
         if _answers(port, ended):
-            _say_pages(home, base, say)
-            say(f"MLflow is at {base}   (Ctrl-C ends it)")
+            _log_pages(home, base, log)
+            log(f"MLflow is at {base}   (Ctrl-C ends it)")
 
     threading.Thread(target=announce, daemon=True).start()
     try:
@@ -168,11 +168,11 @@ def _answers(port: int, ended: threading.Event) -> bool:
     return False
 
 
-def _say_pages(home: Home, base: str, say: Callable[[str], None]) -> None:
+def _log_pages(home: Home, base: str, log: Callable[[str], None]) -> None:
     try:
         pages = newest_pages(home.tracking_uri)
     except Exception as error:  # noqa: BLE001 - the server is there to look at all the same
-        say(f"What it holds could not be asked for: {discreet(error)}")
+        log(f"What it holds could not be asked for: {discreet(error)}")
         return
     for page in pages:
-        say(f"{page.title}\n    {base}/{page.path}")
+        log(f"{page.title}\n    {base}/{page.path}")

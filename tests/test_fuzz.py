@@ -273,7 +273,7 @@ DOING = {
                 "steps_per_second": 3.0,
                 "workers": 1,
                 "host": "node",
-                "heard": 2.0,
+                "reported_at": 2.0,
             },
         }
     ],

@@ -79,18 +79,18 @@ class Team(NamedTuple):
     size: int
     device: str
 
-    def hear(self, words: Sequence[int]) -> list[int]:
-        """What the first worker says; all say as many words."""
+    def broadcast(self, numbers: Sequence[int]) -> list[int]:
+        """Return the first worker's numbers on every worker; all pass as many."""
         import torch
         from torch import distributed
 
-        message = torch.tensor(words, device=self.device)
+        message = torch.tensor(numbers, device=self.device)
         if self.size > 1:
             distributed.broadcast(message, src=0)
-        return [int(word) for word in message]
+        return [int(number) for number in message]
 
     def agree(self, *, good: bool) -> bool:
-        """Whether all workers say so. Ends on none before all have come to it."""
+        """Return whether all workers pass True; every worker waits for all of them."""
         import torch
         from torch import distributed
 
@@ -126,8 +126,8 @@ def open_start(store: Store, graph: Graph, wanted: Iterable[int], team: Team) ->
     points = starting_points(_states(store, graph), graph, wanted) if first else []
     while True:
         point = points.pop(0) if points else None
-        word = [0, 0] if point is None else [point.step, int(point.kind == "checkpoint")]
-        step, is_checkpoint = team.hear(word)
+        choice = [0, 0] if point is None else [point.step, int(point.kind == "checkpoint")]
+        step, is_checkpoint = team.broadcast(choice)
         if not step:
             return None
         node = graph.checkpoint(step) if is_checkpoint else graph.resume(step)

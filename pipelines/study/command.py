@@ -12,7 +12,7 @@ from pipelines.activity import Activity, Trials
 from pipelines.collection import in_use
 from pipelines.command_times import command_times, record_end, record_start
 from pipelines.console import ask, log
-from pipelines.dag import Deaf, Pipeline
+from pipelines.dag import NullListener, Pipeline
 from pipelines.discretion import discreet
 from pipelines.errors import PipelineError
 from pipelines.number_format import number
@@ -156,7 +156,7 @@ def _measured_anew(
     activity.update(phase="measuring the best point on other noise")
     session = RunnerSession(experiment.resources, home.scratch, 1)
     try:
-        listener = activity.follow(graph, Deaf(), found.best.point.training_name)
+        listener = activity.follow(graph, NullListener(), found.best.point.training_name)
         targets = [point.evaluate for point in graph.report(scale)]
         pipeline = Pipeline(home.store, experiment, session.runner, listener)
         rebuild_damaged(home.store, lambda: pipeline.run(targets), log)

@@ -19,7 +19,7 @@ from ig_core.config import Guidance
 from pipelines.activity import Activity
 from pipelines.collection import remember
 from pipelines.console import ScreenTable, numbers, print_table, words
-from pipelines.dag import Deaf, Pipeline
+from pipelines.dag import NullListener, Pipeline
 from pipelines.discretion import discreet
 from pipelines.errors import (
     SamplingFailedError,
@@ -106,7 +106,7 @@ def confirm(
     count: int,
     home: Home,
     parallel: int | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     activity: Activity | None = None,
 ) -> pd.DataFrame:
     """Train and evaluate every candidate from `count` other seeds.
@@ -119,7 +119,7 @@ def confirm(
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
     session = RunnerSession(study.experiment.resources, home.scratch, parallel)
     activity = activity or Activity(home, "study", study.name)
-    _Runs(home, session, say, activity).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    _Runs(home, session, log, activity).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []
     for chosen_one, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
@@ -135,9 +135,9 @@ class _Runs:
     """Experiments side by side, each for its headline number alone."""
 
     def __init__(
-        self, home: Home, session: RunnerSession, say: Callable[[str], None], activity: Activity
+        self, home: Home, session: RunnerSession, log: Callable[[str], None], activity: Activity
     ) -> None:
-        self._home, self._session, self._say = home, session, say
+        self._home, self._session, self._log = home, session, log
         self._activity = activity
         self._pipelines: list[Pipeline] = []
         self._lock, self._stopped = threading.Lock(), False
@@ -161,22 +161,22 @@ class _Runs:
         scale = experiment.guidance.ig_scale
         target = next(p for p in graph.final if p.guidance.ig_scale == scale)
         remember(store, experiment, graph.run_key)
-        listener = self._activity.follow(graph, Deaf(), label)
+        listener = self._activity.follow(graph, NullListener(), label)
         pipeline = Pipeline(store, experiment, self._session.runner, listener)
         with self._lock:
             if self._stopped:
                 raise StoppedError("the work was stopped")
             self._pipelines.append(pipeline)
         try:
-            rebuild_damaged(store, lambda: pipeline.run([target.evaluate]), self._say)
+            rebuild_damaged(store, lambda: pipeline.run([target.evaluate]), self._log)
         except (TrainingFailedError, SamplingFailedError, WorkerLostError) as error:
-            self._say(discreet(f"confirm   failed: {label}: {error}"))
+            self._log(discreet(f"confirm   failed: {label}: {error}"))
             return
         finally:
-            listener.let_go()
+            listener.close()
         headline = collect(store, graph).headline()
         if headline is not None:
-            self._say(f"confirm   FID {number(headline.fid):>8}  {label}")
+            self._log(f"confirm   FID {number(headline.fid):>8}  {label}")
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

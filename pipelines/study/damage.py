@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def rebuild_damaged(store: Store, act: Callable[[], T], say: Callable[[str], None]) -> T:
+def rebuild_damaged(store: Store, act: Callable[[], T], log: Callable[[str], None]) -> T:
     """Do something, again after each damaged artifact that it meets was set aside.
 
     Args:
         store: Where the artifacts lie.
         act: Builds what is missing; doing it twice is the same as doing it once.
-        say: Takes lines for a person.
+        log: Prints a line.
 
     Raises:
         CorruptArtifactError: an artifact is damaged again after it was rebuilt.
@@ -34,4 +34,4 @@ def rebuild_damaged(store: Store, act: Callable[[], T], say: Callable[[str], Non
                 raise
             aside.add(error.key)
             store.quarantine(error.kind, error.key)
-            say(f"set aside damaged {error.kind}/{error.key}")
+            log(f"set aside damaged {error.kind}/{error.key}")

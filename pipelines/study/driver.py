@@ -82,7 +82,7 @@ class StudyDriver:
         home: Home,
         budget: Budget,
         parallel: int | None,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
         activity: Activity | None = None,
     ) -> None:
@@ -93,13 +93,13 @@ class StudyDriver:
             home: Where everything lies.
             budget: When it ends.
             parallel: Trainings at a time; None: as many as there is room for.
-            say: Takes lines for a person.
-            changed: Told when trials changed.
+            log: Prints a line.
+            changed: Called when trials changed.
             activity: What this process says of itself; None: nothing.
         """
         self.book, self.home, self.budget = book, home, budget
         self.study: Study = book.study
-        self._say, self._changed = say, changed
+        self._log, self._changed = log, changed
         # One that is not entered publishes nothing.
         self._activity = activity or Activity(home, "study", book.study.name)
         self._stop = threading.Event()
@@ -161,7 +161,7 @@ class StudyDriver:
                     self._stop.wait(1.0)  # what they leave, or what is given up, is taken up here
                 else:
                     return
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits for the slots
+        except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the slots
             with self._lock:
                 self._error = self._error or error
             self._halt()
@@ -195,7 +195,7 @@ class StudyDriver:
 
     def _evaluate_intact(self, unit: list[Trial]) -> None:
         try:
-            rebuild_damaged(self.home.store, lambda: self._evaluate(unit), self._say)
+            rebuild_damaged(self.home.store, lambda: self._evaluate(unit), self._log)
         except SamplingFailedError:
             if len(unit) == 1:
                 raise
@@ -216,7 +216,7 @@ class StudyDriver:
         reason = discreet(f"{type(error).__name__}: {error}")  # kept in the study's database
         self.book.fail(unit, reason)
         scale = f", scale {unit[0].point.ig_scale:g}" if len(unit) == 1 else ""
-        self._say(f"failed    {numbered(unit)}: {unit[0].point.training_name}{scale}: {reason}")
+        self._log(f"failed    {numbered(unit)}: {unit[0].point.training_name}{scale}: {reason}")
         return reason
 
     def _failed(self, unit: list[Trial], error: Exception) -> None:
@@ -233,7 +233,7 @@ class StudyDriver:
         experiment = self.study.at(layer, weight, tuple(t.point.ig_scale for t in unit))
         graph, store = Graph(experiment), self.home.store
         remember(store, experiment, graph.run_key)
-        watch = Watch(self.book, store, graph, unit, self._heard)
+        watch = Watch(self.book, store, graph, unit, self._on_measured)
         listener = self._activity.follow(graph, watch, unit[0].point.training_name)
         pipeline = Pipeline(store, experiment, self._runner, listener)
         watch.pipeline = pipeline
@@ -250,12 +250,12 @@ class StudyDriver:
             if not watch.hopeless:
                 raise
         finally:
-            listener.let_go()
+            listener.close()
             with self._lock:
                 self._pipelines.discard(pipeline)
         if watch.hopeless:
             self.book.prune(watch.unit, watch.curve)
-            self._say(
+            self._log(
                 f"given up  {numbered(watch.unit)}: {unit[0].point.training_name}, FID above the "
                 f"median of the others at {self.study.pruning.patience} checkpoints"
             )
@@ -264,7 +264,7 @@ class StudyDriver:
         with self._lock:
             if not self._announced:
                 self._announced = True
-                self._say(
+                self._log(
                     f"start     {describe_runner(self.study.experiment.resources)}, "
                     f"{self._session.experiments()} at once"
                 )
@@ -281,9 +281,9 @@ class StudyDriver:
         except Exception as error:
             raise StudyError(f"nothing can run here: {error}") from error
 
-    def _heard(self, unit: Sequence[Trial], done: Measurement) -> None:
+    def _on_measured(self, unit: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""
-        self._say(
+        self._log(
             f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
             f"{measured_trials(unit, done, self.study)}, scale {done.scale:g}, "
             f"step {done.point.step}, {done.point.num_samples:,} samples"

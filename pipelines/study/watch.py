@@ -31,7 +31,7 @@ class Watch:
         store: Store,
         graph: Graph,
         unit: list[Trial],
-        heard: Callable[[Sequence[Trial], Measurement], None],
+        on_measured: Callable[[Sequence[Trial], Measurement], None],
     ) -> None:
         """Watch over the trials of one training.
 
@@ -40,10 +40,10 @@ class Watch:
             store: Where their artifacts come.
             graph: The training, evaluated at their scales.
             unit: The trials.
-            heard: Told of each evaluated point.
+            on_measured: Called with the trials and the measurement of each evaluated point.
         """
         self._book, self._store, self._graph, self.unit = book, store, graph, unit
-        self._heard = heard
+        self._on_measured = on_measured
         self.hopeless = False
         self.pipeline: Pipeline | None = None
         self._lock, self._open = threading.Lock(), list(unit)
@@ -56,17 +56,17 @@ class Watch:
         self._nodes = {p.evaluate for p in (*curve, *final)}
         self.targets = [p.evaluate for p in (*curve, *final)]
 
-    def waiting(self, node: Node) -> None:
+    def on_waiting(self, node: Node) -> None:
         """Another process builds the node."""
 
-    def started(self, nodes: Sequence[Node]) -> None:
-        """Nodes are being built."""
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """One task of this process builds the nodes."""
 
-    def training(self, progress: TrainProgress) -> None:
-        """A training moved on."""
+    def on_training(self, progress: TrainProgress) -> None:
+        """The training has made steps."""
 
-    def finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
-        """An artifact is there."""
+    def on_finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
+        """The artifact is published."""
         if node in self._nodes:
             self.look(node)
 
@@ -77,7 +77,7 @@ class Watch:
             # One evaluation can be the end of the curve and a point of its own.
             measured = {m.point.evaluate: m for m in (*results.curve, *results.final)}
             if news in measured:
-                self._heard(self.unit, measured[news])
+                self._on_measured(self.unit, measured[news])
             curve = self._without_gaps(results)
             if curve != self.curve:
                 fatal = self._fatal_beginning(curve)

@@ -18,7 +18,7 @@ import torch
 
 from experiments import Experiment, Resources, get_experiment
 from pipelines.console import make_console
-from pipelines.dag import Pipeline
+from pipelines.dag import NullListener, Pipeline
 from pipelines.experiment_run import run_experiment
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph, closure
@@ -72,27 +72,11 @@ def tiny(**changes) -> Experiment:
     return replace(base, **parts)
 
 
-class Deaf:
-    """A listener that does not care."""
-
-    def waiting(self, node) -> None:
-        pass
-
-    def started(self, nodes) -> None:
-        pass
-
-    def training(self, progress) -> None:
-        pass
-
-    def finished(self, node, done, total) -> None:
-        pass
-
-
 def run_inline(
     store: FolderStore, experiment: Experiment, targets=None, runner=InlineRunner
 ) -> Graph:
     """Build what is missing in this process."""
-    pipeline = Pipeline(store, experiment, runner, Deaf())
+    pipeline = Pipeline(store, experiment, runner, NullListener())
     pipeline.run(pipeline.graph.targets if targets is None else targets)
     return pipeline.graph
 

@@ -64,19 +64,19 @@ def test_what_is_secret_is_not_published(home):
     assert "s3cretword" not in written
 
 
-class Heard:
+class Recorder:
     """A listener that remembers."""
 
     def __init__(self) -> None:
         self.calls = []
 
-    def waiting(self, node) -> None:
+    def on_waiting(self, node) -> None:
         self.calls.append(("waiting", node))
 
-    def training(self, progress) -> None:
+    def on_training(self, progress) -> None:
         self.calls.append(("training", progress))
 
-    def finished(self, node, done, total) -> None:
+    def on_finished(self, node, done, total) -> None:
         self.calls.append(("finished", node, done, total))
 
 
@@ -112,7 +112,7 @@ def test_how_it_ended_is_kept(home, error, outcome):
 
 def test_before_and_after_nothing_is_published(home):
     activity = Activity(home, "run", "tiny")
-    activity.follow(Graph(tiny()), Heard(), "tiny").let_go()
+    activity.follow(Graph(tiny()), Recorder(), "tiny").close()
     assert not home.root.exists()
     with activity:
         pass
@@ -121,12 +121,12 @@ def test_before_and_after_nothing_is_published(home):
 
 
 def test_what_is_heard_is_published_and_passed_on(home):
-    graph, heard = Graph(tiny()), Heard()
+    graph, recorder = Graph(tiny()), Recorder()
     with Activity(home, "run", "tiny") as activity:
-        followed = activity.follow(graph, heard, "a training")
+        followed = activity.follow(graph, recorder, "a training")
         progress = TrainProgress(5, 20, 0.5, 10.0, "a-host")
-        followed.training(progress)
-        followed.waiting(graph.data)
+        followed.on_training(progress)
+        followed.on_waiting(graph.data)
         until(lambda: said(home)[0].works[0].waiting)
         (work,) = said(home)[0].works
         assert (work.name, work.trajectory) == ("a training", graph.checkpoint(0).hash)
@@ -138,18 +138,18 @@ def test_what_is_heard_is_published_and_passed_on(home):
             steps_per_second=10.0,
             workers=1,
             host="a-host",
-            heard=work.training.heard,
+            reported_at=work.training.reported_at,
         )
-        followed.finished(graph.data, 1, 9)
-        followed.finished(graph.checkpoints[0], 2, 9)
+        followed.on_finished(graph.data, 1, 9)
+        followed.on_finished(graph.checkpoints[0], 2, 9)
         until(lambda: said(home)[0].works[0].done == 2)
         (work,) = said(home)[0].works
         assert (work.total, work.waiting, work.training.step) == (9, "", 5)
-        followed.finished(graph.checkpoints[-1], 3, 9)
+        followed.on_finished(graph.checkpoints[-1], 3, 9)
         until(lambda: said(home)[0].works[0].training is None)
-        followed.let_go()
+        followed.close()
         until(lambda: said(home)[0].works == ())
-    assert heard.calls == [
+    assert recorder.calls == [
         ("training", progress),
         ("waiting", graph.data),
         ("finished", graph.data, 1, 9),
@@ -160,16 +160,16 @@ def test_what_is_heard_is_published_and_passed_on(home):
 
 def test_a_training_that_reports_its_last_step_is_over(home):
     with Activity(home, "run", "tiny") as activity:
-        followed = activity.follow(Graph(tiny()), Heard(), "tiny")
-        followed.training(TrainProgress(20, 20, 0.5, 10.0))
+        followed = activity.follow(Graph(tiny()), Recorder(), "tiny")
+        followed.on_training(TrainProgress(20, 20, 0.5, 10.0))
         assert activity._doing.works[0].training is None
 
 
 def test_several_pieces_of_work_are_published_side_by_side(home):
     with Activity(home, "study", "s") as activity:
-        first = activity.follow(Graph(tiny()), Heard(), "one")
-        activity.follow(Graph(tiny()), Heard(), "two")
-        first.let_go()
+        first = activity.follow(Graph(tiny()), Recorder(), "one")
+        activity.follow(Graph(tiny()), Recorder(), "two")
+        first.close()
         until(lambda: [w.name for w in said(home)[0].works] == ["two"])
 
 

@@ -12,7 +12,7 @@ import torch
 from experiments import experiment_to_json
 from ig_core.images import ImageDataset
 from pipelines.artifacts import MANIFEST, CorruptArtifactError
-from pipelines.dag import Pipeline, make_plan, set_corrupt_aside
+from pipelines.dag import NullListener, Pipeline, make_plan, set_corrupt_aside
 from pipelines.errors import TrainingFailedError
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph, Node, closure
@@ -21,7 +21,7 @@ from pipelines.runners import InlineRunner
 from pipelines.stages import data as data_stage
 from pipelines.stages.build import Job
 from pipelines.stages.train import TrainOutcome
-from tests.pipelines.conftest import Deaf, damage, events, run_inline, tiny, tree
+from tests.pipelines.conftest import damage, events, run_inline, tiny, tree
 
 
 def no_runner():
@@ -144,7 +144,7 @@ def test_a_missing_middle_checkpoint_is_rebuilt_from_the_one_before(store, finis
     assert contents(store, checkpoints[2]) == before
 
 
-class Progress(Deaf):
+class Progress(NullListener):
     """A listener that keeps what it hears."""
 
     def __init__(self) -> None:
@@ -152,10 +152,10 @@ class Progress(Deaf):
         self.counts: list[tuple[int, int]] = []
         self.nodes: list[Node] = []
 
-    def training(self, progress) -> None:
+    def on_training(self, progress) -> None:
         self.steps.append(progress.step)
 
-    def finished(self, node, done, total) -> None:
+    def on_finished(self, node, done, total) -> None:
         self.nodes.append(node)
         self.counts.append((done, total))
 
@@ -176,21 +176,21 @@ def test_training_stops_at_the_last_checkpoint_that_is_missing(store, finished, 
 
 
 def test_the_listener_hears_of_each_artifact_and_of_the_training(tmp_path):
-    heard, graph = Progress(), Graph(tiny())
+    listener, graph = Progress(), Graph(tiny())
     images = [node for point in graph.curve for node in point.images]
-    Pipeline(FolderStore(tmp_path / "store"), tiny(), InlineRunner, heard).run(images)
-    assert heard.steps == [10, 20]
-    assert set(heard.nodes) == set(closure(images))
-    assert heard.counts == [(done, 7) for done in range(1, 8)]
+    Pipeline(FolderStore(tmp_path / "store"), tiny(), InlineRunner, listener).run(images)
+    assert listener.steps == [10, 20]
+    assert set(listener.nodes) == set(closure(images))
+    assert listener.counts == [(done, 7) for done in range(1, 8)]
 
 
 def test_the_listener_hears_once_that_another_process_builds(tmp_path):
     store, graph = FolderStore(tmp_path / "store"), Graph(tiny())
-    heard, building = [], threading.Event()
+    waited_for, building = [], threading.Event()
 
-    class Waiting(Deaf):
-        def waiting(self, node) -> None:
-            heard.append(node)
+    class Waiting(NullListener):
+        def on_waiting(self, node) -> None:
+            waited_for.append(node)
             building.set()
 
     pipeline = Pipeline(store, tiny(), InlineRunner, Waiting())
@@ -200,7 +200,7 @@ def test_the_listener_hears_once_that_another_process_builds(tmp_path):
         assert building.wait(60)
         InlineRunner().build(Job(str(store.root), (graph.data,), experiment_to_json(tiny())))
     thread.join()
-    assert heard == [graph.data]
+    assert waited_for == [graph.data]
     assert counts(store, "execute") == {("data", graph.data.key): 1}
 
 
@@ -224,8 +224,8 @@ def test_who_waited_for_another_training_builds_what_is_still_missing(store):
     lease = store.lease("train", graph.checkpoints[0].hash)
     held = []
 
-    class Waiting(Deaf):
-        def waiting(self, node) -> None:
+    class Waiting(NullListener):
+        def on_waiting(self, node) -> None:
             lease.__exit__(None, None, None)  # the other dies
 
     class Watching(InlineRunner):
@@ -351,8 +351,8 @@ def test_after_an_error_nothing_new_is_begun(tmp_path):
 
 
 def test_an_interrupt_ends_the_training_and_keeps_what_was_published(store):
-    class Interrupting(Deaf):
-        def finished(self, node, done, total) -> None:
+    class Interrupting(NullListener):
+        def on_finished(self, node, done, total) -> None:
             raise KeyboardInterrupt
 
     long = tiny(train={"steps": 3000, "seed": 5})

@@ -36,25 +36,25 @@ def test_it_says_what_runs_now_and_not_what_is_finished(tmp_path):
     assert "starting" in bar(shown)
     assert "time left not known yet" in bar(shown)
     point = shown.graph.curve[0]
-    shown.started([shown.graph.checkpoint(20)])
+    shown.on_started([shown.graph.checkpoint(20)])
     assert "starting the training" in bar(shown)
-    shown.training(TrainProgress(10, 20, 0.004, 0.05))
+    shown.on_training(TrainProgress(10, 20, 0.004, 0.05))
     assert "training step 10 of 20, loss 0.004000, 0.050 steps/s" in bar(shown)
     assert "left" in bar(shown)
     assert "not known" not in bar(shown)
-    shown.started(point.images)
+    shown.on_started(point.images)
     assert "; sampling (step 10, scale 1" in bar(shown)
     for node in point.images:
-        shown.finished(node, 1, 2)
+        shown.on_finished(node, 1, 2)
     assert "sampling" not in bar(shown)
-    shown.waiting(point.evaluate)
+    shown.on_waiting(point.evaluate)
     assert f"waiting for evaluate/{point.evaluate.key}" in bar(shown)
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
 def test_nothing_of_it_is_cut_on_a_narrow_screen(tmp_path, width):
     shown = display(tmp_path, width=width, terminal=True)
-    shown.training(TrainProgress(10, 20, 0.6, 5.0))
+    shown.on_training(TrainProgress(10, 20, 0.6, 5.0))
     text = bar(shown)
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert " ".join(text.split()).endswith("training step 10 of 20, loss 0.6000, 5.0 steps/s")
@@ -74,7 +74,7 @@ def test_without_a_terminal_its_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 0.02)
     shown = display(tmp_path)
     with shown:
-        shown.training(TrainProgress(10, 20, 0.6, 5.0))
+        shown.on_training(TrainProgress(10, 20, 0.6, 5.0))
         beats = wait_for(
             lambda: [
                 line

@@ -28,11 +28,12 @@ from pipelines.activity import Activity
 from pipelines.home import Home
 from pipelines.graph import Graph
 from pipelines.stages.train import TrainProgress
-from tests.pipelines.conftest import Deaf, tiny
+from pipelines.dag import NullListener
+from tests.pipelines.conftest import tiny
 home, name = Home(Path(sys.argv[1])), sys.argv[2]
 with Activity(home, "run", name) as activity, home.store.lease("train", "0123456789abcdef0123"):
-    followed = activity.follow(Graph(tiny()), Deaf(), name)
-    followed.training(TrainProgress(5, 20, 0.5, 2.5, "far-away"))
+    followed = activity.follow(Graph(tiny()), NullListener(), name)
+    followed.on_training(TrainProgress(5, 20, 0.5, 2.5, "far-away"))
     activity._write()
     print("ready")
     input()
@@ -197,7 +198,7 @@ def test_a_training_that_says_nothing_is_not_said_to_move(home):
         steps_per_second=2.0,
         workers=4,
         host="h",
-        heard=now - 120,
+        reported_at=now - 120,
     )
     text = training_text(training, now)
     assert "0:00 left" in text

@@ -206,7 +206,7 @@ class Pipelines:
         monkeypatch.setattr(module, "Watch", self._watch)
         monkeypatch.setattr(module, "remember", lambda *_: None)
 
-    def _watch(self, book, store, graph, unit, heard):
+    def _watch(self, book, store, graph, unit, on_measured):
         watch = SimpleNamespace(hopeless=False, unit=unit, curve={}, targets=["all"])
 
         def look():

@@ -11,7 +11,7 @@ from pipelines.study.progress import Pace
 NOW = time.time()
 TRIALS = Trials(complete=4, running=2, given_up=0, failed=0, wanted=10, at_first=2)
 TRAINING = Training(
-    step=5, steps=20, loss=0.5, steps_per_second=2.5, workers=1, host="far", heard=NOW
+    step=5, steps=20, loss=0.5, steps_per_second=2.5, workers=1, host="far", reported_at=NOW
 )
 DOING = Doing(
     kind="study",

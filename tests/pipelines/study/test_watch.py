@@ -207,14 +207,14 @@ def test_nothing_is_given_up_at_the_last_checkpoint(watched):
 def test_news_is_said_once_it_is_measured(watched):
     training = watched(1e9)
     curve, other = training.measure(50.0, 2, 4)
-    training.watch.finished(curve, 1, 9)
+    training.watch.on_finished(curve, 1, 9)
     assert [m.point.evaluate for m in training.said] == [curve]
-    training.watch.finished(training.graph.data, 2, 9)
+    training.watch.on_finished(training.graph.data, 2, 9)
     training.watch.look()
     assert len(training.said) == 1
-    training.watch.finished(other, 3, 9)
+    training.watch.on_finished(other, 3, 9)
     (final,) = training.measure(20.0, scales=training.scales[:1])
-    training.watch.finished(final, 4, 9)
+    training.watch.on_finished(final, 4, 9)
     assert [m.point.evaluate for m in training.said] == [curve, other, final]
 
 
