@@ -144,7 +144,7 @@ class RayRunner:
         try:
             with explaining_memory("checkpoint", self.resources):
                 outcome: TrainOutcome = self._get(self._start_training(job, board))
-                while outcome.left:  # its node goes, and the training is continued on others
+                while outcome.preempted:  # its node goes, and the training is continued on others
                     outcome = self._get(self._start_training(job, board))
                 return outcome
         finally:

@@ -39,46 +39,48 @@ if TYPE_CHECKING:
     from experiments import Resources
 
 RESIZE_SECONDS = 5.0
-"""Between two looks at whether an elastic group could be larger."""
-LEAVE_SECONDS = 120.0
-"""Most that a group is waited for before it is replaced by one of another size, beside the time in
-which it publishes a state."""
+"""Seconds between two checks whether an elastic group could be larger."""
+GRACE_SECONDS = 20.0
+"""Seconds without a publish after which a process that got SIGTERM ends all the same."""
+RESULT_SECONDS = 2.0
+"""Seconds for the result of a training to be fetched before its process ends."""
+DRAIN_SECONDS = 120.0
+"""Most seconds that a group is drained before it is replaced by one of another size, beside the
+time in which it publishes a state."""
 
 logger = logging.getLogger(__name__)
 
 
-class Departure:
-    """Whether this process is to leave its training: its node is drained, SIGTERM, a resize.
+class Preemption:
+    """Preemption of this process's training: its node is drained, SIGTERM, or the group resized.
 
-    The training publishes its state when it hears of it, and ends.
+    A training that is preempted publishes its state and ends.
     """
 
-    patience = 20.0
-    """Seconds without a publish after which a process that got SIGTERM ends all the same."""
-    farewell = 2.0
-    """Seconds for the result of a training to be fetched."""
-
-    def __init__(self) -> None:
-        self._asked, self._changed = threading.Event(), threading.Condition()
+    def __init__(
+        self, grace_seconds: float = GRACE_SECONDS, result_seconds: float = RESULT_SECONDS
+    ) -> None:
+        self.grace_seconds, self.result_seconds = grace_seconds, result_seconds
+        self._preempted, self._changed = threading.Event(), threading.Condition()
         self._over, self._published_at_once = True, 0
         self._next_look = 0.0
 
     def begin(self) -> None:
-        """A training starts in this process."""
+        """Note that a training starts in this process."""
         self._over = False
 
     def end(self) -> None:
-        """It is over, and what it was to publish is published."""
-        self._asked.clear()
+        """Note that the training is over, and all of its states are published."""
+        self._preempted.clear()
         with self._changed:
             self._over = True
             self._changed.notify_all()
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """A state is published: minutes where it is large, and nobody may end them.
+        """Keep the process alive while a state is published, which takes minutes if it is large.
 
-        One may be written by a thread while the next is awaited.
+        A thread may write one state while the next is awaited.
         """
         self._count(1)
         try:
@@ -95,21 +97,25 @@ class Departure:
     def _publishing(self) -> bool:
         return self._published_at_once > 0
 
-    def notice(self) -> bool:
-        """Whether to leave; asks the cluster once a second at most."""
+    def is_preempted(self) -> bool:
+        """Return whether the training is to end; asks the cluster once a second at most."""
         now = time.monotonic()
-        if not self._asked.is_set() and now >= self._next_look:
+        if not self._preempted.is_set() and now >= self._next_look:
             self._next_look = now + 1.0
             if _is_draining():
-                self._asked.set()
-        return self._asked.is_set()
+                self._preempted.set()
+        return self._preempted.is_set()
 
-    def ask(self, seconds: float) -> bool:
-        """Have the training leave; whether it is over.
+    def drain(self, seconds: float) -> bool:
+        """Preempt the training and wait for its end.
 
-        Gives up after so many seconds in which nothing was being published.
+        Args:
+            seconds: Time without a publish after which to give up.
+
+        Returns:
+            Whether the training is over.
         """
-        self._asked.set()
+        self._preempted.set()
         with self._changed:
             while not self._over:
                 self._changed.wait_for(lambda: not self._publishing)
@@ -118,23 +124,23 @@ class Departure:
             return True
 
     def on_sigterm(self, *_: object) -> None:
-        """Signal handler: leave the training, then end the process."""
-        threading.Thread(target=self._leave_and_exit, daemon=True).start()
+        """Handle the signal: drain the training, then end the process."""
+        threading.Thread(target=self._drain_and_exit, daemon=True).start()
 
-    def _leave_and_exit(self) -> None:
-        self.ask(self.patience)
-        time.sleep(self.farewell)
+    def _drain_and_exit(self) -> None:
+        self.drain(self.grace_seconds)
+        time.sleep(self.result_seconds)
         # However long a publish takes: if there is no time for it, SIGKILL comes anyway.
         with self._changed:
             self._changed.wait_for(lambda: not self._publishing)
             os._exit(128 + signal.SIGTERM)
 
 
-departure = Departure()
+preemption = Preemption()
 
 
 def _is_draining() -> bool:
-    """Whether this node is about to be taken away (a spot instance's notice, a scale-down)."""
+    """Return whether Ray drains this node (a spot instance's notice, a scale-down)."""
     # `ray.train.get_preemption_info` says the same, but only in a group and as a barrier of all its
     # workers, and it asks this too. Nothing public says it in a task.
     from ray._private.state import state
@@ -142,18 +148,20 @@ def _is_draining() -> bool:
     try:
         return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
     except (RayError, AttributeError, RuntimeError) as error:
-        logger.warning("cannot tell whether this node is drained: %s", error)
+        logger.warning("could not ask Ray whether this node is drained: %s", error)
         return False
 
 
 def train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
-    """The only worker of a training; a Ray task."""
-    departure.begin()
-    before = signal.signal(signal.SIGTERM, departure.on_sigterm)
+    """Train with a single worker; a Ray task."""
+    preemption.begin()
+    before = signal.signal(signal.SIGTERM, preemption.on_sigterm)
     try:
-        return train_worker(job, 0, 1, board.write.remote, departure.notice, departure.publishing)
+        return train_worker(
+            job, 0, 1, board.write.remote, preemption.is_preempted, preemption.publishing
+        )
     finally:
-        departure.end()
+        preemption.end()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -164,7 +172,7 @@ def train_in_group(
     scratch: str,
     settings: dict[str, str],
 ) -> TrainOutcome:
-    """Start a group of workers and look after it; a Ray task.
+    """Start a group of workers and wait for its outcome; a Ray task.
 
     Args:
         job: What to train.
@@ -218,18 +226,18 @@ def _cause(error: WorkerGroupError) -> Exception:
 
 def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
     context = get_context()
-    departure.begin()
+    preemption.begin()
     try:
         return train_worker(
             config["job"],
             context.get_world_rank(),
             context.get_world_size(),
             config["board"].write.remote,
-            departure.notice,
-            departure.publishing,
+            preemption.is_preempted,
+            preemption.publishing,
         )
     finally:
-        departure.end()
+        preemption.end()
 
 
 @dataclass
@@ -244,7 +252,7 @@ class BoundTorchConfig(TorchConfig):
 
 class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
-        worker_group.execute(_hear_sigterm)
+        worker_group.execute(_handle_sigterm)
         size = len(worker_group)
         address = worker_group.execute_single(0, _serve_store, size)
         ray.get(
@@ -266,17 +274,17 @@ class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         status = worker_group.get_latest_poll_status()
         if status is not None and not status.errors:
             # All workers live: the group is resized, and what it did is not to be done again.
-            worker_group.execute(_leave, LEAVE_SECONDS)
+            worker_group.execute(_drain, DRAIN_SECONDS)
         super().on_shutdown(worker_group, backend_config)
 
 
-def _hear_sigterm() -> None:
+def _handle_sigterm() -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, departure.on_sigterm)
+        signal.signal(signal.SIGTERM, preemption.on_sigterm)
 
 
-def _leave(seconds: float) -> bool:
-    return departure.ask(seconds)
+def _drain(seconds: float) -> bool:
+    return preemption.drain(seconds)
 
 
 def _serve_store(world_size: int) -> tuple[str, int]:

@@ -36,17 +36,17 @@ TRAINING = "training"
 
 
 class Orders(NamedTuple):
-    """What all workers do after a step, whoever wished it."""
+    """What all workers do after a step, whichever of them asked for it."""
 
-    leave: bool
+    drain: bool
     save: bool
 
 
 class Meetings:
     """After which steps the workers agree on what to do besides the next step.
 
-    At every multiple of `REPORT_EVERY`, and more often where steps are slow, so that a notice is
-    heard within seconds; fast steps pay nothing for it.
+    At every multiple of `REPORT_EVERY`, and more often where steps are slow, so that a preemption
+    is noticed within seconds; fast steps pay nothing for it.
     """
 
     def __init__(self, step: int, world_size: int, device: torch.device) -> None:
@@ -58,19 +58,19 @@ class Meetings:
         """Whether there is a meeting after `step` steps; the same on all workers."""
         return step == self._next
 
-    def meet(self, step: int, *, leave: bool, save: bool) -> Orders:
+    def meet(self, step: int, *, drain: bool, save: bool) -> Orders:
         """What this worker wishes, and what all of them then do.
 
         Args:
             step: Steps done.
-            leave: This worker's node is about to go.
+            drain: This worker is preempted.
             save: This worker would publish the state.
         """
         now = time.monotonic()
         pace = max((now - self._time) / max(step - self._at, 1), 1e-6)
         distance = max(1, min(int(SECONDS_BETWEEN / pace), REPORT_EVERY))
         # The pace is the first worker's: clocks differ.
-        wishes = [int(leave), int(save), distance]
+        wishes = [int(drain), int(save), distance]
         if self.world_size > 1:
             every = torch.tensor([wishes], device=self.device)
             gathered = [torch.empty_like(every) for _ in range(self.world_size)]
@@ -152,9 +152,9 @@ class Publisher:
             self._carried, self._from_step, self._since = 0.0, state.step, self._saved
 
     def settle(self) -> None:
-        """Wait until all is published. All workers call it before they leave.
+        """Wait until all is published. All workers call it before they end.
 
-        None of them leaves before: a group that loses a worker is ended, and the first one with it.
+        None of them ends before: a group that loses a worker is stopped, and the first one with it.
         """
         with self.publishing():
             self.finish()

@@ -59,8 +59,8 @@ class TrainOutcome:
 
     step: int
     non_finite_step: int | None = None
-    left: bool = False
-    """Its node was about to go: the state is published, the rest is to be trained elsewhere."""
+    preempted: bool = False
+    """Its node is drained: the state is published, and the rest is to be trained elsewhere."""
     damaged: CorruptArtifactError | None = None
     """What it was to start from cannot be used. Not raised by a worker: it would be tried again."""
 
@@ -70,7 +70,7 @@ def train_worker(
     rank: int,
     world_size: int,
     post: Callable[[TrainProgress], None],
-    notice: Callable[[], bool] = lambda: False,
+    is_preempted: Callable[[], bool] = lambda: False,
     publishing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrainOutcome:
     """Train from the last published state to the last wanted step.
@@ -82,8 +82,8 @@ def train_worker(
         rank: This worker's number.
         world_size: Number of workers.
         post: Takes progress reports (rank 0 only).
-        notice: Whether this worker is about to be taken away; then the state is published and all
-            workers leave. Asked every few seconds at most.
+        is_preempted: Returns whether this worker is about to be taken away; then the state is
+            published and all workers end. Called every few seconds at most.
         publishing: Holds while a state is published: this worker must not be ended meanwhile.
     """
     import torch
@@ -122,7 +122,7 @@ def train_worker(
                 decided=decided,
             )
         with publisher:
-            return _train_on(job, experiment, state, dataset, publisher, post, notice)
+            return _train_on(job, experiment, state, dataset, publisher, post, is_preempted)
 
 
 def _train_on(
@@ -132,7 +132,7 @@ def _train_on(
     dataset: Dataset | DrawnDataset,
     publisher: Publisher,
     post: Callable[[TrainProgress], None],
-    notice: Callable[[], bool],
+    is_preempted: Callable[[], bool],
 ) -> TrainOutcome:
     from ig_core.training import NonFiniteLossError, WorkerShare, train
     from pipelines.stages.saving import Meetings
@@ -155,12 +155,12 @@ def _train_on(
                 publisher.settle()
                 break
             if meeting:
-                orders = meetings.meet(step, leave=notice(), save=publisher.due())
-                if (orders.leave or orders.save) and not wanted:
+                orders = meetings.meet(step, drain=is_preempted(), save=publisher.due())
+                if (orders.drain or orders.save) and not wanted:
                     publisher.publish(state)
-                if orders.leave:
+                if orders.drain:
                     publisher.settle()
-                    return TrainOutcome(step, left=True)
+                    return TrainOutcome(step, preempted=True)
     except NonFiniteLossError as error:
         return TrainOutcome(state.step, error.step)
     return TrainOutcome(state.step)

@@ -42,16 +42,16 @@ def held(monkeypatch):
 
 
 def at_meeting(number: int, act) -> object:
-    """A notice that never comes, and does something when it is asked for the n-th time."""
+    """A preemption that never comes, and does something when it is asked for the n-th time."""
     asked = []
 
-    def notice() -> bool:
+    def is_preempted() -> bool:
         asked.append(1)
         if len(asked) == number:
             act()
         return False
 
-    return notice
+    return is_preempted
 
 
 def test_what_is_written_is_the_state_of_its_step_however_far_the_training_went(tmp_path, held):
@@ -61,7 +61,7 @@ def test_what_is_written_is_the_state_of_its_step_however_far_the_training_went(
         assert published_steps(store, graph) == []
         held.set()
 
-    trained(store, LONG, notice=at_meeting(35, let_go))  # fifteen steps after it was taken
+    trained(store, LONG, is_preempted=at_meeting(35, let_go))  # fifteen steps after it was taken
     assert published_steps(store, graph) == [20, 40, 60]
     whole = FolderStore(tmp_path / "whole")
     trained(whole, LONG)
@@ -76,7 +76,7 @@ def test_what_is_written_is_the_state_of_its_step_however_far_the_training_went(
 def test_no_state_is_taken_for_safety_while_one_is_being_written(tmp_path, held):
     store = FolderStore(tmp_path)
     experiment = tiny(train={"steps": 60, "checkpoint_every": 60}, resources=ALWAYS)
-    graph, _ = trained(store, experiment, notice=at_meeting(40, held.set))
+    graph, _ = trained(store, experiment, is_preempted=at_meeting(40, held.set))
     saved = [int(event["key"][-8:]) for event in events(store, "published", "resume")]
     assert saved[0] == 1
     assert saved[1] > 40
@@ -91,7 +91,7 @@ def test_a_training_that_breaks_still_publishes_what_it_was_writing(tmp_path, he
         raise ConnectionError("the other worker is gone")
 
     with pytest.raises(ConnectionError):
-        trained(store, LONG, notice=at_meeting(30, break_down))
+        trained(store, LONG, is_preempted=at_meeting(30, break_down))
     assert published_steps(store, graph) == [20]
 
 
@@ -130,7 +130,7 @@ def test_who_is_told_to_leave_waits_for_what_is_being_written(tmp_path, held):
         held.set()
 
     store = FolderStore(tmp_path)
-    trained(store, LONG, notice=at_meeting(30, look), publishing=hold)
+    trained(store, LONG, is_preempted=at_meeting(30, look), publishing=hold)
     assert during == [1]
     assert holds == []
 

@@ -1,4 +1,4 @@
-"""How a training worker hears that it is to leave."""
+"""How a training worker learns that it is preempted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments import experiment_to_json
 from pipelines import ray_training
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
-from pipelines.ray_training import Departure
+from pipelines.ray_training import Preemption
 from pipelines.stages.starting import resume_steps
 from pipelines.stages.train import TrainJob, train_worker
 from tests.pipelines.conftest import run_inline, tiny
@@ -33,41 +33,41 @@ def looks(monkeypatch):
 
 def test_the_cluster_is_asked_once_a_second_at_most(looks):
     asked, draining, now = looks
-    departure = Departure()
-    departure.begin()
+    preemption = Preemption()
+    preemption.begin()
     for _ in range(30):
         now[0] += 0.1
-        assert not departure.notice()
+        assert not preemption.is_preempted()
     assert len(asked) == 3
     draining[0] = True
     now[0] += 1
-    assert departure.notice()
-    assert departure.notice()  # and no more looks
+    assert preemption.is_preempted()
+    assert preemption.is_preempted()  # and no more looks
     assert len(asked) == 4
 
 
 def test_who_asks_waits_until_the_training_is_over(looks):
-    departure = Departure()
-    departure.begin()
-    assert not departure.ask(0.01)
-    assert departure.notice()
-    ending = threading.Thread(target=departure.end)
+    preemption = Preemption()
+    preemption.begin()
+    assert not preemption.drain(0.01)
+    assert preemption.is_preempted()
+    ending = threading.Thread(target=preemption.end)
     ending.start()
-    assert departure.ask(60)
+    assert preemption.drain(60)
     ending.join()
 
 
 def test_a_process_that_trains_nothing_does_not_keep_anybody_waiting():
-    assert Departure().ask(0.0)
+    assert Preemption().drain(0.0)
 
 
-def test_the_next_training_of_a_process_is_not_told_to_leave(looks):
-    departure = Departure()
-    departure.begin()
-    departure.ask(0.0)
-    departure.end()
-    departure.begin()
-    assert not departure.notice()
+def test_the_next_training_of_a_process_is_not_preempted(looks):
+    preemption = Preemption()
+    preemption.begin()
+    preemption.drain(0.0)
+    preemption.end()
+    preemption.begin()
+    assert not preemption.is_preempted()
 
 
 class SlowTraining:
@@ -76,8 +76,7 @@ class SlowTraining:
     def __init__(self, folder, monkeypatch) -> None:
         self.store, self.experiment = FolderStore(folder), tiny(train=LONG)
         self.graph = run_inline(self.store, self.experiment, [Graph(self.experiment).data])
-        self.departure, self.begun = Departure(), threading.Event()
-        self.departure.patience = self.departure.farewell = 0.05
+        self.preemption, self.begun = Preemption(0.05, 0.05), threading.Event()
         commit = FolderStore._commit
 
         def slow(store, *arguments):
@@ -88,7 +87,7 @@ class SlowTraining:
         monkeypatch.setattr(FolderStore, "_commit", slow)
         monkeypatch.setattr(ray_training, "_is_draining", lambda: True)
         self.thread = threading.Thread(target=self._train)
-        self.departure.begin()
+        self.preemption.begin()
         self.thread.start()
         assert self.begun.wait(60)
 
@@ -96,10 +95,15 @@ class SlowTraining:
         job = TrainJob(str(self.store.root), experiment_to_json(self.experiment), (60,))
         try:
             self.outcome = train_worker(
-                job, 0, 1, lambda progress: None, self.departure.notice, self.departure.publishing
+                job,
+                0,
+                1,
+                lambda progress: None,
+                self.preemption.is_preempted,
+                self.preemption.publishing,
             )
         finally:
-            self.departure.end()
+            self.preemption.end()
 
 
 LONG = {"steps": 60, "checkpoint_every": 60}
@@ -110,11 +114,11 @@ def slow(tmp_path, monkeypatch):
     training = SlowTraining(tmp_path / "store", monkeypatch)
     yield training
     training.thread.join(60)
-    assert training.outcome.left
+    assert training.outcome.preempted
 
 
 def test_a_group_that_is_resized_is_waited_for_while_it_publishes(slow):
-    assert slow.departure.ask(0.05)
+    assert slow.preemption.drain(0.05)
     assert len(resume_steps(slow.store, slow.graph)) == 1
 
 
@@ -125,22 +129,21 @@ def test_a_process_that_got_sigterm_does_not_end_while_it_publishes(slow, monkey
         "_exit",
         lambda code: ended.append((code, len(resume_steps(slow.store, slow.graph)))),
     )
-    slow.departure._leave_and_exit()
+    slow.preemption._drain_and_exit()
     assert ended == [(143, 1)]
 
 
 def test_a_publish_that_begins_late_is_not_ended_either(monkeypatch):
     """The training was given up, and only then came to publish its state."""
-    departure, ended, published = Departure(), [], threading.Event()
-    departure.patience, departure.farewell = 0.01, 0.5
+    preemption, ended, published = Preemption(0.01, 0.5), [], threading.Event()
     monkeypatch.setattr(ray_training.os, "_exit", lambda code: ended.append(published.is_set()))
-    departure.begin()
-    leaving = threading.Thread(target=departure._leave_and_exit)
-    leaving.start()
+    preemption.begin()
+    draining = threading.Thread(target=preemption._drain_and_exit)
+    draining.start()
     sleep(0.2)
-    with departure.publishing():
-        leaving.join(1.0)
-        assert leaving.is_alive()
+    with preemption.publishing():
+        draining.join(1.0)
+        assert draining.is_alive()
         published.set()
-    leaving.join(60)
+    draining.join(60)
     assert ended == [True]

@@ -1,4 +1,4 @@
-"""States published for safety, and workers that are told to leave."""
+"""States published for safety, and workers that are preempted."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_state_between_checkpoints_is_no_checkpoint_for_a_run_that_wants_its_s
             seen.append((published_steps(store, graph), [node.step for node in plan.missing]))
         return False
 
-    trained(store, experiment, notice=look)
+    trained(store, experiment, is_preempted=look)
     assert seen == [([], [25])]
 
 
@@ -126,7 +126,7 @@ def interrupted(store: FolderStore, experiment, step: int) -> Graph:
         return False
 
     with pytest.raises(ConnectionError):
-        trained(store, experiment, notice=fail)
+        trained(store, experiment, is_preempted=fail)
     return Graph(experiment)
 
 
@@ -194,7 +194,7 @@ def test_a_state_that_another_training_published_first_is_not_deleted(tmp_path):
                 (directory / "state.json").write_text("{}")
         return False
 
-    trained(store, experiment, notice=publish_before_us)
+    trained(store, experiment, is_preempted=publish_before_us)
     assert resume_steps(store, graph) == [5]
 
 
@@ -263,12 +263,12 @@ def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path):
     store, experiment = FolderStore(tmp_path), tiny(train=LONG)
     asked = []
 
-    def notice() -> bool:
+    def is_preempted() -> bool:
         asked.append(1)
         return len(asked) == 2
 
-    graph, outcome = trained(store, experiment, notice=notice)
-    assert outcome.left
+    graph, outcome = trained(store, experiment, is_preempted=is_preempted)
+    assert outcome.preempted
     assert 1 < outcome.step <= 1 + saving.REPORT_EVERY
     assert (published_steps(store, graph), resume_steps(store, graph)) == ([], [outcome.step])
     _, again = trained(store, experiment)
@@ -278,7 +278,7 @@ def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path):
 
 
 def one_of_two(rank: int, world_size: int, folder, text: str) -> None:
-    """One process of a group; the second one is told to leave, and publishing takes a while."""
+    """One process of a group; the second one is preempted, and publishing takes a while."""
     torch.set_num_threads(1)
     commit = FolderStore._commit
 
@@ -290,14 +290,14 @@ def one_of_two(rank: int, world_size: int, folder, text: str) -> None:
     job = TrainJob(str(folder), text, (30, 60))
     asked = []
 
-    def notice() -> bool:
+    def is_preempted() -> bool:
         asked.append(1)
         return rank == 1 and len(asked) == 2
 
     with process_group(rank, world_size, folder / "group"):
-        outcome = train_worker(job, rank, world_size, lambda progress: None, notice)
+        outcome = train_worker(job, rank, world_size, lambda progress: None, is_preempted)
         there = resume_steps(FolderStore(folder), Graph(experiment_from_json(text)))
-        (folder / f"left-{rank}").write_text(f"{outcome.left} {outcome.step} {there}")
+        (folder / f"left-{rank}").write_text(f"{outcome.preempted} {outcome.step} {there}")
         # Two of them go on from there, for a while.
         shorter = TrainJob(str(folder), text, (30,), job.id)
         assert train_worker(shorter, rank, world_size, lambda progress: None) == TrainOutcome(30)
@@ -378,11 +378,11 @@ def test_meetings_follow_the_pace(monkeypatch, seconds, expected):
         now[0] += seconds
         if meetings.due(step):
             steps.append(step)
-            assert meetings.meet(step, leave=False, save=False) == Orders(leave=False, save=False)
+            assert meetings.meet(step, drain=False, save=False) == Orders(drain=False, save=False)
     assert steps == expected
 
 
 def test_a_wish_to_save_is_granted_at_once():
     meetings = Meetings(1, 1, torch.device("cpu"))
     assert meetings.due(2)
-    assert meetings.meet(2, leave=False, save=True).save
+    assert meetings.meet(2, drain=False, save=True).save
