@@ -1,4 +1,4 @@
-"""What a process is doing, in a small file that others may read (`pipelines.status`).
+"""The state of a process, in a small file that others read (`pipelines.status`).
 
     HOME/activity/ID.json   what a run or a study is doing; replaced in one step
     HOME/activity/ID.lock   held while it lives: the kernel lets go when it dies
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 1.0
 KEPT_SECONDS = 24 * 3600.0
-"""How long what a killed process left behind is kept, unless the same work is begun again."""
+"""How long the files of a killed process are kept, unless the same work is started again."""
 LOCK_SECONDS = 10.0
-"""How long it is tried to get a lock that nobody else wants."""
+"""How long to try for the lock of this process, which nobody else wants."""
 LAST = "last.json"
 LONGEST = 1_000_000
 """Bytes of a file that can be one of these."""
@@ -64,13 +64,13 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One experiment that is being brought into the store."""
+class Build:
+    """One experiment whose artifacts are being built."""
 
     name: str
     trajectory: str
     """Hash of its checkpoints: the name of the training's lease."""
-    begun: float
+    started: float
     done: int = 0
     """Artifacts that were missing and are there now."""
     total: int = 0
@@ -81,7 +81,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """Trials of a study, as this process last saw them."""
+    """Counts of a study's trials, as this process last saw them."""
 
     complete: int
     running: int
@@ -93,8 +93,8 @@ class Trials:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doing:
-    """What one process is doing."""
+class ProcessState:
+    """State of one process, as it publishes it."""
 
     kind: str
     """run or study."""
@@ -109,7 +109,7 @@ class Doing:
     where: str = ""
     """What it runs on."""
     trials: Trials | None = None
-    works: tuple[Work, ...] = ()
+    builds: tuple[Build, ...] = ()
     news: str = ""
     """The last result."""
     outcome: str = ""
@@ -117,19 +117,19 @@ class Doing:
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
+        """Return the kind, the name and the key, for people."""
         return " ".join(part for part in (self.kind, self.name, self.key[:8]) if part)
 
 
 class Activity:
-    """Publishes what this process is doing while it is entered; before and after, nothing."""
+    """Publishes the state of this process while it is entered; before and after, nothing."""
 
     def __init__(self, home: Home, kind: str, name: str, key: str = "") -> None:
         now = time.time()
         self.ended = "finished"
-        """How it ends if nothing is raised."""
+        """Outcome of the process if nothing is raised."""
         self._folder, self._id = home.activity, uuid.uuid4().hex[:12]
-        self._doing = Doing(
+        self._process_state = ProcessState(
             kind=kind,
             name=name,
             key=key,
@@ -138,7 +138,7 @@ class Activity:
             started=now,
             updated=now,
         )
-        self._works: dict[int, Work] = {}
+        self._builds: dict[int, Build] = {}
         self._changed, self._lock, self._shown = False, threading.Lock(), False
         self._alive = FileLock(self._folder / f"{self._id}.lock")
         self._stop = threading.Event()
@@ -172,30 +172,32 @@ class Activity:
             self._alive.release(remove=True)
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401
-        """Change fields of `Doing`; of what is secret in their texts nothing is written."""
+        """Change fields of the state; passwords and tokens in their texts are hidden."""
         texts: Any = {name: discreet(v) for name, v in changes.items() if isinstance(v, str)}
         with self._lock:
-            self._doing = replace(self._doing, updated=time.time(), **{**changes, **texts})
+            self._process_state = replace(
+                self._process_state, updated=time.time(), **{**changes, **texts}
+            )
             self._changed = True
 
     def follow(self, graph: Graph, listener: Listener, name: str) -> ActivityListener:
         """Return a listener that publishes progress until it is closed, and passes it on."""
         return ActivityListener(self, graph, listener, name)
 
-    def put(self, number: int, work: Work | None) -> None:
-        """Publish a piece of work under a number; None: it is over."""
+    def put(self, number: int, build: Build | None) -> None:
+        """Publish a build under a number; None: the build is over."""
         with self._lock:
-            if work is None:
-                self._works.pop(number, None)
+            if build is None:
+                self._builds.pop(number, None)
             else:
-                self._works[number] = work
-        self.update(works=tuple(self._works.values()))
+                self._builds[number] = build
+        self.update(builds=tuple(self._builds.values()))
 
     @property
-    def doing(self) -> Doing:
-        """What this process says of itself now."""
+    def process(self) -> ProcessState:
+        """Return the state of this process now."""
         with self._lock:
-            return self._doing
+            return self._process_state
 
     @property
     def _path(self) -> Path:
@@ -204,7 +206,7 @@ class Activity:
     def _text(self) -> str:
         with self._lock:
             self._changed = False
-            return json.dumps(dataclasses.asdict(self._doing))
+            return json.dumps(dataclasses.asdict(self._process_state))
 
     def _write(self) -> None:
         text = self._text()
@@ -218,13 +220,13 @@ class Activity:
                 self._write()
 
     def _clear(self) -> None:
-        """Remove what dead processes left: of this very work, and what is old."""
+        """Delete the files of dead processes that did the same work, and old ones."""
         for path in self._folder.glob("*.json"):
             if path.name == LAST or holder(path.with_suffix(".lock")) is not None:
                 continue
             try:
-                left = read_doing(path)
-                mine = left is not None and left.title == self._doing.title
+                left = read_process_state(path)
+                mine = left is not None and left.title == self._process_state.title
             except ValueError:
                 mine = False
             if mine or time.time() - path.stat().st_mtime > KEPT_SECONDS:
@@ -239,7 +241,7 @@ class ActivityListener:
         self._activity, self._listener = activity, listener
         self._workers = graph.experiment.resources.num_workers
         self._lock = threading.Lock()
-        self._work = Work(name=name, trajectory=graph.checkpoint(0).hash, begun=time.time())
+        self._build = Build(name=name, trajectory=graph.checkpoint(0).hash, started=time.time())
         self._put()
 
     def on_waiting(self, node: Node) -> None:
@@ -267,11 +269,13 @@ class ActivityListener:
 
     def on_finished(self, node: Node, done: int, total: int) -> None:
         """The artifact is published."""
-        work = self._work
-        waiting = "" if work.waiting == f"{node.kind}/{node.key}" else work.waiting
+        build = self._build
+        waiting = "" if build.waiting == f"{node.kind}/{node.key}" else build.waiting
         # The last report of a training may not have come through; its last checkpoint has.
-        over = node.kind == "checkpoint" and work.training and node.step >= work.training.steps
-        self._put(done=done, total=total, waiting=waiting, training=None if over else work.training)
+        over = node.kind == "checkpoint" and build.training and node.step >= build.training.steps
+        self._put(
+            done=done, total=total, waiting=waiting, training=None if over else build.training
+        )
         self._listener.on_finished(node, done, total)
 
     def close(self) -> None:
@@ -280,8 +284,8 @@ class ActivityListener:
 
     def _put(self, **changes: Any) -> None:  # noqa: ANN401
         with self._lock:
-            self._work = replace(self._work, **changes)
-            self._activity.put(id(self), self._work)
+            self._build = replace(self._build, **changes)
+            self._activity.put(id(self), self._build)
 
 
 def _outcome(error: BaseException) -> str:
@@ -291,11 +295,11 @@ def _outcome(error: BaseException) -> str:
     return "stopped" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"
 
 
-def read_doing(path: Path) -> Doing | None:
-    """What a file says; None if it is not there any more.
+def read_process_state(path: Path) -> ProcessState | None:
+    """Read the state of a process from its file; None if the file is not there any more.
 
     Raises:
-        ValueError: it says nothing that can be understood.
+        ValueError: the file holds no valid state.
     """
     try:
         with path.open("rb") as file:
@@ -307,7 +311,7 @@ def read_doing(path: Path) -> Doing | None:
     if len(text) > LONGEST:
         raise ValueError("it is too large")
     try:
-        found: Doing = read_dataclass(Doing, json.loads(text), "activity")
+        found: ProcessState = read_dataclass(ProcessState, json.loads(text), "activity")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return found

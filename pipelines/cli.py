@@ -253,7 +253,7 @@ def run_command(arguments: list[str]) -> int:
 
 def plan_command(arguments: list[str]) -> int:
     """`igdit plan`."""
-    from pipelines.outlook import Assumption, print_outlook
+    from pipelines.outlook import Assumption, print_costs
     from pipelines.report import print_plan
     from pipelines.results import collect
     from pipelines.runners import require_cores
@@ -267,7 +267,7 @@ def plan_command(arguments: list[str]) -> int:
     if plan.missing and not resources.use_gpu:  # of GPUs a machine without any may ask
         require_cores(resources)
     print_plan(results, plan, console)
-    print_outlook(results, plan, assumption, console)
+    print_costs(results, plan, assumption, console)
     return 0
 
 

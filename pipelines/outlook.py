@@ -1,6 +1,7 @@
-"""What an experiment is going to take.
+"""Costs of what is left of an experiment: time, worker-hours and disk.
 
-Measured where comparable work is in the store, else assumed from its arithmetic; it is said which.
+They are measured where comparable work is in the store, and otherwise assumed from the number of
+operations; each estimate says which.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FEATURE_BYTES = {"inception-v3-compat": 4 * (2048 + 1008 + 2023), "digits-cnn": 
 
 @dataclass(frozen=True)
 class Assumption:
-    """How fast a GPU is taken to be where nothing comparable was measured."""
+    """Speed of a GPU that is assumed where nothing comparable was measured."""
 
     tflops: float | None = None
     """Peak in half precision, in 10^12 operations a second; None: PEAK_TFLOPS for experiments on
@@ -58,14 +59,14 @@ class Assumption:
             raise ValueError(f"assume_utilisation must be in (0, 1], but got {self.utilisation}")
 
     def peak(self, experiment: Experiment, precision: Precision) -> float | None:
-        """Peak of a worker in some precision, in 10^12 operations a second.
+        """Return the peak of a worker in a precision, in 10^12 operations a second.
 
         Args:
-            experiment: Whose workers.
+            experiment: The experiment that the worker works for.
             precision: Autocast of the work.
 
         Returns:
-            None: nothing is assumed of CPUs.
+            The peak; None for CPUs, of which nothing is assumed.
         """
         if not experiment.resources.use_gpu:
             return self.tflops
@@ -73,47 +74,47 @@ class Assumption:
         return half * PEAK_SHARE[arithmetic(experiment, precision)]
 
     def rate(self, experiment: Experiment, precision: Precision) -> float | None:
-        """Operations a second that are taken to be reached; None: nothing is assumed of CPUs."""
+        """Return the operations a second that a worker is assumed to reach; None for CPUs."""
         peak = self.peak(experiment, precision)
         return None if peak is None else peak * 1e12 * self.utilisation
 
 
 def arithmetic(experiment: Experiment, precision: Precision) -> str:
-    """What matrix products are done in: a key of PEAK_SHARE."""
+    """Return the arithmetic of matrix products, a key of PEAK_SHARE."""
     resources = experiment.resources
     rounded = precision == "float32" and resources.use_gpu and resources.tf32
     return "TF32" if rounded else precision
 
 
 @dataclass(frozen=True)
-class Work:
-    """One kind of work that is left."""
+class Estimate:
+    """Estimated cost of one kind of work that is left."""
 
     name: str
     images: int
     """Images that are trained on, or sampled."""
     seconds_each: float | None
-    """Of one worker, for an image; None: not known."""
+    """Seconds of one worker for an image; None: not known."""
     measured: bool
 
     @property
     def hours(self) -> float | None:
-        """Worker-hours."""
+        """Return the worker-hours; None: not known."""
         return None if self.seconds_each is None else self.images * self.seconds_each / 3600
 
 
 def left_to_train(plan: Plan, results: Results) -> int:
-    """Steps of training that are left."""
+    """Count the training steps that are left."""
     wanted = [node.step for node in plan.missing if node.trained]
     if not wanted:
         return 0
     return max(wanted) - starting_step(results.store, results.graph, wanted)
 
 
-def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
-    """Training and sampling that are left, an upper bound for the sampling.
+def estimate_costs(results: Results, plan: Plan, assumption: Assumption) -> list[Estimate]:
+    """Estimate the training and the sampling that are left; the sampling is an upper bound.
 
-    Steps that images under several guidances share are counted for each.
+    Sampling steps that several guidances share are counted for each of them.
     """
     experiment, store = results.experiment, results.store
     steps = left_to_train(plan, results)
@@ -126,7 +127,7 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
         else:
             rate = assumption.rate(experiment, experiment.optim.precision)
             each = None if rate is None else training_flops(experiment.model) / rate
-        found.append(Work("training", steps * batch, each, per_step is not None))
+        found.append(Estimate("training", steps * batch, each, per_step is not None))
     missing = [node for node in plan.missing if node.kind == "images"]
     images = sum(map(_count, missing))
     if images:
@@ -141,10 +142,10 @@ def works(results: Results, plan: Plan, assumption: Assumption) -> list[Work]:
                 for node in missing
             )
             each = total / images / rate
-        found.append(Work("sampling", images, each, per_image is not None))
+        found.append(Estimate("sampling", images, each, per_image is not None))
         if results.chosen_scale is None and (most := results.graph.most_images_anew):
             name = "of the scale that is chosen and of scale 1 on other noise, at most"
-            found.append(Work(name, most, each, per_image is not None))
+            found.append(Estimate(name, most, each, per_image is not None))
     return found
 
 
@@ -153,7 +154,7 @@ def _count(node: Node) -> int:
 
 
 def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
-    """Bytes that are still to be written, by what they are of: from shapes, not measured."""
+    """Compute the bytes that are still to be written from shapes, by what they hold."""
     experiment = results.experiment
     data, missing = experiment.data, plan.missing
     trained = sum(node.trained for node in missing)
@@ -176,19 +177,19 @@ def disk_bytes(results: Results, plan: Plan) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def print_outlook(results: Results, plan: Plan, assumption: Assumption, console: Console) -> None:
-    """Print work, disk and what is still to be named."""
+def print_costs(results: Results, plan: Plan, assumption: Assumption, console: Console) -> None:
+    """Print the estimates, the disk space and the files that are still to be named."""
     experiment = results.experiment
-    work = works(results, plan, assumption)
-    if work:
+    estimates = estimate_costs(results, plan, assumption)
+    if estimates:
         log(
             console,
             f"Model: {parameter_count(experiment.model):,} parameters, "
             f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation.",
         )
-        for item in work:
-            log(console, _sentence(item, experiment))
-        if any(item.seconds_each is not None and not item.measured for item in work):
+        for estimate in estimates:
+            log(console, _sentence(estimate, experiment))
+        if any(e.seconds_each is not None and not e.measured for e in estimates):
             log(console, _assumed(experiment, assumption))
     sizes = disk_bytes(results, plan)
     if sizes:
@@ -213,7 +214,7 @@ def print_outlook(results: Results, plan: Plan, assumption: Assumption, console:
 
 
 def _assumed(experiment: Experiment, assumption: Assumption) -> str:
-    """What the hours of work rest on that nothing comparable was measured of."""
+    """Explain the assumptions behind hours that are not measured."""
     parts = (("training", experiment.optim.precision), ("sampling", experiment.sampler.precision))
     peaks = ", ".join(
         f"{assumption.peak(experiment, precision):g} for {kind} "
@@ -230,14 +231,17 @@ def _assumed(experiment: Experiment, assumption: Assumption) -> str:
     )
 
 
-def _sentence(work: Work, experiment: Experiment) -> str:
+def _sentence(estimate: Estimate, experiment: Experiment) -> str:
     who = "GPU" if experiment.resources.use_gpu else "worker"
-    start = f"{work.name.capitalize()}: {work.images:,} images"
-    if work.seconds_each is None or work.hours is None:
+    start = f"{estimate.name.capitalize()}: {estimate.images:,} images"
+    if estimate.seconds_each is None or estimate.hours is None:
         return (
             f"{start}; nothing comparable was measured here, and of CPUs nothing is assumed "
             f"(--assume-tflops)."
         )
-    how = "measured here" if work.measured else "assumed"
-    rate, hours = number(1 / work.seconds_each, separator=","), number(work.hours, separator=",")
+    how = "measured here" if estimate.measured else "assumed"
+    rate, hours = (
+        number(1 / estimate.seconds_each, separator=","),
+        number(estimate.hours, separator=","),
+    )
     return f"{start}, {rate} images a second and {who} ({how}): {hours} {who}-hours."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments import experiment_from_json
-from pipelines.activity import LAST, Doing, read_doing
+from pipelines.activity import LAST, ProcessState, read_process_state
 from pipelines.graph import Graph, closure
 from pipelines.locks import Holder, holder
 
@@ -51,10 +51,10 @@ class Status:
 
     root: Path
     now: float
-    working: tuple[Doing, ...]
-    gone: tuple[Doing, ...]
+    working: tuple[ProcessState, ...]
+    gone: tuple[ProcessState, ...]
     """Processes that died at work, by their last words."""
-    last: Doing | None
+    last: ProcessState | None
     """What ended last."""
     tasks: tuple[Task, ...]
     events: tuple[dict[str, Any], ...]
@@ -69,13 +69,13 @@ def read_status(home: Home) -> Status:
     for path in sorted(home.activity.glob("*.json")):
         if path.name == LAST:
             continue
-        doing = _read(path, notes)
-        if doing is None:
+        process = _read(path, notes)
+        if process is None:
             continue
         if holder(path.with_suffix(".lock")) is not None:
-            working.append(doing)
+            working.append(process)
         elif path.exists():  # else it ended between the two looks
-            gone.append(doing)
+            gone.append(process)
     return Status(
         home.root,
         time.time(),
@@ -88,9 +88,9 @@ def read_status(home: Home) -> Status:
     )
 
 
-def _read(path: Path, notes: list[str]) -> Doing | None:
+def _read(path: Path, notes: list[str]) -> ProcessState | None:
     try:
-        return read_doing(path)
+        return read_process_state(path)
     except ValueError as error:
         notes.append(f"{path.name} is left out: {error}")
         return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from pipelines.activity import Doing, Training, Work
+    from pipelines.activity import Build, ProcessState, Training
     from pipelines.home import Home
     from pipelines.locks import Holder
     from pipelines.status import Status, Task
@@ -42,12 +42,12 @@ def watch_status(home: Home, console: Console, every: float) -> None:
 def view(status: Status) -> RenderableType:
     """Everything, for a console."""
     parts: list[RenderableType] = [*_head(status)]
-    for doing in status.working:
-        parts += ["", *_process(doing, status.now)]
+    for process in status.working:
+        parts += ["", *_process(process, status.now)]
     if status.tasks:
         parts += ["", _tasks(status)]
-    for doing in status.gone:
-        parts += ["", _gone(doing, status.now)]
+    for process in status.gone:
+        parts += ["", _gone(process, status.now)]
     if status.events:
         parts += ["", *_events(status)]
     parts += [_line(f"note: {note}", style="yellow") for note in status.notes]
@@ -93,18 +93,20 @@ def _ago(then: float, now: float) -> str:
     return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"
 
 
-def _process(doing: Doing, now: float) -> Iterator[Text]:
+def _process(process: ProcessState, now: float) -> Iterator[Text]:
     yield _line(
-        f"{doing.title}: {doing.phase}, for {clock(max(now - doing.started, 0))}, on "
-        f"{doing.host} (pid {doing.pid}), last word {_ago(doing.updated, now)}",
+        f"{process.title}: {process.phase}, for {clock(max(now - process.started, 0))}, on "
+        f"{process.host} (pid {process.pid}), last word {_ago(process.updated, now)}",
         "bold cyan",
     )
-    if doing.where:
-        yield _line(f"  {doing.where}")
-    trials = doing.trials
+    if process.where:
+        yield _line(f"  {process.where}")
+    trials = process.trials
     if trials is not None:
         left = _pace(
-            trials.complete - trials.at_first, trials.wanted - trials.complete, now - doing.started
+            trials.complete - trials.at_first,
+            trials.wanted - trials.complete,
+            now - process.started,
         )
         more = "".join(
             f", {n} {word}"
@@ -116,20 +118,20 @@ def _process(doing: Doing, now: float) -> Iterator[Text]:
             if n
         )
         yield _line(f"  trials    {trials.complete} of {trials.wanted} complete{more}{left}")
-    for work in doing.works:
-        yield from _work(work, now)
-    if doing.news:
-        yield _line(f"  last      {doing.news}")
+    for build in process.builds:
+        yield from _build(build, now)
+    if process.news:
+        yield _line(f"  last      {process.news}")
 
 
-def _work(work: Work, now: float) -> Iterator[Text]:
-    left = _pace(work.done, work.total - work.done, now - work.begun)
-    count = f"{work.done} of {work.total} artifacts" if work.total else "nothing is there yet"
-    yield _line(f"  {work.name}: {count}{left}")
-    if work.training is not None:
-        yield _line(f"    train   {training_text(work.training, now)}")
-    if work.waiting:
-        yield _line(f"    waits   for {work.waiting}, which another process builds")
+def _build(build: Build, now: float) -> Iterator[Text]:
+    left = _pace(build.done, build.total - build.done, now - build.started)
+    count = f"{build.done} of {build.total} artifacts" if build.total else "nothing is there yet"
+    yield _line(f"  {build.name}: {count}{left}")
+    if build.training is not None:
+        yield _line(f"    train   {training_text(build.training, now)}")
+    if build.waiting:
+        yield _line(f"    waits   for {build.waiting}, which another process builds")
 
 
 def training_text(training: Training, now: float) -> str:
@@ -158,7 +160,7 @@ def _pace(done: int, left: int, seconds: float) -> str:
 
 def _tasks(status: Status) -> ScreenTable:
     names = {(d.host, d.pid): d.title for d in status.working}
-    training = {w.trajectory: w.name for d in status.working for w in d.works}
+    training = {w.trajectory: w.name for d in status.working for w in d.builds}
     rows = []
     for task in status.tasks[:SHOWN]:
         lease = (
@@ -190,14 +192,14 @@ def _where(found: Holder) -> str:
     return f"{found.host} pid {found.pid}" if found.pid else found.host
 
 
-def _gone(doing: Doing, now: float) -> Text:
+def _gone(process: ProcessState, now: float) -> Text:
     text = (
-        f"{doing.title} is gone: killed or lost on {doing.host} (pid {doing.pid}); last word "
-        f"{_ago(doing.updated, now)}"
+        f"{process.title} is gone: killed or lost on {process.host} (pid {process.pid}); last word "
+        f"{_ago(process.updated, now)}"
     )
     steps = [
         f"{w.name} at step {w.training.step} of {w.training.steps}"
-        for w in doing.works
+        for w in process.builds
         if w.training is not None
     ]
     text += f": {'; '.join(steps)}" if steps else ""

@@ -26,7 +26,7 @@ from experiments.schema import read_dataclass
 from ig_core.checkpoints import load_checkpoint, load_ema, load_history, save_checkpoint
 from ig_core.config import ModelConfig, OptimConfig
 from ig_core.training import TrainState
-from pipelines.activity import read_doing
+from pipelines.activity import read_process_state
 from pipelines.artifacts import MANIFEST
 from pipelines.bucket_store import BucketStore
 from pipelines.errors import ArtifactError
@@ -234,8 +234,8 @@ def run_all(examples: int, folder, bucket, checkpoint, tmp_path) -> None:
     (directory / "state.json").write_text(json.dumps(header))
     fuzz_tensors(examples, directory)
     given(st.text())(fuzz(examples)(check_words))()
-    doing = tmp_path / "doing.json"
-    given(mutilated_text(DOING))(fuzz(examples)(lambda text: check_doing(doing, text)))()
+    process = tmp_path / "doing.json"
+    given(mutilated_text(DOING))(fuzz(examples)(lambda text: check_doing(process, text)))()
 
 
 def fuzz_tensors(examples: int, directory: Path) -> None:
@@ -261,11 +261,11 @@ DOING = {
     "pid": 1,
     "started": 1.0,
     "updated": 2.0,
-    "works": [
+    "builds": [
         {
             "name": "digits",
             "trajectory": "ab",
-            "begun": 1.0,
+            "started": 1.0,
             "training": {
                 "step": 1,
                 "steps": 2,
@@ -283,7 +283,7 @@ DOING = {
 def check_doing(path: Path, text: str) -> None:
     path.write_text(text, errors="surrogatepass")
     try:
-        read_doing(path)
+        read_process_state(path)
     except ValueError:
         return
 

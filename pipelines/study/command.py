@@ -73,7 +73,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         try:
             budget = _budget(book, options, home, console)
             if budget is None:
-                activity.ended = "not begun"
+                activity.ended = "not started"
                 return 1
             works = _has_work(book, budget)
             if works:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from pipelines.activity import Activity, Doing
+    from pipelines.activity import Activity, ProcessState
 
 LEAST_PROGRESS = 0.5
 """Trials that a pace is judged by; a part of one counts."""
@@ -22,7 +22,7 @@ LEAST_PROGRESS = 0.5
 
 def study_progress(console: Console, activity: Activity) -> LiveProgress:
     """Show one bar over all trials of a study, from what the process says of itself."""
-    pace = Pace(lambda: activity.doing)
+    pace = Pace(lambda: activity.process)
     return LiveProgress(console, pace.share, pace.how_far, pace.what_runs)
 
 
@@ -30,30 +30,30 @@ class Pace:
     """Trials that are done, those that run by the part of them that is done."""
 
     def __init__(
-        self, doing: Callable[[], Doing], clock: Callable[[], float] = time.monotonic
+        self, process: Callable[[], ProcessState], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._doing, self._clock = doing, clock
+        self._process_state, self._clock = process, clock
         self._began, self._furthest = clock(), 0.0
 
     def _done(self) -> float:
         """Trials, and parts of trials."""
-        doing = self._doing()
-        if doing.trials is None:
+        process = self._process_state()
+        if process.trials is None:
             return 0.0
-        parts = [work.done / work.total for work in doing.works if work.total]
-        running = doing.trials.running * sum(parts) / max(len(doing.works), 1)
-        return doing.trials.complete + running
+        parts = [build.done / build.total for build in process.builds if build.total]
+        running = process.trials.running * sum(parts) / max(len(process.builds), 1)
+        return process.trials.complete + running
 
     def share(self) -> float:
         """Part of the trials that is done, of 1; it never falls."""
-        trials = self._doing().trials
+        trials = self._process_state().trials
         if trials is not None and trials.wanted:
             self._furthest = max(self._furthest, min(self._done() / trials.wanted, 1.0))
         return self._furthest
 
     def seconds_left(self) -> float | None:
         """Time to the last trial at the pace since the beginning; None: too little is done."""
-        trials = self._doing().trials
+        trials = self._process_state().trials
         if trials is None:
             return None
         done = self._done()
@@ -64,7 +64,7 @@ class Pace:
 
     def how_far(self) -> str:
         """Part that is done, trials, time left and time spent."""
-        trials, left = self._doing().trials, self.seconds_left()
+        trials, left = self._process_state().trials, self.seconds_left()
         count = "" if trials is None else f"  {trials.complete} of {trials.wanted} trials"
         until = "time left not known yet" if left is None else f"{clock(left)} left"
         spent = clock(self._clock() - self._began)
@@ -73,11 +73,11 @@ class Pace:
     def what_runs(self) -> str:
         """Each training that is at work."""
         texts = []
-        for work in self._doing().works:
-            text = f"{work.done} of {work.total} artifacts" if work.total else "beginning"
-            if work.waiting:
-                text = f"waiting for {work.waiting}, which another process builds"
-            elif work.training is not None:
-                text = training_text(work.training, time.time())
-            texts.append(f"{work.name}: {text}")
-        return "; ".join(texts) or self._doing().phase
+        for build in self._process_state().builds:
+            text = f"{build.done} of {build.total} artifacts" if build.total else "beginning"
+            if build.waiting:
+                text = f"waiting for {build.waiting}, which another process builds"
+            elif build.training is not None:
+                text = training_text(build.training, time.time())
+            texts.append(f"{build.name}: {text}")
+        return "; ".join(texts) or self._process_state().phase

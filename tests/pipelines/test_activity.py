@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipelines import activity as module
-from pipelines.activity import LAST, Activity, Doing, Training, read_doing
+from pipelines.activity import LAST, Activity, ProcessState, Training, read_process_state
 from pipelines.errors import TrainingFailedError
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -29,8 +29,8 @@ def _quick(monkeypatch):
     monkeypatch.setattr(module, "EVERY_SECONDS", 0.02)
 
 
-def said(home: Home) -> list[Doing]:
-    return [read_doing(p) for p in sorted(home.activity.glob("*.json")) if p.name != LAST]
+def said(home: Home) -> list[ProcessState]:
+    return [read_process_state(p) for p in sorted(home.activity.glob("*.json")) if p.name != LAST]
 
 
 def until(condition) -> None:
@@ -51,14 +51,14 @@ def until(condition) -> None:
 def test_what_is_secret_is_not_published(home):
     address = "s3://key:s3cretword@bucket/x"
 
-    def work() -> None:
+    def build() -> None:
         with Activity(home, "run", "a") as activity:
             activity.update(news=f"lost {address}", where=f"at {address}")
             until(lambda: said(home)[0].news == "lost s3://key:***@bucket/x")
             raise ValueError(f"{address} is away")
 
     with pytest.raises(ValueError, match="is away"):
-        work()
+        build()
     written = (home.activity / LAST).read_text()
     assert "failed: s3://key:***@bucket/x is away" in written
     assert "s3cretword" not in written
@@ -82,17 +82,21 @@ class Recorder:
 
 def test_a_process_says_what_it_does_while_it_does_it(home):
     with Activity(home, "run", "tiny", "0123456789abcdef") as activity:
-        (doing,) = said(home)
-        assert doing.title == "run tiny 01234567"
-        assert (doing.host, doing.pid, doing.phase) == (platform.node(), os.getpid(), "starting")
+        (process,) = said(home)
+        assert process.title == "run tiny 01234567"
+        assert (process.host, process.pid, process.phase) == (
+            platform.node(),
+            os.getpid(),
+            "starting",
+        )
         (lock,) = home.activity.glob("*.lock")
         assert holder(lock).pid == os.getpid()
         activity.update(phase="at work", where="here", news="FID 3")
         until(lambda: said(home)[0].phase == "at work")
         assert (said(home)[0].where, said(home)[0].news) == ("here", "FID 3")
     assert [path.name for path in home.activity.iterdir()] == [LAST]
-    last = read_doing(home.activity / LAST)
-    assert (last.outcome, last.news, last.title) == ("finished", "FID 3", doing.title)
+    last = read_process_state(home.activity / LAST)
+    assert (last.outcome, last.news, last.title) == ("finished", "FID 3", process.title)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_a_process_says_what_it_does_while_it_does_it(home):
 def test_how_it_ended_is_kept(home, error, outcome):
     with pytest.raises(type(error)), Activity(home, "run", "tiny"):
         raise error
-    assert read_doing(home.activity / LAST).outcome == outcome
+    assert read_process_state(home.activity / LAST).outcome == outcome
 
 
 def test_before_and_after_nothing_is_published(home):
@@ -127,28 +131,28 @@ def test_what_is_heard_is_published_and_passed_on(home):
         progress = TrainProgress(5, 20, 0.5, 10.0, "a-host")
         followed.on_training(progress)
         followed.on_waiting(graph.data)
-        until(lambda: said(home)[0].works[0].waiting)
-        (work,) = said(home)[0].works
-        assert (work.name, work.trajectory) == ("a training", graph.checkpoint(0).hash)
-        assert work.waiting == f"data/{graph.data.key}"
-        assert work.training == Training(
+        until(lambda: said(home)[0].builds[0].waiting)
+        (build,) = said(home)[0].builds
+        assert (build.name, build.trajectory) == ("a training", graph.checkpoint(0).hash)
+        assert build.waiting == f"data/{graph.data.key}"
+        assert build.training == Training(
             step=5,
             steps=20,
             loss=0.5,
             steps_per_second=10.0,
             workers=1,
             host="a-host",
-            reported_at=work.training.reported_at,
+            reported_at=build.training.reported_at,
         )
         followed.on_finished(graph.data, 1, 9)
         followed.on_finished(graph.checkpoints[0], 2, 9)
-        until(lambda: said(home)[0].works[0].done == 2)
-        (work,) = said(home)[0].works
-        assert (work.total, work.waiting, work.training.step) == (9, "", 5)
+        until(lambda: said(home)[0].builds[0].done == 2)
+        (build,) = said(home)[0].builds
+        assert (build.total, build.waiting, build.training.step) == (9, "", 5)
         followed.on_finished(graph.checkpoints[-1], 3, 9)
-        until(lambda: said(home)[0].works[0].training is None)
+        until(lambda: said(home)[0].builds[0].training is None)
         followed.close()
-        until(lambda: said(home)[0].works == ())
+        until(lambda: said(home)[0].builds == ())
     assert recorder.calls == [
         ("training", progress),
         ("waiting", graph.data),
@@ -162,7 +166,7 @@ def test_a_training_that_reports_its_last_step_is_over(home):
     with Activity(home, "run", "tiny") as activity:
         followed = activity.follow(Graph(tiny()), Recorder(), "tiny")
         followed.on_training(TrainProgress(20, 20, 0.5, 10.0))
-        assert activity._doing.works[0].training is None
+        assert activity._process_state.builds[0].training is None
 
 
 def test_several_pieces_of_work_are_published_side_by_side(home):
@@ -170,7 +174,7 @@ def test_several_pieces_of_work_are_published_side_by_side(home):
         first = activity.follow(Graph(tiny()), Recorder(), "one")
         activity.follow(Graph(tiny()), Recorder(), "two")
         first.close()
-        until(lambda: [w.name for w in said(home)[0].works] == ["two"])
+        until(lambda: [w.name for w in said(home)[0].builds] == ["two"])
 
 
 def test_the_file_is_written_at_most_once_a_pause(home, monkeypatch):
@@ -221,7 +225,7 @@ def test_what_would_look_dead_is_not_shown(home, monkeypatch):
         activity.update(news="fine")
         time.sleep(0.1)
         assert said(home) == []
-    assert read_doing(home.activity / LAST).news == "fine"
+    assert read_process_state(home.activity / LAST).news == "fine"
 
 
 # What the dead leave behind
@@ -230,9 +234,9 @@ def test_what_would_look_dead_is_not_shown(home, monkeypatch):
 def leave_behind(home: Home, *, file: str, age: float = 0.0, **changes) -> None:
     """The files of a process that was killed."""
     home.activity.mkdir(parents=True, exist_ok=True)
-    doing = Doing(kind="run", name="tiny", host="h", pid=1, started=1.0, updated=2.0)
+    process = ProcessState(kind="run", name="tiny", host="h", pid=1, started=1.0, updated=2.0)
     path = home.activity / f"{file}.json"
-    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(doing, **changes))))
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(process, **changes))))
     path.with_suffix(".lock").touch()
     os.utime(path, (time.time() - age, time.time() - age))
 
@@ -279,8 +283,8 @@ def test_what_is_no_activity_is_a_value_error(text, tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(text)
     with pytest.raises(ValueError):
-        read_doing(path)
+        read_process_state(path)
 
 
 def test_what_is_not_there_is_none(tmp_path):
-    assert read_doing(tmp_path / "x.json") is None
+    assert read_process_state(tmp_path / "x.json") is None

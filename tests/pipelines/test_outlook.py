@@ -14,7 +14,7 @@ from pipelines.console import make_console
 from pipelines.dag import make_plan
 from pipelines.folder_store import FolderStore
 from pipelines.graph import Graph
-from pipelines.outlook import Assumption, disk_bytes, print_outlook, works
+from pipelines.outlook import Assumption, disk_bytes, estimate_costs, print_costs
 from pipelines.pinned import resolve
 from pipelines.results import collect
 from tests.pipelines.conftest import tiny
@@ -28,7 +28,7 @@ def planned(store, experiment):
 def test_assumed_hours_follow_from_the_arithmetic(tmp_path):
     experiment = get_experiment("sit_xl2_ig")
     results, plan = planned(FolderStore(tmp_path), experiment)
-    training, sampling, report = works(results, plan, Assumption(1000.0, 0.5))
+    training, sampling, report = estimate_costs(results, plan, Assumption(1000.0, 0.5))
     assert training.images == 400_000 * 256
     expected = training.images * training_flops(experiment.model) / 500e12 / 3600
     assert training.hours == pytest.approx(expected)
@@ -38,7 +38,7 @@ def test_assumed_hours_follow_from_the_arithmetic(tmp_path):
     )
     # Two scales, class-balanced images and those that random labels want besides.
     assert 100_000 < report.images < 110_000
-    slower = works(results, plan, Assumption(500.0, 0.5))
+    slower = estimate_costs(results, plan, Assumption(500.0, 0.5))
     assert slower[0].hours == pytest.approx(2 * training.hours)
 
 
@@ -55,7 +55,7 @@ def test_work_is_taken_to_be_as_fast_as_its_precision_allows(precision, tf32, sh
     )
     store = FolderStore(tmp_path)
     hours = [
-        works(*planned(store, each), Assumption())[1].hours
+        estimate_costs(*planned(store, each), Assumption())[1].hours
         for each in (replace(base, sampler=replace(base.sampler, precision="bf16")), experiment)
     ]
     assert hours[1] == pytest.approx(share * hours[0])
@@ -63,7 +63,10 @@ def test_work_is_taken_to_be_as_fast_as_its_precision_allows(precision, tf32, sh
 
 def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path, capsys):
     results, plan = planned(FolderStore(tmp_path), get_experiment("sit_b2"))
-    assert [work.name for work in works(results, plan, Assumption())] == ["training", "sampling"]
+    assert [e.name for e in estimate_costs(results, plan, Assumption())] == [
+        "training",
+        "sampling",
+    ]
     assert main(["plan", "sit_b2"]) == 0
     assert "anew" not in capsys.readouterr().out
 
@@ -71,23 +74,27 @@ def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path, capsy
 def test_what_was_measured_is_taken_first_and_said_to_be(finished):
     longer = tiny(train={"steps": 40, "checkpoint_every": 20})
     results, plan = planned(finished.home.store, longer)
-    found = works(results, plan, Assumption(1000.0))
-    assert all(work.measured and work.seconds_each > 0 for work in found)
+    found = estimate_costs(results, plan, Assumption(1000.0))
+    assert all(estimate.measured and estimate.seconds_each > 0 for estimate in found)
     assert found[0].images == 20 * 16, "the first twenty steps are there"
     half = tiny(ig_scales=(1.5, 2.5), sampler={"precision": "bf16"})
     results, plan = planned(finished.home.store, half)
-    assert not works(results, plan, Assumption(1000.0))[0].measured, "measured in float32"
+    assert not estimate_costs(results, plan, Assumption(1000.0))[0].measured, "measured in float32"
     other = tiny(model={"width": 32})
     results, plan = planned(finished.home.store, other)
-    assert not any(work.measured for work in works(results, plan, Assumption(1000.0)))
+    assert not any(
+        estimate.measured for estimate in estimate_costs(results, plan, Assumption(1000.0))
+    )
 
 
 def test_of_cpus_nothing_is_assumed(tmp_path):
     results, plan = planned(FolderStore(tmp_path), tiny())
-    assert all(work.hours is None for work in works(results, plan, Assumption()))
+    assert all(e.hours is None for e in estimate_costs(results, plan, Assumption()))
     gpus = replace(tiny(), resources=replace(tiny().resources, use_gpu=True))
     results, plan = planned(FolderStore(tmp_path), gpus)
-    assert all(work.hours is not None for work in works(results, plan, Assumption()))
+    assert all(
+        estimate.hours is not None for estimate in estimate_costs(results, plan, Assumption())
+    )
 
 
 def test_disk_is_near_what_is_written(finished, tmp_path):
@@ -124,8 +131,8 @@ def test_the_plan_says_it_all(capsys):
 def test_a_finished_experiment_takes_nothing(finished):
     results, plan = planned(finished.home.store, tiny())
     output = io.StringIO()
-    print_outlook(results, plan, Assumption(), make_console(file=output, width=200))
-    assert works(results, plan, Assumption()) == []
+    print_costs(results, plan, Assumption(), make_console(file=output, width=200))
+    assert estimate_costs(results, plan, Assumption()) == []
     assert output.getvalue().startswith("There already:")
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.activity import LAST, Activity, Doing, Training, Trials, Work
+from pipelines.activity import LAST, Activity, Build, ProcessState, Training, Trials
 from pipelines.console import make_console
 from pipelines.graph import Graph
 from pipelines.home import Home
@@ -156,15 +156,15 @@ def test_locks_of_the_dead_are_no_tasks(home):
 def test_a_study_is_told_with_its_trials_and_its_pace(home):
     now = time.time()
     trials = Trials(complete=7, running=2, given_up=1, failed=0, wanted=12, at_first=2)
-    work = Work(
+    build = Build(
         name="layer 1, weight 0.5",
         trajectory="abc",
-        begun=now - 60,
+        started=now - 60,
         done=6,
         total=18,
         waiting="data/abcd",
     )
-    doing = Doing(
+    process = ProcessState(
         kind="study",
         name="s",
         host="h",
@@ -174,10 +174,10 @@ def test_a_study_is_told_with_its_trials_and_its_pace(home):
         phase="at work",
         where="Ray",
         trials=trials,
-        works=(work,),
+        builds=(build,),
         news="FID 4",
     )
-    text = shown(status_of(home, working=(doing,), now=now))
+    text = shown(status_of(home, working=(process,), now=now))
     for part in (
         "study s: at work, for 1:40, on h (pid 7), last word 3 s ago",
         "trials    7 of 12 complete, 2 running, 1 given up, about 1:40 left at this pace",
@@ -241,9 +241,9 @@ def test_the_end_of_a_long_log_is_read(home):
     line = '{"time": 1.0, "event": "published", "kind": "images", "key": "old"}\n'
     (home.store.root / "events.jsonl").write_text(line * 100_000)
     home.store.log("published", "images", "new")
-    begun = time.monotonic()
+    started = time.monotonic()
     events = read_status(home).events
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - started < 0.5
     assert [e["key"] for e in events] == ["old"] * 4 + ["new"]
 
 

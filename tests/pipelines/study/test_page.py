@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from pipelines.activity import LAST, read_doing
+from pipelines.activity import LAST, read_process_state
 from pipelines.cli import main
 from pipelines.console import make_console
 from pipelines.folder_store import FolderStore
@@ -66,7 +66,7 @@ def test_a_study_writes_its_page_and_says_where(done):
 
 def test_a_study_is_known_as_what_ended_last(done):
     home, _ = done
-    last = read_doing(home.activity / LAST)
+    last = read_process_state(home.activity / LAST)
     assert (last.title, last.outcome) == ("study small", "finished")
     assert (last.trials.complete, last.trials.wanted, last.trials.at_first) == (8, 8, 0)
     assert "has the lowest FID of 8 points" in last.news

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.activity import Doing, Training, Trials, Work
+from pipelines.activity import Build, ProcessState, Training, Trials
 from pipelines.study.progress import Pace
 
 NOW = time.time()
@@ -13,7 +13,7 @@ TRIALS = Trials(complete=4, running=2, given_up=0, failed=0, wanted=10, at_first
 TRAINING = Training(
     step=5, steps=20, loss=0.5, steps_per_second=2.5, workers=1, host="far", reported_at=NOW
 )
-DOING = Doing(
+DOING = ProcessState(
     kind="study",
     name="s",
     host="h",
@@ -25,7 +25,7 @@ DOING = Doing(
 )
 
 
-def pace_of(*found: Doing, passed: float = 60.0) -> tuple[Pace, list[Doing]]:
+def pace_of(*found: ProcessState, passed: float = 60.0) -> tuple[Pace, list[ProcessState]]:
     times, now = [0.0], [*found]
     pace = Pace(lambda: now[0], lambda: times[0])
     times[0] = passed
@@ -33,18 +33,18 @@ def pace_of(*found: Doing, passed: float = 60.0) -> tuple[Pace, list[Doing]]:
 
 
 def test_what_runs_counts_by_the_part_of_it_that_is_done():
-    works = (
-        Work(name="layer 1", trajectory="a", begun=NOW, done=3, total=4),
-        Work(name="layer 2", trajectory="b", begun=NOW, done=1, total=4),
+    builds = (
+        Build(name="layer 1", trajectory="a", started=NOW, done=3, total=4),
+        Build(name="layer 2", trajectory="b", started=NOW, done=1, total=4),
     )
-    pace, _ = pace_of(replace(DOING, works=works))
+    pace, _ = pace_of(replace(DOING, builds=builds))
     assert pace.share() == pytest.approx((4 + 0.75 + 0.25) / 10)
     assert pace.seconds_left() == pytest.approx(5 * 60 / 3)  # three in a minute, five are left
 
 
 def test_the_bar_never_goes_back():
-    work = Work(name="layer 1", trajectory="a", begun=NOW, done=3, total=4)
-    pace, now = pace_of(replace(DOING, works=(work,)))
+    build = Build(name="layer 1", trajectory="a", started=NOW, done=3, total=4)
+    pace, now = pace_of(replace(DOING, builds=(build,)))
     before = pace.share()
     now[0] = replace(DOING, trials=replace(TRIALS, running=0))  # a training was given up
     assert pace.share() == before
@@ -61,11 +61,11 @@ def test_no_time_is_promised_at_the_beginning():
 
 
 def test_it_says_which_trainings_run():
-    works = (
-        Work(name="layer 1", trajectory="a", begun=NOW, done=1, total=4, training=TRAINING),
-        Work(name="layer 2", trajectory="b", begun=NOW, waiting="train/x"),
+    builds = (
+        Build(name="layer 1", trajectory="a", started=NOW, done=1, total=4, training=TRAINING),
+        Build(name="layer 2", trajectory="b", started=NOW, waiting="train/x"),
     )
-    pace, _ = pace_of(replace(DOING, works=works))
+    pace, _ = pace_of(replace(DOING, builds=builds))
     text = pace.what_runs()
     assert "layer 1: step 5 of 20, loss 0.5000, 2.5 steps/s, 0:0" in text
     assert "; layer 2: waiting for train/x, which another process builds" in text
