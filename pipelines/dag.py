@@ -261,7 +261,7 @@ class Pipeline:
             # What it starts from is opened by its workers: here it may be gigabytes from a bucket.
             job = TrainJob(self.store.uri, self._resolved, wanted)
             self.listener.on_started([last])
-            outcome = runner.train(job, self.listener.training)
+            outcome = runner.train(job, self.listener.on_training)
         if outcome.damaged is not None:
             raise outcome.damaged
         if outcome.non_finite_step is not None:

@@ -65,7 +65,7 @@ class WorkAhead:
         self._done_seconds, self._furthest, self._expected = 0.0, 0.0, False
         self._train_from, self._train_to = 0, 0
         self._progress: TrainProgress | None = None
-        self._heard = 0.0
+        self._progress_time = 0.0
         self._before_training = set(closure([graph.data]))
         self._steps_needed: dict[Node, int] = {}
 
@@ -107,7 +107,7 @@ class WorkAhead:
     def training(self, progress: TrainProgress) -> None:
         """A training moved on."""
         with self._lock:
-            self._progress, self._heard = progress, self._clock()
+            self._progress, self._progress_time = progress, self._clock()
 
     @property
     def progress(self) -> TrainProgress | None:
@@ -183,7 +183,7 @@ class WorkAhead:
 
     def _seconds_to_train(self) -> float:
         left = self._train_to - self._train_from - self._trained_steps()
-        since = self._clock() - self._heard if self._progress is not None else 0.0
+        since = self._clock() - self._progress_time if self._progress is not None else 0.0
         return max(left * self._seconds_per_step() - since, 0.0) if left else 0.0
 
     def _seconds_per_step(self) -> float:
