@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of `ig_core.uncertainty` hold the true Frechet distance.
+"""How often the 95 % intervals of `ig_core.metrics.uncertainty` hold the true Frechet distance.
 
 Features are drawn with a known mean and covariance, so the distance is known in closed form. For
 each case: FID at N, the share of repeats whose interval holds the expectation of FID at N, and the
@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.timing import print_table
-from ig_core.metrics import FeatureStats, Frechet, Jackknife, group_rows
-from ig_core.uncertainty import FidEstimates, fid_estimates
+from ig_core.metrics.frechet import FeatureStats, Frechet
+from ig_core.metrics.jackknife import Jackknife, group_rows
+from ig_core.metrics.uncertainty import FidEstimates, fid_estimates
 
 if TYPE_CHECKING:
     from collections.abc import Callable

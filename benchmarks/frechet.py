@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Timer, parser, prepare, print_table
-from ig_core.metrics import FeatureStats, Frechet, fid_jackknife
-from ig_core.uncertainty import fid_estimates, least_count
+from ig_core.metrics.frechet import FeatureStats, Frechet
+from ig_core.metrics.jackknife import fid_jackknife
+from ig_core.metrics.uncertainty import fid_estimates, least_count
 
 WIDTHS = (64, 512, 2048)
 

@@ -22,7 +22,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from benchmarks.timing import CLOCKS, Timer, print_table
-from ig_core.latents import LatentDataset, Normalisation, ShardWriter
+from ig_core.data.latents import LatentDataset
+from ig_core.data.normalisation import Normalisation
+from ig_core.data.shards import ShardWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import Experiment, get_experiment
-from pipelines.dag import Deaf, Pipeline, make_plan
-from pipelines.graph import Graph, Node, closure
-from pipelines.results import collect
-from pipelines.runners import InlineRunner
-from pipelines.stores import make_store
+from pipelines.execution.runners import InlineRunner
+from pipelines.execution.scheduler import Deaf, Pipeline
+from pipelines.graph.graph import Graph
+from pipelines.graph.node import Node, closure
+from pipelines.graph.plan import make_plan
+from pipelines.results.measurements import collect
+from pipelines.store.open import make_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipelines.artifacts import Store
+    from pipelines.store.base import Store
 
 
 def small() -> Experiment:

@@ -18,11 +18,11 @@ import torch
 
 from experiments import get_experiment
 from ig_core.config import model_config
-from ig_core.training import TrainState
-from pipelines.graph import Graph
-from pipelines.stages.saving import Publisher
-from pipelines.stages.starting import Team
-from pipelines.stores import make_store
+from ig_core.training.state import TrainState
+from pipelines.graph.graph import Graph
+from pipelines.stages.training.publisher import Publisher
+from pipelines.stages.training.start import Team
+from pipelines.store.open import make_store
 
 
 def state_of(model: str, device: str) -> TrainState:

@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from experiments import Experiment, experiment_to_json, get_experiment
-from ig_core.training import TrainState, train
-from pipelines.graph import Graph
-from pipelines.runners import prepare_ray_environment
-from pipelines.stages.build import Job, build, open_store
+from ig_core.training.loop import train
+from ig_core.training.state import TrainState
+from pipelines.execution.ray_env import prepare_ray_environment
+from pipelines.graph.graph import Graph
+from pipelines.stages.build import build
+from pipelines.stages.context import open_store
+from pipelines.stages.jobs import Job, TrainJob
 from pipelines.stages.latents import open_dataset
-from pipelines.stages.train import TrainJob, train_worker
+from pipelines.stages.training.worker import train_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +65,7 @@ class Turns:
 
 
 def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
-    """The plain process: `ig_core.training.train`, and nothing else."""
+    """The plain process: `ig_core.training.loop.train`, and nothing else."""
     torch.set_num_threads(1)
     graph = Graph(experiment)
     state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed)
@@ -74,7 +77,7 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
 
 def in_ray(config: dict[str, Any]) -> None:
     """The worker of the group: the pipeline's loop; a turn ends where it asks for notices."""
-    from pipelines.ray_training import departure
+    from pipelines.execution.ray_train import departure
 
     turns, rounds, count = Turns(config["folder"], "group", "bare"), config["rounds"], [0]
     reported = [0]
@@ -99,8 +102,8 @@ def start_group(config: dict[str, Any]) -> Callable[[], object]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipelines.ray_runner import _Board
-    from pipelines.ray_training import BoundTorchConfig
+    from pipelines.execution.ray_tasks import _Board
+    from pipelines.execution.ray_train import BoundTorchConfig
 
     board: Any = ray.remote(_Board)
     trainer = TorchTrainer(
@@ -125,7 +128,7 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     build(Job(str(store), (graph.data,), text))
     os.mkfifo(folder / "bare")
     os.mkfifo(folder / "group")
-    from pipelines.ray_runner import RayRunner
+    from pipelines.execution.ray_tasks import RayRunner
 
     runner = RayRunner(experiment.resources, folder)
     job = TrainJob(str(store), text, (FOREVER,))

@@ -88,7 +88,7 @@ class Job(NamedTuple):
 
 def pixels(samples: Tensor) -> Tensor:
     """Samples in [-1, 1] as uint8 on the CPU, all at once."""
-    # `ig_core.images.to_uint8`, whose module needs pyarrow.
+    # `ig_core.images.sets.to_uint8`, whose module needs pyarrow.
     return ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 

@@ -44,7 +44,7 @@ def lively_model(config: ModelConfig, device: torch.device) -> DiffusionTransfor
 
 
 class RandomData:
-    """Normal data in memory (the `Dataset` of `ig_core.training`)."""
+    """Normal data in memory (the `Dataset` of `ig_core.training.loop`)."""
 
     def __init__(self, config: ModelConfig, length: int = 512, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)

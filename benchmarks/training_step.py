@@ -1,4 +1,4 @@
-"""Time of a training step: `ig_core.training.train` against the usual way.
+"""Time of a training step: `ig_core.training.loop.train` against the usual way.
 
 Both start from the same weights. Before anything is timed both train a few steps on the same
 batches, and their losses, weights and weight averages must agree.
@@ -15,7 +15,9 @@ from benchmarks.subjects import RandomData, architecture, enliven
 from benchmarks.timing import Timing, parser, prepare, print_table
 from benchmarks.usual import UsualTraining
 from ig_core.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
-from ig_core.training import BatchSource, TrainState, train
+from ig_core.training.batches import BatchSource
+from ig_core.training.loop import train
+from ig_core.training.state import TrainState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -34,7 +34,7 @@ from ig_core.layers import Attention, in_float32, rotate
 from ig_core.path import interpolate
 from ig_core.precision import autocast
 from ig_core.sampling import time_grid
-from ig_core.training import Batch
+from ig_core.training.batches import Batch
 
 if TYPE_CHECKING:
     from ig_core.config import Guidance, LossConfig, OptimConfig, SamplerConfig

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, distributed
 
 from benchmarks.subjects import architecture
-from ig_core.checkpoints import load_checkpoint, pack_checkpoint
+from ig_core.checkpoints.own import load_checkpoint, pack_checkpoint
 from ig_core.config import LossConfig, OptimConfig, TrainConfig
-from ig_core.sharding import shard
-from ig_core.training import TrainState, WorkerShare, train
+from ig_core.training.batches import WorkerShare
+from ig_core.training.loop import train
+from ig_core.training.sharding import shard
+from ig_core.training.state import TrainState
 
 MODEL = architecture("digits")
 # At ten times the rate rounding grows to percents within 200 steps, whoever computes: the line

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 from cluster.local import LocalCluster
 from cluster.processes import end_of, title
 from cluster.verdict import findings, published, runs_in_mlflow
-from pipelines.stores import make_store
-from pipelines.study.shelf import stored_study
+from pipelines.store.open import make_store
+from pipelines.study.storage import stored_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cluster.services import Service
-    from pipelines.artifacts import Store
+    from pipelines.store.base import Store
     from pipelines.study.trials import Trial
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.artifacts import Store
+    from pipelines.store.base import Store
     from pipelines.study.trials import Trial
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ig_core.validation import require
+from ig_core.config import require
 
 CODEC_FACTOR = {"none": 1, "sd-vae": 8, "va-vae": 16}
 """Codec -> pixels along one side of a latent's cell."""

@@ -2,8 +2,8 @@
 
 A protocol is an `EvaluationConfig`. Banks of noise, sizes of shards and where files lie are no part
 of it; everything else is. `igdit evaluate --protocol NAME` takes one of these, an experiment calls
-one. A number is only ever compared with numbers of the same fingerprint (`pipelines.fingerprint`),
-of which the protocol is the part that a person names.
+one. A number is only ever compared with numbers of the same fingerprint
+(`pipelines.graph.fingerprint`), of which the protocol is the part that a person names.
 """
 
 from __future__ import annotations

@@ -5,13 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, TypeVar
 
-from experiments.digits import digits
-from experiments.digits_study import digits_study
-from experiments.lightningdit import (
-    lightningdit_xl1,
-    lightningdit_xl1_ig,
-    lightningdit_xl1_ig_cfg,
-)
+from experiments.digits import digits, digits_study
+from experiments.lightningdit import lightningdit_xl1, lightningdit_xl1_ig, lightningdit_xl1_ig_cfg
 from experiments.sit import (
     sit_b2,
     sit_b2_ig,

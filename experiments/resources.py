@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ig_core.validation import require
+from ig_core.config import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from ig_core.config import (
     OptimConfig,
     SamplerConfig,
     TrainConfig,
+    require,
+    require_file_name,
 )
-from ig_core.validation import require, require_file_name
 
 MOST_SHARDS = 1_000_000
 """Beyond so many, a setting is a mistake: the plan alone would fill the memory."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from experiments.schema import Experiment, read_dataclass
-from ig_core.validation import require, require_file_name
+from ig_core.config import require, require_file_name
 
 
 @dataclass(frozen=True, kw_only=True)

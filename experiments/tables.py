@@ -6,11 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from experiments import published as paper
-from experiments.lightningdit import (
-    STEPS_680_EPOCHS,
-    lightningdit_xl1_ig,
-    lightningdit_xl1_ig_cfg,
-)
+from experiments.lightningdit import STEPS_680_EPOCHS, lightningdit_xl1_ig, lightningdit_xl1_ig_cfg
 from experiments.published import (
     LIGHTNINGDIT_PROTOCOL,
     OTHERS,

@@ -6,25 +6,10 @@ the value it got and what was expected.
 
 from __future__ import annotations
 
+import re
+import types
 from dataclasses import dataclass, replace
-from typing import Literal
-
-from ig_core.architectures import MODELS, ModelConfig, model_config
-from ig_core.validation import check_fields, require, require_interval
-
-__all__ = [
-    "MODELS",
-    "Guidance",
-    "Interval",
-    "LossConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PathType",
-    "Precision",
-    "SamplerConfig",
-    "TrainConfig",
-    "model_config",
-]
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Interval = tuple[float, float]
 PathType = Literal["linear", "cosine"]
@@ -224,3 +209,232 @@ class TrainConfig:
             return (0,)
         every = range(self.checkpoint_every, self.steps, self.checkpoint_every)
         return (*every, self.steps)
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError naming the field, the value it got and what was expected."""
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, but got {value!r}")
+
+
+def require_file_name(name: str, value: str) -> None:
+    """Raise ValueError unless a text can name a file or folder, of all places only where it is put.
+
+    Letters and digits of any language, space, and . _ - + = ( ) @ , are taken.
+    """
+    plain = re.fullmatch(r"\w[\w .+=(),@-]*", value) is not None and value == value.strip()
+    expected = "a file name (letters, digits, spaces and ._-+=(),@ after a letter or digit)"
+    require(plain and len(value.encode()) <= 120, name, value, expected)
+
+
+def check_fields(config: object) -> None:
+    """What holds for every field: it has its type, choices are among those named, numbers finite.
+
+    Raises:
+        ValueError: a field does not.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        _check(name, getattr(config, name), kind)
+
+
+def _check(name: str, value: Any, kind: Any) -> None:  # noqa: ANN401
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        require(value in inner, name, value, f"one of {', '.join(map(str, inner))}")
+    elif origin in (Union, types.UnionType):
+        if value is not None:
+            _check(name, value, next(a for a in inner if a is not type(None)))
+    elif origin is tuple:
+        require(isinstance(value, tuple), name, value, "a tuple")
+        if inner[-1] is not Ellipsis:
+            require(len(value) == len(inner), name, value, f"a tuple of {len(inner)}")
+        for item in value:
+            _check(name, item, inner[0])
+    elif kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(number and abs(value) < float("inf"), name, value, "a finite number")
+    elif kind is int:
+        require(type(value) is int, name, value, "a whole number")
+    elif kind is bool or kind is str:
+        require(type(value) is kind, name, value, f"of type {kind.__name__}")
+
+
+def require_interval(name: str, value: tuple[float, float]) -> None:
+    """Raise ValueError unless it is an interval of times."""
+    low, high = value
+    require(0.0 <= low <= high <= 1.0, name, value, "(low, high) with 0 <= low <= high <= 1")
+
+
+LARGEST = {
+    "depth": 1000,
+    "width": 100_000,
+    "num_heads": 10_000,
+    "patch_size": 10_000,
+    "input_size": 10_000,
+    "in_channels": 10_000,
+    "num_classes": 10_000_000,
+}
+"""Sizes of a model beyond which it is a mistake, or a file that is damaged."""
+
+
+def require_sizes(config: Any) -> None:  # noqa: ANN401
+    """Raise ValueError unless each of a model's sizes is at least 1 and not absurd."""
+    for name, most in LARGEST.items():
+        value = getattr(config, name)
+        require(value >= 1, name, value, "at least 1")
+        require(value <= most, name, value, f"at most {most:,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of a diffusion transformer; one class serves SiT and LightningDiT."""
+
+    backbone: Literal["sit", "lightningdit"] = "sit"
+    """Family: names the checkpoint layout and the preset it came from."""
+    depth: int
+    """Number of transformer blocks."""
+    width: int
+    """Channels of a token."""
+    num_heads: int
+    """Attention heads; must divide width."""
+    patch_size: int
+    """Side of the square patch that becomes one token, in latent pixels."""
+    input_size: int
+    """Side of the square latent (or image), in pixels."""
+    in_channels: int
+    """Channels of the latent (or image)."""
+    num_classes: int
+    """Number of labels; the null label of classifier-free guidance is num_classes."""
+    aux_layer: int | None
+    """The auxiliary head reads the tokens after this block (1-based, 1..depth-1); None: no head."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over width (SwiGLU uses two thirds of it)."""
+    rope: bool = False
+    """Rotary position embedding on queries and keys."""
+    rms_norm: bool = False
+    """RMSNorm with a gain instead of LayerNorm without one."""
+    swiglu: bool = False
+    """SwiGLU MLP instead of GELU."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head."""
+    adaln_shift: bool = True
+    """Blocks are modulated by shift, scale and gate; False leaves the shift out."""
+    time_scale: float = 1.0
+    """Factor on t before its sinusoidal embedding; 1 for the published models."""
+    embedding_std: float = 0.02
+    """Standard deviation of the initial label and time embeddings; 0.02 for published models."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require_sizes(self)
+        require(
+            self.width % self.num_heads == 0,
+            "width",
+            self.width,
+            f"a multiple of num_heads={self.num_heads}",
+        )
+        require(
+            self.width % 4 == 0, "width", self.width, "a multiple of 4 (2-d sin-cos position table)"
+        )
+        require(
+            self.input_size % self.patch_size == 0,
+            "input_size",
+            self.input_size,
+            f"a multiple of patch_size={self.patch_size}",
+        )
+        if self.rope:
+            require(
+                self.head_dim % 4 == 0,
+                "width / num_heads",
+                self.head_dim,
+                "a multiple of 4 with rope (two axes of rotated pairs)",
+            )
+        if self.aux_layer is not None:
+            require(
+                1 <= self.aux_layer <= self.depth - 1,
+                "aux_layer",
+                self.aux_layer,
+                f"None or in 1..{self.depth - 1} (depth - 1)",
+            )
+        for name in ("mlp_ratio", "time_scale", "embedding_std"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.mlp_ratio <= 1000, "mlp_ratio", self.mlp_ratio, "at most 1000")
+        require(
+            self.mlp_width >= 1,
+            "mlp_ratio",
+            self.mlp_ratio,
+            f"enough for one hidden unit at width={self.width}",
+        )
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of the MLP."""
+        hidden = int(self.width * self.mlp_ratio)
+        return int(2 / 3 * hidden) if self.swiglu else hidden
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side of the image."""
+        return self.input_size // self.patch_size
+
+    @property
+    def null_label(self) -> int:
+        """Label that stands for "no class"."""
+        return self.num_classes
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    sizes = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+    light = {key: sizes[key] for key in ("B", "L", "XL")}
+    light |= {"1p0B": (24, 1536, 24), "1p6B": (28, 1792, 28)}
+    sit_latents = {"backbone": "sit", "input_size": 32, "in_channels": 4, "num_classes": 1000}
+    vavae_latents = {
+        "backbone": "lightningdit",
+        "input_size": 16,
+        "in_channels": 32,
+        "num_classes": 1000,
+        "rope": True,
+        "rms_norm": True,
+        "swiglu": True,
+    }
+    shape = ("depth", "width", "num_heads")
+    return {
+        f"SiT-{size}/{patch}": {
+            **sit_latents,
+            **dict(zip(shape, dims, strict=True)),
+            "patch_size": patch,
+            "aux_layer": 4 if size in "SB" else 8,
+        }
+        for size, dims in sizes.items()
+        for patch in (2, 4, 8)
+    } | {
+        f"LightningDiT-{size}/{patch}": {
+            **vavae_latents,
+            **dict(zip(shape, dims, strict=True)),
+            "patch_size": patch,
+            "aux_layer": 4 if size == "B" else 8,
+        }
+        for size, dims in light.items()
+        for patch in (1, 2)
+    }
+
+
+MODELS: dict[str, dict[str, Any]] = _presets()
+"""Published architectures by name (SiT, Ma et al. 2024; LightningDiT, Yao et al. 2025), with the
+auxiliary layer of the IG paper: 4 for S and B, 8 for L and XL."""
+
+
+def model_config(name: str, **overrides: Any) -> ModelConfig:  # noqa: ANN401
+    """Build the named architecture, e.g. `model_config("SiT-XL/2", aux_layer=None)`.
+
+    Raises:
+        ValueError: the name is not in `MODELS`, or an override makes the architecture invalid.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, but got {name!r}")
+    return ModelConfig(**(MODELS[name] | overrides))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ig_core.extras import extra
+from ig_core.files.extras import extra
 from ig_core.path import score
 from ig_core.precision import autocast
 

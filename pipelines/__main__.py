@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from ig_core.extras import MissingLibraryError, extra
+from ig_core.files.extras import MissingLibraryError, extra
 
 
 def main() -> int:
     """Run a command of `igdit`; returns the exit code, 1 if the libraries of `run` are missing."""
     try:
         with extra("run"):
-            from pipelines.cli import main as run_command
+            from pipelines.commands.main import main as run_command
     except MissingLibraryError as error:
         sys.stderr.write(f"igdit: {error}\n")
         return 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ig_core.torchvision_shim import declare_missing_operators
+from ig_core.files.torchvision_shim import declare_missing_operators
 
 
 def untrained_inception(path: Path) -> torch.nn.Module:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ig_core.torchvision_shim import declare_missing_operators
+from ig_core.files.torchvision_shim import declare_missing_operators
 from tests.ldm_autoencoder import LdmAutoencoder
 
 CLASSES = ("n01", "n02", "n03")

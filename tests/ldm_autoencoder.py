@@ -1,6 +1,6 @@
 """Latent diffusion's autoencoder, written plainly, under the names its checkpoints have.
 
-What `ig_core.ldm_names` gives to diffusers' blocks must compute the same.
+What `ig_core.codecs.ldm_names` gives to diffusers' blocks must compute the same.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.verdict import findings
-from pipelines.bucket_store import BucketStore
+from pipelines.store.bucket.store import BucketStore
 
 
 @pytest.fixture

@@ -15,24 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from experiments import (
-    Study,
-    experiment_from_json,
-    experiment_to_json,
-    get_experiment,
-    get_study,
-)
+from experiments import Study, experiment_from_json, experiment_to_json, get_experiment, get_study
 from experiments.schema import read_dataclass
-from ig_core.checkpoints import load_checkpoint, load_ema, load_history, save_checkpoint
+from ig_core.checkpoints.own import load_checkpoint, load_ema, load_history, save_checkpoint
 from ig_core.config import ModelConfig, OptimConfig
-from ig_core.training import TrainState
-from pipelines.activity import read_process_state
-from pipelines.artifacts import MANIFEST
-from pipelines.bucket_store import BucketStore
-from pipelines.errors import ArtifactError
-from pipelines.folder_store import FolderStore
-from pipelines.graph import Graph
-from pipelines.secrets import parse_secrets
+from ig_core.training.state import TrainState
+from pipelines.common.errors import ArtifactError
+from pipelines.common.redaction import parse_secrets
+from pipelines.graph.graph import Graph
+from pipelines.status.activity import read_process_state
+from pipelines.store.base import MANIFEST
+from pipelines.store.bucket.store import BucketStore
+from pipelines.store.folder import FolderStore
 
 KEY = "0123abcd"
 LARGE = 2**70
@@ -120,7 +114,7 @@ def check_experiment(text: str) -> None:
 def check_study(values) -> None:
     try:
         Study.from_fixed("digits", values)
-    except (ValueError, KeyError, TypeError):  # what `pipelines.study.shelf` takes for unreadable
+    except (ValueError, KeyError, TypeError):  # what `pipelines.study.storage` takes for unreadable
         return
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ig_core.extras import MissingLibraryError, extra
-from pipelines.cli import main
+from ig_core.files.extras import MissingLibraryError, extra
+from pipelines.commands.main import main
 from tests.test_house import imported
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def run_without(libraries: set[str], code: str) -> subprocess.CompletedProcess[s
 
 
 MISSING = """
-from ig_core.extras import MissingLibraryError
+from ig_core.files.extras import MissingLibraryError
 
 def tell(call, *arguments):
     try:
@@ -84,9 +84,9 @@ USE = (
     + """
 import tempfile, torch
 from pathlib import Path
-from ig_core.autoencoder import autoencoder_class
-from ig_core.crop import read_pixels
-from ig_core.fidelity import inception_score
+from ig_core.codecs.autoencoder import autoencoder_class
+from ig_core.images.crop import read_pixels
+from ig_core.metrics.scores import inception_score
 from ig_core.sampling import dopri5
 tell(dopri5, lambda x, t: x, torch.zeros(1), [1.0, 0.0])
 tell(inception_score, torch.zeros(10, 10), 1)

@@ -10,26 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from ig_core.fidelity import (
-    DIGITS_CNN,
-    INCEPTION,
-    ImageFeatures,
-    make_image_extractor,
-    read_weights,
-    train_digits_net,
-)
-from ig_core.images import ImageSet, read_images, write_images
-from pipelines.pinned import path_digest
+from ig_core.files.tensors import read_weights
+from ig_core.images.sets import ImageSet, read_images, write_images
+from ig_core.metrics.digits_net import train_digits_net
+from ig_core.metrics.extractors import DIGITS_CNN, INCEPTION, ImageFeatures, make_image_extractor
+from pipelines.graph.resolve import path_digest
+from pipelines.stages.context import IMAGES, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pipelines.stages.build import Context
-
-IMAGES = "images.parquet"
-WEIGHTS = "weights.safetensors"
-FEATURES = "features.safetensors"
-MOMENTS = "moments.safetensors"
+    from pipelines.stages.context import Context
 
 
 def build_data(context: Context, directory: Path) -> None:

@@ -18,32 +18,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ig_core.crop import Pixels, read_pixels
-from ig_core.images import ImageSet, write_images
-from ig_core.latent_checks import lone_statistics
-from ig_core.latents import ChannelSums, ShardWriter
-from ig_core.source_formats import detect
-from ig_core.source_rows import image_files, latent_rows, read_normalisation
-from ig_core.sources import Listing, identify, list_source, read_listing
-from pipelines.keys import file_digest
-from pipelines.sources import check_rows
-from pipelines.stages.data import IMAGES
-from pipelines.stages.latents import (
-    BATCH,
-    LATENTS,
-    NORMALISATION,
-    SHARD,
-    check_broken,
-    codec_of,
-)
+from ig_core.data.latent_checks import lone_statistics
+from ig_core.data.normalisation import ChannelSums
+from ig_core.data.shards import ShardWriter
+from ig_core.data.sources.formats import detect
+from ig_core.data.sources.listing import Listing, identify, list_source, read_listing
+from ig_core.data.sources.rows import image_files, latent_rows, read_normalisation
+from ig_core.images.crop import Pixels, read_pixels
+from ig_core.images.sets import ImageSet, write_images
+from pipelines.graph.source_checks import check_rows
+from pipelines.stages.context import IMAGES
+from pipelines.stages.latents import BATCH, LATENTS, NORMALISATION, SHARD, check_broken, codec_of
+from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from experiments import DataConfig
-    from ig_core.codecs import Codec
-    from ig_core.crop import Mode
-    from pipelines.stages.build import Context
+    from ig_core.codecs.codec import Codec
+    from ig_core.images.crop import Mode
+    from pipelines.stages.context import Context
 
     Usable = tuple[int, int, Any]
     """Index, label and pixels of an image."""

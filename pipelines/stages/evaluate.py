@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from ig_core.fidelity import inception_score, kernel_distance, precision_recall
-from ig_core.images import read_images
-from ig_core.metrics import FeatureStats, Frechet
-from ig_core.pools import random_pool, rows_of
-from ig_core.uncertainty import fid_estimates
-from pipelines.fingerprint import fingerprint
-from pipelines.stages.data import FEATURES, IMAGES, MOMENTS, write_features
+from ig_core.data.label_pools import random_pool, rows_of
+from ig_core.images.sets import read_images
+from ig_core.metrics.frechet import FeatureStats, Frechet
+from ig_core.metrics.scores import inception_score, kernel_distance, precision_recall
+from ig_core.metrics.uncertainty import fid_estimates
+from pipelines.graph.fingerprint import fingerprint
+from pipelines.stages.context import FEATURES, IMAGES, MOMENTS
+from pipelines.stages.data import write_features
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.fingerprint import Fingerprint
-    from pipelines.stages.build import Context
+    from pipelines.graph.fingerprint import Fingerprint
+    from pipelines.stages.context import Context
 
 METRICS = "metrics.json"
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ig_core.codec_files import SD_SCALE
-from ig_core.codecs import Codec, load_codec
-from ig_core.images import ImageDataset, ImageSet, read_images, write_images
-from ig_core.latents import ChannelSums, LatentDataset, Normalisation
-from pipelines.pinned import codec_digest
-from pipelines.sources import check_values
-from pipelines.stages.data import IMAGES
+from ig_core.codecs.codec import Codec, load_codec
+from ig_core.codecs.files import SD_SCALE
+from ig_core.data.latents import LatentDataset
+from ig_core.data.normalisation import ChannelSums, Normalisation
+from ig_core.images.sets import ImageDataset, ImageSet, read_images, write_images
+from pipelines.graph.resolve import codec_digest
+from pipelines.graph.source_checks import check_values
+from pipelines.stages.context import IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments import DataConfig
-    from pipelines.artifacts import Store
-    from pipelines.graph import Graph
-    from pipelines.stages.build import Context
+    from pipelines.graph.graph import Graph
+    from pipelines.stages.context import Context
+    from pipelines.store.base import Store
 
 logger = logging.getLogger(__name__)
 

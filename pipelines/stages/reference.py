@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ig_core.fidelity import DIGITS_CNN, FEATURE_LAYERS, ImageFeatures
-from ig_core.image_files import count_images, read_image_batches
-from ig_core.images import read_images
-from ig_core.metrics import FeatureStats
-from ig_core.npz import has_arrays
-from ig_core.reference import Moments, read_reference
-from ig_core.sources import identify_images
-from pipelines.sources import ImagesOf
-from pipelines.stages.data import FEATURES, IMAGES, MOMENTS, extracted, pinned_file
+from ig_core.data.sources.listing import identify_images
+from ig_core.files.npz import has_arrays
+from ig_core.images.folders import count_images, read_image_batches
+from ig_core.images.sets import read_images
+from ig_core.metrics.extractors import DIGITS_CNN, FEATURE_LAYERS, ImageFeatures
+from ig_core.metrics.frechet import FeatureStats
+from ig_core.metrics.reference import Moments, read_reference
+from pipelines.graph.source_checks import ImagesOf
+from pipelines.stages.context import FEATURES, IMAGES, MOMENTS
+from pipelines.stages.data import extracted, pinned_file
 from pipelines.stages.encode import Judged, usable_images
 from pipelines.stages.latents import STATISTICS
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ig_core.crop import Mode
-    from pipelines.stages.build import Context
+    from ig_core.images.crop import Mode
+    from pipelines.stages.context import Context
 
 ROWS = 4096
 """Images whose moments are taken, and rows of a source that are looked up, at once."""

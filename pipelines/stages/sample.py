@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ig_core.branching import sample_guidances
-from ig_core.checkpoints import load_ema
+from ig_core.checkpoints.own import load_ema
 from ig_core.config import Guidance, ModelConfig, SamplerConfig
-from ig_core.images import ImageSet, contact_sheet, read_images, to_uint8, write_images
+from ig_core.data.label_pools import beyond_balanced, random_pool
+from ig_core.images.sets import ImageSet, contact_sheet, read_images, to_uint8, write_images
 from ig_core.noise import AddressedNoise
-from ig_core.pools import beyond_balanced, random_pool
 from ig_core.sampling import NonFiniteSampleError
-from pipelines.errors import SamplingFailedError
-from pipelines.stages.data import IMAGES
+from pipelines.common.errors import SamplingFailedError
+from pipelines.stages.context import IMAGES
 from pipelines.stages.latents import decoder_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ig_core.transformer import DiffusionTransformer
-    from pipelines.stages.build import Context
+    from pipelines.stages.context import Context
 
 PREVIEW = "preview.png"
 _PREVIEW_ROWS = 8

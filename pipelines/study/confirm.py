@@ -16,32 +16,30 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ig_core.config import Guidance
-from pipelines.activity import Activity
-from pipelines.collection import remember
-from pipelines.console import ScreenTable, numbers, print_table, words
-from pipelines.dag import NullListener, Pipeline
-from pipelines.discretion import discreet
-from pipelines.errors import (
+from pipelines.common.errors import (
     SamplingFailedError,
     StoppedError,
     TrainingFailedError,
     WorkerLostError,
 )
-from pipelines.graph import Graph
-from pipelines.number_format import change, metric, number
-from pipelines.results import collect
-from pipelines.runners import RunnerSession
+from pipelines.common.formatting import number
+from pipelines.common.redaction import discreet
+from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.session import RunnerSession
+from pipelines.graph.garbage import remember
+from pipelines.graph.graph import Graph
+from pipelines.results.measurements import collect
+from pipelines.status.activity import Activity
 from pipelines.study.damage import rebuild_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rich.console import Console
-
     from experiments import Experiment
     from experiments.study import Point, Study
-    from pipelines.home import Home
+    from pipelines.store.home import Home
     from pipelines.study.trials import Trial
+
 
 BASELINE = "no auxiliary loss, unguided"
 
@@ -197,18 +195,3 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             row |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
         rows[label] = row
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
-    """Print what held on other seeds."""
-    seeds = int(summary["seeds"].max())
-    title = (
-        f"Confirmed on {seeds} other training seeds and another bank of noise "
-        f"(mean, 95 % interval over seeds)"
-    )
-    rows = []
-    for label, row in summary.iterrows():
-        gain = change((row["gain"], row["gain_low"], row["gain_high"]))
-        rows.append((str(label), metric(dict(row)), "" if label == BASELINE else gain))
-    columns = [*words("candidate"), *numbers("FID", "against the first")]
-    print_table(ScreenTable(title, columns, rows), console)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.errors import CorruptArtifactError
+from pipelines.common.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipelines.artifacts import Store
+    from pipelines.store.base import Store
 
 T = TypeVar("T")
 

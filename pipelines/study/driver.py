@@ -8,11 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.activity import Activity
-from pipelines.collection import remember
-from pipelines.dag import Pipeline
-from pipelines.discretion import discreet
-from pipelines.errors import (
+from pipelines.common.errors import (
     ArtifactError,
     MemoryExhaustedError,
     SamplingFailedError,
@@ -20,9 +16,14 @@ from pipelines.errors import (
     StudyError,
     WorkerLostError,
 )
-from pipelines.graph import Graph
-from pipelines.number_format import metric_interval, number
-from pipelines.runners import Runner, RunnerSession, describe_runner
+from pipelines.common.formatting import metric_interval, number
+from pipelines.common.redaction import discreet
+from pipelines.execution.runners import describe_runner
+from pipelines.execution.scheduler import Pipeline
+from pipelines.execution.session import RunnerSession
+from pipelines.graph.garbage import remember
+from pipelines.graph.graph import Graph
+from pipelines.status.activity import Activity
 from pipelines.study.damage import rebuild_damaged
 from pipelines.study.trials import numbered
 from pipelines.study.watch import Watch
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from experiments.study import Study
-    from pipelines.home import Home
-    from pipelines.results import Measurement
-    from pipelines.study.book import StudyBook
+    from pipelines.execution.runner import Runner
+    from pipelines.results.measurements import Measurement
+    from pipelines.store.home import Home
+    from pipelines.study.ledger import StudyBook
     from pipelines.study.trials import Trial
 
 LOSSES_BEFORE_FAILURE = 2

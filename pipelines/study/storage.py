@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import sys
 import time
+import uuid
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -24,15 +26,20 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from pipelines.discretion import discreet, in_one_line
-from pipelines.errors import NoStudiesError, StudyError
+from experiments.study import Study
+from pipelines.common.errors import NoStudiesError, StudyError
+from pipelines.common.redaction import discreet, in_one_line
+from pipelines.store.keys import content_key
+from pipelines.study.trials import SPEC, differences, own_trials, point_key, with_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from optuna.trial import FrozenTrial
 
-    from experiments.study import Study
+    from pipelines.store.base import Store
+    from pipelines.study.trials import Trial
+
 
 OUTAGE_SECONDS = 120.0
 """How long a storage may be away (locked, restarting) before the study stops."""
@@ -151,15 +158,6 @@ def _require_version(storage: RDBStorage, shown: str) -> None:
     )
 
 
-def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that a study names."""
-    if study.sampler == "random":
-        return optuna.samplers.RandomSampler(seed)
-    if study.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-
-
 def importances(trials: Iterable[FrozenTrial]) -> dict[str, float]:
     """Optuna's parameter importances, largest first; empty while there are too few trials."""
     study = optuna.create_study(direction="minimize")
@@ -248,3 +246,148 @@ def _mend(error: BaseException) -> str:
             "trained is still in the store."
         )
     return " Give this user the right to write there." if code in READ_ONLY_CODES else ""
+
+
+STORE, POINT_KEY, IDENTITY = "igdit.store", "igdit.point_key", "igdit.identity"
+GOAL = "igdit.goal"
+"""Attributes of the study: whose drivers it has, what a point is, what it is called elsewhere, and
+how many trials were asked for."""
+DRIVERS, STORE_ID = ".drivers/", "store-id"
+"""Where a store keeps the locks of its studies' drivers, and its name."""
+
+
+def identity_of(name: str, attributes: dict[str, Any]) -> str:
+    """What a study is called elsewhere; before it had a name of its own, by what it is."""
+    return str(attributes.get(IDENTITY) or content_key([name, attributes[SPEC]]))
+
+
+def store_name(store: Store) -> str | None:
+    """A name of the store that is the same for everyone who shares it; None: it has none yet."""
+    return store.records(DRIVERS).get(STORE_ID)
+
+
+def name_store(store: Store) -> str:
+    """The store's name, given now if need be; under the lock of the storage."""
+    store.write_record(DRIVERS + STORE_ID, uuid.uuid4().hex)
+    return store.records(DRIVERS)[STORE_ID]
+
+
+def check_same(found: optuna.Study, study: Study, store: str) -> None:
+    """Enter what the study is, or compare with what it was; under the lock of the storage.
+
+    Args:
+        found: The study of that name in the storage, new or not.
+        study: What is meant.
+        store: Whose drivers work on it.
+
+    Raises:
+        ValueError: it is another one, or somebody else's.
+    """
+    known, fixed = outlast(lambda: found.user_attrs).get(SPEC), study.fixed()
+    if known is None:
+        directions = [direction.name for direction in outlast(lambda: found.directions)]
+        if directions != ["MINIMIZE"] or outlast(lambda: found.get_trials(deepcopy=False)):
+            raise ValueError(
+                f"study {study.name!r} in that database is not igdit's: choose "
+                f"another name with --name"
+            )
+        outlast(lambda: found.set_user_attr(SPEC, fixed))
+    _check(
+        found,
+        STORE,
+        store,
+        "another store (its drivers keep their locks there): use the same "
+        "IGDIT_HOME, or another study with --name",
+    )
+    written = fixed if known is None else with_defaults(known, study.name)
+    if written != fixed:
+        raise ValueError(
+            f"study {study.name!r} was started with other settings: "
+            f"{'; '.join(differences(written, fixed)[:8])}. A study compares like with like: "
+            f"go on with the old settings, or start another one with --name."
+        )
+    _check(
+        found,
+        POINT_KEY,
+        point_key(study),
+        "code that gives other results: start another study with --name",
+    )
+    attributes = outlast(lambda: found.user_attrs)
+    if IDENTITY not in attributes:
+        name = uuid.uuid4().hex if known is None else identity_of(study.name, attributes)
+        outlast(lambda: found.set_user_attr(IDENTITY, name))
+
+
+def _check(found: optuna.Study, name: str, value: str, meaning: str) -> None:
+    known = outlast(lambda: found.user_attrs).get(name)
+    if known is None:
+        outlast(lambda: found.set_user_attr(name, value))
+    elif known != value:
+        raise ValueError(f"study {found.study_name!r} belongs to {meaning}")
+
+
+logger = logging.getLogger(__name__)
+
+
+class StoredStudy(NamedTuple):
+    """A study as its storage has it."""
+
+    study: Study
+    identity: str
+    """What it is called elsewhere (`StudyBook.identity`)."""
+    trials: list[Trial]
+    importances: dict[str, float]
+
+
+def stored_studies(url: str, store: Store) -> list[StoredStudy]:
+    """Studies whose work lies in a store; enters nothing.
+
+    Args:
+        url: Database, as SQLAlchemy writes it.
+        store: Whose name the studies bear.
+
+    Raises:
+        ValueError: the database cannot be reached or used.
+        NoStudiesError: it is not there, or new.
+    """
+    name_of_store = store_name(store)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = open_storage(url, create=False)
+    try:
+        names = outlast(lambda: optuna.get_all_study_names(storage))
+        studies = [_read(storage, name) for name in names]
+    finally:
+        storage.remove_session()
+    return [
+        stored for stored, where in studies if stored is not None and where in (None, name_of_store)
+    ]
+
+
+def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:
+    """A study, and the store that its work lies in; None: it is none of ours, or is not known."""
+    study = outlast(lambda: optuna.load_study(study_name=name, storage=storage))
+    known = study.user_attrs
+    if SPEC not in known:
+        return None, None
+    try:
+        spec = Study.from_fixed(name, known[SPEC])
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("study %r was written by another version and is left out: %s", name, error)
+        return None, None
+    own = own_trials(outlast(study.get_trials))
+    trials, found = [trial for trial, _ in own], importances([trial for _, trial in own])
+    return StoredStudy(spec, identity_of(name, known), trials, found), known.get(STORE)
+
+
+def stored_study(url: str, store: Store, name: str) -> StoredStudy:
+    """One of these, by name.
+
+    Raises:
+        ValueError: there is no such study, or the database cannot be reached.
+    """
+    studies = stored_studies(url, store)
+    found = next((stored for stored in studies if stored.study.name == name), None)
+    if found is None:
+        known = ", ".join(stored.study.name for stored in studies) or "none"
+        raise ValueError(f"study must be one that was begun ({known}), but got {name!r}")
+    return found

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.study import Point, Study
-from pipelines.graph import Graph
-from pipelines.study.plan import Curve, CurvePoint
+from pipelines.graph.graph import Graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from optuna.trial import FrozenTrial
+
 
 SPEC, OWNER, FACTS, CURVE = "igdit.spec", "igdit.owner", "igdit.fid", "igdit.curve"
 LOSSES = "igdit.losses"
@@ -137,3 +137,15 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN4
             for text in differences(old.get(key), new.get(key), f"{where}.{key}")
         ]
     return [] if old == new else [f"{where[1:]} was {old!r} and is now {new!r}"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """FID of a training at a checkpoint, with half the width of its 95 % interval."""
+
+    fid: float
+    half_width: float
+
+
+Curve = dict[int, CurvePoint]
+"""Step -> FID of a training there."""

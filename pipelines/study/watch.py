@@ -6,19 +6,21 @@ import itertools
 import threading
 from typing import TYPE_CHECKING
 
-from pipelines.graph import closure
-from pipelines.results import Measurement, collect, work_seconds
-from pipelines.study.plan import Curve, CurvePoint, is_hopeless
+from pipelines.graph.node import closure
+from pipelines.results.measurements import Measurement, collect, work_seconds
+from pipelines.study.search import is_hopeless
+from pipelines.study.trials import Curve, CurvePoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipelines.artifacts import Store
-    from pipelines.dag import Pipeline
-    from pipelines.graph import Graph, Node
-    from pipelines.results import Results
-    from pipelines.stages.train import TrainProgress
-    from pipelines.study.book import StudyBook
+    from pipelines.execution.scheduler import Pipeline
+    from pipelines.graph.graph import Graph
+    from pipelines.graph.node import Node
+    from pipelines.results.measurements import Results
+    from pipelines.stages.jobs import TrainProgress
+    from pipelines.store.base import Store
+    from pipelines.study.ledger import StudyBook
     from pipelines.study.trials import Trial
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ig_core.checkpoints import pack_checkpoint
+from ig_core.checkpoints.own import pack_checkpoint
 from ig_core.config import MODELS, Guidance, ModelConfig, OptimConfig, SamplerConfig, model_config
 from ig_core.costs import checkpoint_bytes, forward_flops, parameter_count, sampling_flops
-from ig_core.training import TrainState
+from ig_core.training.state import TrainState
 from ig_core.transformer import DiffusionTransformer
 
 SMALL = ModelConfig(

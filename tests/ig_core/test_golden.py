@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ig_core.checkpoints import load_official, save_official
+from ig_core.checkpoints.official import load_official, save_official
 from ig_core.config import Guidance, LossConfig, ModelConfig, SamplerConfig
-from ig_core.fidelity import inception_score, precision_recall
 from ig_core.guidance import guided_velocity
 from ig_core.loss import drop_labels, ig_loss
-from ig_core.metrics import FeatureStats, frechet_distance
-from ig_core.optim import ema_update
+from ig_core.metrics.frechet import FeatureStats, frechet_distance
+from ig_core.metrics.scores import inception_score, precision_recall
 from ig_core.path import training_time
 from ig_core.sampling import sample
+from ig_core.training.optim import ema_update
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

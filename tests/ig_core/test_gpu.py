@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import distributed
 
-from ig_core.batches import BatchSource
-from ig_core.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from ig_core.checkpoints.own import load_checkpoint, pack_checkpoint, save_checkpoint
 from ig_core.config import OptimConfig
 from ig_core.precision import set_tf32
-from ig_core.process_group import join_group, serve_store
-from ig_core.sharding import shard
-from ig_core.training import TrainState, WorkerShare
-from tests.ig_core.test_training import LOSS, MODEL, TRAIN, RandomImages, config, run
+from ig_core.training.batches import BatchSource, WorkerShare
+from ig_core.training.process_group import join_group, serve_store
+from ig_core.training.sharding import shard
+from ig_core.training.state import TrainState
+from tests.ig_core.training.test_loop import LOSS, MODEL, TRAIN, RandomImages, config, run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from experiments import Experiment, Resources, get_experiment
-from pipelines.console import make_console
-from pipelines.dag import NullListener, Pipeline
-from pipelines.experiment_run import run_experiment
-from pipelines.folder_store import FolderStore
-from pipelines.graph import Graph, closure
-from pipelines.home import Home
-from pipelines.results import collect
-from pipelines.runners import InlineRunner
+from pipelines.commands.run import run_experiment
+from pipelines.console.console import make_console
+from pipelines.execution.runners import InlineRunner
+from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.graph.graph import Graph
+from pipelines.graph.node import closure
+from pipelines.results.measurements import collect
+from pipelines.store.folder import FolderStore
+from pipelines.store.home import Home
 
 ROOT = Path(__file__).parent.parent.parent
 OUTSIDE = (

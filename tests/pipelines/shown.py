@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.tracking import import_mlflow
+from pipelines.tracking.client import import_mlflow
 
 if TYPE_CHECKING:
     from pathlib import Path

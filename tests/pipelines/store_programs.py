@@ -2,7 +2,7 @@
 
 PUBLISH = """
 import sys
-from pipelines.stores import make_store
+from pipelines.store.open import make_store
 store = make_store(sys.argv[1])
 with store.publish("data", sys.argv[2], {}) as directory:
     (directory / "a.txt").write_text(sys.argv[3])
@@ -13,7 +13,7 @@ print("done")
 
 WANT = """
 import sys
-from pipelines.stores import make_store
+from pipelines.store.open import make_store
 store = make_store(sys.argv[1])
 print("ready")
 input()
@@ -27,7 +27,7 @@ print("ok" if store.open("data", "shared") else "missing")
 
 LEASE = """
 import sys
-from pipelines.stores import make_store
+from pipelines.store.open import make_store
 def waiting():
     if not told:
         told.append(print("waiting"))

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace, Study
-from pipelines.folder_store import FolderStore
-from pipelines.study.book import StudyBook
+from pipelines.store.folder import FolderStore
+from pipelines.study.ledger import StudyBook
 from tests.pipelines.conftest import tiny
 
 

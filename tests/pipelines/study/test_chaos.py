@@ -17,18 +17,18 @@ import pytest
 
 from cluster.services import Postgres
 from experiments import PruningConfig
-from pipelines.folder_store import FolderStore
-from pipelines.study.book import StudyBook
+from pipelines.store.folder import FolderStore
+from pipelines.study.ledger import StudyBook
 from tests.pipelines.study.conftest import small_study
 from tests.processes import kill_tree, wait_for
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from pipelines.console import make_console
-from pipelines.home import Home
-from pipelines.study.command import run_study
-from pipelines.study.options import StudyOptions
+from pipelines.console.console import make_console
+from pipelines.store.home import Home
+from pipelines.commands.study import run_study
+from pipelines.commands.study import StudyOptions
 import pipelines.study.watch
 from experiments import PruningConfig
 from tests.pipelines.study.conftest import small_study

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments import Point
-from pipelines.home import Home
+from pipelines.store.home import Home
 from pipelines.study import confirm as module
 from pipelines.study.confirm import BASELINE, candidates, confirm, other_seeds, summarise
 from pipelines.study.trials import Trial

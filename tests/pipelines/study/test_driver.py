@@ -14,17 +14,17 @@ import time
 import pytest
 
 from experiments import LayerRange, PruningConfig, Range, Resources, SearchSpace
-from pipelines.console import make_console
-from pipelines.errors import ArtifactError, StudyError, TrainingFailedError, WorkerLostError
-from pipelines.home import Home
-from pipelines.runners import RunnerSession, room_here
-from pipelines.study.book import StudyBook
-from pipelines.study.command import run_study
+from pipelines.commands.study import StudyOptions, run_study
+from pipelines.common.errors import ArtifactError, StudyError, TrainingFailedError, WorkerLostError
+from pipelines.console.console import make_console
+from pipelines.execution.machine import room_here
+from pipelines.execution.session import RunnerSession
+from pipelines.store.home import Home
 from pipelines.study.driver import Budget, StudyDriver
-from pipelines.study.forecast import forecast
-from pipelines.study.options import StudyOptions
-from pipelines.study.plan import CurvePoint
-from pipelines.study.propose import propose
+from pipelines.study.findings import forecast
+from pipelines.study.ledger import StudyBook
+from pipelines.study.search import propose
+from pipelines.study.trials import CurvePoint
 
 
 @pytest.fixture
@@ -403,7 +403,7 @@ def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(monkeyp
 
 
 def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home, study, run):
-    from pipelines.study.report import findings, report_of
+    from pipelines.study.findings import findings, report_of
 
     text = run(study())
     assert "The best point on noise that had no part in the choice: FID" in text
@@ -463,7 +463,7 @@ def test_the_number_of_trials_is_a_number(value):
 
 def runs_of(home):
     """MLflow's runs by trial number ("" for the parent)."""
-    from pipelines.tracking import MlflowTracker
+    from pipelines.tracking.client import MlflowTracker
 
     client = MlflowTracker(home.tracking_uri, home.mlartifacts).client
     experiment = client.get_experiment_by_name("study-small")
@@ -544,8 +544,8 @@ def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_comm
 
 def test_a_study_that_somebody_works_on_is_running(home, study, run):
     """Nobody says it is finished while it has trials that are under way."""
-    from pipelines.study.tracking import StudyTracker
-    from pipelines.tracking import MlflowTracker
+    from pipelines.tracking.client import MlflowTracker
+    from pipelines.tracking.study import StudyTracker
 
     run(study(), trials="4")
     book = book_of(home, study())
@@ -568,8 +568,8 @@ def test_an_option_that_came_later_makes_no_second_run_of_a_trial(home, study, r
 
 
 def test_trials_that_failed_are_shown_as_failed(home, study):
-    from pipelines.study.tracking import StudyTracker
-    from pipelines.tracking import MlflowTracker
+    from pipelines.tracking.client import MlflowTracker
+    from pipelines.tracking.study import StudyTracker
 
     book = book_of(home, study())
     book.fail(book.next_unit(8), "NaN")
@@ -608,7 +608,8 @@ SESSION = """
 import sys, threading
 from pathlib import Path
 from experiments import Resources
-from pipelines.runners import RunnerSession, room_here
+from pipelines.execution.machine import room_here
+from pipelines.execution.session import RunnerSession
 session = RunnerSession(Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
 asker = threading.Thread(target=session.runner)
 asker.start()
@@ -658,7 +659,7 @@ def test_a_session_that_cannot_start_says_so_to_everyone(tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("resources ask for 9 GPUs")
 
-    monkeypatch.setattr("pipelines.runners.make_runner", fail)
+    monkeypatch.setattr("pipelines.execution.runners.make_runner", fail)
     session = RunnerSession(Resources(num_workers=1), tmp_path, 2)
     for _ in range(2):
         with pytest.raises(ValueError, match="9 GPUs"):

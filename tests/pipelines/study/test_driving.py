@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import Point
-from pipelines.errors import (
+from pipelines.common.errors import (
     ArtifactError,
     CorruptArtifactError,
     SamplingFailedError,
@@ -17,7 +17,7 @@ from pipelines.errors import (
     TrainingFailedError,
     WorkerLostError,
 )
-from pipelines.home import Home
+from pipelines.store.home import Home
 from pipelines.study import driver as module
 from pipelines.study.driver import FAILURES_IN_A_ROW, Budget, StudyDriver
 from pipelines.study.trials import Trial

@@ -3,7 +3,8 @@
 import pytest
 
 from experiments import PruningConfig, Range
-from pipelines.study.plan import CurvePoint, is_hopeless, next_scales
+from pipelines.study.search import is_hopeless, next_scales
+from pipelines.study.trials import CurvePoint
 
 SPACE = Range(low=1.0, high=3.0, step=0.1)
 

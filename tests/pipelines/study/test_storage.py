@@ -17,16 +17,15 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
-from pipelines import rebuild
-from pipelines.cli import main
-from pipelines.discretion import in_one_line
-from pipelines.errors import NoStudiesError, StudyError
-from pipelines.folder_store import FolderStore
-from pipelines.home import Home
+from pipelines.commands import rebuild
+from pipelines.commands.main import main
+from pipelines.common.errors import NoStudiesError, StudyError
+from pipelines.common.redaction import in_one_line
+from pipelines.store.folder import FolderStore
+from pipelines.store.home import Home
 from pipelines.study import storage
-from pipelines.study.shelf import stored_studies, stored_study
-from pipelines.study.storage import can_pass, open_storage, outlast
-from pipelines.tracking_messages import behind
+from pipelines.study.storage import can_pass, open_storage, outlast, stored_studies, stored_study
+from pipelines.tracking.messages import behind
 
 
 def execute(path: Path, *statements: str) -> None:
@@ -354,7 +353,7 @@ def test_what_mlflows_database_says_is_one_line():
 
 
 def test_one_line_is_logged_while_mlflow_is_behind(caplog):
-    from pipelines.background import BackgroundSync
+    from pipelines.tracking.background import BackgroundSync
 
     tried = threading.Event()
 

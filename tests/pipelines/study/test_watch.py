@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import PruningConfig
-from pipelines.folder_store import FolderStore
-from pipelines.graph import Graph
-from pipelines.results import Measurement
-from pipelines.study.plan import CurvePoint
+from pipelines.graph.graph import Graph
+from pipelines.results.measurements import Measurement
+from pipelines.store.folder import FolderStore
+from pipelines.study.trials import CurvePoint
 from pipelines.study.watch import Watch
 from tests.pipelines.conftest import run_inline
 

@@ -1,0 +1,133 @@
+"""Load a checkpoint in parts: each worker reads its rows, and no one ever holds all of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import distributed
+
+from ig_core.checkpoints.own import load_history, moment_shapes, read_settings
+from ig_core.precision import loss_scaler
+from ig_core.training.optim import make_optimizers
+from ig_core.training.parts import local
+from ig_core.training.sharding import require_shardable, shard_model
+from ig_core.training.state import TrainState
+from ig_core.transformer import DiffusionTransformer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+
+def load_sharded(
+    directory: str | Path,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[DiffusionTransformer], object] = lambda _: None,
+) -> TrainState:
+    """What `load_checkpoint` and then `sharding.shard` give, without a whole copy on any worker.
+
+    Args:
+        directory: Where `save_checkpoint` wrote.
+        device: Where this worker's part goes.
+        prepare: Called with the model before it is sharded; it has no memory yet.
+
+    Raises:
+        ValueError: a file is missing or damaged, a tensor does not fit the model, or such a state
+            cannot be sharded.
+    """
+    directory = Path(directory)
+    config, optim, step = read_settings(directory)
+    scaler = loss_scaler(optim.precision, torch.device(device))
+    require_shardable(optim, scaler)
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    shapes = DiffusionTransformer.shapes(config)
+    # Compared with the file before there is memory for a model that may be none.
+    file = TensorFile(directory / "model.safetensors", shapes)
+    model = DiffusionTransformer.outline(config)
+    prepare(model)
+    shard_model(model, torch.device(device))
+    model.allocate(device)
+    for name, target in model.state_dict().items():
+        file.fill(name, target, rank, size)
+    parameters = dict(model.named_parameters())
+    ema = {name: torch.empty_like(p.detach()) for name, p in parameters.items()}
+    file = TensorFile(directory / "ema.safetensors", shapes)
+    for name, target in ema.items():
+        file.fill(name, target, rank, size)
+    optimizers = make_optimizers(model, optim)
+    wanted = moment_shapes(model, optimizers) if step else {}
+    file = TensorFile(directory / "optimizer.safetensors", wanted)
+    for name, shape in wanted.items():
+        owner, _, moment = name.rpartition("/")
+        parameter = parameters[owner]
+        if shape == parameter.shape:
+            value = torch.empty_like(parameter.detach())
+            file.fill(name, value, rank, size)
+        else:  # the step of Adam, a scalar
+            value = file.whole(name).to(device)
+        optimizers[0].state[parameter][moment] = value
+    return TrainState(
+        model=model,
+        optim=optim,
+        ema=ema,
+        optimizers=optimizers,
+        scaler=scaler,
+        step=step,
+        history=load_history(directory),
+    )
+
+
+class TensorFile:
+    """A file whose tensors are copied one at a time.
+
+    It is mapped anew for each of them: else all that was looked at would count as this process's
+    memory until the end.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, torch.Size]) -> None:
+        """Read the header.
+
+        Raises:
+            ValueError: it cannot be read, or the file holds other tensors than these.
+        """
+        self.path = path
+        with self._mapped() as file:
+            found = {
+                name: torch.Size(file.get_slice(name).get_shape()) for name in file.offset_keys()
+            }
+        if found != shapes:
+            wrong = sorted(dict(found.items() ^ shapes.items()))
+            raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
+
+    def whole(self, name: str) -> Tensor:
+        """All of a tensor."""
+        with self._mapped() as file:
+            tensor: Tensor = file.get_tensor(name).clone()
+        return tensor
+
+    @torch.no_grad()
+    def fill(self, name: str, target: Tensor, rank: int, world_size: int) -> None:
+        """Copy a tensor into one that has memory; of one in parts only the rows of this worker."""
+        mine = local(target)
+        if not mine.numel():
+            return
+        with self._mapped() as file:
+            if mine.shape == target.shape:
+                mine.copy_(file.get_tensor(name))
+            else:
+                # Rows are dealt as by torch.chunk: as many to each, fewer to the last ones.
+                start = rank * -(-target.shape[0] // world_size)
+                mine.copy_(file.get_slice(name)[start : start + mine.shape[0]])
+
+    @contextmanager
+    def _mapped(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.path} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Codecs between images and latents: SD-VAE and VA-VAE."""

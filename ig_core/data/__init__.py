@@ -1,0 +1,1 @@
+"""Data to train on: latents, their shards, normalisation and checks."""

@@ -1,0 +1,1 @@
+"""Sources of images and latents: found, listed, labelled and read row by row."""

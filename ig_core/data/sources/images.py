@@ -1,0 +1,251 @@
+"""Images in class folders, Parquet files and zips, listed; see `ig_core.data.sources.listing`."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ig_core.data.sources.formats import CLASSES, MAPPING, SPLITS, Found, Row
+from ig_core.data.sources.labels import (
+    Labels,
+    parse_labels,
+    plain_name,
+    read_labels,
+    some,
+    suffix_of,
+    whole_number,
+)
+from ig_core.data.sources.walk import is_hidden, walk
+from ig_core.files.encoded_images import MAX_LABEL_BYTES, read_zip_member
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+IMAGES = {
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".tga",
+    ".dds",
+    ".psd",
+    ".svg",
+}
+"""Suffixes of images, in lower case; what cannot be decoded of them becomes a faulty image."""
+
+
+@dataclass
+class Search:
+    """What a lister goes by, and what it passes over."""
+
+    found: Found
+    num_classes: int
+    labels: Labels | None
+    """Labels that the experiment gives; None: those that lie with the data."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Suffix, name or hidden folder -> how many are neither images nor labels."""
+
+
+def list_folder(search: Search) -> list[Row]:
+    """Images below class folders, labelled by a mapping or by the order of the folders."""
+    root = search.found.root
+    files, ignored = walk(root, IMAGES)
+    search.ignored.update(ignored)
+    labels = search.labels
+    for name in (MAPPING, CLASSES):
+        if (root / name).is_file():
+            search.ignored -= Counter({".json": 1})
+            labels = labels or read_labels(root / name)
+    if labels is None:
+        labels = _numbered_folders(search, [name for name, _ in files])
+    return labelled(files, labels, IMAGES)
+
+
+def labelled(files: Sequence[tuple[str, int]], labels: Labels, suffixes: set[str]) -> list[Row]:
+    """Rows of files (name, bytes) that hold one image or latent each."""
+    rows = [Row(name, name, 0, size, labels.of(name)) for name, size in files]
+    labels.check({name for name, _ in files}, suffixes)
+    return rows
+
+
+def _numbered_folders(search: Search, names: Sequence[str]) -> Labels:
+    """Class folders that hold images, numbered by name.
+
+    Raises:
+        ValueError: an image lies in none, or they are not as many as there are classes.
+    """
+    root, num_classes = search.found.root, search.num_classes
+    loose = next((name for name in names if "/" not in name), None)
+    if loose is not None:
+        raise ValueError(
+            f"{root / loose} lies in no class folder, and there is no {MAPPING}; of a "
+            f"class folder give the one above ({root.parent})"
+        )
+    folders = sorted({name.partition("/")[0] for name in names})
+    deeper = any(name.count("/") > 1 for name in names)
+    splits = deeper and set(folders) <= set(SPLITS)
+    if names and (splits or len(folders) != num_classes):
+        below = f"; its classes seem to lie a level lower, as in {root / folders[0]}"
+        raise ValueError(
+            f"{root} must hold {num_classes} class folders (data.num_classes) with images, or "
+            f"their labels be given ({MAPPING} or {CLASSES} in it, or data.classes), but it holds "
+            f"{some(folders)}{below if deeper else ''}"
+        )
+    return Labels(str(root), {name: number for number, name in enumerate(folders)})
+
+
+def list_parquet(search: Search) -> list[Row]:
+    """Rows of Parquet files with columns image and label."""
+    rows = []
+    for file in search.found.files:
+        path = search.found.root / file
+        table = pq.ParquetFile(path)
+        schema = table.schema_arrow
+        wanted = ["image"] if search.labels else ["image", "label"]
+        if not set(wanted) <= set(schema.names):
+            plural = "s" if len(wanted) > 1 else ""
+            raise ValueError(
+                f"{path} must have column{plural} {' and '.join(wanted)}, but has "
+                f"{', '.join(schema.names)}"
+            )
+        _check_images(table, path)
+        labels = [0] * table.metadata.num_rows if search.labels else _label_column(table, path)
+        rows += [
+            Row(f"{file}[{number}]", file, number, -1, label) for number, label in enumerate(labels)
+        ]
+    return rows
+
+
+def _label_column(table: pq.ParquetFile, path: Path) -> list[int]:
+    kind = table.schema_arrow.field("label").type
+    if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+        raise ValueError(f"{path}: column label must hold integers, but holds {kind}")
+    labels = table.read(columns=["label"])["label"].to_pylist()
+    return [
+        label if type(label) is int else whole_number(label, f"{path}: the label of row {number}")
+        for number, label in enumerate(labels)
+    ]
+
+
+def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
+    """Type of the bytes in column image: the column itself, or its field `bytes`.
+
+    Raises:
+        ValueError: it is another type.
+    """
+    kind = held = schema.field("image").type
+    if pa.types.is_struct(kind):
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        held = kind.field("bytes").type if "bytes" in names else kind
+    if not (
+        pa.types.is_binary(held)
+        or pa.types.is_large_binary(held)
+        or pa.types.is_fixed_size_binary(held)
+    ):
+        raise ValueError(
+            f"{path}: column image must hold bytes, or a struct with bytes, but holds {kind}"
+        )
+    return held
+
+
+def _check_images(table: pq.ParquetFile, path: Path) -> None:
+    """Raise ValueError unless column image has bytes; statistics of the file say how many lack.
+
+    Hugging Face's `Image` may hold paths alone, of files on the machine where it was made.
+    """
+    image_type(table.schema_arrow, path)
+    metadata, wanted = table.metadata, ("image", "image.bytes")
+    places = [n for n in range(metadata.num_columns) if metadata.schema.column(n).path in wanted]
+    lacking = 0
+    for number in range(metadata.num_row_groups if places else 0):
+        column = metadata.row_group(number).column(places[0])
+        if column.statistics is not None and column.statistics.has_null_count:
+            lacking += column.statistics.null_count
+    if lacking and lacking == metadata.num_rows:
+        raise ValueError(
+            f"{path}: column image must hold the bytes of images, but all "
+            f"{lacking} are null (paths alone? embed the files, as "
+            f"datasets' Image(decode=False) and embed_external_files do)"
+        )
+
+
+def list_zip(search: Search) -> list[Row]:
+    """Images in zips, labelled by the `dataset.json` in each."""
+    rows = []
+    for file in search.found.files:
+        path = search.found.root / file
+        try:
+            with zipfile.ZipFile(path) as archive:
+                top = _top_folder(archive)
+                images = _members(archive, search, str(path), top)
+                labels = search.labels or _labels_within(archive, top, str(path))
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a readable zip file: {error}") from error
+        rows += [
+            Row(info.filename, file, 0, info.file_size, labels.of(name))
+            for name, info in images.items()
+        ]
+        if search.labels is None:
+            labels.check(images, IMAGES)
+    return rows
+
+
+def _top_folder(archive: zipfile.ZipFile) -> str:
+    """The one folder that all files of a zip lie in with their labels, with `/`; empty: none.
+
+    So a folder that was packed from above comes out: names in its labels start within it.
+    """
+    names = [plain_name(name) for name in archive.namelist()]
+    tops = {name.partition("/")[0] for name in names if not is_hidden(name)}
+    top = f"{next(iter(tops))}/" if len(tops) == 1 else ""
+    return top if top and f"{top}{MAPPING}" in names else ""
+
+
+def _members(archive: zipfile.ZipFile, search: Search, where: str, top: str = "") -> dict[str, Any]:
+    """Images of a zip by their names with `/`, below its top folder."""
+    images: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = plain_name(info.filename).removeprefix(top)
+        *folders, last = name.split("/")
+        if name == MAPPING or not last:  # a folder's own entry
+            continue
+        if suffix_of(name) not in IMAGES or last.startswith(".") or any(map(is_hidden, folders)):
+            search.ignored[suffix_of(name) or last] += 1
+            continue
+        if name in images:
+            raise ValueError(f"{where} must hold each image once, but holds {name} twice")
+        images[name] = info
+    return images
+
+
+def _labels_within(archive: zipfile.ZipFile, top: str, path: str) -> Labels:
+    wanted = f"{top}{MAPPING}"
+    where = f"{path}: {wanted}"
+    name = next((each for each in archive.namelist() if plain_name(each) == wanted), None)
+    if name is None:
+        raise ValueError(f"{where} is missing; without it, or data.classes, there are no labels")
+    try:
+        text = read_zip_member(archive, name, MAX_LABEL_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from error
+    return parse_labels(text, where)

@@ -1,0 +1,1 @@
+"""Sets of images, folders of images, and the crop of ADM."""

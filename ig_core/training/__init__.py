@@ -1,0 +1,1 @@
+"""Training: the state, the loop, batches, optimizers, and sharding over workers."""

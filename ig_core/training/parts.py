@@ -1,0 +1,26 @@
+"""Parts of a sharded tensor: local, and gathered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has been through its parameters."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, gathered from all workers at once; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part of a sharded tensor, the same memory; others as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

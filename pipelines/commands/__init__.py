@@ -1,0 +1,1 @@
+"""Commands of igdit, one file each."""

@@ -1,0 +1,309 @@
+"""`igdit evaluate`: judge images that any program made, as our own samples are judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from experiments import EvaluationConfig, Experiment, Resources, get_experiment
+from experiments.protocols import get_protocol, protocol_name
+from pipelines.commands.help import asks_for_help
+from pipelines.commands.parse import parse_options
+from pipelines.common.errors import UsageError
+from pipelines.console.console import log, make_console
+from pipelines.console.progress import ProgressDisplay
+from pipelines.console.results import print_metrics
+from pipelines.execution.runners import describe_runner
+from pipelines.execution.scheduler import Pipeline
+from pipelines.execution.session import RunnerSession
+from pipelines.graph.garbage import in_use
+from pipelines.graph.graph import Graph
+from pipelines.graph.node import Node
+from pipelines.graph.plan import make_plan
+from pipelines.graph.resolve import path_digest, resolve
+from pipelines.results.measurements import METRICS
+from pipelines.store.files import replace_text
+from pipelines.store.home import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from torch import Tensor
+
+    from ig_core.images.sets import ImageSet
+    from pipelines.execution.runner import Runner
+    from pipelines.store.base import Store
+
+
+def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: Console) -> int:
+    """Print the metrics of images, which are kept in the store; returns the exit code.
+
+    Raises:
+        ValueError: what is there cannot be judged; said before any work.
+    """
+    from ig_core.images.folders import count_images
+
+    if not path.exists():
+        raise ValueError(
+            f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
+            f"but {path} does not exist"
+        )
+    home.prepare()
+    count = count_images(path)
+    wanted = _experiment(options, count, _side(path))
+    _check_weights(wanted.evaluation)
+    experiment = resolve(wanted)
+    evaluation = experiment.evaluation
+    if count < evaluation.num_samples:
+        raise ValueError(
+            f"images must be at least {evaluation.num_samples:,}, but {path} has "
+            f"{count:,}: name a smaller --num-samples without --protocol"
+        )
+    if count > evaluation.num_samples and not options.in_order:
+        raise ValueError(
+            f"images must be {evaluation.num_samples:,}, but {path} has {count:,}: the first ones "
+            f"are a fair sample only if any run of them is, which --in-order says"
+        )
+    _check_shape(path, evaluation, options.protocol)
+    _check_statistics(evaluation)
+    store, graph = home.store, Graph(experiment)
+    with in_use(store):
+        nodes = _keep(path, evaluation.num_samples, graph, store, console)
+        sample = Node(
+            "sample",
+            {"num_samples": evaluation.num_samples},
+            {f"part-{number:05d}": node for number, node in enumerate(nodes)},
+        )
+        evaluate = graph.evaluation(nodes, sample)
+        if not options.in_order:
+            config = {**evaluate.config, "shuffle_seed": 0}
+            evaluate = dataclasses.replace(evaluate, config=config)
+        _build(experiment, graph, evaluate, home, console)
+        folder = store.open(evaluate.kind, evaluate.key).path
+        kept = _keep_metrics(folder / METRICS, path, evaluate, home)
+    print_metrics(kept, options.protocol or protocol_name(evaluation), console)
+    return 0
+
+
+def _check_weights(evaluation: EvaluationConfig) -> None:
+    """Read the weights of an extractor now; that they are missing is said with what else is."""
+    from ig_core.files.tensors import read_weights
+
+    given = evaluation.extractor_weights
+    if given is not None and Path(given).expanduser().is_file():
+        read_weights(Path(given).expanduser())
+
+
+def _check_statistics(evaluation: EvaluationConfig) -> None:
+    """Read statistics now, so that a wrong file does not show after hours of work."""
+    from ig_core.files.npz import has_arrays
+    from ig_core.metrics.extractors import FEATURE_LAYERS
+    from ig_core.metrics.reference import read_reference
+
+    if evaluation.reference_sha256 is None or Path(str(evaluation.reference)).is_dir():
+        return
+    path = Path(str(evaluation.reference))
+    if has_arrays(path, {"mu", "sigma"}):
+        read_reference(path, int(FEATURE_LAYERS[evaluation.extractor][0]))
+
+
+def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:
+    """Copy the numbers out of the store, which is a cache for these: no run leads to them."""
+    target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(target, metrics.read_text(encoding="utf-8"))
+    return target
+
+
+def _side(path: Path) -> int:
+    """Side of the images in pixels; of those that are not square the shorter one.
+
+    Raises:
+        ValueError: the first of them cannot be read.
+    """
+    from ig_core.images.folders import read_image_batches
+
+    return int(min(next(read_image_batches(path, 1)).shape[2:]))
+
+
+def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
+    """An experiment of which only the evaluation matters."""
+    reference = None if options.reference is None else str(options.reference)
+    weights = None if options.weights is None else str(options.weights)
+    changes: dict[str, Any] = {"groups": options.groups, "reference_resolution": side}
+    if options.protocol is None:
+        if options.extractor != "digits-cnn" and reference is None:
+            raise ValueError(f"extractor {options.extractor} needs a --reference, but got None")
+        evaluation = EvaluationConfig()
+        wanted = count if options.num_samples is None else options.num_samples
+        changes |= {
+            "extractor": options.extractor,
+            "extractor_weights": weights,
+            "reference": reference,
+            "num_samples": wanted,
+            "curve_samples": wanted,
+            "isc_splits": min(10, max(1, wanted // 20)),
+        }
+    else:
+        evaluation = get_protocol(options.protocol, weights, reference)
+        if options.num_samples not in (None, evaluation.num_samples):
+            raise ValueError(
+                f"protocol {options.protocol} has {evaluation.num_samples:,} samples, "
+                f"but got num_samples {options.num_samples}"
+            )
+        changes["labels"] = "balanced"  # of images made elsewhere labels are not looked at
+    base = get_experiment("digits")
+    return dataclasses.replace(
+        base,
+        name="evaluate",
+        resources=options.resources,
+        evaluation=dataclasses.replace(evaluation, **changes),
+    )
+
+
+def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None) -> None:
+    """Compare the first images with what the extractor and the protocol take."""
+    from ig_core.images.folders import read_image_batches
+
+    expected = {"digits-cnn": (1, 8, 8)}.get(evaluation.extractor)
+    expected = {"adm-imagenet256": (3, 256, 256)}.get(protocol or "", expected)
+    # Those that are cropped come out as they must be.
+    given = None if evaluation.reference_content else evaluation.reference
+    if given is None and evaluation.reference is not None:
+        height, width = next(read_image_batches(path, 1)).shape[2:]
+        if height != width:
+            raise ValueError(
+                f"images must be square where those of a reference are cropped, but "
+                f"those of {path} are {height} x {width}"
+            )
+    for name, where in (("images", path), ("reference images", given)):
+        if where is None or expected is None or (where != path and not _has_images(Path(where))):
+            continue
+        first: Tensor = next(read_image_batches(Path(where), 1))
+        if tuple(first.shape[1:]) != expected:
+            what = protocol or evaluation.extractor
+            raise ValueError(
+                f"{name} must be {expected} (channels, height, width) for {what}, but "
+                f"those of {where} are {tuple(first.shape[1:])}"
+            )
+
+
+def _has_images(path: Path) -> bool:
+    from ig_core.files.npz import has_arrays
+
+    return path.is_dir() or has_arrays(path, {"arr_0"})
+
+
+def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) -> list[Node]:
+    """Bring images into the store, in shards; those that are there are not read again."""
+    from ig_core.images.sets import write_images
+    from pipelines.stages.context import IMAGES, describe, write_experiment
+
+    size, digest = graph.experiment.evaluation.shard_size, path_digest(path)
+    nodes = [
+        Node("images", {"sha256": digest, "start": start, "stop": min(start + size, count)})
+        for start in range(0, count, size)
+    ]
+    if all(store.find(node.kind, node.key) for node in nodes):
+        return nodes
+    log(console, f"reading   {count:,} images of {path}")
+
+    def publish(node: Node, images: ImageSet) -> None:
+        if store.find(node.kind, node.key) is None:
+            with store.publish(node.kind, node.key, describe(node)) as directory:
+                write_experiment(graph.experiment, directory)
+                write_images(directory / IMAGES, images)
+
+    # The last shard waits until all is read: its absence says that the rest was not checked.
+    last = None
+    for pair in zip(nodes, _shards(path, size, count), strict=True):
+        if last is not None:
+            publish(*last)
+        last = pair
+    if last is not None:
+        publish(*last)
+    return nodes
+
+
+def _shards(path: Path, size: int, count: int) -> Iterator[ImageSet]:
+    import torch
+
+    from ig_core.images.folders import read_image_batches
+    from ig_core.images.sets import ImageSet
+
+    start = 0
+    for batch in read_image_batches(path, size):
+        images = batch[: max(count - start, 0)]
+        if len(images):
+            index = torch.arange(start, start + len(images))
+            # Labels of images made elsewhere are not known and not needed.
+            yield ImageSet(index, torch.zeros_like(index), images)
+        start += len(batch)  # reading goes on to the end, where checksums are compared
+
+
+def _build(
+    experiment: Experiment, graph: Graph, evaluate: Node, home: Home, console: Console
+) -> None:
+    session = RunnerSession(experiment.resources, home.scratch, 1)
+    try:
+        with ProgressDisplay(console, home.store, graph, lambda: None) as display:
+            display.expect(make_plan(home.store, [evaluate]).missing)
+
+            def start_runner() -> Runner:
+                display.log(f"start     {describe_runner(experiment.resources)}")
+                return session.runner()
+
+            Pipeline(home.store, experiment, start_runner, display).run([evaluate])
+    finally:
+        session.close()
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How `igdit evaluate` judges a folder of PNG files, an .npz file or a set of shards."""
+
+    reference: Path | None = None
+    """What they are compared with: an .npz of the ADM protocol (mu, sigma), images of any of the
+    kinds above, or other images (folders of JPEG and others, with class folders or without;
+    Parquet files, tars, a zip), cropped to the size of those that are judged. None: scikit-learn's
+    digits."""
+    protocol: str | None = None
+    """Protocol to follow to the letter; None: the metrics of all images that there are."""
+    extractor: str = "digits-cnn"
+    """Without a protocol: feature extractor, digits-cnn or inception-v3-compat."""
+    weights: Path | None = None
+    """Weights file of inception-v3-compat."""
+    num_samples: int | None = None
+    """Judge the first so many images; None: all, or as many as the protocol says."""
+    groups: int = 50
+    """Groups of the jackknife behind the intervals."""
+    in_order: bool = False
+    """Any run of the images is a fair sample of all, as rows in the order of their drawing are.
+    Otherwise they are shuffled, as files that are sorted by class must be."""
+    resources: Resources = field(default_factory=Resources)
+    """Workers."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """What `igdit evaluate` takes."""
+
+    options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """`igdit evaluate`."""
+    if asks_for_help(arguments):
+        arguments = ["PATH", *arguments]
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("igdit evaluate needs images: a folder of PNG files or an .npz file")
+    path, *rest = arguments
+    one = replace(EvaluateOptions().resources, num_workers=1)
+    default = EvaluateCommand(EvaluateOptions(resources=one))
+    command = parse_options(EvaluateCommand, rest, f"igdit evaluate {path}", default)
+    return evaluate_images(Path(path), command.options, Home.default(), make_console())

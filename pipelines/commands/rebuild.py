@@ -1,0 +1,221 @@
+"""`igdit track rebuild`: MLflow's pages again, from the store and the studies' database."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from experiments.resources import Resources
+from experiments.tables import TABLES
+from pipelines.commands.help import asks_for_help, help_of
+from pipelines.commands.parse import parse_options
+from pipelines.common.errors import ArtifactError, NoStudiesError, TrackingError, UsageError
+from pipelines.common.redaction import discreet, in_one_line
+from pipelines.console.console import log, make_console
+from pipelines.console.paper_table import write_table
+from pipelines.graph.garbage import in_use, recorded_runs, shown_runs
+from pipelines.graph.graph import Graph
+from pipelines.reports.plots import write_report
+from pipelines.reports.run_page import write_run_page
+from pipelines.results.measurements import collect
+from pipelines.results.paper_table import fill, shown_tables, tracked_tables
+from pipelines.store.command_times import command_times
+from pipelines.store.home import Home, run_folder, study_folder, table_folder
+from pipelines.tracking.client import MlflowTracker
+from pipelines.tracking.messages import damage_of
+from pipelines.tracking.table import track_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from experiments import Experiment
+    from experiments.study import Study
+    from pipelines.results.paper_table import Named
+    from pipelines.store.base import Store
+    from pipelines.study.storage import StoredStudy
+
+
+CONFIRMED = ("confirmed.parquet", "fid_confirmed.png")
+"""Report files of a study that only its confirmation makes."""
+
+
+def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
+    """Bring every page up to date, in an empty server too; doing it again changes nothing.
+
+    Args:
+        home: Whose results.
+        storage: Database of the studies; None: that of IGDIT_STUDY_STORAGE, or study.db.
+        log: Prints a line.
+
+    Returns:
+        Exit code: 1 if an artifact is damaged, or the server refuses one of the pages: that page is
+        then left as it is, and the others are made.
+
+    Raises:
+        TrackingError: the server cannot be reached, or its database is damaged.
+        ValueError: the storage cannot be used.
+    """
+    left = 0
+    with in_use(home.store):
+        studies = _studies(home, storage)
+        tracker = _reached(
+            home, lambda: MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
+        )
+        experiments = _experiments(home.store, [stored.study for stored in studies])
+        work = [
+            (f"experiment {e.name} {Graph(e).run_key[:8]}", _show_experiment(tracker, e, home))
+            for e in experiments
+        ]
+        work += [
+            (
+                f"study {stored.study.name}, {len(stored.trials)} trials",
+                _show_study(tracker, stored, home),
+            )
+            for stored in studies
+        ]
+        tables, tracked = shown_tables(home.store), tracked_tables(home.store)
+        work += [
+            (f"table {name}", _show_table(tracker, name, tables[name], home))
+            for name in tracked
+            if name in TABLES
+        ]
+        for name, show in work:
+            try:
+                show()
+                log(name)
+            except ArtifactError as error:
+                left += 1
+                log(discreet(f"{name}: left as it is, {error}"))
+            except TrackingError as error:
+                # Of a server that is gone the others need not be tried.
+                _reached(home, tracker.client.search_experiments)
+                left += 1
+                log(f"{name}: left as it is, {error}")
+    log(
+        f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - left} of {len(work)} "
+        f"experiments, studies and tables as they are in the store."
+    )
+    return 1 if left else 0
+
+
+def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Do something with the server; that it cannot be done is said without its passwords."""
+    try:
+        return act()
+    except ArtifactError:
+        raise
+    except Exception as error:  # noqa: BLE001 - any server, any failure
+        damage = damage_of(home.tracking_uri)
+        raise TrackingError(
+            damage
+            or discreet(f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}")
+        ) from None
+
+
+def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
+    from pipelines.study.storage import stored_studies
+
+    if storage is None and not home.has_studies:
+        return []
+    try:
+        return stored_studies(storage or home.study_storage, home.store)
+    except NoStudiesError:
+        if storage is not None:
+            raise
+        return []  # one that is named for all studies, before the first
+
+
+def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:
+    """What has pages of its own; of records without a note, what no study recorded."""
+    shown = shown_runs(store)
+    noted = {key for key, _ in shown}
+    others = [
+        e
+        for key, e in recorded_runs(store).items()
+        if key not in noted and not any(_is_of(e, study) for study in studies)
+    ]
+    return [*(experiment for _, experiment in shown), *others]
+
+
+def _is_of(experiment: Experiment, study: Study) -> bool:
+    """Whether an experiment is one of a study's trainings."""
+    if experiment.name == f"{study.name}-confirm":
+        return True
+    layer = experiment.model.aux_layer
+    if experiment.name != study.name or layer is None:
+        return False
+    same = study.at(layer, experiment.loss.aux_weight, experiment.ig_scales)
+    return dataclasses.replace(same, resources=Resources()) == dataclasses.replace(
+        experiment, resources=Resources()
+    )
+
+
+def _show_experiment(
+    tracker: MlflowTracker, experiment: Experiment, home: Home
+) -> Callable[[], object]:
+    def show() -> None:
+        graph = Graph(experiment)
+        results = collect(home.store, graph)
+        files: list[Path] = []
+        if results.complete:  # an experiment that was not ended has no report yet
+            directory = run_folder(home, graph)
+            files = [*write_report(results, directory), write_run_page(results, directory)]
+        # Of a run that a table asked for, some scales may be all that there is to come.
+        times = command_times(home.store, graph.run_key)
+        over = results.complete or (times.started_ms is not None and not times.is_open)
+        _reached(home, lambda: tracker.sync(results, files, finished=over))
+
+    return show
+
+
+def _show_study(tracker: MlflowTracker, stored: StoredStudy, home: Home) -> Callable[[], object]:
+    def show() -> None:
+        from pipelines.reports.study_page import write_study_page
+        from pipelines.reports.study_plots import write_findings
+        from pipelines.study.findings import findings
+        from pipelines.tracking.study import StudyTracker
+
+        study, trials = stored.study, stored.trials
+        directory, files = study_folder(home, study.name), []
+        if all(trial.state != "RUNNING" for trial in trials):
+            found = findings(study, trials, stored.importances, home.store)
+            files = write_findings(found, directory)
+            files += [directory / name for name in CONFIRMED if (directory / name).exists()]
+            files.append(write_study_page(found, home.store, directory))
+        page = StudyTracker(tracker, study, stored.identity, home.store)
+        _reached(home, lambda: page.sync(trials, files, finished=True, thorough=True))
+
+    return show
+
+
+def _show_table(
+    tracker: MlflowTracker, name: str, named: Named, home: Home
+) -> Callable[[], object]:
+    def show() -> None:
+        lines = fill(TABLES[name](), home.store, named)
+        path = write_table(lines, table_folder(home, name))
+        _reached(home, lambda: track_table(tracker, name, lines, [path]))
+
+    return show
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What `igdit track rebuild` takes."""
+
+    storage: str | None = None
+    """Database of the studies (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
+
+
+def track_command(arguments: list[str]) -> int:
+    """`igdit track rebuild`."""
+    if asks_for_help(arguments):
+        log(make_console(), help_of("track"))
+        return 0
+    if not arguments or arguments[0] != "rebuild":
+        raise UsageError(f"igdit track needs rebuild, but got {' '.join(arguments) or 'nothing'}")
+    options = parse_options(TrackOptions, arguments[1:], "igdit track rebuild")
+    return rebuild(Home.default(), options.storage, partial(log, make_console()))

@@ -1,0 +1,246 @@
+"""`igdit report`: find what is meant, and write its page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments import EXPERIMENTS, get_experiment
+from pipelines.commands.help import asks_for_help, help_of
+from pipelines.commands.parse import parse_options
+from pipelines.commands.run import RunOptions, _options
+from pipelines.common.errors import UsageError
+from pipelines.console.console import log, make_console
+from pipelines.graph.garbage import RUNS, in_use, recorded_runs
+from pipelines.graph.graph import Graph
+from pipelines.graph.resolve import resolve
+from pipelines.reports.run_page import write_run_page
+from pipelines.results.measurements import collect
+from pipelines.store.home import Home, run_folder, study_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from experiments import Experiment
+    from pipelines.graph.graph import Point
+    from pipelines.store.base import Store
+
+
+def report_run(home: Home, experiment: Experiment) -> Path:
+    """Write the page of an experiment that was resolved, from what is in the store.
+
+    Raises:
+        ValueError: nothing of it is measured.
+        CorruptArtifactError: what it needs is damaged.
+    """
+    graph, store = Graph(experiment), home.store
+    if store.exists():
+        with in_use(store):
+            results = collect(store, graph)
+            if results.curve or results.final:
+                return write_run_page(results, run_folder(home, graph))
+    raise ValueError(
+        f"nothing of experiment {experiment.name} {graph.run_key[:8]} is measured in "
+        f"{home.root} yet"
+    )
+
+
+def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> Experiment:
+    """The recorded run that is meant.
+
+    Args:
+        home: Where to look.
+        word: Its name or the first digits of its key; None: whichever was recorded last.
+        exact: The experiment of that name in the registry, which goes before others of the name.
+
+    Raises:
+        ValueError: there is none, or the digits fit several.
+    """
+    runs = recorded_runs(home.store)
+    if exact is not None and Graph(exact).run_key in runs:
+        return exact
+    if word is not None and exact is None:
+        fitting = [key for key in runs if key.startswith(word)]
+        if len(fitting) == 1:
+            return runs[fitting[0]]
+        if len(fitting) > 1:
+            raise ValueError(f"{word!r} fits several runs: {', '.join(k[:12] for k in fitting)}")
+    named = [key for key, experiment in runs.items() if word in (None, experiment.name)]
+    if named:
+        times = home.store.record_times(RUNS)
+        own = {
+            key: (run_folder(home, Graph(runs[key])) / "experiment.json").exists() for key in named
+        }
+        # Newest last; what was run for itself after what was a part of a study.
+        return runs[max(named, key=lambda key: (own[key], times.get(f"{key}.json", 0.0)))]
+    known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
+    raise ValueError(
+        f"a report needs a run that is recorded in {home.root} ({known}), a file "
+        f"ending in .json, or study NAME, but got {word!r}"
+    )
+
+
+def report_study(home: Home, name: str, storage: str | None = None) -> Path:
+    """Write the page of a study, from its storage and the store.
+
+    Raises:
+        ValueError: there is no such study, or its storage cannot be reached.
+    """
+    from pipelines.reports.study_page import write_study_page
+    from pipelines.study.findings import findings
+    from pipelines.study.storage import stored_study
+
+    if storage is None and not home.has_studies:
+        raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
+    found = stored_study(storage or home.study_storage, home.store, name)
+    folder = study_folder(home, name)
+    with in_use(home.store):
+        put_together = findings(found.study, found.trials, found.importances, home.store)
+        return write_study_page(put_together, home.store, folder)
+
+
+def export_samples(
+    home: Home, experiment: Experiment, target: Path, ig_scale: float | None, *, report: bool
+) -> int:
+    """Write the samples of the last checkpoint as an ADM .npz or as a folder of PNG files.
+
+    Args:
+        home: Whose results.
+        experiment: Whose samples; they must be in the store.
+        target: `NAME.npz` (arr_0 images, arr_1 labels), or a folder for `000000.png`, ...
+        ig_scale: Internal guidance scale; None: the experiment's own.
+        report: Take the bank of noise on which what was chosen is reported.
+
+    Returns:
+        How many images were written.
+
+    Raises:
+        ValueError: there are no such samples, or something is in the way.
+    """
+    from ig_core.images.folders import write_folder, write_npz
+    from ig_core.images.sets import read_images
+    from pipelines.stages.context import IMAGES
+
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise ValueError(f"target must be new, but {target} exists")
+    store, graph = home.store, Graph(experiment)
+    with in_use(store):
+        point = _point(store, graph, ig_scale, report=report)
+        rows, labels = _chosen(graph, point)
+
+        def batches() -> Iterator[Tensor]:
+            """Shard by shard, so that a set need not fit into memory."""
+            start = 0
+            for node in point.images:
+                images = read_images([store.open(node.kind, node.key).path / IMAGES]).image
+                mine = rows[(rows >= start) & (rows < start + len(images))] - start
+                yield images[mine]
+                start += len(images)
+
+        if target.suffix == ".npz":
+            write_npz(target, batches(), len(rows), labels)
+        else:
+            write_folder(target, batches())
+    return len(rows)
+
+
+def _point(store: Store, graph: Graph, ig_scale: float | None, *, report: bool) -> Point:
+    scale, points = ig_scale, graph.final
+    if scale is None:
+        chosen = collect(store, graph).chosen_scale if report else None
+        scale = graph.experiment.guidance.ig_scale if chosen is None else chosen
+    if report:
+        every = {*graph.experiment.scales, scale}
+        points = tuple(dict.fromkeys(point for one in every for point in graph.report(one)))
+    found = next((point for point in points if point.guidance.ig_scale == scale), None)
+    if found is None or not all(store.find(node.kind, node.key) for node in found.images):
+        there = sorted(
+            {
+                f"{p.guidance.ig_scale:g}"
+                for p in points
+                if all(store.find(node.kind, node.key) for node in p.images)
+            }
+        )
+        raise ValueError(
+            f"ig_scale must be one that was sampled ({', '.join(there) or 'none'}), "
+            f"but got {scale:g}"
+        )
+    return found
+
+
+def _chosen(graph: Graph, point: Point) -> tuple[Tensor, Tensor]:
+    """Rows of the shards, one after another, that belong to the set, and their labels (N,)."""
+    import torch
+
+    from ig_core.data.label_pools import beyond_balanced, random_pool, rows_of
+
+    classes, index = graph.experiment.model.num_classes, torch.arange(point.num_samples)
+    if graph.experiment.evaluation.labels == "balanced":
+        return index, index % classes
+    pool = random_pool(point.images[0].config["seed"], point.num_samples, classes)
+    stored = torch.cat([index, torch.from_numpy(beyond_balanced(pool))])
+    rows = torch.from_numpy(rows_of(pool)).sort().values
+    return rows, stored[rows] % classes
+
+
+@dataclass(frozen=True)
+class StudyReportOptions:
+    """What `igdit report study NAME` takes."""
+
+    storage: str | None = None
+    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
+
+
+def report_command(arguments: list[str]) -> int:
+    """`igdit report`."""
+    if asks_for_help(arguments):
+        log(make_console(), help_of("report"))
+        return 0
+    home, (word, *rest) = Home.default(), arguments or [""]
+    if word == "study":
+        if asks_for_help(rest):
+            rest = ["NAME", *rest]
+        if not rest or rest[0].startswith("-"):
+            raise UsageError("igdit report study needs the name of a study")
+        options = parse_options(StudyReportOptions, rest[1:], f"igdit report study {rest[0]}")
+        log(make_console(), str(report_study(home, rest[0], options.storage)))
+        return 0
+    if rest or word.endswith(".json"):
+        experiment = resolve(_options(arguments, "report", RunOptions).experiment)
+    else:
+        exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
+        experiment = find_run(home, word or None, exact)
+    log(make_console(), str(report_run(home, experiment)))
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `igdit export` takes."""
+
+    ig_scale: float | None = None
+    """Internal guidance scale; None: the experiment's own."""
+    report: bool = False
+    """Samples of the bank on which what was chosen is reported."""
+
+
+def export_command(arguments: list[str]) -> int:
+    """`igdit export`."""
+    if asks_for_help(arguments[:1]) or asks_for_help(arguments[1:2]):
+        arguments = ["RUN", "TARGET", "--help"]
+    if len(arguments) < 2 or any(word.startswith("-") for word in arguments[:2]):
+        raise UsageError(
+            "igdit export needs a run (a name, or the first digits of its key) and a "
+            "target (NAME.npz, or a folder for PNG files)"
+        )
+    word, target, *rest = arguments
+    options = parse_options(ExportOptions, rest, f"igdit export {word} {target}")
+    home = Home.default()
+    exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
+    run = find_run(home, word, exact)
+    count = export_samples(home, run, Path(target), options.ig_scale, report=options.report)
+    log(make_console(), f"{count:,} images: {target}")
+    return 0

@@ -1,0 +1,306 @@
+"""`igdit run`: one experiment from what is in the store to its report."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import tyro
+from rich.text import Text
+
+from experiments import EXPERIMENTS, Experiment, experiment_from_json, get_experiment
+from pipelines.commands.help import asks_for_help, help_of
+from pipelines.commands.parse import _check_curve, parse_options
+from pipelines.common.errors import UsageError
+from pipelines.console.console import log, make_console
+from pipelines.console.progress import ProgressDisplay
+from pipelines.console.results import print_report
+from pipelines.execution.runners import describe_runner
+from pipelines.execution.scheduler import Pipeline
+from pipelines.execution.session import RunnerSession
+from pipelines.graph.garbage import in_use, remember
+from pipelines.graph.graph import Graph
+from pipelines.graph.plan import make_plan, set_corrupt_aside
+from pipelines.graph.resolve import resolve
+from pipelines.reports.plots import write_report
+from pipelines.reports.run_page import headline, write_run_page
+from pipelines.results.measurements import collect
+from pipelines.status.activity import Activity
+from pipelines.store.command_times import command_times, record_end, record_start
+from pipelines.store.home import Home, run_folder
+from pipelines.tracking.messages import behind, where_to_compare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+
+    from pipelines.execution.runner import Runner
+    from pipelines.graph.node import Node
+    from pipelines.graph.plan import Plan
+    from pipelines.results.measurements import Results
+    from pipelines.store.base import Store
+
+
+def run_experiment(
+    experiment: Experiment, home: Home, console: Console, *, rebuild: bool = False
+) -> int:
+    """Run what is missing, then report and track; returns the exit code.
+
+    Raises:
+        ArtifactError: an artifact that is needed is damaged (and `rebuild` was not asked for).
+        TrainingFailedError: a loss was not finite.
+    """
+    # Asked first: mlflow adds its own folder to the PATH.
+    command, started, began = _command(), time.monotonic(), time.time()
+    home.prepare()
+    experiment = resolve(experiment)
+    graph, store = Graph(experiment), home.store
+    with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
+        remember(store, experiment, graph.run_key, shown=True)
+        store.sweep()
+        aside = set_corrupt_aside(store, graph) if rebuild else []
+        for node in aside:
+            log(console, f"set aside damaged {node.kind}/{node.key}")
+        targets = (*collect(store, graph).targets, *aside)
+        plan = make_plan(store, targets)
+        works = _has_work(plan, store, graph)
+        if works:
+            record_start(store, graph.run_key, began)
+        log(
+            console,
+            Text.assemble(
+                (experiment.name, "bold"),
+                f" {graph.run_key[:8]}: {len(plan.missing)} artifacts to build, "
+                f"results in {home.root}",
+            ),
+        )
+        results = _execute(graph, targets, home, console, activity)
+        activity.update(phase="reporting", where="")
+        directory = run_folder(home, graph)
+        files = [*write_report(results, directory), write_run_page(results, directory)]
+        activity.update(news=headline(results))
+        print_report(results, console)
+        if works:
+            record_end(store, graph.run_key, began)
+        page = _track(home, graph, files, console)
+        where = page and where_to_compare(home.tracking_uri, page, "this run", command)
+        _print_end(console, files[-1], where, time.monotonic() - started)
+    return 0
+
+
+def measure_scales(
+    experiment: Experiment, scales: Iterable[float] | None, home: Home, console: Console
+) -> None:
+    """Build no more than the last checkpoint's numbers at some guidance scales.
+
+    Args:
+        experiment: What is measured.
+        scales: Internal guidance scales; None: all of the experiment, and then the best anew on
+            other noise.
+        home: Where results lie.
+        console: Where progress goes.
+
+    Raises:
+        ArtifactError: an artifact that is needed is damaged.
+        TrainingFailedError: a loss was not finite.
+    """
+    home.prepare()
+    began, experiment = time.time(), resolve(experiment)
+    graph, store = Graph(experiment), home.store
+    wanted = experiment.scales if scales is None else tuple(scales)
+    targets = [p.evaluate for p in graph.final if p.guidance.ig_scale in wanted]
+    with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
+        remember(store, experiment, graph.run_key, shown=True)
+        store.sweep()
+        plan = make_plan(store, targets)
+        if works := _has_work(plan, store, graph):
+            record_start(store, graph.run_key, began)
+        log(
+            console,
+            Text.assemble(
+                (experiment.name, "bold"),
+                f" {graph.run_key[:8]}: {len(plan.missing)} artifacts to build",
+            ),
+        )
+        _execute(graph, targets, home, console, activity)
+        if works:
+            record_end(store, graph.run_key, began)
+        _track(home, graph, (), console)
+
+
+def _has_work(plan: Plan, store: Store, graph: Graph) -> bool:
+    """Whether this command does anything, so that its times are those of the run."""
+    times = command_times(store, graph.run_key)
+    return bool(plan.missing) or times.started_ms is None or times.is_open
+
+
+def _execute(
+    graph: Graph, targets: Sequence[Node], home: Home, console: Console, activity: Activity
+) -> Results:
+    """Build the targets, then what is reported of them: the scale with the lowest FID, anew."""
+    from pipelines.tracking.background import BackgroundSync
+    from pipelines.tracking.client import MlflowTracker
+
+    store, experiment = home.store, graph.experiment
+
+    def sync() -> None:
+        MlflowTracker(home.tracking_uri, home.mlartifacts, home.store).sync(
+            collect(store, graph), finished=False
+        )
+
+    background = BackgroundSync(sync)
+    session = RunnerSession(experiment.resources, home.scratch, 1)
+    try:
+        with ProgressDisplay(console, store, graph, background.request) as display:
+
+            def start_runner() -> Runner:
+                where = describe_runner(experiment.resources)
+                activity.update(phase="at work", where=where)
+                display.log(f"start     {where}")
+                return session.runner()
+
+            display.expect(_all_missing(graph, targets, store))
+            listener = activity.follow(graph, display, experiment.name)
+            try:
+                Pipeline(store, experiment, start_runner, listener).run(targets)
+                chosen = collect(store, graph).chosen_scale
+                if chosen is not None:
+                    reported = [point.evaluate for point in graph.chosen_anew(chosen)]
+                    display.expect(make_plan(store, reported).missing)
+                    Pipeline(store, experiment, session.runner, listener).run(reported)
+            finally:
+                listener.close()
+    finally:
+        session.close()
+        background.close(seconds=15)
+    return collect(store, graph)
+
+
+def _all_missing(graph: Graph, targets: Iterable[Node], store: Store) -> dict[Node, None]:
+    """All that is to be built; the scale that will be reported is not known, and costs as any."""
+    missing = dict.fromkeys(make_plan(store, targets).missing)
+    final = {point.evaluate for point in graph.final}
+    if final <= set(targets) and final & missing.keys():
+        report = [p.evaluate for p in graph.chosen_anew(max(graph.experiment.scales))]
+        missing |= dict.fromkeys(make_plan(store, report).missing)
+    return missing
+
+
+def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:
+    """Show in MLflow that the command is over; being unable to is said, and loses nothing."""
+    from pipelines.tracking.client import MlflowTracker
+
+    try:
+        tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
+        results = collect(home.store, graph)
+        return tracker.sync(results, files, finished=True)
+    except Exception as error:  # noqa: BLE001 - any server, any failure; the store has it all
+        log(console, behind(home.tracking_uri, error), "yellow")
+        return None
+
+
+def _print_end(console: Console, report: Path, where: str | None, seconds: float) -> None:
+    log(console, f"Plots, samples and table: {report.parent}")
+    log(console, f"Report, as one page:      {report}")
+    if where is not None:
+        log(console, where)
+    log(console, f"Done in {seconds:.1f} s.")
+
+
+def _command() -> str:
+    """How this program is called from here: by name if a shell would find it."""
+    if shutil.which("igdit"):
+        return "igdit"
+    script = Path(sys.executable).with_name("igdit")
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return str(script) if script.exists() else "python -m pipelines"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `igdit run` and `igdit plan` take."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    rebuild: bool = False
+    """Check every artifact of the experiment, set damaged ones aside and build them again."""
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+@dataclass(frozen=True)
+class PlanOptions(RunOptions):
+    """What `igdit plan` takes besides."""
+
+    assume_tflops: float | None = None
+    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work that nothing comparable was measured of
+    (half of it in TF32, a sixteenth in float32); None: 312, an A100, and nothing for CPUs."""
+    assume_utilisation: float = 0.3
+    """Part of that peak that is taken to be reached."""
+
+
+def _options(arguments: list[str], command: str, kind: type[Options]) -> Options:
+    if asks_for_help(arguments):
+        log(make_console(), help_of(command))
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(
+            f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
+            f"or a file ending in .json"
+        )
+    name, *overrides = arguments
+    try:
+        default = kind(_named(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    options = parse_options(kind, overrides, f"igdit {command} {name}", default)
+    _check_curve(options.experiment)
+    return options
+
+
+def _named(name: str) -> Experiment:
+    """The experiment of that name, or of that file."""
+    if not name.endswith(".json"):
+        return get_experiment(name)
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"experiment file {name} does not exist")
+    return experiment_from_json(path.read_text(encoding="utf-8"))
+
+
+def run_command(arguments: list[str]) -> int:
+    """`igdit run`."""
+    options = _options(arguments, "run", RunOptions)
+    console = make_console()
+    return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
+
+
+def plan_command(arguments: list[str]) -> int:
+    """`igdit plan`."""
+    from pipelines.console.plan import print_costs, print_plan
+    from pipelines.execution.machine import require_cores
+    from pipelines.results.costs import Assumption
+    from pipelines.results.measurements import collect
+
+    options = _options(arguments, "plan", PlanOptions)
+    assumption = Assumption(options.assume_tflops, options.assume_utilisation)
+    store = Home.default().store
+    results = collect(store, Graph(resolve(options.experiment, partly=True)))
+    plan, console = make_plan(store, results.targets), make_console()
+    resources = options.experiment.resources
+    if plan.missing and not resources.use_gpu:  # of GPUs a machine without any may ask
+        require_cores(resources)
+    print_plan(results, plan, console)
+    print_costs(results, plan, assumption, console)
+    return 0
+
+
+def parse_run(arguments: list[str]) -> Experiment:
+    """The experiment that the words after `igdit run` mean."""
+    return _options(arguments, "run", RunOptions).experiment

@@ -1,0 +1,109 @@
+"""Commands of `igdit` that look at results, or judge what others made."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipelines.commands.help import HELP, asks_for_help, help_of
+from pipelines.commands.parse import parse_options
+from pipelines.common.errors import UsageError
+from pipelines.console.console import log, make_console
+from pipelines.store.home import Home
+
+
+def inspect_command(arguments: list[str]) -> int:
+    """`igdit inspect`."""
+    from pipelines.inspection.checkpoint import inspect
+
+    if set(HELP) & set(arguments):
+        log(make_console(), help_of("inspect"))
+        return 0
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UsageError(
+            "igdit inspect needs one path: a checkpoint, a codec, or a folder of latents"
+        )
+    return inspect(Path(arguments[0]), make_console())
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """What `igdit status` takes."""
+
+    watch: bool = False
+    """Keep it on the screen until Ctrl-C."""
+    every: float = 1.0
+    """Seconds between looks, with --watch."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.every < float("inf"):
+            raise ValueError(f"every must be at least 0.1 seconds, but got {self.every}")
+
+
+def status_command(arguments: list[str]) -> int:
+    """`igdit status`."""
+    from pipelines.console.status import view, watch_status
+    from pipelines.status.read import read_status
+
+    options = parse_options(StatusOptions, arguments, "igdit status")
+    home, console = Home.default(), make_console()
+    if options.watch and console.is_terminal:
+        with suppress(KeyboardInterrupt):
+            watch_status(home, console, options.every)
+    else:
+        console.print(view(read_status(home)))
+    return 0
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """What `igdit store ls` takes: nothing."""
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """What `igdit store gc` takes."""
+
+    forget: tuple[str, ...] = ()
+    """Recorded runs (the first digits of their key) whose artifacts are not kept any more."""
+    delete: bool = False
+    """Delete; without it the command only says what would go."""
+
+
+def store_command(arguments: list[str]) -> int:
+    """`igdit store ls` and `igdit store gc`."""
+    from pipelines.console.results import print_garbage, print_store
+    from pipelines.graph.garbage import collect_garbage, find_garbage
+
+    if asks_for_help(arguments):
+        log(make_console(), help_of("store"))
+        return 0
+    if not arguments or arguments[0] not in ("ls", "gc"):
+        raise UsageError(f"igdit store needs ls or gc, but got {' '.join(arguments) or 'nothing'}")
+    store, console = Home.default().store, make_console()
+    if arguments[0] == "ls":
+        parse_options(NoOptions, arguments[1:], "igdit store ls")
+        print_store(store, console)
+        return 0
+    options = parse_options(CollectOptions, arguments[1:], "igdit store gc")
+    collect = collect_garbage if options.delete else find_garbage
+    print_garbage(collect(store, options.forget), console, deleted=options.delete)
+    return 0
+
+
+@dataclass(frozen=True)
+class UiOptions:
+    """What `igdit ui` takes."""
+
+    port: int = 5000
+    """Port on loopback."""
+
+
+def ui_command(arguments: list[str]) -> int:
+    """`igdit ui`."""
+    from pipelines.tracking.ui import serve_ui
+
+    options = parse_options(UiOptions, arguments, "igdit ui")
+    return serve_ui(Home.default(), options.port, partial(log, make_console()))

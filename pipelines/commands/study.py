@@ -1,0 +1,358 @@
+"""`igdit study`: start or resume a study, then say what was found."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from experiments import STUDIES, Study, get_study
+from pipelines.commands.help import asks_for_help, help_of
+from pipelines.commands.parse import _check_curve, parse_options
+from pipelines.common.errors import PipelineError, UsageError
+from pipelines.common.formatting import number
+from pipelines.common.redaction import discreet
+from pipelines.console.console import ask, log, make_console
+from pipelines.console.study import (
+    print_confirmation,
+    print_findings,
+    print_forecast,
+    study_progress,
+)
+from pipelines.execution.runners import describe_runner
+from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.session import RunnerSession
+from pipelines.graph.garbage import in_use
+from pipelines.graph.resolve import resolve
+from pipelines.reports.study_page import headline, write_study_page
+from pipelines.reports.study_plots import write_findings
+from pipelines.results.measurements import read_reported
+from pipelines.status.activity import Activity, Trials
+from pipelines.store.command_times import command_times, record_end, record_start
+from pipelines.store.home import Home, study_folder
+from pipelines.store.open import require_lasting
+from pipelines.store.rights import explain
+from pipelines.study.confirm import confirm, summarise
+from pipelines.study.damage import rebuild_damaged
+from pipelines.study.driver import Budget, StudyDriver
+from pipelines.study.findings import Forecast, findings, forecast, report_of
+from pipelines.tracking.messages import behind, where_to_compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from experiments.study import Study
+    from pipelines.study.findings import Findings
+    from pipelines.study.ledger import StudyBook
+    from pipelines.study.trials import Trial
+    from pipelines.tracking.study import StudyTracker
+
+
+def run_study(study: Study, options: StudyOptions, home: Home, console: Console) -> int:
+    """Work on a study until its budget is spent, then say what was found; returns the exit code.
+
+    Raises:
+        ValueError: the storage cannot be used, or holds another study of that name.
+        StudyError: trainings failed one after the other, or the database went away.
+        ArtifactError: the store cannot be used.
+    """
+    from pipelines.study.ledger import StudyBook
+
+    home.prepare()
+    if options.storage is not None:
+        require_lasting("--storage", options.storage)
+    study = replace(study, experiment=resolve(study.experiment))
+    store, started, began = home.store, time.monotonic(), time.time()
+    url = options.storage or home.study_storage
+    with in_use(store), Activity(home, "study", study.name) as activity:
+        store.sweep()
+        book = StudyBook(study, url, store)
+        try:
+            budget = _budget(book, options, home, console)
+            if budget is None:
+                activity.ended = "not started"
+                return 1
+            works = _has_work(book, budget)
+            if works:
+                record_start(store, book.identity, began)
+            try:
+                _work(book, home, budget, options.parallel, console, activity)
+            except PipelineError:
+                log(console, "Stopped by an error (below). Found so far:")
+                print_findings(findings(study, book.last_seen, {}, store), console)
+                raise
+            found = findings(study, book.trials(), book.importances(), store)
+            identity = book.identity
+        finally:
+            book.close()
+        if _is_over(found, budget):
+            found = _measured_anew(found, home, partial(log, console), activity)
+        else:
+            log(console, _why_unfinished(found, budget))
+            options = replace(options, confirm_seeds=0)
+        activity.update(phase="reporting", news=headline(found))
+        files = _report(found, options, home, console, activity)
+        if works:
+            record_end(store, identity, began)
+        _track(found, identity, files, home, console)
+        log(console, f"Done in {time.monotonic() - started:.1f} s.")
+    return 0
+
+
+def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console) -> Budget | None:
+    """What there is to do; None: it is too much for the person who was asked."""
+    study, trials = book.study, book.trials()
+    wanted = options.wanted(study, trials, book.goal(0))
+    cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
+    complete = sum(trial.state == "COMPLETE" for trial in trials)
+    log(
+        console,
+        f"Study {study.name}: {wanted} trials in all, {complete} are complete",
+    )
+    print_forecast(cost, console)
+    if not _agreed(cost, options, console):
+        return None
+    book.goal(wanted)
+    return Budget(wanted, options.hours, options.target_fid)
+
+
+def _has_work(book: StudyBook, budget: Budget) -> bool:
+    """Whether this command does anything, so that its times are those of the study's run."""
+    times = command_times(book.store, book.identity)
+    complete = sum(trial.state == "COMPLETE" for trial in book.trials())
+    return complete < budget.trials or times.started_ms is None or times.is_open
+
+
+def _is_over(found: Findings, budget: Budget) -> bool:
+    """Whether the study has what was asked for: then its answer is worth measuring."""
+    reached = (
+        budget.target_fid is not None
+        and found.best is not None
+        and ((found.best.fid or 0.0) <= budget.target_fid)
+    )
+    return reached or sum(t.state == "COMPLETE" for t in found.trials) >= budget.trials
+
+
+def _why_unfinished(found: Findings, budget: Budget) -> str:
+    complete = sum(t.state == "COMPLETE" for t in found.trials)
+    why = "the hours are spent" if budget.hours is not None else "no new point is left in the space"
+    return (
+        f"{complete} of {budget.trials} trials are complete: {why}. The best point is measured "
+        f"on other noise, and confirmed, when all are."
+    )
+
+
+def _measured_anew(
+    found: Findings, home: Home, log: Callable[[str], None], activity: Activity
+) -> Findings:
+    """The findings with the best point measured on noise that had no part in the choice."""
+    if found.best is None or found.reported is not None:
+        return found
+    graph, scale = report_of(found.study, found.best)
+    experiment = graph.experiment
+    activity.update(phase="measuring the best point on other noise")
+    session = RunnerSession(experiment.resources, home.scratch, 1)
+    try:
+        listener = activity.follow(graph, NullListener(), found.best.point.training_name)
+        targets = [point.evaluate for point in graph.report(scale)]
+        pipeline = Pipeline(home.store, experiment, session.runner, listener)
+        rebuild_damaged(home.store, lambda: pipeline.run(targets), log)
+    except (PipelineError, OSError) as error:  # the study itself is safe
+        reason = explain(error) if isinstance(error, OSError) else error
+        log(discreet(f"The best point could not be measured on other noise: {reason}"))
+    finally:
+        session.close()
+    return replace(found, reported=read_reported(home.store, graph, scale))
+
+
+def _report(
+    found: Findings, options: StudyOptions, home: Home, console: Console, activity: Activity
+) -> list[Path]:
+    """Say what was found, confirm it if that is asked for, and write it all down."""
+    print_findings(found, console)
+    directory = study_folder(home, found.study.name)
+    files = write_findings(found, directory)
+    if options.confirm_seeds and found.best is not None:
+        activity.update(phase="confirming on other seeds")
+        confirmed = confirm(
+            found.study,
+            found.trials,
+            options.confirm_seeds,
+            home,
+            options.parallel,
+            partial(log, console),
+            activity,
+        )
+        print_confirmation(summarise(confirmed), console)
+        files = write_findings(found, directory, confirmed)
+    files.append(write_study_page(found, home.store, directory))
+    log(console, f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
+    return files
+
+
+def _work(
+    book: StudyBook,
+    home: Home,
+    budget: Budget,
+    parallel: int | None,
+    console: Console,
+    activity: Activity,
+) -> None:
+    """Drive the study, with MLflow and `igdit status` following in the background."""
+    from pipelines.tracking.background import BackgroundSync
+
+    def sync() -> None:
+        _tracker(book.study, book.identity, home).sync(book.trials(), finished=False)
+
+    def log_progress(text: str) -> None:
+        if not text.startswith("start"):
+            activity.update(news=text)
+        log(console, text)
+
+    def changed() -> None:
+        states = Counter(trial.state for trial in book.trials())
+        activity.update(
+            trials=Trials(
+                complete=states["COMPLETE"],
+                running=states["RUNNING"],
+                given_up=states["PRUNED"],
+                failed=states["FAIL"],
+                wanted=budget.trials,
+                at_first=at_first,
+            )
+        )
+        background.request()
+
+    at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
+    activity.update(phase="at work", where=describe_runner(book.study.experiment.resources))
+    background = BackgroundSync(sync)
+    try:
+        with study_progress(console, activity):
+            StudyDriver(book, home, budget, parallel, log_progress, changed, activity).run()
+    finally:
+        background.close(seconds=15)
+
+
+def _tracker(study: Study, identity: str, home: Home) -> StudyTracker:
+    from pipelines.tracking.client import MlflowTracker
+    from pipelines.tracking.study import StudyTracker
+
+    tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
+    return StudyTracker(tracker, study, identity, home.store)
+
+
+def _track(found: Findings, identity: str, files: list[Path], home: Home, console: Console) -> None:
+    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    try:
+        page = _tracker(found.study, identity, home).sync(found.trials, files, finished=True)
+        log(console, where_to_compare(home.tracking_uri, page, "this study"))
+    except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
+        log(console, behind(home.tracking_uri, error), "yellow")
+
+
+def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
+    """Whether to go on; asks a person if it becomes expensive."""
+    if options.yes or cost.hours is None or cost.hours <= options.ask_above:
+        return True
+    if not console.is_terminal:
+        raise ValueError(
+            f"the study is to take {number(cost.hours, separator=',')} worker-hours, more than "
+            f"--ask-above {options.ask_above:g}: add --yes to start it"
+        )
+    return ask(console, f"Spend {number(cost.hours, separator=',')} worker-hours?")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How `igdit study` goes about it; changes no result."""
+
+    trials: str | None = None
+    """Completed trials wanted in all, or +N for N more than were asked for before; None: as many as
+    were asked for, at first the study's number."""
+    parallel: int | None = None
+    """Trainings at a time; None: as many as this machine has cores for."""
+    storage: str | None = None
+    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
+    hours: float | None = None
+    """Begin nothing new after so many hours."""
+    target_fid: float | None = None
+    """Begin nothing new once a trial is as good."""
+    confirm_seeds: int = 0
+    """Afterwards train the best point of each layer, and the model without auxiliary loss, from so
+    many other seeds (at least 2 give intervals)."""
+    ask_above: float = 1.0
+    """Ask before work of more worker-hours than this, where it can be foreseen."""
+    yes: bool = False
+    """Ask nothing."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None:
+            digits = self.trials.removeprefix("+")
+            if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+                raise ValueError(
+                    f"trials must be a number, or +NUMBER, of at least 1, but got {self.trials!r}"
+                )
+        if self.parallel is not None and self.parallel < 1:
+            raise ValueError(f"parallel must be at least 1, but got {self.parallel}")
+        if self.confirm_seeds < 0 or self.confirm_seeds == 1:
+            raise ValueError(f"confirm_seeds must be 0 or at least 2, but got {self.confirm_seeds}")
+        for name in ("hours", "target_fid"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, but got {value}")
+        if not self.ask_above >= 0:
+            raise ValueError(f"ask_above must be at least 0, but got {self.ask_above}")
+
+    def wanted(self, study: Study, trials: Sequence[Trial], goal: int = 0) -> int:
+        """Completed trials that there are to be.
+
+        Args:
+            study: The study.
+            trials: What is there.
+            goal: The most that was asked for before. Until it is reached, +N asks for nothing more:
+                it is the same command again, after an interruption.
+        """
+        if self.trials is None:
+            return goal or study.default_trials
+        complete = sum(trial.state == "COMPLETE" for trial in trials)
+        if not self.trials.startswith("+"):
+            return int(self.trials)
+        return goal if goal > complete else complete + int(self.trials)
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """What `igdit study` takes."""
+
+    study: Annotated[Study, tyro.conf.arg(name="")]
+    options: Annotated[StudyOptions, tyro.conf.arg(name="")]
+
+
+def study_command(arguments: list[str]) -> int:
+    """`igdit study`."""
+    command = parse_study(arguments)
+    return run_study(command.study, command.options, Home.default(), make_console())
+
+
+def parse_study(arguments: list[str]) -> StudyCommand:
+    """What the words after `igdit study` mean."""
+    if asks_for_help(arguments):
+        log(make_console(), help_of("study"))
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
+    name, *overrides = arguments
+    try:
+        default = StudyCommand(get_study(name), StudyOptions())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    command = parse_options(StudyCommand, overrides, f"igdit study {name}", default)
+    _check_curve(command.study.experiment)
+    return command

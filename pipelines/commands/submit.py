@@ -1,0 +1,235 @@
+"""`igdit submit`: the same commands, as jobs of a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro  # noqa: TC002 - in an annotation that is read at run time
+
+from experiments import EXPERIMENTS, STUDIES
+from pipelines.commands.help import HELP, asks_for_help
+from pipelines.commands.parse import parse_options
+from pipelines.common.errors import UsageError
+from pipelines.common.redaction import discreet, has_password
+from pipelines.common.revision import commit_of
+from pipelines.common.settings import all_variables, dashboard_address
+from pipelines.console.console import ask, make_console
+from pipelines.graph.graph import Graph
+from pipelines.graph.resolve import files_elsewhere, resolve
+from pipelines.store.keys import content_key
+from pipelines.submit.job import (
+    Submission,
+    check_addresses,
+    check_files_of,
+    environment_for,
+    excludes_for,
+    find_root,
+    identity_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from experiments import Experiment
+    from pipelines.commands.study import StudyCommand
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What `igdit submit` takes besides the command that it sends."""
+
+    address: str | None = None
+    """The cluster's dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if
+    that is one."""
+    detach: bool = False
+    """Send the job and do not wait for it."""
+    dry_run: bool = False
+    """Say what would be sent, and send nothing."""
+    again: bool = False
+    """Send another attempt though one is running."""
+    shared: bool = False
+    """Folders and files that addresses name are seen by all nodes under the same path."""
+    python: str = "python"
+    """The interpreter on the nodes; an absolute path is safest."""
+    working_dir: Path | None = None
+    """Folder to upload; None: the project's, found from here upwards."""
+    secrets: str | None = None
+    """File of secrets on the nodes; None: what IGDIT_SECRETS says."""
+    env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE for the job's environment, nothing secret; may be given several times."""
+
+
+FLAGS = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.type == "bool")
+VALUES = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.name not in FLAGS)
+
+
+def submit_command(
+    arguments: list[str],
+    parse_study: Callable[[list[str]], StudyCommand],
+    parse_run: Callable[[list[str]], Experiment],
+) -> int:
+    """`igdit submit`; the commands that it sends are parsed by their own parsers."""
+    from pipelines.submit.client import submit
+
+    ours, words = split_words(arguments)
+    program = "igdit submit run|study NAME"
+    if not words or words[0] not in ("study", "run"):
+        if asks_for_help(words):
+            ours = [*ours, words[0]]
+        options = parse_options(SubmitOptions, ours, program)
+        raise UsageError(_what_is_needed(words))
+    options = parse_options(SubmitOptions, ours, program)
+    kind, rest = words[0], words[1:]
+    if set(HELP) & set(rest):
+        (parse_study if kind == "study" else parse_run)(rest)
+    root = (options.working_dir or find_root(Path.cwd())).absolute()
+    if not root.is_dir():
+        raise UsageError(f"--working-dir must be a folder, but got {str(root)!r}")
+    address, console = _address(options), make_console()
+    environment = environment_for(all_variables(), options.env, options.secrets)
+    if kind == "study":
+        command = parse_study(rest)
+        name, label, storage = command.study.name, "", command.options.storage
+        config: Experiment = command.study.experiment
+    else:
+        config = parse_run(rest)
+        name, storage = config.name, None
+        rest = _uploaded(rest, root)
+    check_files_of(config, shared=options.shared)
+    elsewhere = files_elsewhere(config)
+    config = resolve(config, partly=True, skip=elsewhere)
+    if kind == "study":
+        what: object = dataclasses.replace(command.study, experiment=config).fixed()
+        what = [what, elsewhere] if elsewhere else what
+    else:
+        what = _key_of_run(config, elsewhere)
+        label = what[:8]
+    check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
+    submission = Submission(
+        kind,
+        name,
+        label,
+        identity_of(what, environment, storage),
+        tuple(rest),
+        options.python,
+        environment,
+        root,
+        excludes_for(root, environment),
+        commit_of(root),
+    )
+    submission.check_nothing_secret()
+    if kind == "study" and not command.options.yes and not options.dry_run:
+        submission = _agreed(submission, command.options.ask_above, console)
+    return submit(
+        submission,
+        address,
+        console,
+        detach=options.detach,
+        again=options.again,
+        dry_run=options.dry_run,
+    )
+
+
+def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
+    """Key of the run that a job will do: its own where every file that it names lies here.
+
+    What this machine cannot read counts by its path.
+    """
+    key = Graph(experiment).run_key
+    return content_key([key, dict(elsewhere)]) if elsewhere else key
+
+
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of `submit`, wherever they stand, and all other words.
+
+    After `--` nothing is ours.
+    """
+    ours: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            others += words
+            break
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or name not in (*FLAGS, *VALUES):
+            others.append(word)
+            continue
+        ours.append(word)
+        if name in VALUES and "=" not in word:
+            value = next(words, None)
+            ours += [] if value is None else [value]
+    return ours, others
+
+
+def _what_is_needed(words: Sequence[str]) -> str:
+    text = (
+        f"igdit submit needs what to send: study NAME ({', '.join(STUDIES)}) or run NAME "
+        f"({', '.join(EXPERIMENTS)})"
+    )
+    if not words:
+        return text
+    known = [f"--{name.replace('_', '-')}" for name in (*FLAGS, *VALUES)]
+    close = difflib.get_close_matches(words[0], ["study", "run", *known], n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{text}, but got {words[0]!r}{hint}"
+
+
+def _address(options: SubmitOptions) -> str:
+    """The dashboard's address."""
+    given, name = options.address, "--address"
+    if given is None:
+        found = dashboard_address()
+        if found is None:
+            raise UsageError(
+                "igdit submit needs the address of the cluster's dashboard: --address "
+                "http://HOST:8265, or RAY_API_SERVER_ADDRESS"
+            )
+        name, given = found
+    if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
+        raise UsageError(
+            f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
+            f"dashboard, but got {discreet(given)!r}"
+        )
+    if "@" in given or has_password(given):
+        raise UsageError(
+            f"{name} must be without a user and a password; Ray's token is named by "
+            f"RAY_AUTH_TOKEN_PATH"
+        )
+    return given.rstrip("/")
+
+
+def _uploaded(words: list[str], root: Path) -> list[str]:
+    """The words with an experiment's file named as the job sees it, in the folder it starts in."""
+    if not words or not words[0].endswith(".json"):
+        return words
+    path = Path(words[0]).absolute()
+    if not path.is_relative_to(root):
+        raise UsageError(
+            f"the experiment's file must lie in the folder that is uploaded ({root}), "
+            f"but got {words[0]}"
+        )
+    return [path.relative_to(root).as_posix(), *words[1:]]
+
+
+def _agreed(submission: Submission, ask_above: float, console: Console) -> Submission:
+    """The submission of which a person said that it may cost what it costs."""
+    if not console.is_terminal or not sys.stdin.isatty():
+        raise UsageError(
+            f"study {submission.name} may take more than --ask-above {ask_above:g} worker-hours, "
+            f"and nobody can be asked on the cluster: add --yes"
+        )
+    question = (
+        f"Nobody can be asked on the cluster. May study {submission.name} take more than "
+        f"{ask_above:g} worker-hours?"
+    )
+    if not ask(console, question):
+        raise UsageError("nothing was sent")
+    return dataclasses.replace(submission, words=(*submission.words, "--yes"))

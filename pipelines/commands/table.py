@@ -1,0 +1,241 @@
+"""`igdit table`: print a table of the paper; if asked to, run what it needs and track it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from experiments.sit import GPUS
+from experiments.tables import TABLES
+from pipelines.commands.help import asks_for_help, help_of
+from pipelines.commands.parse import parse_options
+from pipelines.common.errors import UsageError
+from pipelines.console.console import log, make_console
+from pipelines.console.paper_table import print_paper_table, write_table
+from pipelines.graph.garbage import in_use
+from pipelines.graph.graph import Graph
+from pipelines.graph.resolve import resolve, unnamed_files
+from pipelines.results.paper_table import fill, remember_table, shown_tables
+from pipelines.store.home import Home, table_folder
+from pipelines.tracking.messages import behind, where_to_compare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from experiments import Experiment, Resources
+    from experiments.tables import TableRow
+    from pipelines.results.paper_table import TableLine
+    from pipelines.store.base import Store
+
+
+OPTIONS = {
+    ("sd-vae", "data.path"): "sd_latents",
+    ("sd-vae", "data.codec_path"): "sd_vae",
+    ("va-vae", "data.path"): "va_latents",
+    ("va-vae", "data.codec_path"): "va_vae",
+}
+"""Codec and field of an experiment -> the option of the table that names it."""
+
+
+def show_table(name: str, options: TableOptions, home: Home, console: Console) -> int:
+    """Run what is asked for, then print the table and track it if asked; returns the exit code.
+
+    Raises:
+        ValueError: there is no such table or row, or a file is not named that a run needs.
+        PipelineError: a run failed; what was measured before stays.
+    """
+    chosen = _rows(name, options)
+    files = _checkpoints(chosen, options)
+    given = _given(chosen, files, options)
+    store = home.store
+    if options.run:
+        _run(chosen, given, _candidates(given, files, store), home, console)
+    rows = TABLES[name]()
+    if store.exists():
+        with in_use(store):
+            lines = fill(rows, store, _candidates(given, files, store))
+            remember_table(store, name, lines, tracked=options.run or options.track)
+    else:
+        lines = fill(rows, store, {})
+    print_paper_table(name, [line for line in lines if line.row in chosen], console)
+    path = write_table(lines, table_folder(home, name))
+    log(console, f"All metrics of all rows: {path}")
+    if options.run or options.track:
+        _track(name, lines, path, home, console)
+    return 0
+
+
+def _candidates(
+    given: dict[str, Experiment], files: dict[str, str], store: Store
+) -> dict[str, list[Experiment]]:
+    """Row -> runs that were named for it in any table; a file that is named now replaces them."""
+    found: dict[str, list[Experiment]] = {}
+    for named in shown_tables(store).values() if store.exists() else ():
+        for row, runs in named.items():
+            if row not in files:
+                found.setdefault(row, []).extend(runs)
+    for row, experiment in given.items():
+        found.setdefault(row, []).append(experiment)
+    return found
+
+
+def _rows(name: str, options: TableOptions) -> list[TableRow]:
+    """The rows that are asked for."""
+    if name not in TABLES:
+        raise ValueError(f"table must be one of {', '.join(TABLES)}, but got {name!r}")
+    rows = list(TABLES[name]())
+    names = [row.name for row in rows if row.experiment is not None]
+    for wanted in options.rows:
+        if wanted not in names:
+            raise ValueError(f"row must be one of {', '.join(names)}, but got {wanted!r}")
+    return [row for row in rows if not options.rows or row.name in options.rows]
+
+
+def _checkpoints(rows: Sequence[TableRow], options: TableOptions) -> dict[str, str]:
+    """Row -> the published checkpoint that is named for it."""
+    names = [row.name for row in rows if row.experiment is not None]
+    files: dict[str, str] = {}
+    for entry in options.from_checkpoint:
+        name, _, path = entry.partition("=")
+        if not path:
+            raise ValueError(f"from_checkpoint must be ROW=FILE, but got {entry!r}")
+        if name not in names:
+            asked = " (those of --rows)" if options.rows else ""
+            raise ValueError(
+                f"from_checkpoint must name one of the rows {', '.join(names)}{asked},"
+                f" but got {name!r}"
+            )
+        if name in files:
+            raise ValueError(f"from_checkpoint must name a row once, but got {name!r} twice")
+        files[name] = path
+    return files
+
+
+def _given(
+    rows: Sequence[TableRow], files: dict[str, str], options: TableOptions
+) -> dict[str, Experiment]:
+    """Row -> its experiment with the files that the options name, pinned as far as they go."""
+    found = {}
+    for row in rows:
+        if row.experiment is not None:
+            named = _named(row.experiment, files.get(row.name), options)
+            found[row.name] = resolve(named, partly=True)
+    return found
+
+
+def _named(experiment: Experiment, checkpoint: str | None, options: TableOptions) -> Experiment:
+    data, codec = experiment.data, experiment.data.codec
+    for field in ("path", "codec_path"):
+        option = OPTIONS.get((codec, f"data.{field}"))
+        if option is not None and getattr(options, option) is not None:
+            data = replace(data, **{field: getattr(options, option)})
+    evaluation = replace(
+        experiment.evaluation,
+        extractor_weights=options.extractor_weights,
+        reference=options.reference,
+    )
+    train = replace(experiment.train, from_checkpoint=checkpoint)
+    return replace(
+        experiment, data=data, evaluation=evaluation, train=train, resources=options.resources
+    )
+
+
+def _run(
+    rows: Sequence[TableRow],
+    given: dict[str, Experiment],
+    candidates: dict[str, list[Experiment]],
+    home: Home,
+    console: Console,
+) -> None:
+    """Measure what rows lack, and no more: rows of one experiment together."""
+    from pipelines.commands.run import measure_scales
+
+    todo = [
+        line.row
+        for line in fill(rows, home.store, candidates)
+        if line.row.experiment is not None and line.measured is None
+    ]
+    missing: dict[str, str] = {}
+    for row in todo:
+        experiment = given[row.name]
+        for field, what in unnamed_files(experiment).items():
+            option = OPTIONS.get((experiment.data.codec, field), field.partition(".")[2])
+            missing[f"--{option.replace('_', '-')}"] = what
+    if missing:
+        named = "; ".join(f"{option} PATH: {what}" for option, what in missing.items())
+        raise ValueError(
+            f"the rows {', '.join(row.name for row in todo)} need files that are not "
+            f"named yet: {named}"
+        )
+    together: dict[str, list[TableRow]] = {}
+    for row in todo:
+        key = Graph(resolve(given[row.name])).run_key
+        together.setdefault(key, []).append(row)
+    for group in together.values():
+        scales = [row.scale for row in group if row.scale is not None]
+        every = len(scales) < len(group)
+        measure_scales(given[group[0].name], None if every else scales, home, console)
+
+
+def _track(name: str, lines: Sequence[TableLine], path: Path, home: Home, console: Console) -> None:
+    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    from pipelines.tracking.client import MlflowTracker
+    from pipelines.tracking.table import track_table
+
+    home.root.mkdir(parents=True, exist_ok=True)
+    try:
+        tracker = MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
+        page = track_table(tracker, name, lines, [path])
+        log(console, where_to_compare(home.tracking_uri, page, "this table"))
+    except Exception as error:  # noqa: BLE001 - any server, any failure; nothing is lost
+        log(console, behind(home.tracking_uri, error), "yellow")
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What `igdit table` takes."""
+
+    run: bool = False
+    """Run the rows that are not measured yet, and track the table; without it the table shows what
+    is there, and changes nothing in MLflow."""
+    track: bool = False
+    """Make the table one comparison in MLflow, from what is there."""
+    rows: tuple[str, ...] = ()
+    """Run and print these rows only; none: all. The CSV file and the comparison have them all."""
+    from_checkpoint: tuple[str, ...] = ()
+    """ROW=FILE: the published checkpoint that stands for the training of a row; may be repeated."""
+    sd_latents: str | None = None
+    """SD-VAE latents, for the rows of SiT."""
+    sd_vae: str | None = None
+    """Weights of SD-VAE."""
+    va_latents: str | None = None
+    """VA-VAE latents, for the rows of LightningDiT."""
+    va_vae: str | None = None
+    """Weights of VA-VAE."""
+    extractor_weights: str | None = None
+    """Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)."""
+    reference: str | None = None
+    """VIRTUAL_imagenet256_labeled.npz."""
+    resources: Resources = GPUS
+    """Workers."""
+
+
+def table_command(arguments: list[str]) -> int:
+    """`igdit table`."""
+    from pipelines.console.paper_table import print_tables
+
+    if not arguments or asks_for_help(arguments):
+        if arguments:
+            log(make_console(), help_of("table"))
+        print_tables(make_console())
+        return 0
+    if arguments[0].startswith("-"):
+        raise UsageError(
+            f"igdit table needs a table before its options: one of {', '.join(TABLES)}"
+        )
+    name, *rest = arguments
+    options = parse_options(TableOptions, rest, f"igdit table {name}")
+    return show_table(name, options, Home.default(), make_console())

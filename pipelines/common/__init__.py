@@ -1,0 +1,1 @@
+"""Ground floor: errors, settings, redaction and number formats. Imports no other package."""

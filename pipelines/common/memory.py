@@ -1,0 +1,94 @@
+"""Memory that ran out, in whatever words of whichever library, and what asks for less of it."""
+
+from __future__ import annotations
+
+import errno
+import platform
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipelines.common.errors import MemoryExhaustedError
+from pipelines.common.redaction import discreet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from experiments import Resources
+
+PHRASES = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "running low on memory",
+    "ALLOC_FAILED",
+)
+"""In messages of torch's allocators, CUDA's libraries, the kernel and Ray."""
+FEWER_TASKS = "--resources.sample-tasks (tasks at a time)"
+LONGEST = 200
+
+
+def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
+    """Find the error among one and its causes that says that memory ran out, if there is one."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return error
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return error
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and any(each.lower() in text for each in PHRASES):
+            return error
+        error = error.__cause__
+    return None
+
+
+def explanation(error: BaseException, doing: str, remedy: str) -> str:
+    """Say in a line that memory ran out, where, in what, and what mends it."""
+    lines = [line for line in discreet(error).splitlines() if line.strip()]
+    said = next(
+        (line for line in lines if any(each.lower() in line.lower() for each in PHRASES)),
+        lines[0] if lines else type(error).__name__,
+    )
+    return (
+        f"memory ran out on {platform.node()} {doing}: {said.strip()[:LONGEST]}. What is "
+        f"published stays; ask for less at once: {remedy}"
+    )
+
+
+@contextmanager
+def explaining_memory(kind: str, resources: Resources) -> Iterator[None]:
+    """Raise memory that runs out as one clear error.
+
+    Args:
+        kind: Kind of the artifact that is made.
+        resources: What was asked for.
+
+    Raises:
+        MemoryExhaustedError: instead of what the block raised.
+    """
+    try:
+        yield
+    except MemoryExhaustedError:
+        raise
+    except Exception as error:
+        cause = ran_out_of_memory(error)
+        if cause is None:
+            raise
+        doing = "in training" if kind == "checkpoint" else f"while {kind} were made"
+        raise MemoryExhaustedError(explanation(cause, doing, _remedy(kind, resources))) from error
+
+
+def _remedy(kind: str, resources: Resources) -> str:
+    if kind == "checkpoint":
+        held = "all of its part" if resources.micro_batch is None else f"{resources.micro_batch}"
+        return (
+            f"--resources.micro-batch (images of a batch that a worker holds at once, now "
+            f"{held}), --resources.activation-checkpointing, --resources.sharding fsdp, or "
+            f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same but for "
+            f"rounding"
+        )
+    if kind in ("images", "features", "reference"):
+        return (
+            f"--resources.sample-batch (images at once, now {resources.sample_batch}) or "
+            f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same"
+        )
+    return f"{FEWER_TASKS}, now {resources.sample_tasks}; results stay the same"

@@ -1,0 +1,236 @@
+"""What a person sees while it runs: one bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.common.formatting import clock, metric_interval, number
+from pipelines.console.console import log
+from pipelines.console.eta import WorkAhead
+from pipelines.graph.node import closure
+from pipelines.graph.trajectory import starting_step
+from pipelines.results.measurements import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from rich.console import Console, RenderableType
+
+    from pipelines.graph.graph import Graph
+    from pipelines.graph.node import Node
+    from pipelines.stages.jobs import TrainProgress
+    from pipelines.store.base import Store
+
+HEARTBEAT_SECONDS = 30.0
+"""Between lines that say how far it is where there is no terminal."""
+WIDEST_BAR = 40
+MOST_BROKEN = 10
+"""Faulty images that are named here; all of them are in the data's statistics."""
+STATISTICS = "statistics.json"
+DATA_NAMES = {
+    "listing": "list of the source",
+    "data": "training images",
+    "extractor": "feature extractor",
+    "reference": "reference features",
+}
+DOING = {
+    "checkpoint": "starting the training",
+    "latents": "encoding latents",
+    "images": "sampling",
+    "sample": "collecting samples",
+    "features": "extracting features",
+    "evaluate": "evaluating",
+}
+"""Kind -> what is done while one is built; of others their name in DATA_NAMES is said."""
+
+
+class LiveProgress:
+    """One bar with a line of what runs on a terminal; elsewhere a line every so often."""
+
+    def __init__(
+        self,
+        console: Console,
+        share: Callable[[], float],
+        how_far: Callable[[], str],
+        what_runs: Callable[[], str],
+    ) -> None:
+        """Prepare to show progress; nothing is shown before it is entered.
+
+        Args:
+            console: Where.
+            share: Part that is done, of 1.
+            how_far: The same in words, with time left.
+            what_runs: What is being done now.
+        """
+        self.console, self._share = console, share
+        self._how_far, self._what_runs = how_far, what_runs
+        self._live = Live(
+            get_renderable=self.bar,
+            console=console,
+            refresh_per_second=2,
+            transient=True,
+            vertical_overflow="crop",
+        )
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> LiveProgress:
+        if self.console.is_terminal:
+            self._live.start()
+        else:
+            self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self.console.is_terminal:
+            self._live.stop()
+        else:
+            self._heart.join()
+
+    def bar(self) -> RenderableType:
+        """What a terminal shows."""
+        text = self._how_far()
+        width = min(WIDEST_BAR, self.console.width - len(text) - 2)
+        line: RenderableType = Text(text)
+        if width >= 4:
+            line = Table.grid(padding=(0, 2, 0, 0))
+            line.add_row(ProgressBar(1.0, self._share(), width=width), text)
+        return Group(line, Text(self._what_runs(), style="dim", overflow="fold"))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            log(
+                self.console,
+                f"progress  {self._how_far()}: {self._what_runs()}",
+            )
+
+
+class ProgressDisplay:
+    """A `dag.Listener` that shows how far the whole is, what runs, and each FID as it comes."""
+
+    def __init__(
+        self, console: Console, store: Store, graph: Graph, evaluated: Callable[[], None]
+    ) -> None:
+        self.console, self.store, self.graph = console, store, graph
+        self.evaluated = evaluated
+        self.ahead = WorkAhead(graph)
+        reports = [p for scale in graph.experiment.scales for p in graph.report(scale)]
+        points = (*reports, *graph.curve, *graph.final)
+        self._points = {p.evaluate: p for p in points}
+        self._places: dict[Node, str] = {}
+        for point in points:
+            place = f"step {point.step}, scale {point.guidance.ig_scale:g}"
+            own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
+            self._places |= dict.fromkeys(own, place)
+        self._began, self._waiting = time.monotonic(), ""
+        self.live = LiveProgress(console, self.ahead.share, self._how_far, self._what_runs)
+
+    def __enter__(self) -> ProgressDisplay:
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.__exit__()
+
+    def expect(self, nodes: Iterable[Node]) -> None:
+        """Take what is missing now for the whole of what is left.
+
+        Args:
+            nodes: All that is to be built, stand-ins for what is not known yet included.
+        """
+        nodes = list(nodes)
+        steps = [node.step for node in nodes if node.trained]
+        start = starting_step(self.store, self.graph, steps) if steps else 0
+        self.ahead.expect(nodes, start)
+
+    def log(self, text: str) -> None:
+        """Print a line above the bar."""
+        log(self.console, text)
+
+    def on_waiting(self, node: Node) -> None:
+        """Another process builds the node."""
+        self._waiting = f"{node.kind}/{node.key}"
+        self.log(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
+
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """One task of this process builds the nodes."""
+        self.ahead.started(nodes)
+
+    def on_training(self, progress: TrainProgress) -> None:
+        """The training has made steps."""
+        self.ahead.training(progress)
+
+    def on_finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
+        """The artifact is published."""
+        self.ahead.finished(node)
+        if self._waiting == f"{node.kind}/{node.key}":
+            self._waiting = ""
+        point = self._points.get(node)
+        if node.stage == "data":
+            self._log_data(node)
+        elif node.kind == "checkpoint":
+            self.log(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
+        elif point is not None:
+            path = self.store.open(node.kind, node.key).path / METRICS
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            self.log(
+                f"{node.stage:<9} step {point.step:>6}  ig scale {point.guidance.ig_scale:<4g} "
+                f"FID {number(metrics['fid']):>8}  [{metric_interval(metrics)}]  "
+                f"{metrics['num_samples']:,} samples"
+            )
+            self.evaluated()
+
+    def _log_data(self, node: Node) -> None:
+        name = DATA_NAMES.get(node.kind, node.kind)
+        if node.kind == "latents":
+            name = f"latents {node.config['start']:,} to {node.config['stop']:,}"
+        self.log(f"{node.stage:<9} {name} ready")
+        read_images = "listing" in node.inputs or "images" in node.config
+        if node.kind not in ("data", "reference") or not read_images:
+            return
+        path = self.store.open(node.kind, node.key).path / STATISTICS
+        broken = json.loads(path.read_text(encoding="utf-8"))["broken"]
+        for each in broken[:MOST_BROKEN]:
+            self.log(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
+        if broken:
+            self.log(f"{node.stage:<9} faulty images: {len(broken)}, all of them in {path}")
+
+    def _how_far(self) -> str:
+        """Part that is done, time left and time spent."""
+        left = self.ahead.seconds_left()
+        until = "time left not known yet" if left is None else f"{clock(left)} left"
+        # What is not there yet is not 100 %.
+        share = min(int(100 * self.ahead.share()), 99)
+        return f"{share} %  {until}  {clock(time.monotonic() - self._began)} so far"
+
+    def _what_runs(self) -> str:
+        """What is being built now."""
+        parts, progress = [], self.ahead.progress
+        running = [n for n in self.ahead.running if progress is None or not n.trained]
+        if progress is not None:
+            parts.append(
+                f"training step {progress.step} of {progress.steps}, loss "
+                f"{number(progress.loss, 4)}, "
+                f"{number(progress.steps_per_second, 2, 1)} steps/s"
+            )
+        kinds = Counter(node.kind for node in running)
+        for kind, count in kinds.items():
+            places = {self._places[n] for n in running if n.kind == kind and n in self._places}
+            what = DOING.get(kind, DATA_NAMES.get(kind, kind))
+            details = [*places] if len(places) == 1 else []
+            details += [f"{count} at once"] if count > 1 else []
+            parts.append(f"{what} ({', '.join(details)})" if details else what)
+        if self._waiting:
+            parts.append(f"waiting for {self._waiting}, which another process builds")
+        return "; ".join(parts) or "starting"

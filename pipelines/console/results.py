@@ -1,0 +1,219 @@
+"""What a person reads on the screen: results, plans, what the store holds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from experiments.protocols import protocol_name
+from pipelines.common.formatting import change, data_size, in_words, metric, metric_interval, number
+from pipelines.common.redaction import discreet
+from pipelines.console.console import ScreenTable, log, numbers, print_table, words
+from pipelines.graph.garbage import recorded_runs, store_summary, unreadable_runs
+from pipelines.results.measurements import checkpoint_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from experiments import Experiment
+    from pipelines.graph.garbage import Garbage
+    from pipelines.results.measurements import Results
+    from pipelines.store.base import Store
+
+
+SHOWN_METRICS = (
+    "fid",
+    "fid_infinity",
+    "balanced_fid",
+    "sfid",
+    "kid",
+    "inception_score",
+    "precision",
+    "recall",
+)
+"""Metrics of an evaluation, in this order."""
+
+
+def print_report(results: Results, console: Console) -> None:
+    """Print the FID by scale, the FID curve and the cost of each stage."""
+    if results.final:
+        print_table(_scale_table(results), console)
+        for line in _verdict(results):
+            console.print(line)
+        console.print()
+    if results.curve:
+        print_table(_curve_table(results), console)
+    print_table(_cost_table(results), console)
+
+
+def _scale_table(results: Results) -> ScreenTable:
+    experiment, best = results.experiment, results.best()
+    names = ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS")
+    rows = [
+        (
+            f"{m.scale:g}",
+            number(m.fid),
+            metric_interval(m.metrics),
+            "" if gain is None else change(gain),
+            *(_number(m.metrics, name) for name in ("precision", "recall", "inception_score")),
+        )
+        for m, gain in zip(results.final, results.improvements(), strict=True)
+    ]
+    return ScreenTable(
+        f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
+        f"{experiment.evaluation.num_samples:,} samples a scale",
+        numbers(*names),
+        rows,
+        marked=[i for i, m in enumerate(results.final) if best and m is best[0]],
+    )
+
+
+def print_metrics(path: Path, protocol: str, console: Console) -> None:
+    """Print one evaluation, from its file."""
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for name in SHOWN_METRICS:
+        if name in metrics:
+            spread = metrics.get(f"{name}_std")
+            splits = "" if spread is None else f" (std over splits {number(spread)})"
+            rows.append(
+                (
+                    name.replace("_", " "),
+                    number(metrics[name]),
+                    metric_interval(metrics, name) + splits,
+                )
+            )
+    title = (
+        f"{metrics['num_samples']:,} images, protocol {protocol} ({metrics['fingerprint']['id']})"
+    )
+    columns = [*words("metric"), *numbers("value", "95 % interval")]
+    print_table(ScreenTable(title, columns, rows), console)
+    log(console, f"All of it: {path}")
+
+
+def _infinity(metrics: dict[str, Any]) -> str:
+    """FID without the bias of its number of samples, where there are enough of them."""
+    if "fid_infinity" not in metrics:
+        return ""
+    return f"; of infinitely many samples: {metric(metrics, 'fid_infinity')}"
+
+
+def _number(metrics: dict[str, Any], name: str) -> str:
+    """A metric, or a dash where the reference or the number of samples does not give it."""
+    return number(metrics[name]) if name in metrics else "-"
+
+
+def _verdict(results: Results) -> Iterator[str | Text]:
+    headline, best = results.headline(), results.best()
+    if headline is not None and headline.scale != 1:
+        gain = results.improvements()[results.final.index(headline)]
+        if gain is not None:
+            yield (
+                f"At the experiment's own scale {headline.scale:g}: FID {change(gain)} "
+                f"against scale 1, same noise and labels."
+            )
+    if best is not None:
+        lowest, equal = best
+        text = f"Lowest FID at scale {lowest.scale:g}"
+        if equal:
+            text += f"; not to be told from it: {', '.join(f'{s:g}' for s in equal)}"
+        yield f"{text}."
+    reported = results.reported()
+    if reported is not None:
+        m, gain = reported
+        against = "" if gain is None else f", {change(gain)} against scale 1"
+        yield Text.assemble(
+            (f"Reported: scale {m.scale:g}, FID {metric(m.metrics)}{against}", "bold"),
+            f", on noise that had no part in the choice (bank "
+            f"{results.experiment.evaluation.report_bank}){_infinity(m.metrics)}.",
+        )
+    yield "Intervals are of the sampling alone, for FID at this number of samples."
+    yield f"Protocol: {_protocol(results)}"
+
+
+def _protocol(results: Results) -> str:
+    """How the numbers by scale were measured, in a line."""
+    mark = results.final[0].fingerprint
+    name = protocol_name(results.experiment.evaluation)
+    return (
+        f"{name} ({mark.id}): {mark.num_samples:,} {mark.labels} samples, "
+        f"{mark.network_evaluations} network evaluations each, {mark.extractor.split()[0]}; "
+        f"only numbers with the same fingerprint compare."
+    )
+
+
+def _curve_table(results: Results) -> ScreenTable:
+    scales = sorted({m.scale for m in results.curve})
+    names = ("step", *("unguided" if scale == 1 else f"ig scale {scale:g}" for scale in scales))
+    rows = []
+    for step in sorted({m.point.step for m in results.curve}):
+        found = {m.scale: m for m in results.curve if m.point.step == step}
+        cells = [metric(found[scale].metrics) if scale in found else "-" for scale in scales]
+        rows.append((str(step), *cells))
+    samples = results.experiment.evaluation.curve_samples
+    return ScreenTable(f"FID over training: {samples:,} samples a point", numbers(*names), rows)
+
+
+def _cost_table(results: Results) -> ScreenTable:
+    rows = [
+        (
+            str(stage),
+            f"{int(row['artifacts']):,}",
+            in_words(row["seconds"]),
+            data_size(row["bytes"]),
+        )
+        for stage, row in results.costs().iterrows()
+    ]
+    columns = [*words("stage"), *numbers("artifacts", "work", "size")]
+    return ScreenTable("Cost: work, whenever it was done", columns, rows)
+
+
+def print_store(store: Store, console: Console) -> None:
+    """Print the recorded runs and what the store holds of each kind."""
+    runs = [
+        (
+            key[:8],
+            experiment.name,
+            _length(experiment),
+            " ".join(f"{scale:g}" for scale in experiment.scales),
+        )
+        for key, experiment in recorded_runs(store).items()
+    ]
+    runs += [(key[:8], "(its record cannot be read)", "", "") for key in unreadable_runs(store)]
+    columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
+    print_table(ScreenTable("Recorded runs", columns, runs), console)
+    kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
+    columns = [*words("kind"), *numbers("artifacts", "size")]
+    print_table(ScreenTable(f"Artifacts in {discreet(store.uri)}", columns, kinds), console)
+
+
+def _length(experiment: Experiment) -> str:
+    train = experiment.train
+    return "imported" if train.imported else str(train.steps)
+
+
+def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
+    """Print what collection removed or would remove."""
+    for artifact in garbage.artifacts:
+        log(console, f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}")
+    for name in garbage.set_aside:
+        log(console, f"set aside: {name}")
+    total = data_size(sum(artifact.size for artifact in garbage.artifacts))
+    verb = "Deleted" if deleted else "Would delete"
+    console.print(
+        f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
+        f"{len(garbage.set_aside)} set aside.",
+    )
+    if garbage.unreadable:
+        keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)
+        console.print(
+            f"All artifacts are kept: what a run whose record cannot be read needs is not known. "
+            f"Run it again, or forget it: {keys}",
+        )
+    if not deleted and (garbage.artifacts or garbage.set_aside):
+        console.print("Nothing was deleted; add --delete to do it.")

@@ -1,0 +1,216 @@
+"""A home's status on the screen."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.common.formatting import clock, number
+from pipelines.console.console import ScreenTable, numbers, words
+from pipelines.status.read import read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console, RenderableType
+
+    from pipelines.status.activity import Build, ProcessState, Training
+    from pipelines.status.read import Status, Task
+    from pipelines.store.home import Home
+    from pipelines.store.locks import Holder
+
+SHOWN = 12
+"""Tasks that are listed; the rest are counted."""
+LEAST_DONE = 3
+"""Artifacts or trials that a pace is judged by."""
+
+
+def watch_status(home: Home, console: Console, every: float) -> None:
+    """Show it until interrupted."""
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(view(read_status(home)), refresh=True)
+            time.sleep(every)
+
+
+def view(status: Status) -> RenderableType:
+    """Everything, for a console."""
+    parts: list[RenderableType] = [*_head(status)]
+    for process in status.working:
+        parts += ["", *_process(process, status.now)]
+    if status.tasks:
+        parts += ["", _tasks(status)]
+    for process in status.gone:
+        parts += ["", _gone(process, status.now)]
+    if status.events:
+        parts += ["", *_events(status)]
+    parts += [_line(f"note: {note}", style="yellow") for note in status.notes]
+    return Group(*parts)
+
+
+def _line(text: str, style: str = "") -> Text:
+    """A line in which nothing is taken for markup, or for a command to the terminal."""
+    return Text(_printable(text), style=style, overflow="fold")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _head(status: Status) -> Iterator[Text]:
+    count = len(status.working)
+    if count:
+        what = "1 process is at work" if count == 1 else f"{count} processes are at work"
+        yield _line(f"{what} in {status.root}", "bold")
+    elif status.tasks:
+        yield _line(f"No run or study is at work in {status.root}, but these tasks are", "bold")
+    else:
+        yield _line(f"Nothing runs in {status.root}", "bold")
+    last = status.last
+    if last is not None and not count:
+        took = clock(max(last.updated - last.started, 0))
+        yield _line(
+            f"Last: {last.title}, {last.outcome} {_ago(last.updated, status.now)} on "
+            f"{last.host} after {took}"
+        )
+        if last.news:
+            yield _line(last.news)
+
+
+def _ago(then: float, now: float) -> str:
+    """How long ago; clocks of hosts differ a little, so that never less than now."""
+    seconds = max(now - then, 0.0)
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"
+
+
+def _process(process: ProcessState, now: float) -> Iterator[Text]:
+    yield _line(
+        f"{process.title}: {process.phase}, for {clock(max(now - process.started, 0))}, on "
+        f"{process.host} (pid {process.pid}), last word {_ago(process.updated, now)}",
+        "bold cyan",
+    )
+    if process.where:
+        yield _line(f"  {process.where}")
+    trials = process.trials
+    if trials is not None:
+        left = _pace(
+            trials.complete - trials.at_first,
+            trials.wanted - trials.complete,
+            now - process.started,
+        )
+        more = "".join(
+            f", {n} {word}"
+            for n, word in (
+                (trials.running, "running"),
+                (trials.given_up, "given up"),
+                (trials.failed, "failed"),
+            )
+            if n
+        )
+        yield _line(f"  trials    {trials.complete} of {trials.wanted} complete{more}{left}")
+    for build in process.builds:
+        yield from _build(build, now)
+    if process.news:
+        yield _line(f"  last      {process.news}")
+
+
+def _build(build: Build, now: float) -> Iterator[Text]:
+    left = _pace(build.done, build.total - build.done, now - build.started)
+    count = f"{build.done} of {build.total} artifacts" if build.total else "nothing is there yet"
+    yield _line(f"  {build.name}: {count}{left}")
+    if build.training is not None:
+        yield _line(f"    train   {training_text(build.training, now)}")
+    if build.waiting:
+        yield _line(f"    waits   for {build.waiting}, which another process builds")
+
+
+def training_text(training: Training, now: float) -> str:
+    """Step, loss, rate, time left, where."""
+    rate = training.steps_per_second
+    left = ""
+    if rate > 0:
+        seconds = (training.steps - training.step) / rate - max(now - training.reported_at, 0)
+        left = f", {clock(max(seconds, 0))} left"
+    workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
+    place = f", {workers} on {training.host}" if training.host else ""
+    quiet = now - training.reported_at
+    silent = f" (said {_ago(training.reported_at, now)})" if quiet > 30 else ""
+    return (
+        f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
+        f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"
+    )
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    """Time left, as far as the pace since the beginning tells."""
+    if done < LEAST_DONE or left <= 0 or seconds <= 0:
+        return ""
+    return f", about {clock(left * seconds / done)} left at this pace"
+
+
+def _tasks(status: Status) -> ScreenTable:
+    names = {(d.host, d.pid): d.title for d in status.working}
+    training = {w.trajectory: w.name for d in status.working for w in d.builds}
+    rows = []
+    for task in status.tasks[:SHOWN]:
+        lease = (
+            ""
+            if task.lease is None
+            else names.get((task.lease.host, task.lease.pid), _where(task.lease))
+        )
+        cells = (
+            f"{task.kind}/{task.key[:8]}",
+            task.what or training.get(task.key, ""),
+            lease,
+            _worker(task),
+            clock(max(status.now - task.since, 0)),
+        )
+        rows.append([_printable(cell) for cell in cells])
+    if len(status.tasks) > SHOWN:
+        rows.append([f"and {len(status.tasks) - SHOWN} more", "", "", "", ""])
+    columns = [*words("in flight", "what", "leased by", "worker"), *numbers("for")]
+    return ScreenTable("", columns, rows)
+
+
+def _worker(task: Task) -> str:
+    if task.worker is not None:
+        return _where(task.worker)
+    return "" if task.kind == "train" else "none yet"
+
+
+def _where(found: Holder) -> str:
+    return f"{found.host} pid {found.pid}" if found.pid else found.host
+
+
+def _gone(process: ProcessState, now: float) -> Text:
+    text = (
+        f"{process.title} is gone: killed or lost on {process.host} (pid {process.pid}); last word "
+        f"{_ago(process.updated, now)}"
+    )
+    steps = [
+        f"{w.name} at step {w.training.step} of {w.training.steps}"
+        for w in process.builds
+        if w.training is not None
+    ]
+    text += f": {'; '.join(steps)}" if steps else ""
+    return _line(f"{text}. The same command goes on from what was published.", "red")
+
+
+def _events(status: Status) -> Iterator[Text]:
+    yield _line("last events", "bold")
+    for event in status.events:
+        moment = datetime.fromtimestamp(float(event["time"])).astimezone()
+        seconds = event.get("seconds")
+        took = f"  {seconds:.1f} s" if isinstance(seconds, int | float) else ""
+        day = "" if status.now - float(event["time"]) < 20 * 3600 else f"{moment:%Y-%m-%d} "
+        name = f"{event['kind']}/{str(event['key'])[:8]}"
+        yield _line(f"{day}{moment:%H:%M:%S}  {event['event']!s:<11} {name}{took}")

@@ -1,0 +1,1 @@
+"""Execution of plans: the scheduler, and runners on Ray or in this process."""

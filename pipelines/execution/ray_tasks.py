@@ -1,0 +1,266 @@
+"""Ray tasks. With `ray_training`, the only module that imports ray.
+
+Import it after `runners.prepare_ray_environment`: Ray reads its settings when it is imported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.common.errors import StoppedError, WorkerLostError
+from pipelines.common.memory import explaining_memory
+from pipelines.common.settings import ray_address, ray_train_settings
+from pipelines.execution.machine import require_cores
+from pipelines.execution.ray_train import train_alone, train_in_group
+from pipelines.stages.build import build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from experiments import Resources
+    from pipelines.stages.jobs import Job, TrainJob, TrainOutcome, TrainProgress
+
+
+logger = logging.getLogger(__name__)
+GPU_KINDS = {"latents", "images", "features", "reference"}
+"""Kinds of artifacts whose builders use a GPU."""
+
+
+class RayRunner:
+    """Ray tasks for artifacts; Ray Train for trainings with more than one worker.
+
+    With `RAY_ADDRESS` set it joins that cluster. Otherwise it starts Ray on this machine, bound to
+    loopback, with room for `experiments` at once, and stops it at the end. Where this process is
+    connected already, it uses that and leaves it be.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        scratch: Path,
+        experiments: int = 1,
+        given_up: threading.Event | None = None,
+    ) -> None:
+        self.resources, self.scratch = resources, scratch
+        self._stopped = threading.Event()
+        self._connected_here = not ray.is_initialized()
+        if self._connected_here:
+            on_sigterm = signal.getsignal(signal.SIGTERM)
+            _connect(resources, scratch, experiments)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
+        self._await_resources(given_up or threading.Event())
+
+    def _await_resources(self, given_up: threading.Event) -> None:
+        """Wait for what a training needs to run at all: Ray itself would wait for ever, in silence.
+
+        Raises:
+            ValueError: it is not there in time.
+            StoppedError: it is not waited for any more.
+        """
+        minutes = self.resources.wait_minutes
+        lacks = self._lacks()
+        if lacks and minutes == 0:
+            hint = "; --resources.wait-minutes waits for nodes that are to come"
+            raise ValueError(f"resources ask for {lacks}{hint * bool(ray_address())}")
+        if not lacks:
+            return
+        logger.warning("waits up to %g minutes for nodes: a training needs %s", minutes, lacks)
+        sampling = {"CPU": 1, "GPU": self._bundle()["GPU"]}
+        bundles = [self._bundle()] * self.resources.num_workers + [sampling]
+        until = time.monotonic() + 60 * minutes
+        try:
+            for second in itertools.count():
+                if second % 10 == 0:  # a cluster has one request: another driver's took its place
+                    request_resources(bundles=bundles)
+                if given_up.wait(1.0):
+                    raise StoppedError("the cluster's nodes were not waited for any more")
+                lacks = self._lacks()
+                if not lacks:
+                    return
+                if time.monotonic() >= until:
+                    raise ValueError(f"resources ask for {lacks} after {minutes:g} minutes")
+        finally:  # it stays until it is withdrawn; the work itself keeps the nodes from now on
+            request_resources(bundles=[])
+
+    def _lacks(self) -> str:
+        """What of the needs the cluster does not have, in words; empty: nothing."""
+        there = ray.cluster_resources()
+        return ", ".join(
+            f"{need} {kind}s to train on, but the cluster has {there.get(kind, 0):g}"
+            for kind, need in self._needs().items()
+            if need > there.get(kind, 0)
+        )
+
+    def _bundle(self) -> dict[str, int]:
+        """What one training worker holds."""
+        return {"CPU": self.resources.cpus_per_worker, "GPU": int(self.resources.use_gpu)}
+
+    def _needs(self) -> dict[str, int]:
+        """What the workers of a training hold, at least."""
+        return {
+            kind: self.resources.fewest_workers * count for kind, count in self._bundle().items()
+        }
+
+    def room(self) -> int:
+        # One of each is left for sampling, or no curve would be known before a training ends.
+        there = ray.cluster_resources()
+        return max(
+            1,
+            min(
+                (int(there.get(kind, 0)) - 1) // need
+                for kind, need in self._needs().items()
+                if need
+            ),
+        )
+
+    def build(self, job: Job) -> None:
+        on_gpu = self.resources.use_gpu and job.nodes[0].kind in GPU_KINDS
+        # A killed worker is replaced; an error of the work itself is not tried again.
+        task = ray.remote(
+            num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=self.resources.max_failures
+        )(build)
+        with explaining_memory(job.nodes[0].kind, self.resources):
+            self._get(task.remote(job))
+
+    def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
+        board: Any = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=_here()).remote()
+        done = threading.Event()
+        relay = threading.Thread(target=self._relay, args=(board, post, done), daemon=True)
+        relay.start()
+        try:
+            with explaining_memory("checkpoint", self.resources):
+                outcome: TrainOutcome = self._get(self._start_training(job, board))
+                while outcome.preempted:  # its node goes, and the training is continued on others
+                    outcome = self._get(self._start_training(job, board))
+                return outcome
+        finally:
+            done.set()
+            relay.join()
+            ray.kill(board)
+
+    def _start_training(self, job: TrainJob, board: Any) -> Any:  # noqa: ANN401
+        resources = self.resources
+        retries = resources.max_failures
+        if resources.num_workers == 1:
+            gpus = 1 if resources.use_gpu else 0
+            # A process of its own: one that got SIGTERM is about to end.
+            alone = ray.remote(
+                num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_retries=retries, max_calls=1
+            )(train_alone)
+            return alone.remote(job, board)
+        # The group is looked after by a task of its own, so that it can be cancelled; beside the
+        # driver, so that no lost node takes it away from workers that live.
+        group: Any = ray.remote(train_in_group)
+        group = group.options(num_cpus=0, max_retries=retries, scheduling_strategy=_here())
+        return group.remote(job, board, resources, str(self.scratch), ray_train_settings())
+
+    def _relay(
+        self,
+        board: Any,  # noqa: ANN401
+        post: Callable[[TrainProgress], None],
+        done: threading.Event,
+    ) -> None:
+        last = None
+        while not done.wait(0.5):
+            try:
+                now = ray.get(board.read.remote())
+            except RayError:
+                return  # progress is a courtesy; the work reports its own end
+            if now is not None and now != last:
+                last = now
+                post(now)
+
+    def _get(self, reference: Any) -> Any:  # noqa: ANN401
+        try:
+            while not self._stopped.is_set():
+                ready, _ = ray.wait([reference], timeout=0.2)
+                if ready:
+                    return ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise WorkerLostError(
+                f"a worker was lost more than {self.resources.max_failures} times: {error}"
+            ) from error
+        ray.cancel(reference, force=True)
+        raise StoppedError("the work was stopped")
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def close(self) -> None:
+        if self._connected_here:
+            ray.shutdown()
+
+
+class _Board:
+    """Where a training worker leaves its progress for the driver; a Ray actor."""
+
+    def __init__(self) -> None:
+        self.progress: TrainProgress | None = None
+
+    def write(self, progress: TrainProgress) -> None:
+        self.progress = progress
+
+    def read(self) -> TrainProgress | None:
+        return self.progress
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On the driver's node if it can be had there."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _connect(resources: Resources, scratch: Path, experiments: int) -> None:
+    """Join the cluster of `RAY_ADDRESS`, or start Ray here."""
+    address = ray_address()
+    if address:
+        _check_answers(address)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return
+    require_cores(resources)
+    ray.init(
+        "local",  # not a cluster that somebody else started on this machine
+        # Maybe more slots than cores: evaluation goes on beside the training.
+        num_cpus=experiments
+        * (resources.num_workers * resources.cpus_per_worker + resources.sample_tasks),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=200 * 2**20,
+        _node_ip_address="127.0.0.1",
+        **_scratch_option(scratch),
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Raise ValueError if nothing listens at HOST:PORT; Ray would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ValueError(
+                f"RAY_ADDRESS must be that of a running cluster, but {address} does "
+                f"not answer: {error}"
+            ) from error
+
+
+def _scratch_option(scratch: Path) -> dict[str, Any]:
+    """Ray's session folder, if its socket paths stay below the 107 bytes that Linux allows."""
+    folder = scratch / "ray"
+    return {"_temp_dir": str(folder)} if len(os.fsencode(folder)) <= 40 else {}

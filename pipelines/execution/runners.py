@@ -1,0 +1,92 @@
+"""Where work runs: on Ray (`pipelines.execution.ray_tasks`), or in this process.
+
+A runner does two things: build one artifact, and train one trajectory. Both block until the work
+is done and are called from the pipeline's threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pipelines.common.errors import StoppedError
+from pipelines.common.redaction import discreet
+from pipelines.common.settings import ray_address
+from pipelines.execution.ray_env import prepare_ray_environment
+from pipelines.stages.build import build
+from pipelines.stages.training.worker import train_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from experiments import Resources
+    from pipelines.execution.runner import Runner
+    from pipelines.stages.jobs import Job, TrainJob, TrainOutcome, TrainProgress
+
+
+class InlineRunner:
+    """Everything in this process, one thing at a time: for debuggers and small tests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def build(self, job: Job) -> None:
+        with self._lock:
+            self._check()
+            build(job)
+
+    def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
+        def post_unless_stopped(progress: TrainProgress) -> None:
+            self._check()
+            post(progress)
+
+        with self._lock:
+            self._check()
+            return train_worker(job, 0, 1, post_unless_stopped)
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("the work was stopped")
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def room(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        pass
+
+
+def make_runner(
+    resources: Resources,
+    scratch: Path,
+    experiments: int = 1,
+    given_up: threading.Event | None = None,
+) -> Runner:
+    """The runner that the resources ask for; ray is imported only if it is Ray's.
+
+    Args:
+        resources: Workers of one experiment.
+        scratch: Folder for what may be lost.
+        experiments: How many experiments are to run at once on what is started here.
+        given_up: Set when nobody waits any more for nodes that are to come.
+    """
+    if resources.runner == "inline":
+        return InlineRunner()
+    prepare_ray_environment()
+    from pipelines.execution.ray_tasks import RayRunner
+
+    return RayRunner(resources, scratch, experiments, given_up)
+
+
+def describe_runner(resources: Resources) -> str:
+    """What `make_runner` is about to start, for people."""
+    if resources.runner == "inline":
+        return "everything in this process"
+    where = ray_address()
+    place = f"at {discreet(where)}" if where else "on this machine"
+    elastic = f"{resources.min_workers} to " if resources.min_workers is not None else ""
+    return f"Ray {place}, training workers: {elastic}{resources.num_workers}"

@@ -1,0 +1,263 @@
+"""Run what is missing: every artifact once, in the order of its inputs, as many as fit at a time.
+
+Checkpoints are built together by one training; samples and evaluations of a checkpoint start when
+it is published, while the training goes on, also when another process does the training.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+from experiments import experiment_to_json
+from ig_core.config import Guidance
+from pipelines.common.errors import StoppedError, TrainingFailedError
+from pipelines.graph.graph import Graph
+from pipelines.graph.plan import Plan, make_plan
+from pipelines.graph.trajectory import published_steps
+from pipelines.stages.jobs import Job, TrainJob
+from pipelines.store.keys import content_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from experiments import Experiment
+    from pipelines.execution.runner import Runner
+    from pipelines.graph.node import Node
+    from pipelines.stages.jobs import TrainProgress
+    from pipelines.store.base import Store
+
+
+POLL_SECONDS = 0.2
+
+
+class Listener(Protocol):
+    """Receives the progress of a pipeline; its methods are called from several threads."""
+
+    def on_waiting(self, node: Node) -> None:
+        """Another process builds the node."""
+
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """One task of this process builds the nodes; of a training its last checkpoint is named."""
+
+    def on_training(self, progress: TrainProgress) -> None:
+        """The training has made steps."""
+
+    def on_finished(self, node: Node, done: int, total: int) -> None:
+        """The artifact is published.
+
+        Args:
+            node: The artifact.
+            done: Number of missing artifacts that are published by now.
+            total: Number of artifacts that were missing.
+        """
+
+
+class NullListener:
+    """A listener that ignores everything."""
+
+    def on_waiting(self, node: Node) -> None:
+        """Ignored."""
+
+    def on_started(self, nodes: Sequence[Node]) -> None:
+        """Ignored."""
+
+    def on_training(self, progress: TrainProgress) -> None:
+        """Ignored."""
+
+    def on_finished(self, node: Node, done: int, total: int) -> None:
+        """Ignored."""
+
+
+class Pipeline:
+    """Brings the targets of one experiment into the store."""
+
+    def __init__(
+        self, store: Store, experiment: Experiment, runner: Callable[[], Runner], listener: Listener
+    ) -> None:
+        self.store, self.experiment, self.listener = store, experiment, listener
+        self.graph = Graph(experiment)
+        self._make_runner = runner
+        self._resolved = experiment_to_json(experiment)
+        self._stopped = threading.Event()
+        self._looked = 0.0
+
+    def run(self, targets: Iterable[Node]) -> None:
+        """Build what is missing. Starts no runner if nothing is.
+
+        Raises:
+            TrainingFailedError: a loss was not finite.
+            CorruptArtifactError: an artifact that is needed is damaged.
+            StoppedError: `stop` was called before all of them were there.
+        """
+        plan = make_plan(self.store, targets)
+        if not plan.missing:
+            return
+        self._check_stopped()
+        runner = self._make_runner()
+        try:
+            self._execute(runner, plan)
+        finally:
+            runner.close()
+
+    def stop(self) -> None:
+        """Make `run` end soon with `StoppedError`; what is published stays. From any thread."""
+        self._stopped.set()
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("the work was stopped")
+
+    def _execute(self, runner: Runner, plan: Plan) -> None:
+        pending = dict.fromkeys(plan.missing)
+        total, done = len(pending), set(plan.cached)
+        running: dict[Future[None], tuple[Node, ...]] = {}
+        tasks = ThreadPoolExecutor(self.experiment.resources.sample_tasks, "build")
+        trainer = ThreadPoolExecutor(1, "train")
+        try:
+            while pending or running:
+                self._check_stopped()
+                for node in self._arrived(pending, running):
+                    pending.pop(node, None)
+                    done.add(node)
+                    self.listener.on_finished(node, total - len(pending), total)
+                steps = tuple(sorted(n.step for n in pending if n.trained))
+                if steps and () not in running.values() and self.graph.data in done:
+                    running[trainer.submit(self._train, runner, steps)] = ()
+                for nodes in self._ready(pending, running, done):
+                    running[tasks.submit(self._build, runner, nodes)] = nodes
+                if running:
+                    wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                elif pending:
+                    raise RuntimeError(f"nothing can build {next(iter(pending))}")
+        finally:
+            self._stopped.set()
+            if running:  # left by an error or an interrupt
+                runner.stop()
+            tasks.shutdown(cancel_futures=True)
+            trainer.shutdown(cancel_futures=True)
+
+    def _ready(
+        self,
+        pending: Iterable[Node],
+        running: dict[Future[None], tuple[Node, ...]],
+        done: set[Node],
+    ) -> list[tuple[Node, ...]]:
+        """Tasks whose inputs are there, as many as there are free slots, in the order of need."""
+        busy = {node for nodes in running.values() for node in nodes}
+        ready = (
+            node
+            for node in pending
+            if not node.trained
+            and node not in busy
+            and all(source in done for source in node.inputs.values())
+        )
+        together: dict[object, list[Node]] = {}
+        for node in ready:
+            together.setdefault(_task_of(node), []).append(node)
+        at_work = sum(nodes != () for nodes in running.values())
+        slots = self.experiment.resources.sample_tasks - at_work
+        return [tuple(nodes) for nodes in islice(together.values(), slots)]
+
+    def _arrived(
+        self, pending: dict[Node, None], running: dict[Future[None], tuple[Node, ...]]
+    ) -> list[Node]:
+        """Nodes that are published now: built by a finished future, or by a training."""
+        arrived: list[Node] = []
+        for future in [future for future in running if future.done()]:
+            nodes = running.pop(future)
+            future.result()  # raises what the work raised
+            arrived.extend(nodes)
+        trained = [node for node in pending if node.trained]
+        if trained and time.monotonic() - self._looked >= self.store.poll_seconds:
+            self._looked = time.monotonic()
+            there = {key for _, key in self.store.names("checkpoint", trained[0].hash)}
+            hopeful = (node for node in trained if node.key in there)
+            arrived.extend(node for node in hopeful if self.store.find(node.kind, node.key))
+        return arrived
+
+    def _build(self, runner: Runner, nodes: tuple[Node, ...]) -> None:
+        """Build what is not published meanwhile; waits for what another process builds."""
+        with ExitStack() as leases:
+            mine = []
+            # In one order everywhere, so that two processes never wait for each other.
+            for node in sorted(nodes, key=lambda node: node.key):
+                published = self._waiting(node, functools.partial(self._is_published, node))
+                held = leases.enter_context(self.store.lease(node.kind, node.key, published))
+                if held and not self._is_published(node):
+                    mine.append(node)
+            if mine:
+                self.listener.on_started(mine)
+                runner.build(Job(self.store.uri, tuple(mine), self._resolved))
+
+    def _is_published(self, node: Node) -> bool:
+        return self.store.find(node.kind, node.key) is not None
+
+    def _train(self, runner: Runner, steps: tuple[int, ...]) -> None:
+        def missing() -> tuple[int, ...]:
+            return tuple(sorted(set(steps) - set(published_steps(self.store, self.graph))))
+
+        last = self.graph.checkpoint(steps[-1])
+        with self.store.lease("train", last.hash, self._waiting(last, lambda: not missing())):
+            wanted = missing()
+            if self._stopped.is_set() or not wanted:
+                return
+            # What it starts from is opened by its workers: here it may be gigabytes from a bucket.
+            job = TrainJob(self.store.uri, self._resolved, wanted)
+            self.listener.on_started([last])
+            outcome = runner.train(job, self.listener.on_training)
+        if outcome.damaged is not None:
+            raise outcome.damaged
+        if outcome.non_finite_step is not None:
+            raise TrainingFailedError(self._explain(outcome.non_finite_step))
+        if missing():
+            raise TrainingFailedError(
+                f"training ended at step {outcome.step}, but the checkpoints "
+                f"of steps {list(missing())} were not published"
+            )
+
+    def _explain(self, step: int) -> str:
+        good = max(published_steps(self.store, self.graph), default=None)
+        kept = "no checkpoint was published before it"
+        if good is not None:
+            node = self.graph.checkpoint(good)
+            kept = (
+                f"the last good checkpoint is step {good}: "
+                f"{self.store.address(node.kind, node.key)}"
+            )
+        return (
+            f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
+            f"--optim.lr or --optim.grad-clip."
+        )
+
+    def _waiting(self, node: Node, settled: Callable[[], bool]) -> Callable[[], bool]:
+        """Return what a lease calls while it waits: it notifies the listener once.
+
+        It gives up waiting when `settled` holds or the pipeline was stopped.
+        """
+        notified = threading.Event()
+
+        def check() -> bool:
+            if not notified.is_set():
+                notified.set()
+                self.listener.on_waiting(node)
+            return self._stopped.is_set() or settled()
+
+        return check
+
+
+def _task_of(node: Node) -> object:
+    """What nodes that are built together have in common; others are alone.
+
+    The same samples under guidances that agree at first share their steps up to where they part.
+    """
+    if node.kind != "images":
+        return node
+    config = dict(node.config)
+    at_first = Guidance(**config.pop("guidance")).at(1.0)
+    return content_key([node.inputs["checkpoint"].key, config, at_first])

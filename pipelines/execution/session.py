@@ -1,0 +1,94 @@
+"""Session of runners that experiments of one process share."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from ig_core.config import require
+from pipelines.common.settings import ray_address
+from pipelines.execution.machine import room_here
+from pipelines.execution.runners import make_runner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experiments import Resources
+    from pipelines.execution.runner import Runner
+
+
+class RunnerSession:
+    """What several pipelines of one process run on at once, started when the first one needs it.
+
+    It is started, kept and ended by a thread of its own: the kernel ends Ray's processes when the
+    thread that started them ends.
+    """
+
+    def __init__(self, resources: Resources, scratch: Path, experiments: int | None) -> None:
+        """Prepare a session.
+
+        Args:
+            resources: Workers of each experiment.
+            scratch: Folder for what may be lost.
+            experiments: How many are to run at once; None: as many as there is room for.
+
+        Raises:
+            ValueError: that many cannot run at once.
+        """
+        alone = resources.runner == "inline"
+        require(
+            not alone or experiments in (None, 1),
+            "parallel",
+            experiments,
+            "1 with the inline runner, which does one thing at a time",
+        )
+        self._resources, self._scratch, self._experiments = resources, scratch, experiments
+        self._lock = threading.Lock()
+        self._keeper: threading.Thread | None = None
+        self._ready, self._closed = threading.Event(), threading.Event()
+        self._given_up = threading.Event()
+        self._error: BaseException | None = None
+
+    def runner(self) -> Runner:
+        """A runner for one pipeline, from any thread; raises what starting raised."""
+        with self._lock:
+            if self._keeper is None:
+                self._keeper = threading.Thread(
+                    target=self._keep, name="runner-session", daemon=True
+                )
+                self._keeper.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        return make_runner(self._resources, self._scratch, given_up=self._given_up)
+
+    def experiments(self) -> int:
+        """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
+        if self._experiments is None:
+            on_cluster = self._resources.runner == "ray" and ray_address()
+            self._experiments = self.runner().room() if on_cluster else room_here(self._resources)
+        return self._experiments
+
+    def give_up(self) -> None:
+        """Let nobody wait any more for nodes that are to come."""
+        self._given_up.set()
+
+    def close(self) -> None:
+        """End what was started; no pipeline may be running."""
+        self.give_up()
+        self._closed.set()
+        if self._keeper is not None:
+            self._keeper.join()
+
+    def _keep(self) -> None:
+        try:
+            session = make_runner(
+                self._resources, self._scratch, self._experiments or 1, self._given_up
+            )
+        except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        self._closed.wait()
+        session.close()

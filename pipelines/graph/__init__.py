@@ -1,0 +1,1 @@
+"""From an experiment to its nodes, their keys and a plan."""

@@ -1,0 +1,280 @@
+"""From an experiment to its stages: what depends on what, and under which key.
+
+A node's key is a hash of its kind, its version, its slice of the configuration and the keys of
+its inputs. Nothing about workers, devices, batch sizes or storage enters a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ig_core.data.label_pools import beyond_balanced, random_pool
+from pipelines.graph.node import INCEPTION, Node, key_part
+from pipelines.store.keys import content_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from experiments import Experiment
+    from ig_core.config import Guidance
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of the report: a checkpoint evaluated under a guidance."""
+
+    step: int
+    guidance: Guidance
+    num_samples: int
+    evaluate: Node
+    images: tuple[Node, ...]
+
+
+class Graph:
+    """The stages of an experiment."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        evaluation = experiment.evaluation
+        self.data = self._data()
+        self.extractor = self._extractor()
+        self.reference = self._reference()
+        self.checkpoints = tuple(map(self.checkpoint, experiment.train.checkpoint_steps))
+        base = experiment.guidance
+        curve = {base.ig_scale, 1.0}
+        self.curve = tuple(
+            self.point(step, dataclasses.replace(base, ig_scale=scale), evaluation.curve_samples)
+            for step in experiment.train.checkpoint_steps
+            for scale in sorted(curve)
+        )
+        self.final = tuple(
+            self.point(
+                experiment.train.last_step,
+                dataclasses.replace(base, ig_scale=scale),
+                evaluation.num_samples,
+            )
+            for scale in experiment.scales
+        )
+
+    def report(self, scale: float) -> tuple[Point, ...]:
+        """The last checkpoint unguided and under a scale that was chosen, on the other bank."""
+        base, evaluation = self.experiment.guidance, self.experiment.evaluation
+        return tuple(
+            self.point(
+                self.experiment.train.last_step,
+                dataclasses.replace(base, ig_scale=each),
+                evaluation.num_samples,
+                seed=evaluation.report_bank,
+            )
+            for each in sorted({1.0, scale})
+        )
+
+    def chosen_anew(self, scale: float) -> tuple[Point, ...]:
+        """`report` of the scale with the lowest FID; of one scale alone nothing was chosen."""
+        return self.report(scale) if len(self.experiment.scales) > 1 else ()
+
+    @property
+    def most_images_anew(self) -> int:
+        """Images of `chosen_anew` at most, whichever scale it will be."""
+        return max(
+            sum(
+                int(node.config["stop"] - node.config["start"])
+                for point in self.chosen_anew(scale)
+                for node in point.images
+            )
+            for scale in self.experiment.scales
+        )
+
+    @property
+    def needed(self) -> tuple[Node, ...]:
+        """`targets`, and whatever may come to be reported."""
+        reports = (point for scale in self.experiment.scales for point in self.report(scale))
+        return tuple(dict.fromkeys((*self.targets, *(point.evaluate for point in reports))))
+
+    @property
+    def targets(self) -> tuple[Node, ...]:
+        """What the report shows; everything else is made on the way."""
+        points = (*self.curve, *self.final)
+        # A published checkpoint is judged without the data that it was trained on.
+        data = () if self.experiment.train.imported else (self.data,)
+        shown = (*data, *(point.images[0] for point in self.final))
+        return tuple(dict.fromkeys((*shown, *(point.evaluate for point in points))))
+
+    @property
+    def run_key(self) -> str:
+        """Identity of the experiment: everything but its name and resources."""
+        experiment = self.experiment
+        same = dataclasses.replace(
+            experiment,
+            ig_scales=experiment.scales,
+            guidance=experiment.guidance.canonical(),
+            sampler=experiment.sampler.canonical(),
+            optim=experiment.optim.canonical(),
+        )
+        values = key_part(same)
+        del values["resources"], values["name"]
+        data = experiment.data
+        if data.source == "images" and data.encoder_sha256 is not None:
+            values["data"]["encoder_sha256"] = data.encoder_sha256
+        for file in ("extractor_weights", "reference"):  # known by their content
+            del values["evaluation"][file]
+        if experiment.train.imported:  # of a training that is not done here nothing counts
+            del values["loss"], values["optim"]
+            values["train"] = {"checkpoint_sha256": experiment.train.checkpoint_sha256}
+            if experiment.data.source != "digits":
+                values["data"] = {name: node.key for name, node in self._normalisation().items()}
+                values["data"] |= {
+                    "codec": experiment.data.codec,
+                    "codec_sha256": experiment.data.codec_sha256,
+                }
+        return content_key(values)
+
+    def checkpoint(self, step: int) -> Node:
+        """Checkpoint after `step` steps; its hash does not depend on how long training goes on.
+
+        One that is not trained here is known by its file and the architecture that it is read as.
+        """
+        if self.experiment.train.imported:
+            digest = self.experiment.train.checkpoint_sha256
+            read = {"model": key_part(self.experiment.model), "file_sha256": digest}
+            return Node("checkpoint", read, suffix=f"-{step:08d}")
+        train = key_part(self.experiment.train)
+        del train["steps"], train["checkpoint_every"]
+        config = {
+            "model": key_part(self.experiment.model),
+            "loss": key_part(self.experiment.loss),
+            "optim": key_part(self.experiment.optim.canonical()),
+            "train": train,
+        }
+        return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
+
+    def resume(self, step: int) -> Node:
+        """The same state, for nobody but the training that goes on from it.
+
+        It is no checkpoint, so that nothing is made from it: it may be deleted at any time.
+        """
+        return dataclasses.replace(self.checkpoint(step), kind="resume")
+
+    def point(
+        self, step: int, guidance: Guidance, num_samples: int, seed: int | None = None
+    ) -> Point:
+        """`num_samples` images of a checkpoint under a guidance, and their evaluation.
+
+        Args:
+            step: Step of the checkpoint.
+            guidance: How they are guided.
+            num_samples: How many.
+            seed: Bank of noise; None: that of the evaluation.
+        """
+        evaluation = self.experiment.evaluation
+        seed = evaluation.seed if seed is None else seed
+        sampling = {
+            "guidance": key_part(guidance.canonical()),
+            "sampler": key_part(self.experiment.sampler.canonical()),
+            "seed": seed,
+        }
+        checkpoint, data = {"checkpoint": self.checkpoint(step)}, self.experiment.data
+        if data.codec != "none":
+            sampling["decoder"] = {"codec": data.codec, "sha256": data.codec_sha256}
+            checkpoint |= self._normalisation()
+        images = [
+            Node("images", {**sampling, "labels": "balanced", **shard}, checkpoint)
+            for shard in _shards(num_samples, evaluation.shard_size)
+        ]
+        config: dict[str, Any] = {"num_samples": num_samples}
+        if evaluation.labels == "random":
+            classes = self.experiment.model.num_classes
+            config |= {"labels": "random", "seed": seed, "num_classes": classes}
+            beyond = len(beyond_balanced(random_pool(seed, num_samples, classes)))
+            sampling |= {"labels": "random", "num_samples": num_samples}
+            images += [
+                Node("images", {**sampling, **shard}, checkpoint)
+                for shard in _shards(beyond, evaluation.shard_size)
+            ]
+        sample = Node("sample", config, _numbered(images))
+        return Point(step, guidance, num_samples, self.evaluation(images, sample), tuple(images))
+
+    def evaluation(self, images: Iterable[Node], sample: Node) -> Node:
+        """The evaluation of a set of images that lies in shards."""
+        evaluation = self.experiment.evaluation
+        layers = {"spatial": True} if evaluation.extractor == INCEPTION else {}
+        features = [
+            Node("features", layers, {"images": i, "extractor": self.extractor}) for i in images
+        ]
+        metrics = ("groups", "kid_subsets", "kid_subset_size", "isc_splits")
+        return Node(
+            "evaluate",
+            {name: getattr(evaluation, name) for name in metrics},
+            {"reference": self.reference, "sample": sample, **_numbered(features)},
+        )
+
+    def _normalisation(self) -> dict[str, Node]:
+        """What says how latents are normalised: the data that were learnt.
+
+        Of a published checkpoint no data are read: SD-VAE's factor is known, and the statistics of
+        VA-VAE's latents lie beside them.
+        """
+        data = self.experiment.data
+        if data.source == "latents" and self.experiment.train.imported:
+            return {} if data.codec == "sd-vae" else {"listing": self.data.inputs["listing"]}
+        return {"data": self.data}
+
+    def _data(self) -> Node:
+        """What is learnt: digits, or shards of latents that are bound together.
+
+        Each shard is an artifact of its own, and so encoding is spread, shared and continued like
+        sampling. Latents that another program made become the same shards: one kind of file is
+        read in training, wherever the store is.
+        """
+        data, config = self.experiment.data, key_part(self.experiment.data)
+        if data.source == "digits":
+            return Node("data", config)
+        listing = Node("listing", {"content": data.content})
+        made_by = ("source", "codec", "codec_sha256", "channels", "side", "resolution", "flip")
+        same = {name: getattr(data, name) for name in made_by}
+        # Latents are what they are, whatever decodes their samples. (An experiment that was run
+        # before encoders were told from decoders knows the whole codec alone.)
+        if data.source == "latents" or data.encoder_sha256 is not None:
+            for part in (config, same):
+                part.pop("codec_sha256", None)
+        if data.source == "images" and data.encoder_sha256 is not None:
+            config["encoder_sha256"] = same["encoder_sha256"] = data.encoder_sha256
+        parts = [
+            Node("latents", {**same, **shard}, {"listing": listing})
+            for shard in _shards(data.count or 0, data.shard_size)
+        ]
+        return Node("data", config, {"listing": listing, **_numbered(parts)})
+
+    def _reference(self) -> Node:
+        """What samples are compared with: the digits, images that are cropped, or a file."""
+        experiment, evaluation = self.experiment, self.experiment.evaluation
+        given = evaluation.reference is not None
+        if not given and experiment.data.source == "digits":
+            return Node("reference", {}, {"data": self.data, "extractor": self.extractor})
+        config: dict[str, Any] = {"sha256": evaluation.reference_sha256}
+        learnt = not given and experiment.data.source == "images"
+        if evaluation.reference_content is not None or learnt:
+            config = {
+                "images": evaluation.reference_content,
+                "resolution": experiment.reference_side,
+            }
+        return Node("reference", config, {"extractor": self.extractor})
+
+    def _extractor(self) -> Node:
+        evaluation = self.experiment.evaluation
+        config: dict[str, Any] = {"name": evaluation.extractor}
+        if evaluation.extractor == INCEPTION or evaluation.extractor_weights is not None:
+            # The weights' content is their identity, not where they lie.
+            return Node("extractor", config | {"weights_sha256": evaluation.weights_sha256})
+        config |= {"epochs": evaluation.extractor_epochs, "seed": evaluation.extractor_seed}
+        return Node("extractor", config, {"data": self.data})
+
+
+def _shards(count: int, size: int) -> list[dict[str, int]]:
+    return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
+
+
+def _numbered(nodes: Iterable[Node]) -> dict[str, Node]:
+    return {f"part-{number:05d}": node for number, node in enumerate(nodes)}

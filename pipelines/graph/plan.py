@@ -1,0 +1,68 @@
+"""Plan of an experiment: which nodes are cached, which have to be built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.common.errors import CorruptArtifactError
+from pipelines.graph.node import Node, closure
+from pipelines.graph.trajectory import published_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipelines.graph.graph import Graph
+    from pipelines.store.base import Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is in the store and what would be built."""
+
+    cached: frozenset[Node]
+    missing: tuple[Node, ...]
+    """Inputs first."""
+
+
+def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
+    """Which of the targets, and of what they need, is missing; changes nothing.
+
+    Inputs of what is published are not looked at: they are not needed.
+    """
+    targets = list(targets)
+    absent = store.absent((node.kind, node.key) for node in closure(targets))
+    cached: set[Node] = set()
+    missing: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node in cached or node in missing:
+            return
+        if (node.kind, node.key) not in absent and store.find(node.kind, node.key):
+            cached.add(node)
+            return
+        for source in node.inputs.values():
+            visit(source)
+        missing[node] = None
+
+    for target in targets:
+        visit(target)
+    return Plan(frozenset(cached), tuple(missing))
+
+
+def set_corrupt_aside(store: Store, graph: Graph) -> list[Node]:
+    """Check every artifact of the experiment and set the damaged ones aside; returns them.
+
+    All checkpoints of its trajectory are looked at: a training may start from any of them. (One
+    that finds another state damaged goes on from an older one by itself.)
+    """
+    trajectory = [graph.checkpoint(step) for step in published_steps(store, graph)]
+    found = []
+    for node in dict.fromkeys((*closure(graph.needed), *trajectory)):
+        try:
+            if store.find(node.kind, node.key):
+                store.open(node.kind, node.key)
+        except CorruptArtifactError:
+            store.quarantine(node.kind, node.key)
+            found.append(node)
+    return found

@@ -1,0 +1,310 @@
+"""What an experiment refers to by a path is pinned by its content before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.graph.node import INCEPTION
+from pipelines.graph.source_checks import ImagesOf, pin_source, reference_identity
+from pipelines.store.keys import content_digest, file_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from experiments import DataConfig, EvaluationConfig, Experiment
+    from ig_core.config import ModelConfig, TrainConfig
+
+PINNED = ("extractor_weights", "reference")
+"""Files of an evaluation."""
+
+
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's images."""
+    if path.is_file():
+        return file_digest(path)
+    images = (
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in (".png", ".npz") and not file.name.startswith(".")
+    )
+    return content_digest({file.name: file_digest(file) for file in images})
+
+
+def codec_digest(name: str, path: Path) -> str:
+    """SHA-256 of a codec: of its file, or of the two files in its folder that are read.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    from ig_core.codecs.files import codec_parts
+
+    parts = codec_parts(name, path)
+    if name == "va-vae":
+        return _known_digest(path)
+    return content_digest({part.name: _known_digest(part) for part in parts})
+
+
+@functools.lru_cache(maxsize=16)
+def _encoder_digest(name: str, path: Path, digest: str) -> str:  # noqa: ARG001
+    """SHA-256 of a codec's encoder, read once a process; the digest says what lies there.
+
+    Raises:
+        ValueError: the codec does not fit its architecture.
+    """
+    from ig_core.codecs.files import open_codec
+
+    return open_codec(name, path).encoder_digest
+
+
+def unnamed_files(experiment: Experiment) -> dict[str, str]:
+    """Files that a run needs and the experiment does not name: field -> what belongs there."""
+    evaluation, data = experiment.evaluation, experiment.data
+    wanted = {}
+    # A published checkpoint on SD-VAE's latents needs none of them: their factor is known.
+    known = experiment.train.imported and data.source == "latents" and data.codec == "sd-vae"
+    if data.source != "digits" and data.path is None and not known:
+        wanted["data.path"] = f"{data.source} to learn"
+        if experiment.train.imported and data.source == "latents":
+            wanted["data.path"] = "latents_stats.pt of the latents that were learnt"
+    if data.codec != "none" and data.codec_path is None:
+        wanted["data.codec_path"] = f"weights of {data.codec}, which decodes samples"
+    if evaluation.extractor == INCEPTION and evaluation.extractor_weights is None:
+        wanted["evaluation.extractor_weights"] = (
+            "Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)"
+        )
+    if data.source == "latents" and evaluation.reference is None:
+        wanted["evaluation.reference"] = (
+            "reference statistics (VIRTUAL_imagenet256_labeled.npz) or images, since latents come "
+            "without any"
+        )
+    return wanted
+
+
+def option(field: str) -> str:
+    """The option of the command line that names a field."""
+    return f"--{field.replace('_', '-')}"
+
+
+def files_elsewhere(experiment: Experiment) -> dict[str, str]:
+    """List the files that an experiment names and this machine cannot read: field -> path.
+
+    Nodes of a cluster may see what the machine does not that a job is sent from.
+    """
+    data, evaluation = experiment.data, experiment.evaluation
+    named = {
+        "train.from_checkpoint": experiment.train.from_checkpoint,
+        "evaluation.extractor_weights": evaluation.extractor_weights,
+        "evaluation.reference": evaluation.reference,
+        "data.path": data.path,
+        "data.classes": data.classes,
+        "data.codec_path": data.codec_path,
+    }
+    given = {field: path for field, path in named.items() if path is not None}
+    missing = {field for field, path in given.items() if not _lies_here(field, path)}
+    if "data.classes" in missing and "data.path" in given:
+        missing.add("data.path")  # is identified together with its labels
+    if find_spec("diffusers") is None:
+        missing |= {"data.codec_path"} & set(given)  # no codec can be opened
+    return {field: path for field, path in given.items() if field in missing}
+
+
+def _lies_here(field: str, path: str) -> bool:
+    found = Path(path).expanduser()
+    is_pattern = field == "data.path" and any(sign in found.name for sign in "*?[{")
+    return found.exists() or (is_pattern and found.parent.is_dir())
+
+
+def resolve(
+    experiment: Experiment, *, partly: bool = False, skip: Collection[str] = ()
+) -> Experiment:
+    """The experiment with the files that it refers to pinned by their content.
+
+    Args:
+        experiment: What is to be run or planned.
+        partly: Let files be that are not named yet: enough for a plan.
+        skip: Fields of files that are left as they are (`files_elsewhere`).
+
+    Raises:
+        ValueError: a file is not named (one message for all of them), is not there, or is not the
+            one that the experiment was run with.
+    """
+    unnamed = {} if partly else unnamed_files(experiment)
+    if unnamed:
+        named = "; ".join(f"{option(field)} PATH: {what}" for field, what in unnamed.items())
+        raise ValueError(f"{experiment.name} needs files that are not named yet: {named}")
+    if "train.from_checkpoint" not in skip:
+        experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment))
+    experiment = dataclasses.replace(experiment, data=_pin_data(experiment, skip))
+    if "evaluation.extractor_weights" not in skip:
+        experiment = dataclasses.replace(experiment, evaluation=_pin_weights(experiment))
+    return dataclasses.replace(experiment, evaluation=_pin_reference(experiment, skip))
+
+
+def _pin_weights(experiment: Experiment) -> EvaluationConfig:
+    """The weights of an extractor, pinned."""
+    evaluation = experiment.evaluation
+    if evaluation.extractor_weights is None:
+        return evaluation
+    path, digest = _pin_file(
+        "extractor_weights", evaluation.extractor_weights, evaluation.weights_sha256
+    )
+    return dataclasses.replace(evaluation, extractor_weights=str(path), weights_sha256=digest)
+
+
+def _pin_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
+    """Return where a file lies and its digest.
+
+    Raises:
+        ValueError: it is not there, or is not the one that the experiment was run with.
+    """
+    path = Path(given).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"{field} must be a file, but got {str(path)!r}")
+    digest = _known_digest(path)
+    _check_known(field, path, known, digest)
+    return path, digest
+
+
+def _check_known(field: str, path: Path, known: str | None, digest: str | None) -> None:
+    """Raise ValueError unless a file is the one that the experiment was run with, if it was."""
+    if known not in (None, digest):
+        raise ValueError(
+            f"{field} must be the file with SHA-256 {known}, but {path} has "
+            f"{digest or 'images of another format'}"
+        )
+
+
+def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationConfig:
+    """What samples are compared with, pinned after a look into it.
+
+    Raises:
+        ValueError: it holds nothing to compare with, or is not what the experiment was run with.
+    """
+    evaluation, data = experiment.evaluation, experiment.data
+    given = evaluation.reference
+    if given is None and (data.source != "images" or data.path is None):
+        return evaluation
+    if ("data.path" if given is None else "evaluation.reference") in skip:
+        return evaluation
+    if given is not None:
+        path = Path(given).expanduser().absolute()
+        evaluation = dataclasses.replace(evaluation, reference=str(path))
+        side = None if evaluation.reference_sha256 else experiment.reference_side
+        if _has_format_of_samples(path, side):
+            digest = _known_digest(path)
+            _check_known("reference", path, evaluation.reference_sha256, digest)
+            if evaluation.reference_content is not None:
+                raise ValueError(
+                    f"reference must be the images of {evaluation.reference_content} "
+                    f"as when the experiment was run, but is {path}"
+                )
+            return dataclasses.replace(evaluation, reference_sha256=digest)
+        _check_known("reference", path, evaluation.reference_sha256, None)
+    images = ImagesOf.reference(dataclasses.replace(experiment, evaluation=evaluation))
+    content, known = reference_identity(images), evaluation.reference_content
+    if known not in (None, content):
+        raise ValueError(
+            f"reference must be the images of {known} as when the experiment was run, "
+            f"but {images.path} holds those of {content}"
+        )
+    return dataclasses.replace(evaluation, reference_content=content)
+
+
+def _has_format_of_samples(path: Path, side: int | None) -> bool:
+    """Look into a reference: are it statistics, or images as they are and not to be cropped?
+
+    Args:
+        path: What is given.
+        side: Of the samples, in pixels: PNG files of another are to be cropped. None: none are.
+
+    Raises:
+        ValueError: it holds nothing that can be compared with.
+    """
+    from ig_core.data.sources.formats import CONTAINERS
+    from ig_core.files.npz import has_arrays
+    from ig_core.images.folders import count_images, holds_samples
+
+    if path.is_dir():
+        return holds_samples(path, side)
+    if not path.is_file():
+        raise ValueError(f"reference must be a file or a folder, but got {str(path)!r}")
+    if path.suffix.lower() in CONTAINERS:
+        return False
+    if not has_arrays(path, {"mu", "sigma"}):
+        if not has_arrays(path, {"arr_0"}):
+            raise ValueError(
+                f"reference must hold statistics (mu, sigma) or images (arr_0), but "
+                f"{path} holds neither"
+            )
+        count_images(path)
+    return True
+
+
+def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
+    """Data pinned by their content, as far as they are named, after a look at what is small.
+
+    Raises:
+        ValueError: they are not there, are of another kind or size than the experiment says, lack
+            their normalisation, or are not those that it was run with; or so with the codec.
+    """
+    data = experiment.data
+    if data.source == "digits":
+        return data
+    pinned: dict[str, Any] = {}
+    if data.codec != "none" and data.codec_path is not None and "data.codec_path" not in skip:
+        codec = Path(data.codec_path).expanduser().absolute()
+        digest = codec_digest(data.codec, codec)
+        pinned |= {"codec_path": str(codec), "codec_sha256": digest}
+        encoder = _encoder_digest(data.codec, codec, digest)
+        # One that was run before encoders were told from decoders goes on under its keys.
+        if data.source == "images" and (data.encoder_sha256 or not data.codec_sha256):
+            pinned["encoder_sha256"] = encoder
+    if data.path is not None and "data.path" not in skip:
+        pinned |= pin_source(
+            data, Path(data.path).expanduser().absolute(), imported=experiment.train.imported
+        )
+    for name in ("content", "count", "codec_sha256", "encoder_sha256"):
+        known = getattr(data, name)
+        if known is not None and name in pinned and known != pinned[name]:
+            raise ValueError(
+                f"data.{name} must be {known!r} as when the experiment was run, but "
+                f"is {pinned[name]!r}"
+            )
+    return dataclasses.replace(data, **pinned)
+
+
+def _pin_checkpoint(experiment: Experiment) -> TrainConfig:
+    """The published checkpoint that stands for a training, pinned; it must fit the model."""
+    train = experiment.train
+    if train.from_checkpoint is None:
+        return train
+    path, digest = _pin_file(
+        "train.from_checkpoint", train.from_checkpoint, train.checkpoint_sha256
+    )
+    _check_checkpoint(path, experiment.model, digest)
+    return dataclasses.replace(train, from_checkpoint=str(path), checkpoint_sha256=digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_checkpoint(path: Path, model: ModelConfig, digest: str) -> None:  # noqa: ARG001
+    """Raise ValueError unless names and shapes fit; once a process for what the digest says."""
+    from ig_core.checkpoints.official import check_official
+
+    check_official(path, model)
+
+
+def _known_digest(path: Path) -> str:
+    """Digest of a path; a large file that did not change is read once a process."""
+    if path.is_dir():
+        return path_digest(path)
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: Path, *_: int) -> str:
+    return file_digest(path)

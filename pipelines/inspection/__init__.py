@@ -1,0 +1,1 @@
+"""Readers behind `igdit inspect`: checkpoints, codecs and latents."""

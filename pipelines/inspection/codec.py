@@ -1,0 +1,178 @@
+"""`igdit inspect` of what is no checkpoint of a diffusion transformer, but belongs to one.
+
+Codecs (diffusers' AutoencoderKL, the VA-VAE), one shard of LightningDiT's latents, and the
+statistics that lie beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ig_core.checkpoints.weight_names import has_network
+from ig_core.codecs.files import (
+    ANCHORS,
+    SD_CONFIG,
+    SHAPES,
+    autoencoder_weights,
+    is_diffusers,
+    open_codec,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipelines.inspection.latents import Found
+
+KNOWN = {shape: name.upper() for name, shape in SHAPES.items()}
+"""Channels and pixels a cell -> the codec that has them."""
+
+
+def is_codec_folder(path: Path) -> bool:
+    """Whether a folder describes a model of diffusers."""
+    return (path / SD_CONFIG).is_file()
+
+
+def inspect_codec_folder(path: Path) -> Found:
+    """Say which model of diffusers a folder holds, and whether it can be the sd-vae.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    try:
+        config: dict[str, Any] = json.loads((path / SD_CONFIG).read_bytes())
+        kind = config["_class_name"]
+        levels = len(config.get("block_out_channels", [None]))
+        scale = config.get("scaling_factor")
+        sizes = (
+            config.get("latent_channels"),
+            2 ** (levels - 1),
+            None if scale is None else float(scale),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path / SD_CONFIG} does not describe a model of diffusers: "
+            f"{type(error).__name__} {error}"
+        ) from error
+    if kind != "AutoencoderKL":
+        return (
+            {"model": f"{kind} of diffusers"},
+            [],
+            ["it is no codec that is known here: sd-vae is an AutoencoderKL"],
+        )
+    what = "SD-VAE" if sizes[:2] == SHAPES["sd-vae"] else "AutoencoderKL"
+    return _codec("sd-vae", f"{what} of diffusers", path, *sizes)
+
+
+def inspect_other_file(path: Path) -> Found | None:
+    """Say what a file is that holds no diffusion transformer; None: it may hold one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from ig_core.files.tensors import read_file
+
+    if path.suffix == ".safetensors":
+        names = _names(path)
+        if {"latents", "labels"} <= names:
+            return _one_shard(path)
+        if not has_network(dict.fromkeys(names), ANCHORS):
+            return None
+    held = read_file(path)
+    if not isinstance(held, Mapping):
+        return None
+    if held.keys() == {"mean", "std"}:
+        return _statistics(held)
+    return _autoencoder(path, autoencoder_weights(path)) if has_network(held, ANCHORS) else None
+
+
+def _names(path: Path) -> set[str]:
+    """Names of the tensors in a safetensors file; none if it is damaged, which others will say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.offset_keys())
+    except (OSError, SafetensorError):
+        return set()
+
+
+def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
+    """Latent diffusion's autoencoder in one file, or that of diffusers out of its folder."""
+    from ig_core.codecs.ldm_names import diffusers_settings
+
+    if is_diffusers(weights):
+        if is_codec_folder(path.parent):
+            lines, notes, problems = inspect_codec_folder(path.parent)
+            return lines, [*notes, f"--data.codec-path takes the folder, {path.parent}"], problems
+        return (
+            {"codec": "weights of diffusers' AutoencoderKL"},
+            [],
+            [f"the sd-vae is read from a folder with {SD_CONFIG}, and none lies beside this file"],
+        )
+    try:
+        settings = diffusers_settings(weights)
+    except (ValueError, AttributeError, IndexError) as error:
+        return {"codec": "an autoencoder"}, [], [f"it is not the va-vae: {error}"]
+    factor = 2 ** (len(settings["block_out_channels"]) - 1)
+    channels = settings["latent_channels"]
+    what = KNOWN.get((channels, factor), "autoencoder")
+    return _codec("va-vae", f"{what} in the names of latent diffusion", path, channels, factor)
+
+
+def _codec(
+    name: str, what: str, path: Path, channels: int | None, factor: int, scale: float | None = None
+) -> Found:
+    """Lines on a codec; that it can be used is tried out."""
+    lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
+    if scale is not None:
+        lines["scale"] = f"{scale:g}"
+    try:
+        open_codec(name, path)
+    except ValueError as error:
+        return lines, [], [f"as the {name}: {error}"]
+    lines["use it"] = f"--data.codec {name} --data.codec-path {shlex.quote(str(path))}"
+    notes = ["it is a codec, which decodes samples, not a model to be sampled"]
+    if name == "sd-vae":
+        notes.append(
+            "that the latents were made by this very encoder cannot be read from it: of "
+            "SD-VAE's releases (ema, mse) the encoders are the same, the decoders are "
+            "not"
+        )
+    return lines, notes, []
+
+
+def _one_shard(path: Path) -> Found:
+    """A shard is no use alone: what is said is said of its folder."""
+    from ig_core.data.inspection import inspect_latents
+    from pipelines.inspection.latents import cache_lines
+
+    facts = inspect_latents(path.parent)
+    note = f"{path.name} is one of its shards: --data.path takes the folder, {path.parent}"
+    return cache_lines(facts), [note, *facts.notes], facts.problems
+
+
+def _statistics(held: Mapping[str, Any]) -> Found:
+    from torch import Tensor
+
+    mean, std = held["mean"], held["std"]
+    for name, value in (("mean", mean), ("std", std)):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            raise ValueError(
+                f"{name} must be a tensor of floating-point numbers, but is {value!r:.80}"
+            )
+    lines = {
+        "statistics": f"mean and spread of {mean.numel()} channels, as latents_stats.pt beside "
+        f"LightningDiT's latents",
+        "mean": f"{float(mean.min()):.4g} .. {float(mean.max()):.4g}",
+        "spread": f"{float(std.min()):.4g} .. {float(std.max()):.4g}",
+    }
+    problems = []
+    if mean.numel() != std.numel():
+        problems.append(f"the spread is of {std.numel()} channels")
+    if not bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        problems.append("it holds values that are not finite, or no positive spread")
+    note = "it belongs into the folder of the shards that it was measured on: --data.path"
+    return lines, [note], problems

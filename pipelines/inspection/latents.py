@@ -1,0 +1,170 @@
+"""`igdit inspect` of latents in the store: one shard, or the data that shards are bound to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from experiments.data import CODEC_CHANNELS
+from pipelines.stages.latents import LATENTS, STATISTICS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ig_core.data.inspection import CacheFacts
+    from ig_core.data.shards import Shard
+
+Found = tuple[dict[str, str], list[str], list[str]]
+"""Lines, what a person should know, and what would go wrong."""
+
+TOLERANCE = 2.0
+"""Factor by which the spread of what is learnt may differ from 1."""
+
+
+def is_in_store(path: Path) -> bool:
+    """Whether a folder is a shard of latents, or what binds shards together."""
+    return (path / LATENTS).is_file() or (path / STATISTICS).is_file()
+
+
+def inspect_shards(path: Path) -> Found:
+    """Say what they are.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    return _shard(path) if (path / LATENTS).is_file() else _data(path)
+
+
+def label_counts(labels: Counter[int]) -> str:
+    """How many labels there are, and how many latents of the rarest and the most frequent."""
+    if not labels:
+        return "none"
+    counts = labels.most_common()
+    (rare, least), (often, most) = counts[-1], counts[0]
+    return f"{len(labels):,}: {least:,} (label {rare}) to {most:,} (label {often}) of each"
+
+
+def cache_lines(facts: CacheFacts) -> dict[str, str]:
+    """What there is to say of a cache that others wrote; its format alone if it is not readable."""
+    if not facts.count:
+        return {"latent cache": facts.format}
+    return {
+        "latent cache": facts.format,
+        "codec": facts.codec,
+        "content": facts.content,
+        "shape": " x ".join(map(str, facts.shape)),
+        "values": facts.measured,
+        "scale": facts.scale,
+        "statistics": facts.statistics,
+        "flips": facts.flips,
+        "latents": f"{facts.count:,} in {facts.files:,} files",
+        "labels": label_counts(facts.labels),
+    }
+
+
+def _shard(path: Path) -> Found:
+    import torch
+
+    from ig_core.data.shards import Shard
+
+    shard = Shard(path / LATENTS)
+    finite = all(bool(torch.tensor(row).isfinite().all()) for row in shard.latent)
+    lines = {
+        "latent cache": "igdit's own, one shard",
+        **_rows(shard),
+        "latents": f"{len(shard):,}",
+        "labels": label_counts(Counter(shard.label.tolist())),
+    }
+    return lines, [], [] if finite else ["some values are NaN or infinite"]
+
+
+def _rows(shard: Shard) -> dict[str, str]:
+    """What the rows of a shard are."""
+    return {
+        "content": f"{_content(shard.shape[0])}, {shard.dtype}",
+        "shape": " x ".join(map(str, shard.shape)),
+        "flips": _flips(shard),
+    }
+
+
+def _content(depth: int) -> str:
+    """What channels hold: their number tells, since each codec has its own."""
+    for codec, channels in CODEC_CHANNELS.items():
+        if depth == channels:
+            return "pixels" if codec == "none" else f"samples of {codec}'s posterior, drawn once"
+        if depth == 2 * channels and codec != "none":
+            return f"moments of {codec}'s posterior: mean and standard deviation"
+    return f"{depth} channels of no codec that is known"
+
+
+def _flips(shard: Shard) -> str:
+    if shard.mirror is not None:
+        return "a mirrored latent beside each"
+    return "none stored: pixels are mirrored as they are read" if shard.dtype == "uint8" else "none"
+
+
+def _rows_of_data(path: Path, shards: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What the rows of the first shard are, and notes; in a store it lies beside the data."""
+    from ig_core.data.shards import Shard
+
+    files = [path.resolve().parent.parent / shard / LATENTS for shard in shards]
+    absent = sum(not file.is_file() for file in files)
+    notes = [f"{absent} of {len(files)} shards do not lie beside it"] if absent else []
+    there = next((file for file in files if file.is_file()), None)
+    return ({} if there is None else _rows(Shard(there))), notes
+
+
+def _scaling(about: dict[str, Any]) -> list[str]:
+    """Whether what a model would learn is about as spread out as the noise is."""
+    if about["codec"] == "none":  # pixels, which are brought to [-1, 1]
+        return []
+    scaled = [std * factor for std, factor in zip(about["std"], about["factor"], strict=True)]
+    root = math.sqrt(sum(each**2 for each in scaled) / len(scaled))
+    if 1 / TOLERANCE <= root <= TOLERANCE:
+        return []
+    return [
+        f"their spread times the factor is {root:.3g} (root mean square over channels), where "
+        f"it should be about 1: they are scaled already, or of another codec"
+    ]
+
+
+def _data(path: Path) -> Found:
+    file = path / STATISTICS
+    try:
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        counts = Counter(dict(enumerate(about["per_class"])))
+        rows, notes = _rows_of_data(path, about["shards"])
+        lines = {
+            "latent cache": f"igdit's own, {len(about['shards']):,} shards bound together",
+            "codec": f"{about['codec']} {about.get('encoder_sha256') or '(of whatever made them)'}",
+            "source": str(about["source"]),
+            "statistics": f"mean {_range(about['mean'])}, spread {_range(about['std'])} over "
+            f"channels",
+            "scale": f"z = (latent - shift) x factor: shift {_range(about['shift'])}, factor "
+            f"{_range(about['factor'])}",
+            **rows,
+            "latents": f"{about['count']:,}",
+            "labels": label_counts(+counts),
+        }
+        absent = [label for label, count in enumerate(about["per_class"]) if not count]
+        faults = [str(each["fault"]) for each in about["broken"]]
+        problems = _scaling(about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} does not describe shards of latents: {type(error).__name__} {error}"
+        ) from error
+    converted = sum("converted" in fault for fault in faults)
+    for count, what in ((len(faults) - converted, "left out"), (converted, "converted to RGB")):
+        notes += [f"{count:,} images were {what}"] if count else []
+    if about.get("oriented"):
+        notes.append(f"{about['oriented']:,} images have an EXIF orientation, which is not applied")
+    if absent:
+        problems.append(f"{len(absent)} labels have no latent, for example {absent[0]}")
+    return lines, notes, problems
+
+
+def _range(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g} .. {high:.4g}"

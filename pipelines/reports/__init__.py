@@ -1,0 +1,1 @@
+"""Reports that can be mailed: pages, charts and plots."""

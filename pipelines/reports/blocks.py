@@ -1,0 +1,313 @@
+"""Parts that the page of a run and the page of a study share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from experiments import experiment_to_json
+from pipelines.common.errors import ArtifactError
+from pipelines.common.formatting import change, data_size, in_words, metric, value_text
+from pipelines.common.revision import split_commit
+from pipelines.reports import reproduce
+from pipelines.reports.html import (
+    Child,
+    Html,
+    data_uri,
+    encode_png,
+    figure,
+    image,
+    markup,
+    paragraph,
+    table,
+    tag,
+)
+from pipelines.reports.plots import has_real_images, real_images, sampled_images
+from pipelines.results.measurements import stage_costs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from experiments import Experiment
+    from pipelines.graph.node import Node
+    from pipelines.results.measurements import Measurement, Reported, Results
+    from pipelines.store.base import Artifact, Store
+
+FILE = "report.html"
+LARGEST_IMAGE = 1_000_000
+"""Bytes of a sample grid that goes into a page; a page is to be mailed."""
+LABELS = {
+    "num_samples": "samples",
+    "fid": "FID",
+    "fid_infinity": "FID at infinity",
+    "sfid": "sFID",
+    "kid": "KID",
+    "inception_score": "Inception Score",
+}
+PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "share", "slope")
+"""Ends of the names of numbers that say how uncertain another one is."""
+INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
+
+
+def header(kind: str, name: str, facts: Sequence[str]) -> Html:
+    """What this is about."""
+    return tag(
+        "header",
+        paragraph(f"igdit {kind}", class_="kicker"),
+        tag("h1", name),
+        paragraph(" \N{MIDDLE DOT} ".join(facts), class_="meta"),
+    )
+
+
+def lead(text: str) -> Html:
+    """The sentence that says it all; an interval is not broken over lines."""
+    whole = text.replace(" .. ", "\N{NO-BREAK SPACE}..\N{NO-BREAK SPACE}")
+    return paragraph(whole, class_="lead")
+
+
+def when(artifacts: Sequence[Artifact]) -> str:
+    """When the newest of them was made: a page says nothing that depends on when it is written."""
+    newest = max(artifact.built for artifact in artifacts)
+    return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def metrics_table(
+    measurements: Sequence[Measurement],
+    first: Sequence[str],
+    cells: Sequence[Sequence[Child]],
+    caption: str,
+) -> Html:
+    """Every metric of some measurements, with its interval where it has one.
+
+    Args:
+        measurements: One row each.
+        first: Titles of the columns before the metrics.
+        cells: Their content.
+        caption: What the table shows.
+    """
+    names: dict[str, None] = {}
+    for m in measurements:
+        names |= {name: None for name, value in m.metrics.items() if _is_number(value)}
+    own = [n for n in names if n.rpartition("_")[2] not in PARTS_OF_A_METRIC]
+    rows = [
+        [*before, *(_metric(m.metrics, name) for name in own)]
+        for m, before in zip(measurements, cells, strict=True)
+    ]
+    titles = [LABELS.get(name, name.replace("_", " ")) for name in own]
+    return table([*first, *titles], rows, left=0, caption=caption)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _metric(metrics: dict[str, Any], name: str) -> str:
+    value = metrics.get(name)
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return metric(metrics, name)
+
+
+def reported_sentence(reported: Reported) -> str:
+    """What was chosen, on a bank of noise that had no part in the choice."""
+    m, gain = reported
+    against = "" if gain is None else f", {change(gain)} against scale 1 there"
+    infinite = ""
+    if "fid_infinity" in m.metrics:
+        infinite = f"; of infinitely many samples FID is {metric(m.metrics, 'fid_infinity')}"
+    return (
+        f"On a bank of noise that had no part in the choice its FID is {metric(m.metrics)}"
+        f"{against}{infinite}."
+    )
+
+
+def protocol(measurement: Measurement) -> Html:
+    """How a number was measured: what it must share with whatever it is compared with."""
+    mark = measurement.fingerprint
+    rows = [
+        (field.name.replace("_", " "), value_text(getattr(mark, field.name)))
+        for field in dataclasses.fields(mark)
+    ]
+    return markup(
+        paragraph(
+            f"Fingerprint {mark.id}. Numbers compare only if these agree; banks of noise, "
+            f"numbers of samples and the like are part of it.",
+            class_="note",
+        ),
+        tag("div", _pairs(rows), class_="single"),
+    )
+
+
+def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) -> Html | None:
+    """Real images, and grids of samples of the same noise and labels, side by side."""
+    if not chosen:
+        return None
+    panels = []
+    if has_real_images(results):
+        panels.append(_grid("Real", "what is learnt", functools.partial(real_images, results)))
+    panels += [
+        _grid(
+            title,
+            f"FID {metric(m.metrics)}, step {m.point.step:,}",
+            functools.partial(sampled_images, results, m),
+        )
+        for title, m in chosen
+    ]
+    return tag("div", *panels, class_="grids")
+
+
+def _grid(title: str, caption: str, read: Callable[[], tuple[Tensor, int]]) -> Html:
+    from ig_core.images.sets import contact_sheet
+
+    try:
+        images, columns = read()
+        sheet = contact_sheet(images, columns, gap=0)
+        content = encode_png(sheet)
+    except (ArtifactError, ValueError):
+        picture: Html = paragraph("These images are not in the store any more.", class_="note")
+    else:
+        if len(content) > LARGEST_IMAGE:
+            picture = paragraph(
+                "This grid is too large for a page that is to be mailed.", class_="note"
+            )
+        else:
+            picture = image(
+                content,
+                f"{title}: a row for each class",
+                "samples gray" if len(sheet) == 1 else "samples",
+            )
+    return figure(markup(tag("h3", title), picture), caption)
+
+
+def costs(store: Store, nodes: Iterable[Node]) -> Html:
+    """Work by stage."""
+    frame = stage_costs(store, nodes)
+    rows = [
+        [str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]), data_size(row["bytes"])]
+        for stage, row in frame.iterrows()
+    ]
+    total = [
+        "total",
+        f"{frame['artifacts'].sum():,.0f}",
+        in_words(frame["seconds"].sum()),
+        data_size(frame["bytes"].sum()),
+    ]
+    return markup(
+        table(
+            ["stage", "artifacts", "work", "size"],
+            [*rows, total],
+            marked=[len(rows)],
+            caption="Work by stage, whenever and by whomever it was done",
+        ),
+        paragraph(
+            "Artifacts that other runs share with this one are counted here too. A training "
+            "counts the time of its group of workers once.",
+            class_="note",
+        ),
+    )
+
+
+def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> Html:
+    """All fields of a configuration, a box for each of its parts.
+
+    Args:
+        config: A dataclass; its parts are dataclasses too.
+        title: Of the box with the fields that belong to no part.
+        without: Parts that are left out.
+    """
+    parts = [part for part in _parts(config, title) if part[0] not in without and part[1]]
+    return tag("div", *(_box(name, items) for name, items in parts), class_="boxes")
+
+
+def _parts(config: Any, title: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:  # noqa: ANN401
+    values = {f.name.replace("_", " "): getattr(config, f.name) for f in dataclasses.fields(config)}
+    yield title, [(n, value_text(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value, f"{title}: {name}" if title == "space" else name)
+
+
+def _box(name: str, items: Sequence[tuple[str, str]]) -> Html:
+    return tag("div", tag("h3", name), _pairs(items))
+
+
+def _pairs(items: Sequence[tuple[str, str]]) -> Html:
+    pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
+    return tag("dl", *pairs, class_="config")
+
+
+def provenance(artifacts: Sequence[Artifact]) -> Html:
+    """Show the code, packages and hosts that made the artifacts, as they say themselves."""
+    hosts = Counter(str(a.manifest.get("host", "not recorded")) for a in artifacts)
+    versions: dict[str, Counter[str]] = {}
+    for artifact in artifacts:
+        made_by = {"git commit": _commit(artifact), **artifact.manifest.get("packages", {})}
+        for name, version in made_by.items():
+            versions.setdefault(name, Counter())[version] += 1
+    rows = [[name, ", ".join(_counted(found, len(artifacts)))] for name, found in versions.items()]
+    mixed = any(len(found) > 1 for found in versions.values())
+    return markup(
+        tag(
+            "div",
+            table(["package", "version"], rows, left=2, caption="Versions that made the artifacts"),
+            table(
+                ["host", "artifacts"],
+                [[host, f"{n:,}"] for host, n in sorted(hosts.items())],
+                caption="Where they were made",
+            ),
+            class_="pair",
+        ),
+        paragraph(
+            "Some artifacts were made by other versions than the rest; a number in brackets "
+            "counts them.",
+            class_="note",
+        )
+        if mixed
+        else None,
+    )
+
+
+def _commit(artifact: Artifact) -> str:
+    commit, dirty = split_commit(str(artifact.manifest.get("commit", "")))
+    changed = " with uncommitted changes" if dirty else ""
+    return f"{commit[:12]}{changed}" if commit else "not recorded"
+
+
+def _counted(found: Counter[str], total: int) -> list[str]:
+    if len(found) == 1 and found.total() == total:
+        return list(found)
+    return [f"{version} ({count:,})" for version, count in found.most_common()]
+
+
+def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note: str) -> Html:
+    """The commands that give this again, and the experiment itself as a file.
+
+    Args:
+        words: Command lines, after the program's name; None: there is none.
+        experiment: What the file holds.
+        note: What the file is.
+    """
+    text = experiment_to_json(experiment)
+    lines = [reproduce.command(line) for line in words if line is not None]
+    link = tag(
+        "a",
+        "experiment.json",
+        download="experiment.json",
+        href=data_uri(text.encode(), "application/json"),
+    )
+    return markup(
+        tag(
+            "pre",
+            "\n# or, from the file below:\n".join([*lines, "igdit run experiment.json"]),
+            class_="wrap",
+        ),
+        paragraph("What is in the store is not computed again. ", link, f" {note}", class_="note"),
+        tag("details", tag("summary", "experiment.json as text"), tag("pre", text)),
+    )

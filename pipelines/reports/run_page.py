@@ -1,0 +1,326 @@
+"""One experiment as one HTML file that can be mailed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.common.errors import ArtifactError
+from pipelines.common.formatting import change, metric, percents
+from pipelines.graph.node import closure
+from pipelines.reports import blocks as page
+from pipelines.reports.charts import Sample, Series, line_chart
+from pipelines.reports.html import Html, badge, markup, paragraph, section, table, tag
+from pipelines.reports.html import page as document
+from pipelines.reports.reproduce import run_name, run_words
+from pipelines.results.measurements import checkpoint_name, published
+from pipelines.store.files import replace_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ig_core.config import TrainConfig
+    from pipelines.results.measurements import Measurement, Results
+
+UNGUIDED, GUIDED = 0, 1
+LOSS, FINAL, AUXILIARY = 2, 3, 4
+"""Colours."""
+RECORD_POINTS = 300
+"""Points of a line that has a value for each step of a training; each is a mean."""
+
+
+def write_run_page(results: Results, directory: Path) -> Path:
+    """Write the page into a report folder; returns its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / page.FILE
+    replace_text(path, run_page(results))
+    return path
+
+
+def run_page(results: Results) -> Html:
+    """The page of an experiment."""
+    experiment, graph = results.experiment, results.graph
+    artifacts = list(published(results.store, closure(results.targets)).values())
+    facts = [
+        f"run {graph.run_key[:8]}",
+        _trained(experiment.train),
+        f"{experiment.evaluation.num_samples:,} samples for each scale",
+        f"features of {experiment.evaluation.extractor}",
+    ]
+    if artifacts:
+        facts.append(page.when(artifacts))
+    return document(
+        f"{experiment.name} {graph.run_key[:8]}",
+        page.header("experiment", run_name(experiment), facts),
+        page.lead(headline(results)),
+        _second(results),
+        _incomplete(results),
+        section(
+            "What was found",
+            tag("div", _curve_chart(results), _scale_chart(results), class_="pair")
+            if results.curve or results.final
+            else None,
+        ),
+        section("Samples", samples(results)),
+        section("By guidance scale", scale_tables(results)),
+        section("Over training", _training_charts(results), _curve_table(results)),
+        section("Cost", page.costs(results.store, closure(results.targets)) if artifacts else None),
+        section("Configuration", page.configuration(experiment, "experiment")),
+        section("Made with", page.provenance(artifacts) if artifacts else None),
+        section(
+            "Do it again",
+            page.reproduction(
+                [run_words(experiment)],
+                experiment,
+                "is this experiment, completely resolved: save it and run it.",
+            ),
+        ),
+        section("Measured by", page.protocol(results.final[0]) if results.final else None),
+        section("Reading the numbers", _notes(results)),
+    )
+
+
+def headline(results: Results) -> str:
+    """What was found, in a sentence, at the scale that was fixed before the run."""
+    own, base = results.headline(), results.headline(1.0)
+    if own is None:
+        return "Nothing is measured at the last checkpoint yet."
+    scale = f"internal guidance of scale {own.scale:g}"
+    if own is base or own.scale == 1:
+        return f"Without guidance FID is {metric(own.metrics)} after {own.point.step:,} steps."
+    gain = results.improvements()[results.final.index(own)]
+    if base is None or gain is None:
+        return (
+            f"With {scale} FID is {metric(own.metrics)} after {own.point.step:,} "
+            f"steps; the unguided samples are not measured yet."
+        )
+    both = f"from {metric(base.metrics)} to {metric(own.metrics)}"
+    value, low, high = gain
+    if low > 0:
+        less = percents(value, low, high, sign="")
+        return (
+            f"{scale[0].upper()}{scale[1:]} lowers FID {both}: {less[0]} % less "
+            f"({less[1]} .. {less[2]}) on the same noise."
+        )
+    if high < 0:
+        more = percents(-value, -high, -low, sign="")
+        return (
+            f"{scale[0].upper()}{scale[1:]} raises FID {both}: {more[0]} % more "
+            f"({more[1]} .. {more[2]}) on the same noise."
+        )
+    return (
+        f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
+        f"a change of {change(gain)} on the same noise."
+    )
+
+
+def _second(results: Results) -> Html | None:
+    """The lowest scale and its equals, and what that scale gives on noise it was not chosen on."""
+    best = results.best()
+    if best is None or len(results.final) < 2:
+        return None
+    lowest, equal = best
+    text = f"Of the scales compared, {lowest.scale:g} has the lowest FID"
+    if equal:
+        text += f"; {', '.join(f'{s:g}' for s in equal)} cannot be told from it"
+    reported = results.reported()
+    text += ". " + ("" if reported is None else f"{page.reported_sentence(reported)} ")
+    return paragraph(
+        f"{text}The scale of the sentence above was fixed before the run. Brackets "
+        f"hold 95 % intervals of the sampling."
+    )
+
+
+def _incomplete(results: Results) -> Html | None:
+    if results.complete:
+        return None
+    wanted = len(results.graph.curve) + len(results.graph.final)
+    found = len(results.curve) + len(results.final)
+    return paragraph(f"Not finished: {found} of {wanted} points are evaluated.", class_="warning")
+
+
+def _point(m: Measurement, x: float, what: str) -> Sample:
+    metrics = m.metrics
+    return Sample(
+        x, m.fid, metrics["fid_low"], metrics["fid_high"], f"{what}: FID {metric(metrics)}"
+    )
+
+
+def curve_series(results: Results) -> list[Series]:
+    """FID over training, a line for each guidance."""
+    lines = []
+    for scale in sorted({m.scale for m in results.curve}):
+        label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
+        points = tuple(
+            _point(m, m.point.step, f"step {m.point.step}, {label}")
+            for m in results.curve
+            if m.scale == scale
+        )
+        lines.append(Series(label, points, UNGUIDED if scale == 1 else GUIDED))
+    return lines
+
+
+def _curve_chart(results: Results) -> Html:
+    return line_chart(
+        "FID over training",
+        curve_series(results),
+        "training step",
+        f"FID, {results.experiment.evaluation.curve_samples:,} samples",
+        log=True,
+    )
+
+
+def _scale_chart(results: Results) -> Html:
+    points = tuple(_point(m, m.scale, f"scale {m.scale:g}") for m in results.final)
+    base = results.headline(1.0)
+    return line_chart(
+        "FID by internal guidance scale",
+        [Series("FID with its 95 % interval", points, GUIDED)],
+        "internal guidance scale (1 is off)",
+        f"FID, {results.experiment.evaluation.num_samples:,} samples",
+        reference=None if base is None else (base.fid, "unguided"),
+    )
+
+
+def samples(results: Results) -> Html | None:
+    """Unguided, at the experiment's own scale, and at the lowest if that is another one."""
+    base, own, best = results.headline(1.0), results.headline(), results.best()
+    chosen = [("Unguided", base)]
+    if own is not base:
+        chosen.append(("Internal guidance, scale {:g}", own))
+    if best is not None and best[0] not in (own, base):
+        note = "lowest FID" if not best[1] else "lowest FID, not alone"
+        chosen.append((f"Internal guidance, scale {{:g}} ({note})", best[0]))
+    grids = page.sample_grids(
+        results, [(title.format(m.scale), m) for title, m in chosen if m is not None]
+    )
+    if grids is None:
+        return None
+    return markup(
+        paragraph(
+            "The first samples of each bank, not chosen: the same place holds the "
+            "same noise and the same class.",
+            class_="note",
+        ),
+        grids,
+    )
+
+
+def _trained(train: TrainConfig) -> str:
+    if train.imported:
+        return f"checkpoint {checkpoint_name(train)}"
+    return f"{train.steps:,} training steps"
+
+
+def marks(results: Results) -> dict[float, Html]:
+    """Scale -> whether it is the lowest, cannot be told from it, or is higher."""
+    best = results.best()
+    if best is None:
+        return {}
+    lowest, equal = best
+    found = {m.scale: badge("higher", "plain") for m in results.final}
+    found |= {scale: badge("equal", "equal") for scale in equal}
+    return found | {lowest.scale: badge("lowest", "lowest")}
+
+
+def scale_tables(results: Results) -> Html | None:
+    """The paired comparison, then every metric."""
+    if not results.final:
+        return None
+    marked, checkpoint = marks(results), checkpoint_name(results.experiment.train)
+    rows = [
+        [f"{m.scale:g}", metric(m.metrics), "" if gain is None else change(gain), marked[m.scale]]
+        for m, gain in zip(results.final, results.improvements(), strict=True)
+    ]
+    own = [
+        i for i, m in enumerate(results.final) if m.scale == results.experiment.guidance.ig_scale
+    ]
+    return markup(
+        table(
+            ["scale", "FID", "FID against scale 1, paired", "paired with the lowest"],
+            rows,
+            left=0,
+            marked=own,
+            caption=f"Comparison on the same noise and labels, {checkpoint}",
+        ),
+        paragraph(
+            'The row in bold is the experiment\'s own scale. Rows marked "equal" cannot be '
+            "told from the lowest: the 95 % interval of the paired difference holds 0.",
+            class_="note",
+        ),
+        page.metrics_table(
+            results.final,
+            ["scale"],
+            [[f"{m.scale:g}"] for m in results.final],
+            f"All metrics, {checkpoint}",
+        ),
+    )
+
+
+def _training_charts(results: Results) -> Html | None:
+    """Losses and gradient norm over the steps of the training that was done here."""
+    try:
+        history = results.history()
+    except ArtifactError:  # a page is written of whatever is left
+        return None
+    if history is None or history.empty:
+        return None
+    every = -(-len(history) // RECORD_POINTS)
+    means = history.groupby((history.index - 1) // every).mean()
+
+    def series(column: str, label: str, color: int) -> Series:
+        steps = ((int(block) + 1) * every for block in means.index)
+        points = zip(steps, means[column], strict=True)
+        samples = tuple(Sample(min(step, len(history)), float(y)) for step, y in points)
+        return Series(label, samples, color, dots=False)
+
+    losses = [series("total", "loss", LOSS)]
+    if results.experiment.model.aux_layer is not None:
+        losses += [
+            series("final", "of the final output", FINAL),
+            series("aux", "of the auxiliary head", AUXILIARY),
+        ]
+    mean = "" if every == 1 else f", mean of {every:,} steps"
+    return tag(
+        "div",
+        line_chart("Training loss", losses, "training step", f"loss{mean}", log=True),
+        line_chart(
+            "Gradient norm",
+            [series("grad_norm", "", LOSS)],
+            "training step",
+            f"gradient norm before clipping{mean}",
+            log=True,
+        ),
+        class_="pair",
+    )
+
+
+def _curve_table(results: Results) -> Html | None:
+    if not results.curve:
+        return None
+    cells = [
+        [f"{m.point.step:,}", "off" if m.scale == 1 else f"{m.scale:g}"] for m in results.curve
+    ]
+    return page.metrics_table(
+        results.curve, ["step", "guidance"], cells, "All metrics at each checkpoint"
+    )
+
+
+def _notes(results: Results) -> Html:
+    evaluation = results.experiment.evaluation
+    own = ""
+    if evaluation.extractor == "digits-cnn":
+        own = (
+            " That network was trained on the data itself: these FIDs compare with each other "
+            "and with nothing else."
+        )
+    texts = (
+        f"FID is the distance of Gaussians fitted to features of {evaluation.extractor}; lower is "
+        f"better.{own}",
+        f"{page.INTERVALS}: delete-one-group jackknife with {evaluation.groups} groups, the "
+        "reference taken as fixed. They say nothing of other training seeds. FIDs of different "
+        "numbers of samples do not compare.",
+        "Paired comparisons use the same noise, the same labels and the same groups, so that they "
+        "see differences that the single intervals would hide.",
+        "A number after \N{PLUS-MINUS SIGN} is the standard deviation over splits.",
+    )
+    return tag("ul", *(tag("li", text) for text in texts), class_="notes")

@@ -1,0 +1,409 @@
+"""One study as one HTML file that can be mailed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from experiments import Study
+from pipelines.common.formatting import change, in_words, metric, number, percent
+from pipelines.graph.graph import Graph
+from pipelines.graph.node import closure
+from pipelines.reports import blocks as page
+from pipelines.reports.charts import Row, Sample, Series, interval_chart, line_chart, y_limits
+from pipelines.reports.html import Html, badge, markup, paragraph, section, table, tag
+from pipelines.reports.html import page as document
+from pipelines.reports.reproduce import study_words
+from pipelines.results.measurements import collect, published
+from pipelines.store.files import replace_text
+from pipelines.study.confirm import BASELINE, candidate, summarise
+from pipelines.study.findings import CONFIRMED
+from pipelines.study.trials import by_training
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipelines.graph.node import Node
+    from pipelines.reports.html import Child
+    from pipelines.store.base import Store
+    from pipelines.study.findings import Findings
+    from pipelines.study.trials import Trial
+
+
+STATES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "bad"}
+"""State of a trial -> look of its badge."""
+CHOSEN = (
+    "Brackets hold 95 % intervals. The best point was chosen on the very samples that it is "
+    "reported on."
+)
+WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FAIL": "failed"}
+
+
+def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
+    """Write the page into a report folder; returns its path.
+
+    It shows the study as it is stored: the same whoever writes it, on whatever resources.
+
+    Args:
+        found: What the study found.
+        store: Where its artifacts are.
+        directory: The folder; what came of the best points on other seeds may lie there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = Study.from_fixed(found.study.name, found.study.fixed())
+    found = dataclasses.replace(found, study=stored)
+    table, path = directory / CONFIRMED, directory / page.FILE
+    confirmed = pd.read_parquet(table) if table.exists() else None
+    replace_text(path, study_page(found, store, confirmed))
+    return path
+
+
+def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = None) -> Html:
+    """The page of a study."""
+    study, nodes = found.study, _nodes(found)
+    artifacts = list(published(store, nodes).values())
+    states = Counter(trial.state for trial in found.trials)
+    facts = [
+        *(f"{n} {WORDS[state]}" for state, n in states.items()),
+        f"{len(by_training(found.trials))} trainings",
+        f"{study.experiment.train.steps:,} steps each",
+        f"{study.experiment.evaluation.num_samples:,} samples a point",
+    ]
+    if artifacts:
+        facts.append(page.when(artifacts))
+    return document(
+        f"Study {study.name}",
+        page.header("study", study.name, facts),
+        page.lead(headline(found)),
+        confirmed_sentence(confirmed),
+        _not_confirmed(found, confirmed),
+        paragraph(CHOSEN, class_="note") if found.best else None,
+        section("FID over guidance scale, by training", scale_charts(found)),
+        section("FID over training", curve_chart(found)),
+        section("Best point and its equals", best_table(found)),
+        section("Confirmed on other seeds", confirmation(confirmed)),
+        section("What matters", importances(found)),
+        section("Samples of the best training", samples(found, store)),
+        section("All trials", trials_table(found)),
+        section("Cost", _costs(found, store, nodes) if artifacts else None),
+        section("Configuration", page.configuration(study, "study", without=("resources",))),
+        section("Made with", page.provenance(artifacts) if artifacts else None),
+        section("Do it again", _again(found)),
+    )
+
+
+def _nodes(found: Findings) -> list[Node]:
+    """All that the study's points are made from, each once."""
+    nodes: dict[Node, None] = {}
+    for training, members in by_training(found.trials).items():
+        graph = Graph(found.study.at(*training, tuple(t.point.ig_scale for t in members)))
+        nodes |= dict.fromkeys(closure(graph.targets))
+    return list(nodes)
+
+
+def headline(found: Findings) -> str:
+    """What was found, in a sentence."""
+    best = found.best
+    if best is None:
+        return "No point of this study is complete yet."
+    count = len(found.equals)
+    others = {0: "no other point is its equal", 1: "one other point cannot be told from it"}.get(
+        count, f"{count} other points cannot be told from it"
+    )
+    text = (
+        f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
+        f"{_fid(best)}; {others} on the same noise."
+    )
+    return text if found.reported is None else f"{text} {page.reported_sentence(found.reported)}"
+
+
+def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:
+    """A confirmation may be older than the best point."""
+    if found.best is None or confirmed is None:
+        return None
+    if candidate(found.best.point).label in set(confirmed["candidate"]):
+        return None
+    return paragraph(
+        "The best point has changed since: it was not confirmed itself.", class_="warning"
+    )
+
+
+def _name(trial: Trial) -> str:
+    name = trial.point.training_name
+    return f"{name[0].upper()}{name[1:]}, scale {trial.point.ig_scale:g}"
+
+
+def _complete(found: Findings) -> list[Trial]:
+    return [t for t in found.trials if t.fid is not None]
+
+
+def _fid(trial: Trial) -> str:
+    return metric({"fid": trial.fid, **trial.facts})
+
+
+def _sample(trial: Trial) -> Sample:
+    assert trial.fid is not None
+    return Sample(
+        trial.point.ig_scale,
+        trial.fid,
+        trial.facts.get("fid_low"),
+        trial.facts.get("fid_high"),
+        f"trial {trial.number}: {_name(trial)}, FID {_fid(trial)}",
+    )
+
+
+def scale_charts(found: Findings) -> Html | None:
+    """A chart for each layer, a line for each weight; all with the same vertical axis."""
+    trainings = by_training(sorted(_complete(found), key=lambda t: t.point.ig_scale))
+    layers: dict[int, list[Series]] = {}
+    for layer, weight in sorted(trainings):
+        lines = layers.setdefault(layer, [])
+        points = tuple(map(_sample, trainings[layer, weight]))
+        lines.append(
+            Series(
+                f"weight {weight:g}", points, 1 + len(lines) % 7, bars=True, dashes=len(lines) // 7
+            )
+        )
+    if not layers:
+        return None
+    every = [line for lines in layers.values() for line in lines]
+    scales = [s.x for line in every for s in line.samples]
+    x_range, y_range = (min(scales), max(scales)), y_limits(every)
+    return tag(
+        "div",
+        *(
+            line_chart(
+                f"Auxiliary layer {layer}",
+                lines,
+                "internal guidance scale (1 is off)",
+                "FID, 95 % intervals",
+                x_range=x_range,
+                y_range=y_range,
+            )
+            for layer, lines in layers.items()
+        ),
+        class_="pair",
+    )
+
+
+def curve_chart(found: Findings) -> Html | None:
+    """FID of each training at its checkpoints, in the colour of its layer."""
+    lines: list[Series] = []
+    for (layer, weight), members in sorted(by_training(found.trials).items()):
+        curve = max((t.curve for t in members), key=len)
+        points = tuple(
+            Sample(
+                step,
+                p.fid,
+                p.fid - p.half_width,
+                p.fid + p.half_width,
+                f"layer {layer}, weight {weight:g}, step {step}: FID {number(p.fid)}",
+            )
+            for step, p in sorted(curve.items())
+        )
+        same = sum(line.color == layer for line in lines)
+        lines.append(
+            Series(f"layer {layer}, weight {weight:g}", points, layer, bars=True, dashes=same)
+        )
+    scale = found.study.experiment.guidance.ig_scale
+    chart = line_chart(
+        "One line for each training, coloured by layer",
+        lines,
+        "training step",
+        f"FID at scale {scale:g}",
+        log=True,
+    )
+    return tag("div", chart, class_="single") if chart else None
+
+
+def best_table(found: Findings) -> Html | None:
+    """The best point; below it, in the order of the space, all that cannot be told from it."""
+    if found.best is None:
+        return None
+    place = lambda t: (t.point.aux_layer, t.point.aux_weight, t.point.ig_scale)  # noqa: E731
+    chosen = [found.best, *sorted(found.equals, key=place)]
+    rows = [[*_place(t), _fid(t), _mark(found, t)] for t in chosen]
+    return markup(
+        table(["trial", "layer", "weight", "scale", "FID", ""], rows, left=0, marked=[0]),
+        paragraph(
+            "Equals are listed by layer, weight and scale, not by FID: the 95 % interval of "
+            "their paired difference from the best point holds 0, so that their order says "
+            "nothing.",
+            class_="note",
+        )
+        if found.equals
+        else None,
+    )
+
+
+def _place(trial: Trial) -> list[Child]:
+    point = trial.point
+    return [str(trial.number), str(point.aux_layer), f"{point.aux_weight:g}", f"{point.ig_scale:g}"]
+
+
+def _mark(found: Findings, trial: Trial) -> Html | None:
+    if trial is found.best:
+        return badge("lowest", "lowest")
+    return badge("equal", "equal") if trial in found.equals else None
+
+
+def importances(found: Findings) -> Html | None:
+    """Share of each parameter in the differences of FID."""
+    if not found.importances:
+        return None
+    names = {
+        "aux_layer": "auxiliary layer",
+        "aux_weight": "auxiliary weight",
+        "ig_scale": "internal guidance scale",
+    }
+    rows = [
+        [
+            names.get(name, name),
+            percent(share),
+            tag("span", class_="meter", style=f"width:{10 * share:.2f}rem"),
+        ]
+        for name, share in found.importances.items()
+    ]
+    rows = [[name, bar, share] for name, share, bar in rows]
+    return markup(
+        table(["parameter", "", "importance for FID"], rows, left=2),
+        paragraph("Optuna's estimate from the complete trials; it has no interval.", class_="note"),
+    )
+
+
+def samples(found: Findings, store: Store) -> Html | None:
+    """The best training unguided, and at the best scale."""
+    if found.best is None:
+        return None
+    training, scale = found.best.point.training, found.best.point.ig_scale
+    results = collect(store, Graph(found.study.at(*training, (scale,))), pass_over_damaged=True)
+    titles = (
+        {1.0: "Unguided"} | {scale: f"Internal guidance, scale {scale:g}"}
+        if scale != 1
+        else {1.0: "Unguided"}
+    )
+    return page.sample_grids(
+        results, [(titles[m.scale], m) for m in results.final if m.scale in titles]
+    )
+
+
+def trials_table(found: Findings) -> Html | None:
+    """Every trial, by number."""
+    if not found.trials:
+        return None
+    seconds: dict[int, Any] = found.table.set_index("trial").to_dict("index")
+    rows = [
+        [
+            *_place(t),
+            badge(WORDS[t.state], STATES[t.state]),
+            "" if t.fid is None else _fid(t),
+            _mark(found, t),
+            _seconds(seconds[t.number]["train_seconds"]),
+            _seconds(seconds[t.number]["point_seconds"]),
+        ]
+        for t in found.trials
+    ]
+    best = [i for i, t in enumerate(found.trials) if t is found.best]
+    head = ["trial", "layer", "weight", "scale", "state", "FID", "", "training", "own samples"]
+    return table(head, rows, left=0, marked=best, caption="In the order in which they were entered")
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isnan(value) else in_words(value)
+
+
+def _costs(found: Findings, store: Store, nodes: Sequence[Node]) -> Html:
+    saved = ""
+    if found.naive_seconds:
+        share = percent(1 - found.spent_seconds / found.naive_seconds)
+        saved = (
+            f"Work on the trials: {in_words(found.spent_seconds)}. One training for each "
+            f"point would have cost {in_words(found.naive_seconds)}, so that sharing "
+            f"trainings saved {share}."
+        )
+    return markup(paragraph(saved) if saved else None, page.costs(store, nodes))
+
+
+def _again(found: Findings) -> Html:
+    study = found.study
+    words = study_words(study)
+    if words is not None:
+        words += [] if study.name == words[1] else ["--name", study.name]
+        words += ["--trials", str(len(_complete(found)))]
+    point = found.best.point if found.best else None
+    experiment = (
+        study.experiment
+        if point is None
+        else study.at(point.aux_layer, point.aux_weight, (point.ig_scale,))
+    )
+    what = (
+        "the experiment that the study varies"
+        if point is None
+        else "the best training, evaluated at the best scale"
+    )
+    return page.reproduction([words], experiment, f"is {what}: save it and run it.")
+
+
+def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
+    """Mean FID on other seeds, with its interval over the seeds."""
+    if confirmed is None or confirmed.empty:
+        return None
+    summary = summarise(confirmed)
+    rows: list[list[Child]] = []
+    bars = []
+    for label, row in summary.iterrows():
+        base = label == BASELINE
+        gain = (row["gain"], row["gain_low"], row["gain_high"])
+        rows.append(
+            [
+                str(label),
+                f"{row['seeds']:.0f}",
+                metric(dict(row)),
+                "" if base else change(gain),
+                None if base else badge(*_confirmed_mark(gain)),
+            ]
+        )
+        dots = tuple(confirmed[confirmed["candidate"] == label]["fid"])
+        bars.append(
+            Row(str(label), row["fid"], row["fid_low"], row["fid_high"], dots, 0 if base else 1)
+        )
+    return markup(
+        tag(
+            "div",
+            interval_chart(
+                "Dots are training seeds, bars 95 % intervals of their mean", bars, "FID"
+            ),
+            class_="single",
+        ),
+        table(
+            ["candidate", "seeds", "mean FID", "against the first, same seeds", ""],
+            rows,
+            caption="Trained anew and sampled from noise that had no part in the choice",
+        ),
+    )
+
+
+def _confirmed_mark(gain: tuple[float, float, float]) -> tuple[str, str]:
+    _, low, high = gain
+    if low > 0:
+        return "lower", "lowest"
+    return ("higher", "bad") if high < 0 else ("not told apart", "equal")
+
+
+def confirmed_sentence(confirmed: pd.DataFrame | None) -> Html | None:
+    """Whether the study's answer holds."""
+    if confirmed is None or confirmed.empty:
+        return None
+    summary = summarise(confirmed)
+    gains = summary.drop(index=BASELINE, errors="ignore")
+    better = [str(label) for label, row in gains.iterrows() if row["gain_low"] > 0]
+    seeds = int(summary["seeds"].max())
+    held = "no candidate has a lower FID than the model without auxiliary loss, beyond the interval"
+    if better:
+        held = f"lower FID than the model without auxiliary loss holds for {'; '.join(better)}"
+    return paragraph(f"On {seeds} other training seeds and other noise, {held}.")

@@ -1,0 +1,1 @@
+"""Measurements of experiments: numbers, costs, and what may be compared."""

@@ -1,0 +1,153 @@
+"""Whether a number of ours may stand beside a published one, and in what the two differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.protocols import ADM_REFERENCE_IMAGES, INCEPTION_2015_SHA256, protocol_name
+from experiments.published import IMAGENET_TRAIN
+from pipelines.graph.graph import Graph
+from pipelines.graph.node import INCEPTION
+from pipelines.store.keys import file_digest
+
+if TYPE_CHECKING:
+    from experiments import Experiment
+    from experiments.tables import TableRow
+    from pipelines.graph.node import Node
+    from pipelines.results.measurements import Measurement
+    from pipelines.store.base import Store
+
+PROTOCOL = "adm-imagenet256"
+"""Protocol of the published numbers."""
+PORT = "Inception-v3 in torch-fidelity's port of the same weights, published with"
+TOLERANCE = 100
+"""Images that a training set may lack (broken ones) or hold twice (encoders that share it may take
+as many each), and still be ImageNet's."""
+
+
+def obstacles(
+    row: TableRow, run: Experiment, measured: Measurement, store: Store
+) -> tuple[str, ...]:
+    """What moves an FID by more than anybody would call rounding; empty: it may be compared.
+
+    Args:
+        row: The published number.
+        run: What was run for it.
+        measured: Our number.
+        store: Where results lie: training set and reference are judged by what was made of them.
+
+    Raises:
+        CorruptArtifactError: the training data or the reference of the store are damaged.
+    """
+    mark, theirs = measured.fingerprint, row.protocol
+    found = [] if run.train.imported else _training_set(run, store)
+    if mark.num_samples != theirs.num_samples:
+        found.append(f"{mark.num_samples:,} samples, published with {theirs.num_samples:,}")
+    if mark.labels != theirs.labels:
+        found.append(f"{mark.labels} labels, published with {theirs.labels} ones")
+    extractor, _, digest = mark.extractor.partition(" ")
+    if extractor != INCEPTION:
+        found.append(f"features of {extractor}, published with {theirs.extractor}")
+    elif digest != INCEPTION_2015_SHA256:
+        found.append(
+            f"weights of Inception-v3 with SHA-256 {digest[:12]}..., published with those "
+            f"of 2015 ({INCEPTION_2015_SHA256[:12]}...)"
+        )
+    if run.evaluation.reference is None:
+        found.append(f"reference: the training images, published with {theirs.reference}")
+    elif extractor == INCEPTION:
+        wrong = _reference(measured.point.evaluate.inputs["reference"], store)
+        if wrong:
+            found.append(f"reference: {wrong}; published with {theirs.reference}")
+    name = protocol_name(run.evaluation)
+    if name != PROTOCOL and not found:
+        found.append(f"protocol {name}, published with {PROTOCOL}")
+    return tuple(found)
+
+
+def _training_set(run: Experiment, store: Store) -> list[str]:
+    """The number of images that were learnt, if that is known and not ImageNet's."""
+    node, count = Graph(run).data, run.data.count
+    if store.find(node.kind, node.key):  # without those that were left out as broken
+        folder = store.open(node.kind, node.key).path
+        count = int(json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["count"])
+    if count is None or abs(count - IMAGENET_TRAIN) <= TOLERANCE:
+        return []
+    return [f"trained on {count:,} images, published with ImageNet's {IMAGENET_TRAIN:,}"]
+
+
+def _reference(node: Node, store: Store) -> str | None:
+    """Why a reference is not ADM's, as far as its statistics tell; None: it may be.
+
+    They are those that the distance was taken to. The digest of ADM's file is not known here.
+    """
+    from safetensors import safe_open
+
+    from ig_core.metrics.reference import POOLED_WIDTH, SPATIAL_WIDTH, doubts
+
+    folder = store.open(node.kind, node.key).path
+    with safe_open(folder / "moments.safetensors", framework="pt") as file:
+        widths = {name: file.get_slice(name).get_shape()[0] for name in file.offset_keys()}
+        if widths.get("features.mean") != POOLED_WIDTH:
+            return f"its mean has {widths.get('features.mean')} features, not {POOLED_WIDTH}"
+        if widths.get("spatial.mean") != SPATIAL_WIDTH:
+            return "it has no mu_s and sigma_s of spatial features"
+        moments = file.get_tensor("features.mean"), file.get_tensor("features.covariance")
+    images, count = folder / "features.safetensors", 0
+    if images.exists():
+        with safe_open(images, framework="pt") as file:
+            count = file.get_slice("features").get_shape()[0]
+    if count != ADM_REFERENCE_IMAGES:
+        return f"it holds {count:,} images (arr_0), not {ADM_REFERENCE_IMAGES:,}"
+    return doubts(*moments)
+
+
+def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
+    """In what else the protocols differ; by how much that moves an FID is not known."""
+    mark, theirs = measured.fingerprint, row.protocol
+    found = [
+        f"pixels: {mark.pixels}, published {theirs.pixels}",
+        f"noise: addressed by image (bank {mark.bank}), published with {theirs.noise}",
+    ]
+    if theirs.cfg_channels is not None and run.guidance.cfg_scale != 1:
+        found.append(
+            f"classifier-free guidance: on all channels, published on {theirs.cfg_channels}"
+        )
+    if mark.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
+        found.append(f"features: {PORT} {theirs.extractor}")
+    if run.evaluation.reference is not None:
+        content = run.evaluation.reference_content
+        digest = str(content or run.evaluation.reference_sha256)[:12]
+        what = "images with identity" if content else "a file with SHA-256"
+        found.append(f"reference: {what} {digest}..., published with {theirs.reference}")
+    if run.train.imported:
+        digest = str(run.train.checkpoint_sha256)[:12]
+        found.append(f"weights: a published checkpoint (SHA-256 {digest}...), not trained here")
+        if run.train.checkpoint_sha256 not in row.checkpoints:
+            found += _averaging(Path(str(run.train.from_checkpoint)), run.train.checkpoint_sha256)
+    if row.scale is None:
+        found.append(f"scale {measured.scale:g}: {row.note}")
+    elif row.note:
+        found.append(row.note)
+    return tuple(found)
+
+
+def _averaging(path: Path, digest: str | None) -> list[str]:
+    """What is to be said of a checkpoint unless its averaged weights are what is sampled."""
+    from ig_core.checkpoints.official import weights_in
+    from ig_core.files.tensors import read_file
+
+    unknown = ["weights: whether they are a moving average is not known"]
+    if path.suffix == ".safetensors" or not path.is_file():  # the former hold tensors alone
+        return unknown
+    try:
+        if file_digest(path) != digest:  # another one lies there by now
+            return unknown
+        averaged = weights_in(read_file(path), str(path)).averaged
+    except (OSError, ValueError):
+        return unknown
+    if averaged is None:
+        return unknown
+    return [] if averaged else ["weights: raw weights, no moving average"]

@@ -1,0 +1,214 @@
+"""One of the paper's tables, with what was measured here beside what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.graph.garbage import recorded_runs, warn_of_record
+from pipelines.graph.graph import Graph
+from pipelines.results.comparability import differences, obstacles
+from pipelines.results.measurements import collect
+from pipelines.store.keys import content_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from experiments import Experiment
+    from experiments.tables import TableRow
+    from pipelines.results.measurements import Measurement, Results
+    from pipelines.store.base import Store
+
+    Named = dict[str, list[Experiment]]
+
+
+METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "balanced_fid")
+"""Metrics that papers publish, by their names here."""
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A row of the table, filled in."""
+
+    row: TableRow
+    experiment: Experiment | None
+    """What was run for it; None: nothing."""
+    measured: Measurement | None
+    """Our number; None: not run."""
+    obstacles: tuple[str, ...] = ()
+    """Why our number must not be compared with the published one; empty: it may be."""
+    differences: tuple[str, ...] = ()
+    """In what else the protocols differ; by how much that moves an FID is not known."""
+
+    @property
+    def state(self) -> str:
+        """What there is, in a word or two."""
+        if self.row.experiment is None:
+            return "published alone"
+        if self.measured is None:
+            return "not run"
+        return "not compared" if self.obstacles else "measured"
+
+    @property
+    def difference(self) -> float | None:
+        """Our FID less the published one; None where they must not be compared."""
+        if self.measured is None or self.obstacles:
+            return None
+        return self.measured.fid - self.row.published.fid
+
+
+def fill(
+    rows: Iterable[TableRow], store: Store, given: Mapping[str, Sequence[Experiment]]
+) -> list[TableLine]:
+    """Fill in what the store holds.
+
+    Args:
+        rows: Rows of the table.
+        store: Where results lie.
+        given: Row -> experiments that were named for it, files pinned. Besides, recorded runs count
+            that agree with the row in all that is not a file, a number of workers or the protocol.
+    """
+    runs = list(recorded_runs(store).values()) if store.exists() else []
+    return [_line(row, store, given.get(row.name, ()), runs) for row in rows]
+
+
+def _line(
+    row: TableRow, store: Store, given: Iterable[Experiment], runs: Iterable[Experiment]
+) -> TableLine:
+    if row.experiment is None:
+        return TableLine(row, None, None)
+    candidates = [*given, *(run for run in runs if fits(row, run))]
+    found = []
+    for experiment in candidates:
+        measured = _measured(row, collect(store, Graph(experiment)))
+        if measured is not None:
+            found.append(
+                TableLine(
+                    row,
+                    experiment,
+                    measured,
+                    obstacles(row, experiment, measured, store),
+                    differences(row, experiment, measured),
+                )
+            )
+    # What can be compared first, then the newest.
+    return max(
+        found,
+        default=TableLine(row, None, None),
+        key=lambda line: (not line.obstacles, _published_at(line)),
+    )
+
+
+def _published_at(line: TableLine) -> float:
+    artifact = line.measured.artifact if line.measured else None
+    return float(artifact.manifest["created"]) if artifact else 0.0
+
+
+def _measured(row: TableRow, results: Results) -> Measurement | None:
+    """The row's number: at its scale, or at the scale that was chosen, on the other bank."""
+    if row.scale is None:
+        reported = results.reported()
+        return None if reported is None else reported.measurement
+    return results.headline(row.scale)
+
+
+def fits(row: TableRow, run: Experiment) -> bool:
+    """Whether a run is the row's experiment, but for files, workers, scales and protocol."""
+    if row.experiment is None or _science(row, row.experiment) != _science(row, run):
+        return False
+    if run.train.imported:
+        return run.train.checkpoint_sha256 in row.checkpoints
+    return _training(row.experiment) == _training(run)
+
+
+def _science(row: TableRow, experiment: Experiment) -> dict[str, Any]:
+    guidance = dataclasses.asdict(experiment.guidance.canonical())
+    for name in ("ig_scale", *(["ig_interval"] if row.scale == 1 else [])):
+        del guidance[name]
+    return {
+        "model": experiment.model,
+        "sampler": experiment.sampler.canonical(),
+        "guidance": guidance,
+        "codec": experiment.data.codec,
+    }
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    train = experiment.train
+    return {
+        "loss": experiment.loss,
+        "optim": experiment.optim.canonical(),
+        "steps": train.steps,
+        "batch": train.batch_size,
+        "seed": train.seed,
+        "flip": experiment.data.flip,
+        "imported": train.imported,
+    }
+
+
+def among_ours(lines: Iterable[TableLine]) -> list[str]:
+    """In what our own numbers differ in their fingerprints, against the first of them."""
+    measured = [(line.row.name, line.measured.fingerprint) for line in lines if line.measured]
+    found = []
+    for name, mark in measured[1:]:
+        if mark != measured[0][1]:
+            reasons = "; ".join(measured[0][1].differences(mark))
+            found.append(f"{measured[0][0]} and {name}: {reasons}")
+    return found
+
+
+FOLDER = ".tables/"
+
+
+def remember_table(store: Store, table: str, lines: Iterable[TableLine], *, tracked: bool) -> None:
+    """Record the runs in a table that were named for a row.
+
+    Args:
+        store: Where.
+        table: Its name.
+        lines: Its rows.
+        tracked: Whether MLflow has it, too.
+    """
+    pairs: list[tuple[str | None, str | None]] = [(None, None)] if tracked else []
+    pairs += [
+        (line.row.name, Graph(line.experiment).run_key)
+        for line in lines
+        if line.experiment is not None and not fits(line.row, line.experiment)
+    ]
+    for row, run in pairs:
+        record = {"table": table, "row": row, "run": run}
+        store.write_record(f"{FOLDER}{content_key(record)}.json", json.dumps(record))
+
+
+def shown_tables(store: Store) -> dict[str, Named]:
+    """Tables that were shown, with the runs that were named for their rows and are still recorded.
+
+    Records that cannot be read are warned of.
+    """
+    runs, found = recorded_runs(store), dict[str, "Named"]()
+    for table, row, run in _records(store):
+        named = found.setdefault(table, {})
+        if row is not None and run in runs:
+            named.setdefault(row, []).append(runs[run])
+    return found
+
+
+def tracked_tables(store: Store) -> list[str]:
+    """Names of the tables that MLflow is to have, in order."""
+    return sorted({table for table, row, _ in _records(store) if row is None})
+
+
+def _records(store: Store) -> Iterator[tuple[str, str | None, str | None]]:
+    """Table, row and run key of each record; without a row it says that MLflow has the table."""
+    for name, text in store.records(FOLDER).items():
+        try:
+            record = json.loads(text)
+            table, row, run = (record[key] for key in ("table", "row", "run"))
+            hash((table, row, run))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            remedy = "Delete it and show the table again, with what was named for its rows"
+            warn_of_record(store, FOLDER + name, f"{error!r}", remedy)
+            continue
+        yield table, row, run

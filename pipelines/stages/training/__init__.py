@@ -1,0 +1,1 @@
+"""Train stage: start, work, publication, and published checkpoints."""

@@ -1,0 +1,30 @@
+"""Train stage without a training: a published checkpoint becomes one of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ig_core.checkpoints.official import load_official
+from ig_core.checkpoints.own import save_weights
+from pipelines.store.keys import file_digest
+
+if TYPE_CHECKING:
+    from pipelines.stages.context import Context
+
+
+def build_checkpoint(context: Context, directory: Path) -> None:
+    """Read the file that the experiment names, as the model that it describes.
+
+    The averaged weights are taken where the file has them. There is nothing to train on from: no
+    optimizer, no random numbers, no position in the data.
+
+    Raises:
+        ValueError: the file changed since the run began, cannot be read, or does not fit.
+    """
+    experiment = context.experiment
+    path, digest = Path(str(experiment.train.from_checkpoint)), context.node.config["file_sha256"]
+    if file_digest(path) != digest:
+        raise ValueError(f"train.from_checkpoint {path} changed since the run began")
+    model = load_official(path, experiment.model)
+    save_weights(model, directory, source={"file": path.name, "sha256": digest})

@@ -1,0 +1,1 @@
+"""Activity of processes: written by those that work, read by `igdit status`."""

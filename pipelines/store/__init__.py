@@ -1,0 +1,1 @@
+"""Artifact store: artifacts by content, in a folder or a bucket."""

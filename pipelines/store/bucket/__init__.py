@@ -1,0 +1,1 @@
+"""Store in a bucket: objects, leases, publication and the local cache."""

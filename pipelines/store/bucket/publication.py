@@ -1,0 +1,114 @@
+"""How an artifact becomes visible in a bucket, and how what the dead left goes away.
+
+    manifests/KIND/KEY.json       an artifact: it exists once this object does
+    files/KIND/KEY/ATTEMPT/       its files, where its manifest says
+    .fences/KIND.KEY.ATTEMPT      who had the last word on an attempt: its builder, or a sweeper
+
+A builder that slept for longer than its lease (a laptop's lid, a suspended job) looks dead, and a
+sweeper removes its files. It must not wake up and publish a manifest of files that are gone: before
+either acts it writes the fence of the attempt, which the server lets only one of them do.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pipelines.common.errors import ArtifactError
+from pipelines.store.keys import check_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipelines.store.bucket.objects import Bucket
+
+DEAD = b"dead "
+
+
+class Publication:
+    """Artifacts of a bucket by their attempts."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def publish(
+        self, kind: str, key: str, attempt: str, files: dict[str, Path], manifest: dict[str, Any]
+    ) -> str | None:
+        """Upload files, then publish the manifest.
+
+        Returns:
+            The attempt that is published; None: somebody was first, and what was uploaded is gone.
+        """
+        while True:
+            prefix = files_name(kind, key, attempt)
+            objects = {f"{prefix}/{name}": path for name, path in files.items()}
+            fence = _fence_name(kind, key, attempt)
+            try:
+                self._bucket.upload(objects)
+                if not self._bucket.create(fence, f"published by {uuid.uuid4().hex}".encode()):
+                    attempt = uuid.uuid4().hex[:12]  # swept as dead: once more, under another name
+                    continue
+                text = json.dumps({**manifest, "attempt": attempt}, indent=1).encode()
+                first = self._bucket.create(manifest_name(kind, key), text)
+            except BaseException:
+                with suppress(ArtifactError, OSError):
+                    if not self.is_published(kind, key, attempt):
+                        self._bucket.remove(*objects)
+                raise
+            if not first:
+                self._bucket.remove(*objects)
+            self._bucket.remove(fence)
+            return attempt if first else None
+
+    def is_published(self, kind: str, key: str, attempt: str) -> bool:
+        """Whether it is this attempt that is published."""
+        text = self._bucket.read(manifest_name(kind, key))
+        return text is not None and attempt_of(text) == attempt
+
+    def abandon(self, kind: str, key: str, attempt: str) -> None:
+        """Remove what a builder left that seems to be dead, unless it did publish, or does now.
+
+        The fence stays: should the builder live, it finds that its files are gone.
+        """
+        check_name(kind, key, attempt)
+        fence = _fence_name(kind, key, attempt)
+        if not self._bucket.create(fence, DEAD + uuid.uuid4().hex.encode()):
+            found = self._bucket.read(fence)
+            if found is not None and not found.startswith(DEAD):
+                return
+        if self.is_published(kind, key, attempt):
+            self._bucket.remove(fence)
+            return
+        self.remove_files(kind, key, attempt)
+
+    def remove_files(self, kind: str, key: str, attempt: str) -> None:
+        """Remove the files of an attempt."""
+        check_name(kind, key, attempt)
+        prefix = files_name(kind, key, attempt)
+        self._bucket.remove(*(f"{prefix}/{name}" for name in self._bucket.list(prefix)))
+
+
+def manifest_name(kind: str, key: str) -> str:
+    """Object of a manifest."""
+    return f"manifests/{kind}/{key}.json"
+
+
+def files_name(kind: str, key: str, attempt: str) -> str:
+    """What the names of an attempt's files begin with."""
+    return f"files/{kind}/{key}/{attempt}"
+
+
+def _fence_name(kind: str, key: str, attempt: str) -> str:
+    return f".fences/{kind}.{key}.{attempt}"
+
+
+def attempt_of(manifest: bytes) -> str | None:
+    """The attempt that a manifest names; None: it cannot be read."""
+    try:
+        attempt = json.loads(manifest)["attempt"]
+        check_name(attempt)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return str(attempt)

@@ -1,0 +1,212 @@
+"""What a study found: a table, the best point and its equals, importances, plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pipelines.common.errors import ArtifactError
+from pipelines.graph.graph import Graph
+from pipelines.graph.node import closure
+from pipelines.results.measured_costs import checkpoint_bytes, image_costs, seconds_per_step
+from pipelines.results.measurements import METRICS, fid_jackknife_of, read_reported, work_seconds
+from pipelines.study.trials import by_training
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from experiments.study import Study
+    from ig_core.metrics.jackknife import Jackknife
+    from pipelines.results.measurements import Reported
+    from pipelines.store.base import Store
+    from pipelines.study.trials import Trial
+
+
+CONFIRMED = "confirmed.parquet"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The trials of a study and what they cost."""
+
+    study: Study
+    trials: tuple[Trial, ...]
+    table: pd.DataFrame
+    """One row a trial: number, point, state, FID, interval, seconds, artifact."""
+    best: Trial | None
+    equals: tuple[Trial, ...]
+    """Points whose FID cannot be told from the best one's (paired 95 % interval)."""
+    importances: dict[str, float]
+    reported: Reported | None
+    """The best point on a bank of noise that had no part in the choice, once it is measured."""
+    spent_seconds: float
+    """Work on all its trainings and points, each counted once."""
+    naive_seconds: float
+    """The same points with a training each."""
+
+
+def findings(
+    study: Study, trials: Sequence[Trial], importances: dict[str, float], store: Store
+) -> Findings:
+    """Put together what is known.
+
+    Raises:
+        ValueError: trials were not measured in the same way.
+    """
+    complete = [t for t in trials if t.state == "COMPLETE" and t.fid is not None]
+    marks = {t.facts["fingerprint"] for t in complete if "fingerprint" in t.facts}
+    if len(marks) > 1:
+        raise ValueError(
+            f"trials of study {study.name!r} were not measured in the same way and must not be "
+            f"compared: their fingerprints are {', '.join(sorted(marks))}"
+        )
+    best = min(complete, key=lambda t: (t.fid, t.number), default=None)
+    equals: list[Trial] = []
+    if best is not None:
+        reference = _jackknife(best, store)
+        equals = [
+            t for t in complete if t is not best and _includes_zero(_jackknife(t, store), reference)
+        ]
+    costs = _costs(study, trials, store)
+    table = pd.DataFrame([_row(t, costs) for t in trials])
+    training_costs = {t.point.training: costs[t.number][0] for t in trials}
+    point_seconds = sum(costs[t.number][1] for t in complete)
+    reported = None if best is None else read_reported(store, *report_of(study, best))
+    return Findings(
+        study,
+        tuple(trials),
+        table,
+        best,
+        tuple(sorted(equals, key=lambda t: t.fid or 0)),
+        importances,
+        reported,
+        spent_seconds=sum(training_costs.values()) + point_seconds,
+        naive_seconds=sum(costs[t.number][0] for t in complete) + point_seconds,
+    )
+
+
+def report_of(study: Study, best: Trial) -> tuple[Graph, float]:
+    """The training of the best point, and its scale: `Graph.report` of it is what is quoted."""
+    scale = best.point.ig_scale
+    return Graph(study.at(*best.point.training, (scale,))), scale
+
+
+def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, object]:
+    train, own = costs.get(trial.number, (float("nan"), float("nan")))
+    return {
+        "trial": trial.number,
+        "aux_layer": trial.point.aux_layer,
+        "aux_weight": trial.point.aux_weight,
+        "ig_scale": trial.point.ig_scale,
+        "state": trial.state,
+        "fid": trial.fid,
+        "fid_low": trial.facts.get("fid_low"),
+        "fid_high": trial.facts.get("fid_high"),
+        "train_seconds": train,
+        "point_seconds": own,
+        "evaluate": trial.facts.get("evaluate"),
+    }
+
+
+def _costs(study: Study, trials: Sequence[Trial], store: Store) -> dict[int, tuple[float, float]]:
+    """Trial -> seconds of its training with the FID curve, and of its own samples."""
+    found = {}
+    for training, members in by_training(trials).items():
+        graph = Graph(study.at(*training, tuple(t.point.ig_scale for t in members)))
+        curve = [
+            p.evaluate
+            for p in graph.curve
+            if p.guidance.ig_scale == study.experiment.guidance.ig_scale
+        ]
+        shared = {n for n in closure(curve) if n.stage != "data"}
+        train = work_seconds(store, {*shared, *graph.checkpoints})
+        for trial in members:
+            own = next(p for p in graph.final if p.guidance.ig_scale == trial.point.ig_scale)
+            mine = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
+            found[trial.number] = (train, work_seconds(store, mine - shared))
+    return found
+
+
+def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
+    kind, _, key = str(trial.facts.get("evaluate", "")).partition("/")
+    try:
+        return fid_jackknife_of(
+            json.loads((store.open(kind, key).path / METRICS).read_text(encoding="utf-8"))
+        )
+    except (ArtifactError, ValueError, KeyError, TypeError):
+        # Collected or damaged since, or written by another program: no comparison with it.
+        return None
+
+
+def _includes_zero(one: Jackknife | None, other: Jackknife | None) -> bool:
+    if one is None or other is None:
+        return False
+    low, high = one.improvement_over(other).interval()
+    return low <= 0 <= high
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Work that is left; None: nothing comparable was measured yet."""
+
+    trials: int
+    trainings: int
+    images: int
+    train_hours: float | None
+    """Worker-hours of training."""
+    sample_hours: float | None
+    """Task-hours of sampling and evaluation."""
+    gigabytes: float | None
+
+    @property
+    def hours(self) -> float | None:
+        """Worker-hours in all."""
+        if self.train_hours is None or self.sample_hours is None:
+            return None
+        return self.train_hours + self.sample_hours
+
+
+def forecast(
+    study: Study, store: Store, trials: Sequence[Trial], wanted: int, confirm_seeds: int = 0
+) -> Forecast:
+    """What is left of a study, for `wanted` completed trials in all.
+
+    Trainings are counted as if none were given up; those that are in the store already, from a
+    study that was interrupted or from other runs, are counted too. Confirmation trains one model
+    for each layer and one without auxiliary head, from each of its seeds.
+    """
+    left = max(wanted - sum(trial.state == "COMPLETE" for trial in trials), 0)
+    each = study.scales_per_training if study.mode == "nested" else 1
+    trainings = math.ceil(left / each)
+    experiment = study.experiment
+    steps, evaluation = experiment.train.checkpoint_steps, experiment.evaluation
+    images = left * evaluation.num_samples + trainings * len(steps) * evaluation.curve_samples
+    if left:
+        images += 2 * evaluation.num_samples  # the best point and scale 1, on other noise
+    confirmations = confirm_seeds * (2 + study.layers[1] - study.layers[0])
+    trainings, images = trainings + confirmations, images + confirmations * evaluation.num_samples
+    per_step = seconds_per_step(store, experiment)
+    each_image, each_checkpoint = (
+        image_costs(store, experiment),
+        checkpoint_bytes(store, experiment),
+    )
+    workers = experiment.resources.num_workers
+    total = None
+    if each_checkpoint is not None and each_image.bytes is not None:
+        total = (trainings * len(steps) * each_checkpoint + images * each_image.bytes) / 2**30
+    return Forecast(
+        trials=left,
+        trainings=trainings,
+        images=images,
+        train_hours=_hours(per_step, trainings * experiment.train.steps * workers),
+        sample_hours=_hours(each_image.seconds, images),
+        gigabytes=total,
+    )
+
+
+def _hours(seconds_each: float | None, count: int) -> float | None:
+    return None if seconds_each is None else seconds_each * count / 3600

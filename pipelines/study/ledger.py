@@ -1,0 +1,295 @@
+"""The book of a study: its trials in an Optuna storage.
+
+One point (auxiliary layer, auxiliary weight, guidance scale) is one trial. A trial is entered
+whole, with its parameters and the driver that works on it; a driver that dies leaves its trials
+RUNNING, and the next one takes them over under the same numbers. What is entered next is decided
+under a lock, from the trials that are there: a study that was interrupted goes on as if it had not
+been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from pipelines.store.keys import content_key
+from pipelines.store.locks import Lock, wait_for_lock, waited_for
+from pipelines.study.search import at_rest, companions, distributions, propose, reserved, room_for
+from pipelines.study.storage import (
+    DRIVERS,
+    GOAL,
+    IDENTITY,
+    check_same,
+    importances,
+    name_store,
+    open_storage,
+    outlast,
+)
+from pipelines.study.trials import (
+    CURVE,
+    FACTS,
+    LOSSES,
+    OWNER,
+    Trial,
+    curve_to_json,
+    own_trials,
+    parameters_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from optuna.trial import FrozenTrial
+
+    from experiments.study import Point, Study
+    from pipelines.store.base import Store
+    from pipelines.study.trials import Curve
+
+DRIVER_LOCK = ".drivers/driver-"
+
+
+class StudyBook:
+    """A study in its storage, as one driver sees it."""
+
+    def __init__(self, study: Study, url: str, store: Store) -> None:
+        """Open the study, or enter it.
+
+        Args:
+            study: What is searched for, and how.
+            url: Database, as SQLAlchemy writes it.
+            store: Where the study's work lies; its drivers keep their locks there.
+
+        Raises:
+            ValueError: the URL is none, the database cannot be reached, or the study there is
+                another one of that name.
+        """
+        self.study, self.store = study, store
+        self.driver = uuid.uuid4().hex[:12]
+        self.last_seen: list[Trial] = []
+        self.stopped = threading.Event()
+        """Set when nobody waits for the storage any more."""
+        self._alive = self._lock_of(self.driver)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self._open(url)
+        except BaseException:
+            self._alive.release(remove=True)
+            raise
+
+    def _open(self, url: str) -> None:
+        with self._locked("storage"):  # a new database is set up by one process
+            # Another driver that clears up after the dead may have it for a moment.
+            wait_for_lock(self._alive, self.store.poll_seconds / 2, self.stopped.is_set)
+            for left in self.store.lock_names(DRIVER_LOCK):
+                self._lives(left.removesuffix(".lock"))  # removes what the dead left
+            self._storage = open_storage(url)
+            self._optuna = self._outlast(
+                functools.partial(
+                    optuna.create_study,
+                    storage=self._storage,
+                    study_name=self.study.name,
+                    direction="minimize",
+                    load_if_exists=True,
+                )
+            )
+            check_same(self._optuna, self.study, name_store(self.store))
+
+    def _outlast(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+        return outlast(act, self.stopped.is_set)
+
+    def close(self) -> None:
+        """Let go: trials that are still running may be taken over at once."""
+        self._alive.release(remove=True)
+        self._storage.remove_session()
+
+    # What is known
+
+    def trials(self) -> list[Trial]:
+        """All trials, by number."""
+        self.last_seen = [trial for trial, _ in self._own_trials()]
+        return self.last_seen
+
+    def _own_trials(self) -> list[tuple[Trial, FrozenTrial]]:
+        return own_trials(
+            self._outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
+        )
+
+    # What is next
+
+    def next_unit(self, wanted: int) -> list[Trial]:
+        """`take`, without a word on why there is nothing."""
+        return self.take(wanted) or []
+
+    def take(self, wanted: int) -> list[Trial] | None:
+        """Enter or take over the trials of one training; none if `wanted` are on their way.
+
+        Returns:
+            The trials; empty: there is nothing left to do; None: others are at work, and what they
+            leave may be taken later.
+
+        Trials of dead drivers come first; then trainings that lack scales, wherever they stopped;
+        then a point that the sampler proposes, with the scales that go with it.
+        """
+        with self._locked(self._optuna.study_name):
+            trials = self.trials()
+            orphans = [t for t in trials if t.state == "RUNNING" and not self._lives(t.owner)]
+            if orphans:
+                others = [t for t in trials if t not in orphans]
+                unit = [t for t in orphans if t.point.training == orphans[0].point.training]
+                unit = unit[: max(room_for(others, wanted), 0)]
+                for trial in unit:
+                    self._attribute(trial.number, OWNER, self.driver)
+                if not unit:
+                    return self._nothing(others, wanted)
+                # Its driver may have died before it had entered all of them.
+                siblings = [t for t in trials if t.point.training == unit[0].point.training]
+                room = room_for(others, wanted) - len(unit)
+                return [*unit, *self._enter(companions(self.study, siblings, room), siblings)]
+            room = room_for(trials, wanted)
+            for siblings in at_rest(trials):
+                points = companions(self.study, siblings, room)
+                if points:
+                    return self._enter(points, siblings)
+            room -= reserved(self.study, trials)
+            first = self._propose(trials) if room > 0 else None
+            if first is None:
+                return self._nothing(trials, wanted)
+            siblings = [t for t in trials if t.point.training == first.training]
+            return self._enter(
+                [first, *companions(self.study, [*siblings, first], room - 1)], siblings
+            )
+
+    def _nothing(self, trials: Sequence[Trial], wanted: int) -> list[Trial] | None:
+        running = any(trial.state == "RUNNING" for trial in trials)
+        complete = sum(trial.state == "COMPLETE" for trial in trials)
+        return None if running and complete < wanted else []
+
+    def _enter(self, points: Sequence[Point], siblings: Sequence[Trial]) -> list[Trial]:
+        """Enter points as trials of this driver; each appears whole."""
+        curve = next((t.curve for t in siblings if t.curve), {})
+        for point in points:
+            trial = create_trial(
+                state=TrialState.RUNNING,
+                params=parameters_of(point),
+                distributions=distributions(self.study),
+                user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
+                intermediate_values={step: found.fid for step, found in curve.items()},
+            )
+            self._outlast(functools.partial(self._enter_one, point, trial))
+        entered = set(points)
+        return [t for t in self._mine() if t.point in entered]
+
+    def _enter_one(self, point: Point, trial: FrozenTrial) -> None:
+        """Enter a trial, unless an attempt whose answer was lost has done it (under the lock)."""
+        if point not in {t.point for t in self._mine()}:
+            self._optuna.add_trial(trial)
+
+    def _mine(self) -> list[Trial]:
+        return [t for t in self.trials() if t.owner == self.driver and t.state == "RUNNING"]
+
+    def _propose(self, trials: Sequence[Trial]) -> Point | None:
+        return propose(self.study, trials, [trial for _, trial in self._own_trials()])
+
+    # What came out
+
+    def report(self, unit: Sequence[Trial], curve: Curve) -> None:
+        """Enter the FID curve of a training, so far, with each of its running trials."""
+        for trial in unit:
+            for step, point in curve.items():
+                report = functools.partial(
+                    self._storage.set_trial_intermediate_value,
+                    step=step,
+                    intermediate_value=point.fid,
+                )
+                self._on_running(trial.number, report)
+            self._attribute(trial.number, CURVE, curve_to_json(curve))
+
+    def complete(self, trial: Trial, fid: float, facts: dict[str, Any]) -> None:
+        """Enter the FID of a trial; doing it again changes nothing."""
+        self._attribute(trial.number, FACTS, facts)
+        self._finish(trial, TrialState.COMPLETE, fid)
+
+    def prune(self, unit: Sequence[Trial], curve: Curve) -> None:
+        """Enter that a training was given up, after so much of its FID curve."""
+        last = curve[max(curve)].fid if curve else None
+        for trial in unit:
+            self._finish(trial, TrialState.PRUNED, last)
+
+    def fail(self, unit: Sequence[Trial], reason: str) -> None:
+        """Enter that a training failed, and of what."""
+        for trial in unit:
+            self._attribute(trial.number, "igdit.error", reason)
+            self._finish(trial, TrialState.FAIL, None)
+
+    def goal(self, trials: int) -> int:
+        """Remember how many trials are wanted; returns the most that ever were."""
+        known = self._outlast(lambda: self._optuna.user_attrs.get(GOAL, 0))
+        if trials > known:
+            self._outlast(lambda: self._optuna.set_user_attr(GOAL, trials))
+        return max(trials, known)
+
+    def lost(self, unit: Sequence[Trial]) -> int:
+        """Enter that a training lost its workers for good; returns how often that happened."""
+        count = 1 + max(trial.losses for trial in unit)
+        for trial in unit:
+            self._attribute(trial.number, LOSSES, count)
+        return count
+
+    @property
+    def identity(self) -> str:
+        """What the study is called elsewhere: the same however its settings come to be written."""
+        return str(self._outlast(lambda: self._optuna.user_attrs[IDENTITY]))
+
+    def importances(self) -> dict[str, float]:
+        """Optuna's parameter importances, largest first; empty while there are too few trials."""
+        return importances([trial for _, trial in self._own_trials()])
+
+    def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
+        values = None if value is None else [value]
+        self._on_running(
+            trial.number,
+            functools.partial(self._storage.set_trial_state_values, state=state, values=values),
+        )
+
+    def _attribute(self, number: int, key: str, value: Any) -> None:  # noqa: ANN401
+        self._on_running(
+            number, functools.partial(self._storage.set_trial_user_attr, key=key, value=value)
+        )
+
+    def _on_running(self, number: int, act: Callable[[int], object]) -> None:
+        """Write to a trial in the storage, unless it is finished: then all is said of it."""
+        study_id = self._optuna._study_id
+
+        def write() -> None:
+            found = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            if not self._storage.get_trial(found).state.is_finished():
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    act(found)
+
+        self._outlast(write)
+
+    # Keeping house
+
+    def _lives(self, driver: str) -> bool:
+        """Whether a driver is at work: its lock is free when it dies."""
+        if driver == self.driver:
+            return True
+        lock = self._lock_of(driver)
+        free = lock.acquire()
+        lock.release(remove=True)
+        return not free
+
+    def _lock_of(self, driver: str) -> Lock:
+        return self.store.lock(f"{DRIVER_LOCK}{driver}.lock")
+
+    def _locked(self, name: str) -> AbstractContextManager[None]:
+        """One driver at a time; a driver that dies lets go."""
+        lock = self.store.lock(f"{DRIVERS}plan-{content_key(name)}.lock")
+        return waited_for(lock, self.store.poll_seconds / 2, self.stopped.is_set)

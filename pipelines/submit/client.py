@@ -1,0 +1,249 @@
+"""Send a job to a cluster, or find the one that runs; follow its log to the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipelines.common.errors import JobServerError, UsageError
+from pipelines.common.redaction import discreet
+from pipelines.common.settings import all_variables, has_ray_token, ray_token_path, set_defaults
+from pipelines.console.console import log
+from pipelines.submit.uploads import check_no_secrets
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.submit.job import Submission
+    from pipelines.submit.ray_jobs import Job, JobServer
+
+LARGEST_UPLOAD = 50 * 2**20
+"""Bytes of a folder: half of what the dashboard takes, and a sign of data that lies in it."""
+SHOWN = 10
+RACES = 20
+"""Times that somebody else may take the next number first."""
+AWAY_SECONDS = 300.0
+"""How long a cluster may be away while its log is followed."""
+
+
+def submit(
+    submission: Submission,
+    address: str,
+    console: Console,
+    *,
+    detach: bool,
+    again: bool,
+    dry_run: bool,
+) -> int:
+    """Send a job, unless one that does the same is running; returns the job's exit code.
+
+    Raises:
+        UsageError: the folder is too large, or lacks what the job needs.
+        JobServerError: the cluster cannot be reached, or refuses.
+    """
+    _prepare_authentication()
+    from pipelines.submit.ray_jobs import JobServer, files_to_upload
+
+    files = files_to_upload(submission.root, submission.excludes)
+    check_upload(files, submission)
+    check_no_secrets(submission.root, files, all_variables() | submission.environment)
+    if dry_run:
+        describe(submission, files, address, console)
+        return 0
+    _warn_of_plain_http(address, console)
+    server = JobServer(address)
+    running, others = find_running(server, submission)
+    for other in others:
+        _log(
+            console,
+            f"Note: {other.submission_id} is {other.status.lower()}, which has that name "
+            f"but another home, store, database or other settings; it is not followed",
+        )
+    if again:
+        running = None
+    if running is not None:
+        _log(
+            console,
+            f"{running.submission_id} is {running.status.lower()} already: nothing was "
+            f"sent (--again sends another attempt)",
+        )
+        submission_id = running.submission_id
+    else:
+        submission_id = send(server, submission)
+        size = sum(files.values()) / 2**20
+        _log(console, f"Sent {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)")
+    if detach:
+        _log(console, how_to_go_on(submission_id, address))
+        return 0
+    return watch(server, submission_id, console)
+
+
+def _prepare_authentication() -> None:
+    """Ray's client sends no token unless it is told to, even where one is named."""
+    path = ray_token_path()
+    if has_ray_token() or path:
+        set_defaults({"RAY_AUTH_MODE": "token"})
+    if path and not has_ray_token() and not Path(path).is_file():
+        raise UsageError(f"RAY_AUTH_TOKEN_PATH must be a file, but got {path!r}")
+
+
+def _warn_of_plain_http(address: str, console: Console) -> None:
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme == "http" and host not in ("localhost", "::1") and not host.startswith("127."):
+        _log(
+            console,
+            f"Note: {address} is not encrypted; on a network that others share, open a "
+            f"tunnel (ssh -L 8265:127.0.0.1:8265 HEAD) and submit to it",
+        )
+
+
+def check_upload(files: dict[str, int], submission: Submission) -> None:
+    """Whether a folder may be uploaded.
+
+    Raises:
+        UsageError: it is too large, with what is largest in it; or it lacks the experiment's file.
+    """
+    total = sum(files.values())
+    if total > LARGEST_UPLOAD:
+        largest = sorted(files.items(), key=lambda item: -item[1])[:SHOWN]
+        lines = "\n".join(f"  {size / 2**20:8.1f} MiB  {name}" for name, size in largest)
+        raise UsageError(
+            f"{submission.root} must be at most {LARGEST_UPLOAD // 2**20} MiB to be uploaded, but "
+            f"has {total / 2**20:.1f} MiB in {len(files)} files; name what the job does not need "
+            f"in .rayignore or .gitignore. Largest:\n{lines}"
+        )
+    word = submission.words[0]
+    if word.endswith(".json") and word not in files:
+        raise UsageError(
+            f"{word} must be among the files that are uploaded, but .gitignore, "
+            f".rayignore or a rule of ours leaves it out: copy it to {submission.root}"
+        )
+
+
+def describe(submission: Submission, files: dict[str, int], address: str, console: Console) -> None:
+    """Say what would be sent."""
+    size = sum(files.values()) / 2**20
+    _log(
+        console,
+        f"To          {address}\n"
+        f"Id          {submission.prefix}N, N the next number that is free\n"
+        f"Command     {submission.entrypoint}\n"
+        f"Folder      {submission.root}: {len(files)} files, {size:.1f} MiB",
+    )
+    for name, value in sorted(submission.environment.items()):
+        _log(console, f"Environment {name}={value}")
+    _log(console, "Nothing was sent (--dry-run).")
+
+
+def find_running(server: JobServer, submission: Submission) -> tuple[Job | None, list[Job]]:
+    """The newest attempt at the same that has not ended, and what runs under such ids besides."""
+    jobs = [job for job in server.jobs() if not job.ended]
+    same = [job for job in jobs if submission.is_of(job.metadata)]
+    others = [job for job in jobs if job not in same and _attempt(job, submission)]
+    return max(same, key=lambda job: _attempt(job, submission), default=None), others
+
+
+def _attempt(job: Job, submission: Submission) -> int:
+    number = job.submission_id.removeprefix(submission.prefix)
+    same = job.submission_id.startswith(submission.prefix) and number.isdecimal()
+    return int(number) if same else 0
+
+
+def send(server: JobServer, submission: Submission) -> str:
+    """Send it under the next number that is free; returns the submission id."""
+    from pipelines.submit.ray_jobs import JobExistsError
+
+    number = max((_attempt(job, submission) for job in server.jobs()), default=0)
+    for attempt in range(number + 1, number + 1 + RACES):
+        submission_id = f"{submission.prefix}{attempt}"
+        try:
+            server.submit(
+                submission_id,
+                submission.entrypoint,
+                submission.runtime_env,
+                submission.metadata(attempt),
+            )
+        except JobExistsError:
+            continue
+        return submission_id
+    raise JobServerError(
+        f"{RACES} submission ids from {submission.prefix}{number + 1} on were "
+        f"taken by others; try again"
+    )
+
+
+def watch(server: JobServer, submission_id: str, console: Console) -> int:
+    """Follow a job to its end; returns its exit code, or 130 after Ctrl-C, which leaves it be."""
+    try:
+        job = _follow_to_the_end(server, submission_id, console)
+    except KeyboardInterrupt:
+        _log(
+            console,
+            f"\n{submission_id} goes on; nobody follows it now.\n"
+            + how_to_go_on(submission_id, server.address),
+        )
+        return 130
+    _log(console, f"{submission_id}: {job.status}")
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        _log(console, "It was stopped; the same command takes up what it let go.")
+        return 130
+    if job.message and job.exit_code is None:  # else its log has said it
+        _log(console, job.message.strip())
+    return job.exit_code or 1
+
+
+def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) -> Job:
+    """Follow the log through lost connections.
+
+    Raises:
+        JobServerError: the cluster stayed away.
+    """
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    seen, away_since = 0, None
+    while True:
+        before = seen
+        seen = server.follow(submission_id, write, seen)
+        try:
+            job = server.job(submission_id)
+        except JobServerError as error:
+            now = time.monotonic()
+            if away_since is None:
+                away_since = now
+                _log(console, f"(lost the cluster: {error}; trying again)")
+            if now - away_since > AWAY_SECONDS:
+                raise
+            time.sleep(2.0)
+            continue
+        if away_since is not None:
+            _log(console, f"(found {submission_id} again)")
+        away_since = None
+        if job.ended:
+            # What it said between the last look and its end.
+            server.follow(submission_id, write, seen)
+            return job
+        if seen == before:
+            time.sleep(1.0)
+
+
+def how_to_go_on(submission_id: str, address: str) -> str:
+    """Commands for a job that nobody follows."""
+    at = f"--address {shlex.quote(address)}"
+    return (
+        f"Follow it: the same command again, or ray job logs --follow {at} {submission_id}\n"
+        f"Stop it:   ray job stop {at} {submission_id}"
+    )
+
+
+def _log(console: Console, text: str) -> None:
+    log(console, discreet(text))

@@ -1,0 +1,199 @@
+"""How MLflow's pages are laid out to compare runs: views that are saved with an experiment.
+
+MLflow keeps a view that somebody shares (columns, order, charts) as a tag of the experiment, and
+opens it by its name in the address. A server that knows no such views opens its usual page.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipelines.tracking.metrics import SCALE_AXIS, STUDIED
+
+VIEW_TAG = "mlflow.sharedViewState."
+SAMPLES = "samples"
+"""Name under which a run's sample sheets are logged as images by step."""
+FIDS = [f"metrics.`{name}`" for name in ("fid", "fid_low", "fid_high")]
+METRICS_NOTE = """\
+- **fid**: FID of the last checkpoint at the run's own guidance scale (of a trial: at its own
+  point), with its 95 % interval `fid_low`, `fid_high`. Runs are ranked by it.
+- **fid_curve**, **fid_curve_unguided**: FID over training, of fewer samples, at the scale of the
+  curve and at scale 1. The step is the training's. Trials that share a training share their curve.
+- **fid_by_ig_scale_x100**: FID of the last checkpoint at each guidance scale. The step is 100 times
+  the scale: 100 is unguided, 180 is scale 1.8.
+- **fid_report**: FID of the scale that was chosen (`ig_scale_report`), on noise that had no part in
+  the choice.
+- FIDs compare where the parameter `protocol` is the same.
+"""
+"""Description of an MLflow experiment of runs."""
+TABLE_NOTE = """\
+Each run is a row of the table. **fid** is ours, with its 95 % interval, **fid_published** what was
+published; `fid_difference` is given where both measure the same. The tags `not_compared_because`
+and `protocol_differences` say in what they differ.
+"""
+
+
+def study_view(filter_text: str, last_step: int) -> str:
+    """The view of a study's trials, best first.
+
+    Args:
+        filter_text: What selects the trials, in MLflow's query language.
+        last_step: Training step whose samples are shown.
+    """
+    charts = [
+        _parallel(STUDIED, "fid"),
+        _line("fid_curve", logarithmic=True),
+        _scatter("ig_scale", "fid"),
+        _scatter("aux_weight", "fid"),
+    ]
+    columns = [_column("params", name) for name in STUDIED] + FIDS
+    return _view("Study", charts, last_step, columns, filter_text)
+
+
+def experiment_view(last_step: int) -> str:
+    """The view of the runs that share data and protocol, whatever their experiment, best first.
+
+    Args:
+        last_step: Training step whose samples are shown.
+    """
+    charts = [
+        _line("fid_curve", "fid_curve_unguided", logarithmic=True),
+        _line("fid_by_ig_scale_x100", axis=SCALE_AXIS),
+        _bar("fid"),
+        _line("loss_total"),
+        _parallel((*STUDIED, "steps"), "fid"),
+        _difference(),
+    ]
+    columns = FIDS + [_column("params", name) for name in (*STUDIED, "model", "steps", "seed")]
+    return _view("Comparison", charts, last_step, columns, "")
+
+
+def table_view() -> str:
+    """The view of a table's rows: published numbers beside ours, in the order of the table."""
+    charts = [
+        _bar("fid"),
+        _bar("fid_published"),
+        _bar("inception_score"),
+        _bar("inception_score_published"),
+    ]
+    numbers = ("fid", "fid_low", "fid_high", "fid_published", "fid_difference")
+    columns = [_column("params", name) for name in ("row", "method", "epochs", "cfg", "ig_scale")]
+    columns += [_column("metrics", name) for name in numbers] + [_column("tags", "state")]
+    state = json.loads(_view("Table", charts, 0, columns, ""))
+    state["orderByKey"] = _column("params", "row")
+    return json.dumps(state, separators=(",", ":"), sort_keys=True)
+
+
+def view_address(experiment_id: str, name: str) -> str:
+    """Where a saved view opens, below the server's address."""
+    return (
+        f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={name}"
+        f"&workflowType=machine_learning"
+    )
+
+
+def _view(
+    title: str, charts: list[dict[str, Any]], last_step: int, columns: list[str], filter_text: str
+) -> str:
+    """What MLflow saves of a view; all other metrics follow in a section that is folded."""
+    sections = [
+        {"uuid": "igdit", "name": title, "display": True, "columns": 2, "cardHeight": 400},
+        {
+            "uuid": "igdit-samples",
+            "name": "Samples",
+            "display": True,
+            "columns": 1,
+            "cardHeight": 600,
+        },
+        {"uuid": "igdit-all", "name": "Model metrics", "display": False},
+        {"uuid": "igdit-system", "name": "System metrics", "display": False},
+    ]
+    own = {"isGenerated": False, "deleted": False}
+    placed = [
+        {"uuid": f"igdit-{number}", "metricSectionId": "igdit", **own, **chart}
+        for number, chart in enumerate(charts)
+    ]
+    samples = {
+        "uuid": "igdit-images",
+        "metricSectionId": "igdit-samples",
+        **own,
+        "type": "IMAGE",
+        "displayName": SAMPLES,
+        "imageKeys": [SAMPLES],
+        "step": last_step,
+        "showRunParams": True,
+        "runsCountToCompare": 20,
+    }
+    state = {
+        "searchFilter": filter_text,
+        "orderByKey": _column("metrics", "fid"),
+        "orderByAsc": True,
+        "selectedColumns": columns,
+        "runsHiddenMode": "SHOW_ALL",
+        "isAccordionReordered": True,
+        "hideEmptyCharts": False,
+        "compareRunSections": [{**s, "isReordered": True, "deleted": False} for s in sections],
+        "compareRunCharts": [*placed, samples],
+    }
+    return json.dumps(state, separators=(",", ":"), sort_keys=True)
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"
+
+
+def _parallel(params: tuple[str, ...], metric: str) -> dict[str, Any]:
+    return {
+        "type": "PARALLEL",
+        "selectedParams": params,
+        "selectedMetrics": [metric],
+        "showAllRuns": False,
+    }
+
+
+def _line(*metrics: str, logarithmic: bool = False, axis: str = "") -> dict[str, Any]:
+    """Lines of metrics by step, or by the metric that has the values of an axis at these steps."""
+    several = {"selectedMetricKeys": metrics} if len(metrics) > 1 else {}
+    return {
+        "type": "LINE",
+        "metricKey": metrics[0],
+        **several,
+        "lineSmoothness": 0,
+        "xAxisKey": "metric" if axis else "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "log" if logarithmic else "linear",
+        "range": {},
+        "selectedXAxisMetricKey": axis,
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": not axis,
+        "useGlobalLineSmoothing": True,
+    }
+
+
+def _scatter(param: str, metric: str) -> dict[str, Any]:
+    return {
+        "type": "SCATTER",
+        "runsCountToCompare": 100,
+        "xaxis": {"key": param, "type": "PARAM"},
+        "yaxis": {"key": metric, "type": "METRIC"},
+    }
+
+
+def _bar(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100}
+
+
+def _difference() -> dict[str, Any]:
+    """The parameters and metrics in which runs differ, side by side."""
+    return {
+        "type": "DIFFERENCE",
+        "chartName": "Differences",
+        "runsCountToCompare": 20,
+        "compareGroups": ["Parameters", "Model metrics"],
+        "showDifferencesOnly": True,
+        "showChangeFromBaseline": False,
+        "baselineColumnUuid": "",
+    }
