@@ -26,9 +26,9 @@ from ig_core.training.state import TrainState
 from pipelines.execution.ray_env import prepare_ray_environment
 from pipelines.graph.graph import Graph
 from pipelines.stages.build import build
+from pipelines.stages.codec import open_dataset
 from pipelines.stages.context import open_store
 from pipelines.stages.jobs import Job, TrainJob
-from pipelines.stages.latents import open_dataset
 from pipelines.stages.training.worker import train_worker
 
 if TYPE_CHECKING:

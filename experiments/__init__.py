@@ -1,11 +1,11 @@
 """Experiments as typed values. Importing this package loads no torch."""
 
-from experiments.data import DataConfig
 from experiments.registry import EXPERIMENTS, STUDIES, get_experiment, get_study
-from experiments.resources import Resources
 from experiments.schema import (
+    DataConfig,
     EvaluationConfig,
     Experiment,
+    Resources,
     experiment_from_json,
     experiment_to_json,
 )

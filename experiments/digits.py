@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.resources import Resources
-from experiments.schema import EvaluationConfig, Experiment
+from experiments.schema import EvaluationConfig, Experiment, Resources
 from experiments.study import LayerRange, Range, SearchSpace, Study
 from ig_core.config import (
     Guidance,

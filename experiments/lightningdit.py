@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.data import DataConfig
 from experiments.protocols import adm_imagenet256
-from experiments.schema import Experiment
+from experiments.schema import DataConfig, Experiment
 from experiments.sit import GPUS
 from ig_core.config import (
     Guidance,

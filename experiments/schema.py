@@ -8,9 +8,6 @@ import types
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-# The configurations are fields here, resolved at run time by tyro and by experiment_from_json.
-from experiments.data import DataConfig
-from experiments.resources import Resources
 from ig_core.config import (
     Guidance,
     LossConfig,
@@ -113,6 +110,186 @@ class EvaluationConfig:
     def report_bank(self) -> int:
         """Bank of noise on which what was chosen is reported."""
         return self.seed + 1 if self.report_seed is None else self.report_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learnt."""
+
+    source: Literal["digits", "latents", "images"] = "digits"
+    """digits: the 1,797 handwritten 8x8 digits that ship with scikit-learn. images: a class folder,
+    Parquet files, WebDataset tars or an ADM zip. latents: those of SiT and REPA (.npy), or those of
+    LightningDiT (safetensors)."""
+    path: str | None = None
+    """images and latents: the folder, the file, or a pattern in the last part of the name
+    (`train-*.parquet`, `set-{000..099}.tar`)."""
+    classes: str | None = None
+    """A JSON file {folder or file: label} that labels them, wherever it lies. None: what lies with
+    the data does, else the order of the class folders."""
+    content: str | None = None
+    """Identity of what lies there; a run fills it in, and an experiment that has it takes no
+    other."""
+    count: int | None = None
+    """Images or latents that lie there; a run fills it in."""
+    codec: Literal["none", "sd-vae", "va-vae"] = "none"
+    """What makes latents of images and images of samples. none: the model learns pixels."""
+    codec_path: str | None = None
+    """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
+    codec_sha256: str | None = None
+    """SHA-256 of these; a run fills it in, and an experiment that has it takes no others."""
+    encoder_sha256: str | None = None
+    """SHA-256 of the part of these that encodes; a run fills it in. What is made of images depends
+    on nothing else of the codec."""
+    channels: int = 1
+    """Channels of what the model learns."""
+    side: int = 8
+    """Its rows and columns."""
+    num_classes: int = 10
+    """Classes of the labels."""
+    flip: bool = False
+    """Mirror every other image at random. Of latents both must be there: the latent of a mirrored
+    image is not the mirrored latent."""
+    resolution: int = 256
+    """Side of the images in pixels: they are cropped to the centre as ADM does, samples are decoded
+    to it."""
+    shard_size: int = 10_000
+    """Images or latents that one task encodes; what an interrupted encoder loses at most."""
+    max_broken: int = 100
+    """Images that may be unreadable, of more than 8 bits, or CMYK; they are named. With more than
+    these the run ends."""
+    check_statistics: bool = True
+    """Refuse latents whose values are not what their codec gives, or their statistics say."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "side", "num_classes", "resolution", "shard_size"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(self.max_broken >= 0, "data.max_broken", self.max_broken, "at least 0")
+        if self.source == "digits":
+            self._check_digits()
+            return
+        require(
+            self.source == "images" or self.codec != "none",
+            "data.codec",
+            self.codec,
+            "sd-vae or va-vae with data.source=latents",
+        )
+        factor, channels = CODEC_FACTOR[self.codec], CODEC_CHANNELS[self.codec]
+        require(
+            self.channels == channels,
+            "data.channels",
+            self.channels,
+            f"{channels} with data.codec={self.codec}",
+        )
+        require(
+            self.resolution == self.side * factor,
+            "data.resolution",
+            self.resolution,
+            f"{self.side * factor}: data.side={self.side} times {factor} of {self.codec}",
+        )
+
+    @property
+    def image_side(self) -> int:
+        """Side in pixels of the images that are learnt, and of samples."""
+        return self.side if self.source == "digits" else self.resolution
+
+    def _check_digits(self) -> None:
+        """Raise ValueError for what digits do not have."""
+        for name, value in (
+            ("path", None),
+            ("classes", None),
+            ("codec", "none"),
+            ("codec_path", None),
+            ("channels", 1),
+            ("side", 8),
+            ("num_classes", 10),
+            ("flip", False),
+        ):
+            require(
+                getattr(self, name) == value,
+                f"data.{name}",
+                getattr(self, name),
+                f"{value} with data.source=digits",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Who computes: never changes what is reused, and a result at most by rounding."""
+
+    num_workers: int = 2
+    """Training workers; 1 trains in a plain task and saves the set-up of a worker group."""
+    min_workers: int | None = None
+    """Elastic training: goes on with as few workers as this when nodes are lost, and grows to
+    num_workers when there is room again. None: always num_workers."""
+    cpus_per_worker: int = 1
+    """CPU threads of a training worker."""
+    use_gpu: bool = False
+    """One GPU for each training worker and each sampling task."""
+    micro_batch: int | None = None
+    """Most images of a batch that a worker holds at once; more are accumulated. None: all.
+    Half the batch makes one and two workers agree bit for bit, on CPUs of one kind."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work, same result."""
+    compile_blocks: bool = False
+    """Compile the transformer's blocks (torch.compile); results change by rounding."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp (FSDP2): each training worker keeps a part of the state, for models that do not fit."""
+    tf32: bool = True
+    """On a GPU, round the factors of float32 products to TF32; results change by rounding."""
+    save_minutes: float | None = 10.0
+    """Most minutes of training that are lost with a worker: what is trained is published as often,
+    and the one before it deleted. None: only the checkpoints of the experiment."""
+    sample_tasks: int = 2
+    """Sampling and evaluation tasks at a time."""
+    sample_batch: int = 250
+    """Images that a sampling task integrates at once."""
+    max_failures: int = 3
+    """Lost workers that a training survives before it gives up."""
+    wait_minutes: float = 0.0
+    """How long to wait for nodes that an autoscaler, or a person, is to bring to the cluster; with
+    0, a training that asks for more than is there is refused at once."""
+    runner: Literal["ray", "inline"] = "ray"
+    """inline: everything in this process, for debuggers; one training worker."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "sample_tasks", "sample_batch"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(
+            self.micro_batch is None or self.micro_batch >= 1,
+            "micro_batch",
+            self.micro_batch,
+            "None or at least 1",
+        )
+        require(self.max_failures >= 0, "max_failures", self.max_failures, "at least 0")
+        require(
+            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+            "min_workers",
+            self.min_workers,
+            f"None or 1..num_workers={self.num_workers}",
+        )
+        require(
+            self.save_minutes is None or self.save_minutes > 0,
+            "save_minutes",
+            self.save_minutes,
+            "None or positive",
+        )
+        require(self.wait_minutes >= 0, "wait_minutes", self.wait_minutes, "at least 0")
+        require(
+            self.runner == "ray" or self.num_workers == 1,
+            "num_workers",
+            self.num_workers,
+            "1 with the inline runner",
+        )
+
+    @property
+    def device(self) -> str:
+        """Where tensors go."""
+        return "cuda" if self.use_gpu else "cpu"
+
+    @property
+    def fewest_workers(self) -> int:
+        """Training workers without which nothing is trained."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,3 +489,9 @@ def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     require(fits, where, value, f"of type {hint.__name__}")
     return value
+
+
+CODEC_FACTOR = {"none": 1, "sd-vae": 8, "va-vae": 16}
+"""Codec -> pixels along one side of a latent's cell."""
+CODEC_CHANNELS = {"none": 3, "sd-vae": 4, "va-vae": 32}
+"""Codec -> channels of what the model learns."""

@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from experiments.data import DataConfig
 from experiments.protocols import adm_imagenet256
-from experiments.resources import Resources
-from experiments.schema import Experiment
+from experiments.schema import DataConfig, Experiment, Resources
 from ig_core.config import (
     Guidance,
     LossConfig,

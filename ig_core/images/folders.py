@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ig_core.data.sources.formats import CONTAINERS
-from ig_core.data.sources.images import IMAGES
-from ig_core.data.sources.labels import suffix_of
-from ig_core.data.sources.walk import walk
+from ig_core.data.sources.listing import IMAGES
+from ig_core.data.sources.walk import suffix_of, walk
 from ig_core.files.encoded_images import read_image_file
 from ig_core.files.extras import extra
 from ig_core.files.npz import names, open_array, open_npz, read_array, read_rows

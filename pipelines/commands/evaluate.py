@@ -20,11 +20,12 @@ from pipelines.console.results import print_metrics
 from pipelines.execution.runners import describe_runner
 from pipelines.execution.scheduler import Pipeline
 from pipelines.execution.session import RunnerSession
+from pipelines.graph.digests import path_digest
 from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node
 from pipelines.graph.plan import make_plan
-from pipelines.graph.resolve import path_digest, resolve
+from pipelines.graph.resolve import resolve
 from pipelines.results.measurements import METRICS
 from pipelines.store.files import replace_text
 from pipelines.store.home import Home

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from experiments.resources import Resources
+from experiments.schema import Resources
 from experiments.tables import TABLES
 from pipelines.commands.help import asks_for_help, help_of
 from pipelines.commands.parse import parse_options

@@ -23,8 +23,9 @@ from pipelines.console.study import (
     print_forecast,
     study_progress,
 )
+from pipelines.execution.listener import NullListener
 from pipelines.execution.runners import describe_runner
-from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.scheduler import Pipeline
 from pipelines.execution.session import RunnerSession
 from pipelines.graph.garbage import in_use
 from pipelines.graph.resolve import resolve

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from experiments import experiment_to_json
 from ig_core.config import Guidance
@@ -24,54 +24,16 @@ from pipelines.stages.jobs import Job, TrainJob
 from pipelines.store.keys import content_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from experiments import Experiment
+    from pipelines.execution.listener import Listener
     from pipelines.execution.runner import Runner
     from pipelines.graph.node import Node
-    from pipelines.stages.jobs import TrainProgress
     from pipelines.store.base import Store
 
 
 POLL_SECONDS = 0.2
-
-
-class Listener(Protocol):
-    """Receives the progress of a pipeline; its methods are called from several threads."""
-
-    def on_waiting(self, node: Node) -> None:
-        """Another process builds the node."""
-
-    def on_started(self, nodes: Sequence[Node]) -> None:
-        """One task of this process builds the nodes; of a training its last checkpoint is named."""
-
-    def on_training(self, progress: TrainProgress) -> None:
-        """The training has made steps."""
-
-    def on_finished(self, node: Node, done: int, total: int) -> None:
-        """The artifact is published.
-
-        Args:
-            node: The artifact.
-            done: Number of missing artifacts that are published by now.
-            total: Number of artifacts that were missing.
-        """
-
-
-class NullListener:
-    """A listener that ignores everything."""
-
-    def on_waiting(self, node: Node) -> None:
-        """Ignored."""
-
-    def on_started(self, nodes: Sequence[Node]) -> None:
-        """Ignored."""
-
-    def on_training(self, progress: TrainProgress) -> None:
-        """Ignored."""
-
-    def on_finished(self, node: Node, done: int, total: int) -> None:
-        """Ignored."""
 
 
 class Pipeline:

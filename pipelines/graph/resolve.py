@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.graph.digests import _known_digest, codec_digest
 from pipelines.graph.node import INCEPTION
 from pipelines.graph.source_checks import ImagesOf, pin_source, reference_identity
-from pipelines.store.keys import content_digest, file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,34 +18,9 @@ if TYPE_CHECKING:
     from experiments import DataConfig, EvaluationConfig, Experiment
     from ig_core.config import ModelConfig, TrainConfig
 
+
 PINNED = ("extractor_weights", "reference")
 """Files of an evaluation."""
-
-
-def path_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's images."""
-    if path.is_file():
-        return file_digest(path)
-    images = (
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in (".png", ".npz") and not file.name.startswith(".")
-    )
-    return content_digest({file.name: file_digest(file) for file in images})
-
-
-def codec_digest(name: str, path: Path) -> str:
-    """SHA-256 of a codec: of its file, or of the two files in its folder that are read.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    from ig_core.codecs.files import codec_parts
-
-    parts = codec_parts(name, path)
-    if name == "va-vae":
-        return _known_digest(path)
-    return content_digest({part.name: _known_digest(part) for part in parts})
 
 
 @functools.lru_cache(maxsize=16)
@@ -295,16 +270,3 @@ def _check_checkpoint(path: Path, model: ModelConfig, digest: str) -> None:  # n
     from ig_core.checkpoints.official import check_official
 
     check_official(path, model)
-
-
-def _known_digest(path: Path) -> str:
-    """Digest of a path; a large file that did not change is read once a process."""
-    if path.is_dir():
-        return path_digest(path)
-    status = path.stat()
-    return _file_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.lru_cache(maxsize=64)
-def _file_digest(path: Path, *_: int) -> str:
-    return file_digest(path)

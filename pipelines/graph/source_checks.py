@@ -71,7 +71,8 @@ def pin_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any
 @functools.lru_cache(maxsize=16)
 def _source(data: DataConfig, labels: str) -> tuple[str, int]:  # noqa: ARG001
     """Identity and rows of the source that data name; `labels` is the digest of their mapping."""
-    from ig_core.data.sources.listing import identify, list_source
+    from ig_core.data.sources.listing import identify
+    from ig_core.data.sources.source import list_source
 
     classes = None if data.classes is None else Path(data.classes)
     listing = list_source(Path(str(data.path)), data.num_classes, classes)
@@ -106,7 +107,7 @@ class ImagesOf(NamedTuple):
         Raises:
             ValueError: there are none, or something of them is missing.
         """
-        from ig_core.data.sources.listing import list_images, list_source
+        from ig_core.data.sources.source import list_images, list_source
 
         if self.num_classes is None:
             return list_images(Path(self.path))
@@ -121,8 +122,8 @@ def reference_identity(images: ImagesOf) -> str:
     Raises:
         ValueError: there are none, or of the first none can be used.
     """
-    from ig_core.data.sources.listing import identify_images
     from ig_core.data.sources.rows import image_files
+    from ig_core.data.sources.source import identify_images
     from ig_core.images.crop import read_pixels
 
     listing = images.list()

@@ -7,8 +7,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from experiments.data import CODEC_CHANNELS
-from pipelines.stages.latents import LATENTS, STATISTICS
+from experiments.schema import CODEC_CHANNELS
+from pipelines.stages.codec import LATENTS, STATISTICS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
+from ig_core.codecs.files import SD_SCALE
+from ig_core.data.normalisation import ChannelSums, Normalisation
 from ig_core.files.tensors import read_weights
 from ig_core.images.sets import ImageSet, read_images, write_images
 from ig_core.metrics.digits_net import train_digits_net
-from ig_core.metrics.extractors import DIGITS_CNN, INCEPTION, ImageFeatures, make_image_extractor
-from pipelines.graph.resolve import path_digest
+from ig_core.metrics.extractors import DIGITS_CNN
+from pipelines.graph.source_checks import check_values
+from pipelines.stages.codec import SHARD, STATISTICS, _given, _of_channels
 from pipelines.stages.context import IMAGES, WEIGHTS
+from pipelines.stages.features import pinned_file
+from pipelines.stages.usable_images import check_broken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
+    from torch import Tensor
+
+    from experiments import DataConfig
     from pipelines.stages.context import Context
 
 
 def build_data(context: Context, directory: Path) -> None:
     """Write the training images (scikit-learn's digits: 0..16 scaled to 0..255), or bind shards."""
     if context.experiment.data.source != "digits":
-        from pipelines.stages.latents import bind_latents
-
         bind_latents(context, directory)
         return
     from sklearn.datasets import load_digits
@@ -66,33 +72,71 @@ def build_extractor(context: Context, directory: Path) -> None:
     (directory / "report.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 
-def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:
-    """The extractor of an evaluation, with the weights of its artifact."""
-    name = context.experiment.evaluation.extractor
-    return _made_extractor(
-        name, context.input("extractor") / WEIGHTS, context.device, spatial=name == INCEPTION
+logger = logging.getLogger(__name__)
+
+
+def bind_latents(context: Context, directory: Path) -> None:
+    """Bind shards to training data, with what has to be known of them all."""
+    data, nodes = context.experiment.data, context.node.inputs
+    folders = {name: context.input(name) for name in nodes if name.startswith("part-")}
+    shards = {
+        name: json.loads((path / SHARD).read_text(encoding="utf-8"))
+        for name, path in folders.items()
+    }
+    broken = [each for shard in shards.values() for each in shard["broken"]]
+    check_broken(broken, data.max_broken)
+    filled = {name: shard for name, shard in shards.items() if shard["count"]}
+    if not filled:
+        raise ValueError(f"data.path {data.path} has no image that can be used")
+    sums = functools.reduce(
+        ChannelSums.__add__,
+        (
+            ChannelSums(
+                shard["numbers"],
+                *(torch.tensor(shard[name], dtype=torch.float64) for name in ("total", "square")),
+            )
+            for shard in filled.values()
+        ),
     )
+    given = _given(context) if (data.source, data.codec) == ("latents", "va-vae") else None
+    if data.source == "latents":
+        rows = sum(shard["count"] for shard in filled.values())
+        check_values(data, sums, given, rows=rows)
+    normalisation = _normalisation(data, sums, given)
+    statistics = {
+        "source": data.source,
+        "count": sum(shard["count"] for shard in filled.values()),
+        "per_class": [
+            sum(counts) for counts in zip(*(s["per_class"] for s in filled.values()), strict=True)
+        ],
+        "codec": data.codec,
+        # Of the encoder alone. What encoded latents that were found ready is not known.
+        "encoder_sha256": data.encoder_sha256 if data.source == "images" else None,
+        "mean": sums.mean.tolist(),
+        "std": sums.std.tolist(),
+        "shift": list(normalisation.shift),
+        "factor": list(normalisation.factor),
+        "broken": broken,
+        "oriented": sum(shard.get("oriented", 0) for shard in filled.values()),
+        "shards": [f"{nodes[name].kind}/{nodes[name].key}" for name in filled],
+    }
+    (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+    previews = [folder / IMAGES for folder in folders.values() if (folder / IMAGES).exists()]
+    if previews:
+        images = read_images(previews)
+        chosen = torch.linspace(0, len(images.label) - 1, min(len(images.label), 144)).long()
+        write_images(
+            directory / IMAGES,
+            ImageSet(images.index[chosen], images.label[chosen], images.image[chosen]),
+        )
 
 
-# The last one used: a worker extracts features of many shards.
-_made_extractor = functools.lru_cache(maxsize=1)(make_image_extractor)
-
-
-def extracted(context: Context, batches: Iterable[torch.Tensor]) -> Iterator[ImageFeatures]:
-    """Features of images, a batch at a time."""
-    return map(_extractor(context), batches)
-
-
-def write_features(context: Context, batches: Iterable[torch.Tensor], path: Path) -> None:
-    """Features (N, F), logits (N, K) and, of Inception, spatial features (N, 2023) of images."""
-    pieces = list(extracted(context, batches))
-    columns = zip(ImageFeatures._fields, zip(*pieces, strict=True), strict=True)
-    save_file({name: torch.cat(column) for name, column in columns if column[0] is not None}, path)
-
-
-def pinned_file(context: Context, field: str, digest: str) -> Path:
-    """A file that the evaluation names; what is read must be what was pinned."""
-    path = Path(getattr(context.experiment.evaluation, field))
-    if path_digest(path) != context.node.config[digest]:
-        raise ValueError(f"{field} {path} changed since the run began")
-    return path
+def _normalisation(
+    data: DataConfig, sums: ChannelSums, given: tuple[Tensor, Tensor] | None
+) -> Normalisation:
+    """sd-vae: the factor of its authors. va-vae: that of the latents' makers, else measured."""
+    if data.codec == "none":
+        return Normalisation.uniform(data.channels, 1.0)
+    if data.codec == "sd-vae":
+        return Normalisation.uniform(data.channels, SD_SCALE)
+    return _of_channels(*(given or (sums.mean, sums.std)))

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +19,14 @@ from ig_core.data.latent_checks import lone_statistics
 from ig_core.data.normalisation import ChannelSums
 from ig_core.data.shards import ShardWriter
 from ig_core.data.sources.formats import detect
-from ig_core.data.sources.listing import Listing, identify, list_source, read_listing
-from ig_core.data.sources.rows import image_files, latent_rows, read_normalisation
-from ig_core.images.crop import Pixels, read_pixels
+from ig_core.data.sources.listing import Listing, identify, read_listing
+from ig_core.data.sources.rows import latent_rows, read_normalisation
+from ig_core.data.sources.source import list_source
 from ig_core.images.sets import ImageSet, write_images
 from pipelines.graph.source_checks import check_rows
+from pipelines.stages.codec import BATCH, LATENTS, NORMALISATION, SHARD, codec_of
 from pipelines.stages.context import IMAGES
-from pipelines.stages.latents import BATCH, LATENTS, NORMALISATION, SHARD, check_broken, codec_of
+from pipelines.stages.usable_images import READ_AHEAD, Judged, usable_images
 from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:
@@ -36,21 +34,13 @@ if TYPE_CHECKING:
 
     from experiments import DataConfig
     from ig_core.codecs.codec import Codec
-    from ig_core.images.crop import Mode
     from pipelines.stages.context import Context
 
-    Usable = tuple[int, int, Any]
-    """Index, label and pixels of an image."""
     Piece = tuple[list[int], list[int], Any, Any]
-    """Indices, labels, latents and mirrored latents of a batch."""
+    Usable = tuple[int, int, Any]
+
 
 LISTING = "listing.parquet"
-READ_AHEAD = 8 * BATCH
-"""Images that are decoded while others are encoded."""
-READ_AHEAD_BYTES = 2**28
-"""Bytes of their files, above which fewer of them wait."""
-THREADS = 4
-"""Threads that decode them."""
 PREVIEW = 16
 """Images of a shard that are kept for people."""
 
@@ -155,61 +145,3 @@ def _encode(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool)
     latent = codec.encode(stack).cpu().numpy()
     mirror = codec.encode(stack.flip(-1)).cpu().numpy() if flip else None
     return list(index), list(label), latent, mirror
-
-
-@dataclass
-class Judged:
-    """What was found out about images that were read."""
-
-    most: int
-    """Faulty ones that are borne."""
-    broken: list[dict[str, str]] = field(default_factory=list)
-    """Name and fault of each."""
-    oriented: int = 0
-    """How many have an EXIF orientation."""
-
-
-def usable_images(
-    listing: Listing,
-    start: int,
-    stop: int,
-    size: int,
-    judged: Judged,
-    mode: Mode = "RGB",
-) -> Iterator[Usable]:
-    """Index, label and pixels of images that can be used, cropped; the others are named.
-
-    Raises:
-        ValueError: more of them are faulty than are borne.
-    """
-    files = enumerate(image_files(listing, start, stop), start)
-
-    def decode(item: Any) -> tuple[int, Any, Pixels]:  # noqa: ANN401
-        index, (row, content) = item
-        if isinstance(content, str):
-            return index, row, Pixels(None, content)
-        return index, row, read_pixels(content, size, mode)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[Any] = deque()
-        held = 0  # bytes that wait to be decoded
-        for item in files:
-            length = len(item[1][1])
-            waiting.append((pool.submit(decode, item), length))
-            held += length
-            while len(waiting) >= READ_AHEAD or (held > READ_AHEAD_BYTES and len(waiting) > 1):
-                done, length = waiting.popleft()
-                yield from _judge(done.result(), judged)
-                held -= length
-        for done, _ in waiting:
-            yield from _judge(done.result(), judged)
-
-
-def _judge(found: tuple[int, Any, Pixels], judged: Judged) -> Iterator[Usable]:
-    index, row, (pixels, fault, is_oriented) = found
-    judged.oriented += is_oriented
-    if fault is not None:
-        judged.broken.append({"name": row.name, "fault": fault})
-        check_broken(judged.broken, judged.most)
-    if pixels is not None:
-        yield index, row.label, torch.from_numpy(pixels)

@@ -16,7 +16,7 @@ from ig_core.metrics.scores import inception_score, kernel_distance, precision_r
 from ig_core.metrics.uncertainty import fid_estimates
 from pipelines.graph.fingerprint import fingerprint
 from pipelines.stages.context import FEATURES, IMAGES, MOMENTS
-from pipelines.stages.data import write_features
+from pipelines.stages.features import write_features
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ig_core.data.sources.listing import identify_images
+from ig_core.data.sources.source import identify_images
 from ig_core.files.npz import has_arrays
 from ig_core.images.folders import count_images, read_image_batches
 from ig_core.images.sets import read_images
@@ -17,10 +17,10 @@ from ig_core.metrics.extractors import DIGITS_CNN, FEATURE_LAYERS, ImageFeatures
 from ig_core.metrics.frechet import FeatureStats
 from ig_core.metrics.reference import Moments, read_reference
 from pipelines.graph.source_checks import ImagesOf
+from pipelines.stages.codec import STATISTICS
 from pipelines.stages.context import FEATURES, IMAGES, MOMENTS
-from pipelines.stages.data import extracted, pinned_file
-from pipelines.stages.encode import Judged, usable_images
-from pipelines.stages.latents import STATISTICS
+from pipelines.stages.features import extracted, pinned_file
+from pipelines.stages.usable_images import Judged, usable_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

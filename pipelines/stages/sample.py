@@ -17,8 +17,8 @@ from ig_core.images.sets import ImageSet, contact_sheet, read_images, to_uint8, 
 from ig_core.noise import AddressedNoise
 from ig_core.sampling import NonFiniteSampleError
 from pipelines.common.errors import SamplingFailedError
+from pipelines.stages.codec import decoder_of
 from pipelines.stages.context import IMAGES
-from pipelines.stages.latents import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

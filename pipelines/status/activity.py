@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from pipelines.execution.scheduler import Listener
+    from pipelines.execution.listener import Listener
     from pipelines.graph.graph import Graph
     from pipelines.graph.node import Node
     from pipelines.stages.jobs import TrainProgress

@@ -10,6 +10,7 @@ the manifest and is checked before the file is used. Whoever builds an artifact 
 from __future__ import annotations
 
 import json
+import os
 import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pipelines.common.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
-from pipelines.store.files import describe_files, follow_umask, remove_tree
+from pipelines.store.files import follow_umask, remove_tree
 from pipelines.store.keys import check_file_name, check_name, file_digest
 from pipelines.store.rights import explain
 
@@ -348,3 +349,15 @@ def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:
         )
     # The time of change, unlike that of modification, cannot be set back.
     return entry["sha256"], state.st_size, state.st_ctime_ns, state.st_ino
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, object]]:
+    """Size and SHA-256 of every file below a directory, each forced to the disk."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            name = path.relative_to(directory).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    return files

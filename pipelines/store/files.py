@@ -9,10 +9,9 @@ import uuid
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from pipelines.store.keys import file_digest
-
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 LENIENT = "igdit.lenient"
 """Error handler of encoders. A byte of a file's name that Python could not decode (PEP 383) is
@@ -55,18 +54,6 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def describe_files(directory: Path) -> dict[str, dict[str, object]]:
-    """Size and SHA-256 of every file below a directory, each forced to the disk."""
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            name = path.relative_to(directory).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
-    return files
 
 
 def follow_umask(directory: Path) -> None:

@@ -24,7 +24,8 @@ from pipelines.common.errors import (
 )
 from pipelines.common.formatting import number
 from pipelines.common.redaction import discreet
-from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.listener import NullListener
+from pipelines.execution.scheduler import Pipeline
 from pipelines.execution.session import RunnerSession
 from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph

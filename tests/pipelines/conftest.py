@@ -19,8 +19,9 @@ import torch
 from experiments import Experiment, Resources, get_experiment
 from pipelines.commands.run import run_experiment
 from pipelines.console.console import make_console
+from pipelines.execution.listener import NullListener
 from pipelines.execution.runners import InlineRunner
-from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.results.measurements import collect

@@ -6,8 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from ig_core.data.sources.labels import some
-from ig_core.data.sources.walk import is_hidden
+from ig_core.data.sources.walk import is_hidden, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

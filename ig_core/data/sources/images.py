@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ig_core.data.sources.formats import CLASSES, MAPPING, SPLITS, Found, Row
-from ig_core.data.sources.labels import (
-    Labels,
-    parse_labels,
-    plain_name,
-    read_labels,
-    some,
-    suffix_of,
-    whole_number,
-)
-from ig_core.data.sources.walk import is_hidden, walk
+from ig_core.data.sources.formats import CLASSES, MAPPING, SPLITS, Row
+from ig_core.data.sources.labels import Labels, parse_labels, read_labels, whole_number
+from ig_core.data.sources.listing import IMAGES, Search, image_type, labelled
+from ig_core.data.sources.walk import is_hidden, plain_name, some, suffix_of, walk
 from ig_core.files.encoded_images import MAX_LABEL_BYTES, read_zip_member
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-IMAGES = {
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jp2",
-    ".jxl",
-    ".tga",
-    ".dds",
-    ".psd",
-    ".svg",
-}
-"""Suffixes of images, in lower case; what cannot be decoded of them becomes a faulty image."""
-
-
-@dataclass
-class Search:
-    """What a lister goes by, and what it passes over."""
-
-    found: Found
-    num_classes: int
-    labels: Labels | None
-    """Labels that the experiment gives; None: those that lie with the data."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Suffix, name or hidden folder -> how many are neither images nor labels."""
 
 
 def list_folder(search: Search) -> list[Row]:
@@ -79,13 +33,6 @@ def list_folder(search: Search) -> list[Row]:
     if labels is None:
         labels = _numbered_folders(search, [name for name, _ in files])
     return labelled(files, labels, IMAGES)
-
-
-def labelled(files: Sequence[tuple[str, int]], labels: Labels, suffixes: set[str]) -> list[Row]:
-    """Rows of files (name, bytes) that hold one image or latent each."""
-    rows = [Row(name, name, 0, size, labels.of(name)) for name, size in files]
-    labels.check({name for name, _ in files}, suffixes)
-    return rows
 
 
 def _numbered_folders(search: Search, names: Sequence[str]) -> Labels:
@@ -145,27 +92,6 @@ def _label_column(table: pq.ParquetFile, path: Path) -> list[int]:
         label if type(label) is int else whole_number(label, f"{path}: the label of row {number}")
         for number, label in enumerate(labels)
     ]
-
-
-def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
-    """Type of the bytes in column image: the column itself, or its field `bytes`.
-
-    Raises:
-        ValueError: it is another type.
-    """
-    kind = held = schema.field("image").type
-    if pa.types.is_struct(kind):
-        names = [kind.field(number).name for number in range(kind.num_fields)]
-        held = kind.field("bytes").type if "bytes" in names else kind
-    if not (
-        pa.types.is_binary(held)
-        or pa.types.is_large_binary(held)
-        or pa.types.is_fixed_size_binary(held)
-    ):
-        raise ValueError(
-            f"{path}: column image must hold bytes, or a struct with bytes, but holds {kind}"
-        )
-    return held
 
 
 def _check_images(table: pq.ParquetFile, path: Path) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-    from pathlib import Path
+from ig_core.data.sources.walk import plain_name, some, suffix_of
 
-NAMED = 3
-"""Names that a message gives of many."""
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -142,21 +139,3 @@ def whole_number(value: object, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{what} must be an integer, but is {value!r}")
     return value
-
-
-def plain_name(name: str) -> str:
-    """A name in an archive or mapping with `/`, and without `./` before it."""
-    return name.replace("\\", "/").removeprefix("./")
-
-
-def suffix_of(name: str) -> str:
-    """Suffix of a file's name, in lower case."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million times
-
-
-def some(names: Iterable[str], count: int | None = None) -> str:
-    """How many there are, and the first of them: `5 (a, b, c, ...)`."""
-    held = names if isinstance(names, list) else list(islice(names, NAMED + 1))
-    count = len(held) if count is None else count
-    more = ", ..." if count > NAMED else ""
-    return f"{count} ({', '.join(held[:NAMED])}{more})"

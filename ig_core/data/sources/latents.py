@@ -7,14 +7,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from ig_core.data.sources.formats import MAPPING, Row
-from ig_core.data.sources.images import labelled
 from ig_core.data.sources.labels import read_labels
+from ig_core.data.sources.listing import labelled
 from ig_core.data.sources.walk import walk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ig_core.data.sources.images import Search
+    from ig_core.data.sources.listing import Search
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Types of latents in safetensors."""

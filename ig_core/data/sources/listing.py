@@ -10,12 +10,9 @@ can be read by itself.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
-import logging
-import tarfile
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,34 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ig_core.data.sources.formats import CLASSES, LABELLED, LOOSE, MAPPING, Row, detect, hint
-from ig_core.data.sources.images import Search, list_folder, list_parquet, list_zip
-from ig_core.data.sources.labels import NoLabels, read_labels
-from ig_core.data.sources.latents import list_npy, list_safetensors
-from ig_core.data.sources.tars import list_tar
+from ig_core.data.sources.formats import CLASSES, LOOSE, MAPPING, Found, Row
 
 if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from ig_core.data.sources.labels import Labels
 
-logger = logging.getLogger(__name__)
+
 WHOLE = 2**28
 """Bytes up to which all of a source is read to identify it."""
 PROBES, PROBE = 2048, 4096
 """Places in a larger one that are read, and bytes at each."""
 SMALL = 2**20
 """Bytes below which an archive is read whole in any case."""
-LISTERS: dict[str, Callable[[Search], list[Row]]] = {
-    "folder": list_folder,
-    "parquet": list_parquet,
-    "tar": list_tar,
-    "zip": list_zip,
-    "npy": list_npy,
-    "safetensors": list_safetensors,
-}
-"""Format -> what lists its rows."""
 
 
 @dataclass(frozen=True)
@@ -107,91 +91,6 @@ def read_listing(path: Path, root: Path) -> Listing:
         tuple(about["extra"]),
         about.get("ignored", {}),
     )
-
-
-def list_images(path: Path) -> Listing:
-    """List images whose labels do not matter: as `list_source`, but each is given label 0.
-
-    Raises:
-        ValueError: nothing there has one of the formats of images, or something is missing.
-    """
-    found = detect(path)._replace(extra=())
-    if found.format in ("npy", "safetensors"):
-        raise ValueError(f"{path} must hold images, but holds {found.format}")
-    return _list(path, Search(found, 1, NoLabels()))
-
-
-def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Listing:
-    """List what lies at a path.
-
-    Args:
-        path: A folder, a file, or a pattern in the last part of the name (`train-*.parquet`,
-            `set-{000..099}.tar`).
-        num_classes: Labels must be below; class folders that no mapping labels must be as many.
-        labels: A JSON file {folder or file: label}, instead of those that lie with the data.
-
-    Raises:
-        ValueError: nothing there has one of the formats, something of it is missing, or a row lacks
-            a label in 0..num_classes - 1.
-    """
-    found = detect(path)
-    if labels is not None:
-        if found.format in LABELLED:
-            raise ValueError(
-                f"data.classes must be left out: {path} holds {found.format}, which "
-                f"has labels of its own"
-            )
-        found = found._replace(extra=())
-    return _list(path, Search(found, num_classes, None if labels is None else read_labels(labels)))
-
-
-def _list(path: Path, search: Search) -> Listing:
-    found, num_classes = search.found, search.num_classes
-    try:
-        rows = LISTERS[found.format](search)
-    except (OSError, KeyError, TypeError, tarfile.TarError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path} cannot be read as {found.format}: {type(error).__name__}: {error}"
-        ) from error
-    if not rows:
-        raise ValueError(
-            f"{path} holds no images or latents (looked for: {found.format})"
-            f"{_ignored(search.ignored)}{hint(path)}"
-        )
-    if found.format in ("folder", "npy", "zip"):
-        rows.sort(key=lambda row: row.name)
-    for row in rows:
-        if not 0 <= row.label < num_classes:
-            raise ValueError(
-                f"{path}: the label of {row.name} must be in 0..{num_classes - 1} "
-                f"(data.num_classes={num_classes}), but is {row.label}"
-            )
-    if search.ignored:
-        _warn(f"{path}: only images or latents are used{_ignored(search.ignored)}")
-    table = pa.table({name: [getattr(row, name) for row in rows] for name in Row._fields})
-    files = tuple(row.file for row in rows) if found.format in LOOSE else tuple(found.files)
-    return Listing(found.root, found.format, table, files, found.extra, dict(search.ignored))
-
-
-def _ignored(ignored: Counter[str]) -> str:
-    """What was passed over, for a message: at most 5 kinds."""
-    kinds = [f"{count} {kind}" for kind, count in ignored.most_common(5)]
-    more = ", ..." if len(ignored) > len(kinds) else ""
-    return f"; left out: {', '.join(kinds)}{more}" if kinds else ""
-
-
-@functools.lru_cache(maxsize=64)
-def _warn(text: str) -> None:
-    """Log it once a process: a study lists its source for every trial."""
-    logger.warning("%s", text)
-
-
-def identify_images(listing: Listing) -> str:
-    """`identify`, whatever the labels are."""
-    unlabelled = listing.table["label"].combine_chunks().is_null().cast(pa.int64())
-    place = listing.table.schema.get_field_index("label")
-    table = listing.table.set_column(place, "label", unlabelled)
-    return identify(dataclasses.replace(listing, table=table, extra=()))
 
 
 def identify(listing: Listing) -> str:
@@ -259,3 +158,70 @@ def _add_probes(digest: Any, root: Path, names: Sequence[str], sizes: Sequence[i
         with (root / names[number]).open("rb") as file:
             file.seek(int(place - ends[number] + sizes[number]))
             digest.update(file.read(PROBE))
+
+
+IMAGES = {
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".tga",
+    ".dds",
+    ".psd",
+    ".svg",
+}
+"""Suffixes of images, in lower case; what cannot be decoded of them becomes a faulty image."""
+
+
+@dataclass
+class Search:
+    """What a lister goes by, and what it passes over."""
+
+    found: Found
+    num_classes: int
+    labels: Labels | None
+    """Labels that the experiment gives; None: those that lie with the data."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Suffix, name or hidden folder -> how many are neither images nor labels."""
+
+
+def labelled(files: Sequence[tuple[str, int]], labels: Labels, suffixes: set[str]) -> list[Row]:
+    """Rows of files (name, bytes) that hold one image or latent each."""
+    rows = [Row(name, name, 0, size, labels.of(name)) for name, size in files]
+    labels.check({name for name, _ in files}, suffixes)
+    return rows
+
+
+def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
+    """Type of the bytes in column image: the column itself, or its field `bytes`.
+
+    Raises:
+        ValueError: it is another type.
+    """
+    kind = held = schema.field("image").type
+    if pa.types.is_struct(kind):
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        held = kind.field("bytes").type if "bytes" in names else kind
+    if not (
+        pa.types.is_binary(held)
+        or pa.types.is_large_binary(held)
+        or pa.types.is_fixed_size_binary(held)
+    ):
+        raise ValueError(
+            f"{path}: column image must hold bytes, or a struct with bytes, but holds {kind}"
+        )
+    return held

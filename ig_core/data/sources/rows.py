@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ig_core.data.sources.formats import STATISTICS
-from ig_core.data.sources.images import image_type
+from ig_core.data.sources.listing import image_type
 from ig_core.files.encoded_images import (
     MAX_IMAGE_BYTES,
     bounded,

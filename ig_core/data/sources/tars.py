@@ -7,14 +7,14 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 from ig_core.data.sources.formats import Row
-from ig_core.data.sources.images import IMAGES
-from ig_core.data.sources.labels import plain_name, some, suffix_of, whole_number
-from ig_core.data.sources.walk import is_hidden
+from ig_core.data.sources.labels import whole_number
+from ig_core.data.sources.listing import IMAGES
+from ig_core.data.sources.walk import is_hidden, plain_name, some, suffix_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ig_core.data.sources.images import Search
+    from ig_core.data.sources.listing import Search
 
 FIELDS = ("label", "cls")
 """Fields of a `.json` member that may hold the label."""

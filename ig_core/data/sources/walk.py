@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from ig_core.data.sources.labels import suffix_of
-
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 
@@ -84,3 +83,25 @@ def _size(entry: os.DirEntry[str]) -> int:
         return entry.stat().st_size
     except OSError:  # it cannot be read either, and becomes a faulty image
         return 0
+
+
+NAMED = 3
+"""Names that a message gives of many."""
+
+
+def plain_name(name: str) -> str:
+    """A name in an archive or mapping with `/`, and without `./` before it."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def suffix_of(name: str) -> str:
+    """Suffix of a file's name, in lower case."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million times
+
+
+def some(names: Iterable[str], count: int | None = None) -> str:
+    """How many there are, and the first of them: `5 (a, b, c, ...)`."""
+    held = names if isinstance(names, list) else list(islice(names, NAMED + 1))
+    count = len(held) if count is None else count
+    more = ", ..." if count > NAMED else ""
+    return f"{count} ({', '.join(held[:NAMED])}{more})"

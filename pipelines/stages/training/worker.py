@@ -52,7 +52,7 @@ def train_worker(
     import torch
 
     from ig_core.precision import set_tf32
-    from pipelines.stages.latents import open_dataset
+    from pipelines.stages.codec import open_dataset
     from pipelines.stages.training.publisher import Publisher
 
     load_secrets()

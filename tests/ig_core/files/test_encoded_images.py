@@ -15,8 +15,8 @@ import pytest
 
 from ig_core.data.sources import images as source_images
 from ig_core.data.sources import rows as source_rows
-from ig_core.data.sources.listing import list_source
 from ig_core.data.sources.rows import image_files
+from ig_core.data.sources.source import list_source
 from ig_core.files import encoded_images as image_bytes
 from ig_core.files.npz import open_array, open_npz
 from ig_core.images.crop import read_pixels

@@ -389,8 +389,8 @@ VARIANTS = [
 
 def taken_by_a_run(folder, codec):
     """Whether a run pins a source and converts all of it, with the published settings."""
-    from ig_core.data.sources.listing import list_source
     from ig_core.data.sources.rows import latent_rows
+    from ig_core.data.sources.source import list_source
     from pipelines.graph.source_checks import check_rows, pin_source
 
     known = {

@@ -12,8 +12,9 @@ import torch
 from experiments import experiment_to_json
 from ig_core.images.sets import ImageDataset
 from pipelines.common.errors import CorruptArtifactError, TrainingFailedError
+from pipelines.execution.listener import NullListener
 from pipelines.execution.runners import InlineRunner
-from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node, closure
 from pipelines.graph.plan import make_plan, set_corrupt_aside

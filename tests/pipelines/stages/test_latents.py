@@ -19,7 +19,7 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.plan import make_plan
 from pipelines.graph.resolve import resolve
 from pipelines.graph.source_checks import forget_sources
-from pipelines.stages.latents import LATENTS, STATISTICS, open_dataset
+from pipelines.stages.codec import LATENTS, STATISTICS, open_dataset
 from pipelines.store.folder import FolderStore
 from tests.latent_sets import (
     CLASSES,
@@ -244,7 +244,7 @@ from pipelines.execution.scheduler import Pipeline
 from pipelines.store.folder import FolderStore
 from pipelines.execution.runners import InlineRunner
 from pipelines.stages import encode
-from pipelines.execution.scheduler import NullListener
+from pipelines.execution.listener import NullListener
 write = encode.ShardWriter.write
 def slow(self, path):
     write(self, path)
@@ -378,7 +378,7 @@ def test_a_decoder_that_changed_is_refused(tmp_path, latent, sd_vae):
 def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
     tmp_path, latent, sd_vae, monkeypatch
 ):
-    from pipelines.stages import latents as stage
+    from pipelines.stages import codec as stage
 
     path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
     experiment = resolve(latent(path, sd_vae))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from experiments import DataConfig, Resources, experiment_from_json, experiment_to_json
-from ig_core.data.sources.listing import list_source
+from ig_core.data.sources.source import list_source
 from ig_core.images.crop import read_pixels
 from ig_core.metrics.extractors import ImageFeatures
 from ig_core.metrics.frechet import FeatureStats
@@ -300,7 +300,7 @@ def test_moments_are_of_all_images_and_features_are_kept_of_some(tmp_path, monke
 
 
 def test_a_listing_without_labels_is_known_as_the_same_images(tmp_path):
-    from ig_core.data.sources.listing import identify_images, list_images
+    from ig_core.data.sources.source import identify_images, list_images
 
     for name, write in IMAGE_FORMATS.items():
         path = write(tmp_path / name, pictures(7))

@@ -28,7 +28,7 @@ from pipelines.status.activity import Activity
 from pipelines.store.home import Home
 from pipelines.graph.graph import Graph
 from pipelines.stages.jobs import TrainProgress
-from pipelines.execution.scheduler import NullListener
+from pipelines.execution.listener import NullListener
 from tests.pipelines.conftest import tiny
 home, name = Home(Path(sys.argv[1])), sys.argv[2]
 with Activity(home, "run", name) as activity, home.store.lease("train", "0123456789abcdef0123"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ig_core.data.sources.formats import detect
-from ig_core.data.sources.listing import list_source
+from ig_core.data.sources.source import list_source
 from tests.latent_sets import pictures, write_folder, write_npy, write_parquet, write_safetensors
 
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ig_core.data.sources.listing import identify, list_source, read_listing
+from ig_core.data.sources.listing import identify, read_listing
 from ig_core.data.sources.rows import image_files
+from ig_core.data.sources.source import list_source
 from ig_core.data.sources.walk import walk
 from tests.latent_sets import pictures, write_folder
 

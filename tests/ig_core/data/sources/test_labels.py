@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ig_core.data.sources.labels import parse_labels
-from ig_core.data.sources.listing import identify, list_source
+from ig_core.data.sources.listing import identify
+from ig_core.data.sources.source import list_source
 from tests.latent_sets import pictures, write_folder, write_npy, write_zip
 
 

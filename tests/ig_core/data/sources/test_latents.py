@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from ig_core.data.sources import listing as sources
-from ig_core.data.sources.listing import identify, list_source
+from ig_core.data.sources.listing import identify
 from ig_core.data.sources.rows import latent_rows, read_normalisation
+from ig_core.data.sources.source import list_source
 from tests.latent_sets import write_safetensors
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from ig_core.data.sources import listing as sources
-from ig_core.data.sources.listing import identify, list_source, read_listing
+from ig_core.data.sources.listing import identify, read_listing
 from ig_core.data.sources.rows import image_files, latent_rows, read_normalisation
+from ig_core.data.sources.source import list_source
 from tests.latent_sets import (
     CLASSES,
     IMAGE_FORMATS,

@@ -8,8 +8,8 @@ import tarfile
 
 import pytest
 
-from ig_core.data.sources.listing import list_source
 from ig_core.data.sources.rows import image_files
+from ig_core.data.sources.source import list_source
 
 
 def write_tar(path, members):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,9 @@ import torch
 from ig_core.codecs.codec import Codec, load_codec
 from ig_core.codecs.files import SD_SCALE
 from ig_core.data.latents import LatentDataset
-from ig_core.data.normalisation import ChannelSums, Normalisation
-from ig_core.images.sets import ImageDataset, ImageSet, read_images, write_images
-from pipelines.graph.resolve import codec_digest
-from pipelines.graph.source_checks import check_values
+from ig_core.data.normalisation import Normalisation
+from ig_core.images.sets import ImageDataset, read_images
+from pipelines.graph.digests import codec_digest
 from pipelines.stages.context import IMAGES
 
 if TYPE_CHECKING:
@@ -24,24 +22,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from experiments import DataConfig
     from pipelines.graph.graph import Graph
     from pipelines.stages.context import Context
     from pipelines.store.base import Store
 
-logger = logging.getLogger(__name__)
 
 NORMALISATION, LATENTS, SHARD = "normalisation.json", "latents.arrow", "shard.json"
 STATISTICS = "statistics.json"
 BATCH = 32
 """Images that a codec takes at once: a constant, so that latents do not depend on resources."""
-
-
-def check_broken(broken: list[dict[str, str]], most: int) -> None:
-    """Raise ValueError if there are more faulty images than are to be borne."""
-    if len(broken) > most:
-        named = "; ".join(f"{each['name']}: {each['fault']}" for each in broken[:3])
-        raise ValueError(f"over data.max_broken={most} images are faulty, for example {named}")
 
 
 def codec_of(context: Context) -> Codec:
@@ -59,78 +48,11 @@ def _loaded_codec(name: str, path: Path, digest: str, device: str) -> Codec:  # 
     return load_codec(name, path, device)
 
 
-def bind_latents(context: Context, directory: Path) -> None:
-    """Bind shards to training data, with what has to be known of them all."""
-    data, nodes = context.experiment.data, context.node.inputs
-    folders = {name: context.input(name) for name in nodes if name.startswith("part-")}
-    shards = {
-        name: json.loads((path / SHARD).read_text(encoding="utf-8"))
-        for name, path in folders.items()
-    }
-    broken = [each for shard in shards.values() for each in shard["broken"]]
-    check_broken(broken, data.max_broken)
-    filled = {name: shard for name, shard in shards.items() if shard["count"]}
-    if not filled:
-        raise ValueError(f"data.path {data.path} has no image that can be used")
-    sums = functools.reduce(
-        ChannelSums.__add__,
-        (
-            ChannelSums(
-                shard["numbers"],
-                *(torch.tensor(shard[name], dtype=torch.float64) for name in ("total", "square")),
-            )
-            for shard in filled.values()
-        ),
-    )
-    given = _given(context) if (data.source, data.codec) == ("latents", "va-vae") else None
-    if data.source == "latents":
-        rows = sum(shard["count"] for shard in filled.values())
-        check_values(data, sums, given, rows=rows)
-    normalisation = _normalisation(data, sums, given)
-    statistics = {
-        "source": data.source,
-        "count": sum(shard["count"] for shard in filled.values()),
-        "per_class": [
-            sum(counts) for counts in zip(*(s["per_class"] for s in filled.values()), strict=True)
-        ],
-        "codec": data.codec,
-        # Of the encoder alone. What encoded latents that were found ready is not known.
-        "encoder_sha256": data.encoder_sha256 if data.source == "images" else None,
-        "mean": sums.mean.tolist(),
-        "std": sums.std.tolist(),
-        "shift": list(normalisation.shift),
-        "factor": list(normalisation.factor),
-        "broken": broken,
-        "oriented": sum(shard.get("oriented", 0) for shard in filled.values()),
-        "shards": [f"{nodes[name].kind}/{nodes[name].key}" for name in filled],
-    }
-    (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
-    previews = [folder / IMAGES for folder in folders.values() if (folder / IMAGES).exists()]
-    if previews:
-        images = read_images(previews)
-        chosen = torch.linspace(0, len(images.label) - 1, min(len(images.label), 144)).long()
-        write_images(
-            directory / IMAGES,
-            ImageSet(images.index[chosen], images.label[chosen], images.image[chosen]),
-        )
-
-
 def _given(context: Context) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) that lie beside latents of the va-vae."""
     given = json.loads((context.input("listing") / NORMALISATION).read_text(encoding="utf-8"))
     mean, std = (torch.tensor(given[name]) for name in ("mean", "std"))
     return mean, std
-
-
-def _normalisation(
-    data: DataConfig, sums: ChannelSums, given: tuple[Tensor, Tensor] | None
-) -> Normalisation:
-    """sd-vae: the factor of its authors. va-vae: that of the latents' makers, else measured."""
-    if data.codec == "none":
-        return Normalisation.uniform(data.channels, 1.0)
-    if data.codec == "sd-vae":
-        return Normalisation.uniform(data.channels, SD_SCALE)
-    return _of_channels(*(given or (sums.mean, sums.std)))
 
 
 def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
