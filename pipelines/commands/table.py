@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from experiments import Resources  # noqa: TC001 - tyro resolves it at run time
 from experiments.sit import GPUS
 from experiments.tables import TABLES
 from pipelines.commands.help import asks_for_help, help_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from experiments import Experiment, Resources
+    from experiments import Experiment
     from experiments.tables import TableRow
     from pipelines.results.paper_table import TableLine
     from pipelines.store.base import Store
