@@ -1,11 +1,12 @@
-import itertools
+"""Grids, steps, precisions and errors of the samplers; `test_gaussian` has their accuracy."""
+
 import math
 
 import pytest
 import torch
 
 from ig_core.config import Guidance, SamplerConfig
-from ig_core.guidance import extrapolate, guided_velocity
+from ig_core.guidance import guided_velocity
 from ig_core.noise import AddressedNoise
 from ig_core.path import coefficients
 from ig_core.sampling import NonFiniteSampleError, sample, time_grid
@@ -86,54 +87,6 @@ def test_sde_grid_ends_with_one_long_step_from_last_step(shift, last_step):
 
 def test_sde_grid_of_one_step_goes_from_noise_to_data():
     assert time_grid(config("sde", 1)) == [1.0, 0.0]
-
-
-def errors(method, path, noise, counts):
-    exact = MEAN + STD * noise.double()
-    settings = [config(method, n, path=path, state_dtype="float64") for n in counts]
-    velocity = gaussian_field(MEAN, STD, path)
-    return [float((sample(velocity, noise, s).double() - exact).abs().mean()) for s in settings]
-
-
-@pytest.mark.parametrize("path", ["linear", "cosine"])
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_error_on_gaussian_data_falls_with_the_order_of_the_method(method, order, path, noise):
-    found = errors(method, path, noise, [16, 32, 64])
-    slopes = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(found)]
-    # The next order of the error is still visible at these step sizes.
-    assert slopes == pytest.approx([order, order], abs=0.2)
-
-
-@pytest.mark.parametrize("path", ["linear", "cosine"])
-def test_dopri5_is_within_its_tolerance_of_the_exact_flow(path, noise):
-    # The step control asks for 1e-3 relative error a step.
-    assert errors("dopri5", path, noise, [1])[0] < 2e-3
-
-
-def test_shifted_grid_integrates_the_same_flow(noise):
-    shifted = config("heun", 128, shift=3.0, state_dtype="float64")
-    out = sample(gaussian_field(MEAN, STD), noise, shifted)
-    # Heun's error at 128 steps, about 1e-4 for this field.
-    torch.testing.assert_close(out, MEAN + STD * noise, rtol=0, atol=2e-3)
-
-
-@pytest.mark.parametrize("path", ["linear", "cosine"])
-def test_sde_reproduces_mean_and_variance_of_gaussian_data(path):
-    count = 20_000
-    source = AddressedNoise(3, "test")
-    index = torch.arange(count)
-    start = source.normal(index, (1, 1, 1))
-    settings = config("sde", 250, last_step=0.01, path=path, state_dtype="float64")
-    out = sample(
-        gaussian_field(MEAN, STD, path),
-        start,
-        settings,
-        lambda step, x: source.normal(index, (1, 1, 1), step + 1).to(x.dtype),
-    ).double()
-    # Four standard errors, plus 1 % for the first-order bias of 250 steps and the noiseless last.
-    assert float(out.mean()) == pytest.approx(MEAN, abs=4 * STD / math.sqrt(count) + 0.01 * MEAN)
-    variance_error = 4 * STD**2 * math.sqrt(2 / count) + 0.01 * STD**2
-    assert float(out.var()) == pytest.approx(STD**2, abs=variance_error)
 
 
 def test_sde_asks_noise_for_every_step_but_the_last(noise):
@@ -218,33 +171,6 @@ def test_sampling_keeps_its_input_and_builds_no_graph(noise, random_model):
     velocity = guided_velocity(random_model(), torch.tensor([0, 1]), Guidance(ig_scale=1.5))
     assert not sample(velocity, start, config()).requires_grad
     assert torch.equal(start, before)
-
-
-@pytest.mark.parametrize("scale", [0.5, 1.0, 1.8])
-def test_guidance_between_two_spreads_is_their_geometric_extrapolation(noise, scale):
-    strong, weak = gaussian_field(0.0, 0.4), gaussian_field(0.0, 0.7)
-    out = sample(
-        lambda x, t: extrapolate(strong(x, t), weak(x, t), scale),
-        noise,
-        config("heun", 128, state_dtype="float64"),
-    )
-    # dx/dt = x d/dt [log V_weak + scale (log V_strong - log V_weak)] / 2, integrated exactly;
-    # the rest is Heun's error.
-    expected = noise * 0.7 ** (1 - scale) * 0.4**scale
-    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_guidance_between_two_means_moves_the_mean_linearly(noise, scale):
-    strong, weak = gaussian_field(0.6, STD), gaussian_field(-0.2, STD)
-    out = sample(
-        lambda x, t: extrapolate(strong(x, t), weak(x, t), scale),
-        noise,
-        config("heun", 128, state_dtype="float64"),
-    )
-    # Equal spreads: the extrapolated field is that of a Gaussian with the extrapolated mean.
-    expected = -0.2 + 0.8 * scale + STD * noise
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "sde"])
