@@ -25,7 +25,7 @@ from ig_core.training.loop import train
 from ig_core.training.state import TrainState
 from pipelines.execution.ray_env import prepare_ray_environment
 from pipelines.graph.graph import Graph
-from pipelines.stages.build import build
+from pipelines.stages.build import WORK, build
 from pipelines.stages.codec import open_dataset
 from pipelines.stages.context import open_store
 from pipelines.stages.jobs import Job, TrainJob
@@ -130,7 +130,7 @@ def measure(folder: Path, experiment: Experiment, rounds: int, steps: int) -> No
     os.mkfifo(folder / "group")
     from pipelines.execution.ray_tasks import RayRunner
 
-    runner = RayRunner(experiment.resources, folder)
+    runner = RayRunner(WORK, experiment.resources, folder)
     job = TrainJob(str(store), text, (FOREVER,))
     fit = start_group({"job": job, "folder": folder, "rounds": rounds + WARM_UP, "steps": steps})
     group = threading.Thread(target=fit)

@@ -27,6 +27,7 @@ from pipelines.graph.node import Node
 from pipelines.graph.plan import make_plan
 from pipelines.graph.resolve import resolve
 from pipelines.results.measurements import METRICS
+from pipelines.stages.build import WORK
 from pipelines.store.files import replace_text
 from pipelines.store.home import Home
 
@@ -250,7 +251,7 @@ def _shards(path: Path, size: int, count: int) -> Iterator[ImageSet]:
 def _build(
     experiment: Experiment, graph: Graph, evaluate: Node, home: Home, console: Console
 ) -> None:
-    session = RunnerSession(experiment.resources, home.scratch, 1)
+    session = RunnerSession(WORK, experiment.resources, home.scratch, 1)
     try:
         with ProgressDisplay(console, home.store, graph, lambda: None) as display:
             display.expect(make_plan(home.store, [evaluate]).missing)

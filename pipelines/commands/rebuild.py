@@ -22,7 +22,7 @@ from pipelines.reports.run_page import write_run_page
 from pipelines.results.measurements import collect
 from pipelines.results.paper_table import fill, shown_tables, tracked_tables
 from pipelines.store.command_times import command_times
-from pipelines.store.home import Home, run_folder, study_folder, table_folder
+from pipelines.store.home import Home
 from pipelines.tracking.client import MlflowTracker
 from pipelines.tracking.messages import damage_of
 from pipelines.tracking.table import track_table
@@ -161,7 +161,7 @@ def _show_experiment(
         results = collect(home.store, graph)
         files: list[Path] = []
         if results.complete:  # an experiment that was not ended has no report yet
-            directory = run_folder(home, graph)
+            directory = home.run_folder(graph.experiment.name, graph.run_key)
             files = [*write_report(results, directory), write_run_page(results, directory)]
         # Of a run that a table asked for, some scales may be all that there is to come.
         times = command_times(home.store, graph.run_key)
@@ -179,7 +179,7 @@ def _show_study(tracker: MlflowTracker, stored: StoredStudy, home: Home) -> Call
         from pipelines.tracking.study import StudyTracker
 
         study, trials = stored.study, stored.trials
-        directory, files = study_folder(home, study.name), []
+        directory, files = home.study_folder(study.name), []
         if all(trial.state != "RUNNING" for trial in trials):
             found = findings(study, trials, stored.importances, home.store)
             files = write_findings(found, directory)
@@ -196,7 +196,7 @@ def _show_table(
 ) -> Callable[[], object]:
     def show() -> None:
         lines = fill(TABLES[name](), home.store, named)
-        path = write_table(lines, table_folder(home, name))
+        path = write_table(lines, home.table_folder(name))
         _reached(home, lambda: track_table(tracker, name, lines, [path]))
 
     return show

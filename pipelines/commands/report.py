@@ -17,7 +17,7 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve
 from pipelines.reports.run_page import write_run_page
 from pipelines.results.measurements import collect
-from pipelines.store.home import Home, run_folder, study_folder
+from pipelines.store.home import Home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,9 @@ def report_run(home: Home, experiment: Experiment) -> Path:
         with in_use(store):
             results = collect(store, graph)
             if results.curve or results.final:
-                return write_run_page(results, run_folder(home, graph))
+                return write_run_page(
+                    results, home.run_folder(graph.experiment.name, graph.run_key)
+                )
     raise ValueError(
         f"nothing of experiment {experiment.name} {graph.run_key[:8]} is measured in "
         f"{home.root} yet"
@@ -72,7 +74,11 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
     if named:
         times = home.store.record_times(RUNS)
         own = {
-            key: (run_folder(home, Graph(runs[key])) / "experiment.json").exists() for key in named
+            key: (
+                home.run_folder(Graph(runs[key]).experiment.name, Graph(runs[key]).run_key)
+                / "experiment.json"
+            ).exists()
+            for key in named
         }
         # Newest last; what was run for itself after what was a part of a study.
         return runs[max(named, key=lambda key: (own[key], times.get(f"{key}.json", 0.0)))]
@@ -96,7 +102,7 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     if storage is None and not home.has_studies:
         raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
     found = stored_study(storage or home.study_storage, home.store, name)
-    folder = study_folder(home, name)
+    folder = home.study_folder(name)
     with in_use(home.store):
         put_together = findings(found.study, found.trials, found.importances, home.store)
         return write_study_page(put_together, home.store, folder)

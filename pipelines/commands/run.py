@@ -29,9 +29,10 @@ from pipelines.graph.resolve import resolve
 from pipelines.reports.plots import write_report
 from pipelines.reports.run_page import headline, write_run_page
 from pipelines.results.measurements import collect
+from pipelines.stages.build import WORK
 from pipelines.status.activity import Activity
 from pipelines.store.command_times import command_times, record_end, record_start
-from pipelines.store.home import Home, run_folder
+from pipelines.store.home import Home
 from pipelines.tracking.messages import behind, where_to_compare
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run_experiment(
         )
         results = _execute(graph, targets, home, console, activity)
         activity.update(phase="reporting", where="")
-        directory = run_folder(home, graph)
+        directory = home.run_folder(graph.experiment.name, graph.run_key)
         files = [*write_report(results, directory), write_run_page(results, directory)]
         activity.update(news=headline(results))
         print_report(results, console)
@@ -154,7 +155,7 @@ def _execute(
         )
 
     background = BackgroundSync(sync)
-    session = RunnerSession(experiment.resources, home.scratch, 1)
+    session = RunnerSession(WORK, experiment.resources, home.scratch, 1)
     try:
         with ProgressDisplay(console, store, graph, background.request) as display:
 

@@ -32,9 +32,10 @@ from pipelines.graph.resolve import resolve
 from pipelines.reports.study_page import headline, write_study_page
 from pipelines.reports.study_plots import write_findings
 from pipelines.results.measurements import read_reported
+from pipelines.stages.build import WORK
 from pipelines.status.activity import Activity, Trials
 from pipelines.store.command_times import command_times, record_end, record_start
-from pipelines.store.home import Home, study_folder
+from pipelines.store.home import Home
 from pipelines.store.open import require_lasting
 from pipelines.store.rights import explain
 from pipelines.study.confirm import confirm, summarise
@@ -159,7 +160,7 @@ def _measured_anew(
     graph, scale = report_of(found.study, found.best)
     experiment = graph.experiment
     activity.update(phase="measuring the best point on other noise")
-    session = RunnerSession(experiment.resources, home.scratch, 1)
+    session = RunnerSession(WORK, experiment.resources, home.scratch, 1)
     try:
         listener = activity.follow(graph, NullListener(), found.best.point.training_name)
         targets = [point.evaluate for point in graph.report(scale)]
@@ -178,7 +179,7 @@ def _report(
 ) -> list[Path]:
     """Say what was found, confirm it if that is asked for, and write it all down."""
     print_findings(found, console)
-    directory = study_folder(home, found.study.name)
+    directory = home.study_folder(found.study.name)
     files = write_findings(found, directory)
     if options.confirm_seeds and found.best is not None:
         activity.update(phase="confirming on other seeds")
@@ -187,7 +188,7 @@ def _report(
             found.trials,
             options.confirm_seeds,
             home,
-            options.parallel,
+            RunnerSession(WORK, found.study.experiment.resources, home.scratch, options.parallel),
             partial(log, console),
             activity,
         )
@@ -233,10 +234,11 @@ def _work(
 
     at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
     activity.update(phase="at work", where=describe_runner(book.study.experiment.resources))
+    session = RunnerSession(WORK, book.study.experiment.resources, home.scratch, parallel)
     background = BackgroundSync(sync)
     try:
         with study_progress(console, activity):
-            StudyDriver(book, home, budget, parallel, log_progress, changed, activity).run()
+            StudyDriver(book, home, budget, session, log_progress, changed, activity).run()
     finally:
         background.close(seconds=15)
 

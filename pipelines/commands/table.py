@@ -17,7 +17,7 @@ from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve, unnamed_files
 from pipelines.results.paper_table import fill, remember_table, shown_tables
-from pipelines.store.home import Home, table_folder
+from pipelines.store.home import Home
 from pipelines.tracking.messages import behind, where_to_compare
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
     else:
         lines = fill(rows, store, {})
     print_paper_table(name, [line for line in lines if line.row in chosen], console)
-    path = write_table(lines, table_folder(home, name))
+    path = write_table(lines, home.table_folder(name))
     log(console, f"All metrics of all rows: {path}")
     if options.run or options.track:
         _track(name, lines, path, home, console)

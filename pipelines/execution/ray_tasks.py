@@ -24,14 +24,13 @@ from pipelines.common.memory import explaining_memory
 from pipelines.common.settings import ray_address, ray_train_settings
 from pipelines.execution.machine import require_cores
 from pipelines.execution.ray_train import train_alone, train_in_group
-from pipelines.stages.build import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from experiments import Resources
-    from pipelines.stages.jobs import Job, TrainJob, TrainOutcome, TrainProgress
+    from pipelines.stages.jobs import Job, TrainJob, TrainOutcome, TrainProgress, Work
 
 
 logger = logging.getLogger(__name__)
@@ -49,12 +48,13 @@ class RayRunner:
 
     def __init__(
         self,
+        work: Work,
         resources: Resources,
         scratch: Path,
         experiments: int = 1,
         given_up: threading.Event | None = None,
     ) -> None:
-        self.resources, self.scratch = resources, scratch
+        self.work, self.resources, self.scratch = work, resources, scratch
         self._stopped = threading.Event()
         self._connected_here = not ray.is_initialized()
         if self._connected_here:
@@ -132,7 +132,7 @@ class RayRunner:
         # A killed worker is replaced; an error of the work itself is not tried again.
         task = ray.remote(
             num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=self.resources.max_failures
-        )(build)
+        )(self.work.build)
         with explaining_memory(job.nodes[0].kind, self.resources):
             self._get(task.remote(job))
 
@@ -161,12 +161,14 @@ class RayRunner:
             alone = ray.remote(
                 num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_retries=retries, max_calls=1
             )(train_alone)
-            return alone.remote(job, board)
+            return alone.remote(self.work.train, job, board)
         # The group is looked after by a task of its own, so that it can be cancelled; beside the
         # driver, so that no lost node takes it away from workers that live.
         group: Any = ray.remote(train_in_group)
         group = group.options(num_cpus=0, max_retries=retries, scheduling_strategy=_here())
-        return group.remote(job, board, resources, str(self.scratch), ray_train_settings())
+        return group.remote(
+            self.work.train, job, board, resources, str(self.scratch), ray_train_settings()
+        )
 
     def _relay(
         self,

@@ -29,7 +29,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ig_core.training.process_group import join_group, serve_store
 from pipelines.common.errors import PipelineError, WorkerLostError
 from pipelines.common.settings import override
-from pipelines.stages.training.worker import train_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from ray.train.backend import Backend
 
     from experiments import Resources
-    from pipelines.stages.jobs import TrainJob, TrainOutcome
+    from pipelines.stages.jobs import Train, TrainJob, TrainOutcome
 
 RESIZE_SECONDS = 5.0
 """Seconds between two checks whether an elastic group could be larger."""
@@ -153,20 +152,19 @@ def _is_draining() -> bool:
         return False
 
 
-def train_alone(job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
+def train_alone(train: Train, job: TrainJob, board: Any) -> TrainOutcome:  # noqa: ANN401
     """Train with a single worker; a Ray task."""
     preemption.begin()
     before = signal.signal(signal.SIGTERM, preemption.on_sigterm)
     try:
-        return train_worker(
-            job, 0, 1, board.write.remote, preemption.is_preempted, preemption.publishing
-        )
+        return train(job, 0, 1, board.write.remote, preemption.is_preempted, preemption.publishing)
     finally:
         preemption.end()
         signal.signal(signal.SIGTERM, before)
 
 
 def train_in_group(
+    train: Train,
     job: TrainJob,
     board: Any,  # noqa: ANN401
     resources: Resources,
@@ -176,6 +174,7 @@ def train_in_group(
     """Start a group of workers and wait for its outcome; a Ray task.
 
     Args:
+        train: Function that each worker runs.
         job: What to train.
         board: Where the first worker writes its progress.
         resources: How many workers, and what each of them holds.
@@ -187,7 +186,7 @@ def train_in_group(
     most, fewest = resources.num_workers, resources.min_workers
     trainer = TorchTrainer(
         _train_in_worker,  # type: ignore[arg-type]  # annotated as if it returned nothing
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"train": train, "job": job, "board": board},
         torch_config=BoundTorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed as of older versions
             num_workers=most if fewest is None else (fewest, most),  # type: ignore[arg-type]
@@ -229,7 +228,7 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
     context = get_context()
     preemption.begin()
     try:
-        return train_worker(
+        outcome: TrainOutcome = config["train"](
             config["job"],
             context.get_world_rank(),
             context.get_world_size(),
@@ -237,6 +236,7 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
             preemption.is_preempted,
             preemption.publishing,
         )
+        return outcome
     finally:
         preemption.end()
 

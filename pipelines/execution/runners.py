@@ -13,8 +13,6 @@ from pipelines.common.errors import StoppedError
 from pipelines.common.redaction import discreet
 from pipelines.common.settings import ray_address
 from pipelines.execution.ray_env import prepare_ray_environment
-from pipelines.stages.build import build
-from pipelines.stages.training.worker import train_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,20 +20,21 @@ if TYPE_CHECKING:
 
     from experiments import Resources
     from pipelines.execution.runner import Runner
-    from pipelines.stages.jobs import Job, TrainJob, TrainOutcome, TrainProgress
+    from pipelines.stages.jobs import Job, TrainJob, TrainOutcome, TrainProgress, Work
 
 
 class InlineRunner:
     """Everything in this process, one thing at a time: for debuggers and small tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def build(self, job: Job) -> None:
         with self._lock:
             self._check()
-            build(job)
+            self._work.build(job)
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
         def post_unless_stopped(progress: TrainProgress) -> None:
@@ -44,7 +43,7 @@ class InlineRunner:
 
         with self._lock:
             self._check()
-            return train_worker(job, 0, 1, post_unless_stopped)
+            return self._work.train(job, 0, 1, post_unless_stopped)
 
     def _check(self) -> None:
         if self._stopped.is_set():
@@ -61,6 +60,7 @@ class InlineRunner:
 
 
 def make_runner(
+    work: Work,
     resources: Resources,
     scratch: Path,
     experiments: int = 1,
@@ -69,17 +69,18 @@ def make_runner(
     """The runner that the resources ask for; ray is imported only if it is Ray's.
 
     Args:
+        work: Functions that it executes.
         resources: Workers of one experiment.
         scratch: Folder for what may be lost.
         experiments: How many experiments are to run at once on what is started here.
         given_up: Set when nobody waits any more for nodes that are to come.
     """
     if resources.runner == "inline":
-        return InlineRunner()
+        return InlineRunner(work)
     prepare_ray_environment()
     from pipelines.execution.ray_tasks import RayRunner
 
-    return RayRunner(resources, scratch, experiments, given_up)
+    return RayRunner(work, resources, scratch, experiments, given_up)
 
 
 def describe_runner(resources: Resources) -> str:

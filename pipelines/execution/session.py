@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from experiments import Resources
     from pipelines.execution.runner import Runner
+    from pipelines.stages.jobs import Work
 
 
 class RunnerSession:
@@ -24,10 +25,13 @@ class RunnerSession:
     thread that started them ends.
     """
 
-    def __init__(self, resources: Resources, scratch: Path, experiments: int | None) -> None:
+    def __init__(
+        self, work: Work, resources: Resources, scratch: Path, experiments: int | None
+    ) -> None:
         """Prepare a session.
 
         Args:
+            work: Functions that the runners execute.
             resources: Workers of each experiment.
             scratch: Folder for what may be lost.
             experiments: How many are to run at once; None: as many as there is room for.
@@ -42,7 +46,8 @@ class RunnerSession:
             experiments,
             "1 with the inline runner, which does one thing at a time",
         )
-        self._resources, self._scratch, self._experiments = resources, scratch, experiments
+        self._work, self._resources, self._scratch = work, resources, scratch
+        self._experiments = experiments
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
         self._ready, self._closed = threading.Event(), threading.Event()
@@ -60,7 +65,7 @@ class RunnerSession:
         self._ready.wait()
         if self._error is not None:
             raise self._error
-        return make_runner(self._resources, self._scratch, given_up=self._given_up)
+        return make_runner(self._work, self._resources, self._scratch, given_up=self._given_up)
 
     def experiments(self) -> int:
         """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
@@ -83,7 +88,7 @@ class RunnerSession:
     def _keep(self) -> None:
         try:
             session = make_runner(
-                self._resources, self._scratch, self._experiments or 1, self._given_up
+                self._work, self._resources, self._scratch, self._experiments or 1, self._given_up
             )
         except BaseException as error:  # noqa: BLE001 - raised to those who wait for it
             self._error = error

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.stages.jobs import Job
+from pipelines.stages.jobs import Work
+from pipelines.stages.training.worker import train_worker
 
 
 def build(job: Job) -> None:
@@ -59,3 +61,7 @@ def build(job: Job) -> None:
             build_images(contexts, directories)
         else:
             builders[kind](contexts[0], directories[0])
+
+
+WORK = Work(build=build, train=train_worker)
+"""Work of the stages, for runners."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from pipelines.common.errors import CorruptArtifactError
     from pipelines.graph.node import Node
 
@@ -57,3 +60,27 @@ class TrainOutcome:
     """Its node is drained: the state is published, and the rest is to be trained elsewhere."""
     damaged: CorruptArtifactError | None = None
     """What it was to start from cannot be used. Not raised by a worker: it would be tried again."""
+
+
+class Train(Protocol):
+    """Function that trains in one worker of a group (`pipelines.stages.training.worker`)."""
+
+    def __call__(
+        self,
+        job: TrainJob,
+        rank: int,
+        world_size: int,
+        post: Callable[[TrainProgress], None],
+        preempted: Callable[[], bool] = ...,
+        publishing: Callable[[], AbstractContextManager[None]] = ...,
+    ) -> TrainOutcome:
+        """Train on, and publish checkpoints."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Functions that runners execute; a runner knows no more of the stages than these."""
+
+    build: Callable[[Job], None]
+    """Builds and publishes artifacts."""
+    train: Train

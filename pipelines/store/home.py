@@ -12,7 +12,6 @@ from pipelines.store.open import file_path, make_store, require_lasting
 from pipelines.store.rights import require_writable
 
 if TYPE_CHECKING:
-    from pipelines.graph.graph import Graph
     from pipelines.store.base import Store
 
 
@@ -97,17 +96,14 @@ class Home:
         """What may be deleted at any time."""
         return self.root / "scratch"
 
+    def run_folder(self, name: str, run_key: str) -> Path:
+        """Return the folder of an experiment's report."""
+        return self.report / f"{name}-{run_key[:8]}"
 
-def run_folder(home: Home, graph: Graph) -> Path:
-    """Where the report of an experiment lies."""
-    return home.report / f"{graph.experiment.name}-{graph.run_key[:8]}"
+    def study_folder(self, name: str) -> Path:
+        """Return the folder of a study's report."""
+        return self.report / f"study-{name}"
 
-
-def study_folder(home: Home, name: str) -> Path:
-    """Where the report of a study lies."""
-    return home.report / f"study-{name}"
-
-
-def table_folder(home: Home, name: str) -> Path:
-    """Where the files of a table lie."""
-    return home.report / f"table-{name}"
+    def table_folder(self, name: str) -> Path:
+        """Return the folder of a table's files."""
+        return self.report / f"table-{name}"

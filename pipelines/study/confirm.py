@@ -26,7 +26,6 @@ from pipelines.common.formatting import number
 from pipelines.common.redaction import discreet
 from pipelines.execution.listener import NullListener
 from pipelines.execution.scheduler import Pipeline
-from pipelines.execution.session import RunnerSession
 from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
 from pipelines.results.measurements import collect
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from experiments import Experiment
     from experiments.study import Point, Study
+    from pipelines.execution.session import RunnerSession
     from pipelines.store.home import Home
     from pipelines.study.trials import Trial
 
@@ -104,11 +104,11 @@ def confirm(
     trials: Sequence[Trial],
     count: int,
     home: Home,
-    parallel: int | None,
+    session: RunnerSession,
     log: Callable[[str], None],
     activity: Activity | None = None,
 ) -> pd.DataFrame:
-    """Train and evaluate every candidate from `count` other seeds.
+    """Train and evaluate every candidate from `count` other seeds; closes the session.
 
     Returns:
         One row a candidate and seed: label, seed, fid, gain (relative fall against the baseline
@@ -116,7 +116,6 @@ def confirm(
     """
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
-    session = RunnerSession(study.experiment.resources, home.scratch, parallel)
     activity = activity or Activity(home, "study", study.name)
     _Runs(home, session, log, activity).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []

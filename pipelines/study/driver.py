@@ -20,7 +20,6 @@ from pipelines.common.formatting import metric_interval, number
 from pipelines.common.redaction import discreet
 from pipelines.execution.runners import describe_runner
 from pipelines.execution.scheduler import Pipeline
-from pipelines.execution.session import RunnerSession
 from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
 from pipelines.status.activity import Activity
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from experiments.study import Study
     from pipelines.execution.runner import Runner
+    from pipelines.execution.session import RunnerSession
     from pipelines.results.measurements import Measurement
     from pipelines.store.home import Home
     from pipelines.study.ledger import StudyBook
@@ -83,7 +83,7 @@ class StudyDriver:
         book: StudyBook,
         home: Home,
         budget: Budget,
-        parallel: int | None,
+        session: RunnerSession,
         log: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
         activity: Activity | None = None,
@@ -94,7 +94,7 @@ class StudyDriver:
             book: The study.
             home: Where everything lies.
             budget: When it ends.
-            parallel: Trainings at a time; None: as many as there is room for.
+            session: Where trainings run, and how many at a time; closed at the end.
             log: Prints a line.
             changed: Called when trials changed.
             activity: What this process says of itself; None: nothing.
@@ -107,7 +107,7 @@ class StudyDriver:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._pipelines: set[Pipeline] = set()
-        self._session = RunnerSession(book.study.experiment.resources, home.scratch, parallel)
+        self._session = session
         self._error: BaseException | None = None
         self._failures, self._announced = 0, False
         self._deadline = None if budget.hours is None else time.monotonic() + 3600 * budget.hours

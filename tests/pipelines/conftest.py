@@ -24,12 +24,13 @@ from sqlalchemy import Engine, event
 from experiments import Experiment, Resources, get_experiment
 from pipelines.commands.run import run_experiment
 from pipelines.console.console import make_console
+from pipelines.execution import runners
 from pipelines.execution.listener import NullListener
-from pipelines.execution.runners import InlineRunner
 from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.results.measurements import collect
+from pipelines.stages.build import WORK
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 
@@ -46,6 +47,13 @@ OUTSIDE = (
     "AWS_ENDPOINT_URL",
 )
 """Variables of the environment that would lead a test out of its folder."""
+
+
+class InlineRunner(runners.InlineRunner):
+    """The stages in this process, made without arguments as pipelines want it."""
+
+    def __init__(self):
+        super().__init__(WORK)
 
 
 def tiny(**changes) -> Experiment:

@@ -11,7 +11,7 @@ from pipelines.commands.main import main
 from pipelines.commands.report import find_run, report_run
 from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
-from pipelines.store.home import Home, run_folder
+from pipelines.store.home import Home
 from tests.pipelines.conftest import damage, tiny
 from tests.pipelines.reports.test_html import stands_alone
 
@@ -50,7 +50,7 @@ def test_what_was_run_for_itself_goes_before_parts_of_a_study(home):
     own, part = tiny(ig_scales=(2.0,)), tiny(ig_scales=(2.5,))
     recorded(home, own, age=60)
     recorded(home, part)
-    folder = run_folder(home, Graph(own))
+    folder = home.run_folder(Graph(own).experiment.name, Graph(own).run_key)
     folder.mkdir(parents=True)
     (folder / "experiment.json").touch()
     assert find_run(home, "tiny") == own

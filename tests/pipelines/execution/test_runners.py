@@ -13,7 +13,7 @@ from experiments import Resources
 from pipelines.common.errors import StoppedError
 from pipelines.execution import runners
 from pipelines.execution.runners import InlineRunner
-from pipelines.stages.jobs import TrainJob, TrainProgress
+from pipelines.stages.jobs import TrainJob, TrainProgress, Work
 from tests.processes import is_loopback, listeners
 
 
@@ -64,14 +64,12 @@ def test_a_cluster_is_not_told_to_stay_on_loopback():
     assert output_of(code, RAY_ADDRESS="10.0.0.1:6379") == "False"
 
 
-def test_a_stopped_inline_training_ends_at_its_next_report(monkeypatch):
-    runner, reported = InlineRunner(), []
-
+def test_a_stopped_inline_training_ends_at_its_next_report():
     def training(job, rank, world_size, post):
         for step in range(1, 10):
             post(TrainProgress(step, 10, 0.5, 1.0))
 
-    monkeypatch.setattr("pipelines.execution.runners.train_worker", training)
+    runner, reported = InlineRunner(Work(build=None, train=training)), []
 
     def post(progress):
         reported.append(progress.step)

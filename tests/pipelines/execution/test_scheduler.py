@@ -13,7 +13,6 @@ from experiments import experiment_to_json
 from ig_core.images.sets import ImageDataset
 from pipelines.common.errors import CorruptArtifactError, TrainingFailedError
 from pipelines.execution.listener import NullListener
-from pipelines.execution.runners import InlineRunner
 from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node, closure
@@ -23,7 +22,7 @@ from pipelines.stages.jobs import Job, TrainOutcome
 from pipelines.store.base import MANIFEST
 from pipelines.store.folder import FolderStore
 from pipelines.store.locks import FileLock
-from tests.pipelines.conftest import damage, events, run_inline, tiny, tree
+from tests.pipelines.conftest import InlineRunner, damage, events, run_inline, tiny, tree
 
 
 def no_runner():

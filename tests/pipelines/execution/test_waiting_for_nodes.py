@@ -10,6 +10,7 @@ from experiments import Resources
 from pipelines.common.errors import StoppedError
 from pipelines.execution.ray_env import prepare_ray_environment
 from pipelines.execution.session import RunnerSession
+from pipelines.stages.build import WORK
 from tests.processes import wait_for
 
 
@@ -37,7 +38,7 @@ def start(monkeypatch, tmp_path):
         monkeypatch.setattr(ray_runner.ray, "is_initialized", lambda: True)
         monkeypatch.setattr(ray_runner.ray, "cluster_resources", cluster.resources)
         monkeypatch.setattr(ray_runner, "request_resources", cluster.request)
-        return ray_runner.RayRunner(Resources(**resources), tmp_path, given_up=given_up)
+        return ray_runner.RayRunner(WORK, Resources(**resources), tmp_path, given_up=given_up)
 
     return make
 
@@ -83,7 +84,7 @@ def test_a_session_that_is_given_up_keeps_no_slot_waiting(start, tmp_path, monke
     empty = Cluster([{}])
     monkeypatch.setattr(ray_runner.ray, "cluster_resources", empty.resources)
     monkeypatch.setattr(ray_runner, "request_resources", empty.request)
-    session = RunnerSession(Resources(num_workers=2, wait_minutes=60), tmp_path, 2)
+    session = RunnerSession(WORK, Resources(num_workers=2, wait_minutes=60), tmp_path, 2)
     raised = []
 
     def ask() -> None:

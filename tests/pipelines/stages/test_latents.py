@@ -252,7 +252,10 @@ def slow(self, path):
     input()
 encode.ShardWriter.write = slow
 experiment = experiment_from_json(Path(sys.argv[2]).read_text())
-pipeline = Pipeline(FolderStore(sys.argv[1]), experiment, InlineRunner, NullListener())
+from functools import partial
+from pipelines.stages.build import WORK
+runner = partial(InlineRunner, WORK)
+pipeline = Pipeline(FolderStore(sys.argv[1]), experiment, runner, NullListener())
 pipeline.run([pipeline.graph.data])
 """
 

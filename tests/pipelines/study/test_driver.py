@@ -19,6 +19,7 @@ from pipelines.common.errors import ArtifactError, StudyError, TrainingFailedErr
 from pipelines.console.console import make_console
 from pipelines.execution.machine import room_here
 from pipelines.execution.session import RunnerSession
+from pipelines.stages.build import WORK
 from pipelines.store.home import Home
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.findings import forecast
@@ -149,10 +150,15 @@ def test_table_and_plots_are_written(home, study, run):
         assert (folder / name).stat().st_size > 10_000
 
 
+def session_of(book, home):
+    """One training at a time, as a command would open it."""
+    return RunnerSession(WORK, book.study.experiment.resources, home.scratch, 1)
+
+
 def drive(home, study, wanted, evaluate=None):
     """Run a driver whose evaluation of a unit may be replaced."""
     book = book_of(home, study)
-    driver = StudyDriver(book, home, Budget(wanted), 1, lambda text: None)
+    driver = StudyDriver(book, home, Budget(wanted), session_of(book, home), lambda text: None)
     if evaluate is not None:
         original = driver._evaluate
         driver._evaluate = lambda unit: evaluate(unit, original)
@@ -610,7 +616,8 @@ from pathlib import Path
 from experiments import Resources
 from pipelines.execution.machine import room_here
 from pipelines.execution.session import RunnerSession
-session = RunnerSession(Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
+from pipelines.stages.build import WORK
+session = RunnerSession(WORK, Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
 asker = threading.Thread(target=session.runner)
 asker.start()
 asker.join()
@@ -638,7 +645,7 @@ def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let
     monkeypatch.setattr(StudyDriver, "_work", work)
     monkeypatch.setattr(RunnerSession, "close", lambda _: happened.append("closed"))
     with pytest.raises(KeyboardInterrupt):
-        StudyDriver(book, home, Budget(8), 1, print).run()
+        StudyDriver(book, home, Budget(8), session_of(book, home), print).run()
     book.close()
     assert happened == ["let go", "closed"]
 
@@ -659,8 +666,8 @@ def test_a_session_that_cannot_start_says_so_to_everyone(tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("resources ask for 9 GPUs")
 
-    monkeypatch.setattr("pipelines.execution.runners.make_runner", fail)
-    session = RunnerSession(Resources(num_workers=1), tmp_path, 2)
+    monkeypatch.setattr("pipelines.execution.session.make_runner", fail)
+    session = RunnerSession(WORK, Resources(num_workers=1), tmp_path, 2)
     for _ in range(2):
         with pytest.raises(ValueError, match="9 GPUs"):
             session.runner()

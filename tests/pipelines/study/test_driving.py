@@ -17,6 +17,8 @@ from pipelines.common.errors import (
     TrainingFailedError,
     WorkerLostError,
 )
+from pipelines.execution.session import RunnerSession
+from pipelines.stages.build import WORK
 from pipelines.store.home import Home
 from pipelines.study import driver as module
 from pipelines.study.driver import FAILURES_IN_A_ROW, Budget, StudyDriver
@@ -60,7 +62,9 @@ def drive(tmp_path, monkeypatch):
 
     def make(book, outcomes=None, **budget):
         said = []
-        driver = StudyDriver(book, Home(tmp_path), Budget(99, **budget), 1, said.append)
+        home = Home(tmp_path)
+        session = RunnerSession(WORK, book.study.experiment.resources, home.scratch, 1)
+        driver = StudyDriver(book, home, Budget(99, **budget), session, said.append)
         driver.said, driver.evaluated = said, []
         if outcomes is not None:
 
