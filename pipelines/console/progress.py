@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from pipelines.graph.graph import Graph
     from pipelines.graph.node import Node
     from pipelines.stages.jobs import TrainProgress
+    from pipelines.status.activity import Training
     from pipelines.store.base import Store
+
 
 HEARTBEAT_SECONDS = 30.0
 """Between lines that say how far it is where there is no terminal."""
@@ -234,3 +236,30 @@ class ProgressDisplay:
         if self._waiting:
             parts.append(f"waiting for {self._waiting}, which another process builds")
         return "; ".join(parts) or "starting"
+
+
+def _ago(then: float, now: float) -> str:
+    """How long ago; clocks of hosts differ a little, so that never less than now."""
+    seconds = max(now - then, 0.0)
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"
+
+
+def training_text(training: Training, now: float) -> str:
+    """Step, loss, rate, time left, where."""
+    rate = training.steps_per_second
+    left = ""
+    if rate > 0:
+        seconds = (training.steps - training.step) / rate - max(now - training.reported_at, 0)
+        left = f", {clock(max(seconds, 0))} left"
+    workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
+    place = f", {workers} on {training.host}" if training.host else ""
+    quiet = now - training.reported_at
+    silent = f" (said {_ago(training.reported_at, now)})" if quiet > 30 else ""
+    return (
+        f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
+        f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"
+    )

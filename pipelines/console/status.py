@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from pipelines.common.formatting import clock, number
+from pipelines.common.formatting import clock
 from pipelines.console.console import ScreenTable, numbers, words
+from pipelines.console.progress import _ago, training_text
 from pipelines.status.read import read_status
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from pipelines.status.activity import Build, ProcessState, Training
+    from pipelines.status.activity import Build, ProcessState
     from pipelines.status.read import Status, Task
     from pipelines.store.home import Home
     from pipelines.store.locks import Holder
+
 
 SHOWN = 12
 """Tasks that are listed; the rest are counted."""
@@ -82,16 +84,6 @@ def _head(status: Status) -> Iterator[Text]:
             yield _line(last.news)
 
 
-def _ago(then: float, now: float) -> str:
-    """How long ago; clocks of hosts differ a little, so that never less than now."""
-    seconds = max(now - then, 0.0)
-    if seconds < 60:
-        return f"{seconds:.0f} s ago"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min ago"
-    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"
-
-
 def _process(process: ProcessState, now: float) -> Iterator[Text]:
     yield _line(
         f"{process.title}: {process.phase}, for {clock(max(now - process.started, 0))}, on "
@@ -131,23 +123,6 @@ def _build(build: Build, now: float) -> Iterator[Text]:
         yield _line(f"    train   {training_text(build.training, now)}")
     if build.waiting:
         yield _line(f"    waits   for {build.waiting}, which another process builds")
-
-
-def training_text(training: Training, now: float) -> str:
-    """Step, loss, rate, time left, where."""
-    rate = training.steps_per_second
-    left = ""
-    if rate > 0:
-        seconds = (training.steps - training.step) / rate - max(now - training.reported_at, 0)
-        left = f", {clock(max(seconds, 0))} left"
-    workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
-    place = f", {workers} on {training.host}" if training.host else ""
-    quiet = now - training.reported_at
-    silent = f" (said {_ago(training.reported_at, now)})" if quiet > 30 else ""
-    return (
-        f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
-        f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"
-    )
 
 
 def _pace(done: int, left: int, seconds: float) -> str:

@@ -16,8 +16,7 @@ from pipelines.common.formatting import (
     percent,
 )
 from pipelines.console.console import ScreenTable, log, numbers, print_table, words
-from pipelines.console.progress import LiveProgress
-from pipelines.console.status import training_text
+from pipelines.console.progress import LiveProgress, training_text
 from pipelines.study.confirm import BASELINE
 
 if TYPE_CHECKING:

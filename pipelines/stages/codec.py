@@ -16,6 +16,7 @@ from ig_core.data.normalisation import Normalisation
 from ig_core.images.sets import ImageDataset, read_images
 from pipelines.graph.digests import codec_digest
 from pipelines.stages.context import IMAGES
+from pipelines.stages.usable_images import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 NORMALISATION, LATENTS, SHARD = "normalisation.json", "latents.arrow", "shard.json"
 STATISTICS = "statistics.json"
-BATCH = 32
-"""Images that a codec takes at once: a constant, so that latents do not depend on resources."""
 
 
 def codec_of(context: Context) -> Codec:

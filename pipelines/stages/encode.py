@@ -24,9 +24,9 @@ from ig_core.data.sources.rows import latent_rows, read_normalisation
 from ig_core.data.sources.source import list_source
 from ig_core.images.sets import ImageSet, write_images
 from pipelines.graph.source_checks import check_rows
-from pipelines.stages.codec import BATCH, LATENTS, NORMALISATION, SHARD, codec_of
+from pipelines.stages.codec import LATENTS, NORMALISATION, SHARD, codec_of
 from pipelines.stages.context import IMAGES
-from pipelines.stages.usable_images import READ_AHEAD, Judged, usable_images
+from pipelines.stages.usable_images import BATCH, READ_AHEAD, Judged, usable_images
 from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:

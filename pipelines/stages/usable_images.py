@@ -11,7 +11,6 @@ import torch
 
 from ig_core.data.sources.rows import image_files
 from ig_core.images.crop import Pixels, read_pixels
-from pipelines.stages.codec import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     Usable = tuple[int, int, Any]
 
 
+BATCH = 32
+"""Images that a codec takes at once: a constant, so that latents do not depend on resources."""
 READ_AHEAD = 8 * BATCH
 """Images that are decoded while others are encoded."""
 READ_AHEAD_BYTES = 2**28

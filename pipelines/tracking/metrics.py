@@ -20,6 +20,7 @@ from pipelines.graph.fingerprint import fingerprint
 from pipelines.results.measurements import checkpoint_name
 from pipelines.store.command_times import command_times
 from pipelines.store.keys import content_key
+from pipelines.tracking.views import SCALE_AXIS, STUDIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,10 +47,6 @@ HEADLINE_METRICS = (
     "inception_score",
 )
 """Of an evaluation, shown under the same names."""
-SCALE_AXIS = "ig_scale_axis"
-"""The scale of each step of FID by scale: what a chart takes for its axis."""
-STUDIED = ("aux_layer", "aux_weight", "ig_scale")
-"""Parameters that a study varies."""
 COMPARED = (*STUDIED, "cfg_scale", "model")
 """Parameters of a study's trials; the others are the same for all of them and stay out of plots."""
 

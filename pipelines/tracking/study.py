@@ -18,7 +18,6 @@ from pipelines.store.keys import content_key
 from pipelines.tracking.client import NOTE_TAG, source_tags
 from pipelines.tracking.metrics import (
     COMPARED,
-    STUDIED,
     commit_tags,
     comparable_parameters,
     ended_ms,
@@ -27,7 +26,7 @@ from pipelines.tracking.metrics import (
     reported_values,
     started_ms,
 )
-from pipelines.tracking.views import METRICS_NOTE, study_view
+from pipelines.tracking.views import METRICS_NOTE, STUDIED, study_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines.tracking.metrics import SCALE_AXIS, STUDIED
-
 VIEW_TAG = "mlflow.sharedViewState."
 SAMPLES = "samples"
 """Name under which a run's sample sheets are logged as images by step."""
@@ -197,3 +195,9 @@ def _difference() -> dict[str, Any]:
         "showChangeFromBaseline": False,
         "baselineColumnUuid": "",
     }
+
+
+SCALE_AXIS = "ig_scale_axis"
+"""The scale of each step of FID by scale: what a chart takes for its axis."""
+STUDIED = ("aux_layer", "aux_weight", "ig_scale")
+"""Parameters that a study varies."""

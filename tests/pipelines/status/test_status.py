@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.console.console import make_console
-from pipelines.console.status import training_text, view, watch_status
+from pipelines.console.progress import training_text
+from pipelines.console.status import view, watch_status
 from pipelines.graph.graph import Graph
 from pipelines.status.activity import LAST, Activity, Build, ProcessState, Training, Trials
 from pipelines.status.read import Status, read_status
