@@ -22,6 +22,7 @@ MAY_IMPORT = {
 }
 """Package -> what any of its modules may import (besides the standard library)."""
 
+COMMANDS = ("evaluate", "parse", "report", "run", "store", "study", "submit", "table", "rebuild")
 ONLY_IN = {
     "ray": {
         "pipelines/execution/ray_tasks.py",
@@ -33,23 +34,7 @@ ONLY_IN = {
     "mlflow": {"pipelines/tracking/client.py"},
     "optuna": {f"pipelines/study/{name}.py" for name in ("ledger", "search", "storage", "trials")},
     "sqlalchemy": {"pipelines/study/storage.py"},
-    "tyro": {
-        *(
-            f"pipelines/commands/{name}.py"
-            for name in (
-                "main",
-                "evaluate",
-                "parse",
-                "run",
-                "report",
-                "study",
-                "submit",
-                "store",
-                "table",
-                "rebuild",
-            )
-        )
-    },
+    "tyro": {f"pipelines/commands/{name}.py" for name in COMMANDS},
     "matplotlib": {"pipelines/reports/plots.py"},
     "scipy": {"pipelines/study/confirm.py"},
     "sklearn": {"pipelines/stages/data.py"},
@@ -251,7 +236,7 @@ def test_importing_all_of_ig_core_loads_no_orchestration():
 def test_planning_loads_neither_torch_nor_ray():
     loaded = loaded_after(
         "import os, tempfile; os.environ['IGDIT_HOME'] = tempfile.mkdtemp()\n"
-        "import contextlib, io\nfrom pipelines.commands.main import main\n"
+        "import contextlib, io\nfrom pipelines.__main__ import main\n"
         "with contextlib.redirect_stdout(io.StringIO()): main(['plan', 'digits'])"
     )
     assert not loaded & {"ray", "mlflow", "torch"}

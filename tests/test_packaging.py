@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ig_core.files.extras import MissingLibraryError, extra
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from tests.test_house import imported
 
 ROOT = Path(__file__).parent.parent

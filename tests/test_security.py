@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import Study, experiment_from_json, experiment_to_json, get_experiment, get_study
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.store.folder import FolderStore
 
 ROOT = Path(__file__).parent.parent

@@ -71,7 +71,7 @@ class Train(Protocol):
         rank: int,
         world_size: int,
         post: Callable[[TrainProgress], None],
-        preempted: Callable[[], bool] = ...,
+        is_preempted: Callable[[], bool] = ...,
         publishing: Callable[[], AbstractContextManager[None]] = ...,
     ) -> TrainOutcome:
         """Train on, and publish checkpoints."""

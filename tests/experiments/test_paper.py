@@ -102,7 +102,7 @@ def test_rows_share_their_training():
 
 def test_the_help_names_them_all_and_loads_no_torch():
     code = (
-        "from pipelines.commands.main import main; main(['help']); import sys; "
+        "from pipelines.__main__ import main; main(['help']); import sys; "
         "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

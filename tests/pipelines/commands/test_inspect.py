@@ -19,7 +19,7 @@ from ig_core.config import ModelConfig, OptimConfig, model_config
 from ig_core.data.inspection import inspect_latents
 from ig_core.training.state import TrainState
 from ig_core.transformer import DiffusionTransformer
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from tests.pipelines.stages.training.test_imported import write_published
 
 SIT = ModelConfig(

@@ -17,9 +17,9 @@ from experiments import Resources
 from ig_core.images.folders import read_image_batches, read_labels
 from ig_core.images.sets import read_images
 from ig_core.metrics.extractors import INCEPTION
+from pipelines.__main__ import main
 from pipelines.commands import report as export_command
 from pipelines.commands.evaluate import EvaluateOptions, evaluate_images
-from pipelines.commands.main import main
 from pipelines.console.console import make_console
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.run import run_experiment
 from pipelines.commands.study import StudyOptions, run_study
 from pipelines.console.console import make_console

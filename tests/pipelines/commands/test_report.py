@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import get_experiment
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.report import find_run, report_run
 from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph

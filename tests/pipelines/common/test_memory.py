@@ -11,8 +11,8 @@ import ray.exceptions
 import torch
 
 from experiments import Resources, experiment_to_json
+from pipelines.__main__ import main
 from pipelines.commands import run as experiment_run
-from pipelines.commands.main import main
 from pipelines.common.errors import ArtifactError, MemoryExhaustedError, WorkerLostError
 from pipelines.common.memory import explaining_memory
 from tests.pipelines.conftest import run_inline, tiny

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.study import StudyOptions, run_study
 from pipelines.common import redaction as discretion
 from pipelines.common.redaction import (

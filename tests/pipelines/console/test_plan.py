@@ -9,7 +9,7 @@ import pytest
 
 from experiments import get_experiment
 from ig_core.costs import training_flops
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.console.console import make_console
 from pipelines.console.plan import estimate_costs, print_costs
 from pipelines.graph.graph import Graph

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import Resources
 from pipelines.common.errors import StoppedError
-from pipelines.execution import runners
+from pipelines.execution import machine
 from pipelines.execution.runners import InlineRunner
 from pipelines.stages.jobs import TrainJob, TrainProgress, Work
 from tests.processes import is_loopback, listeners
@@ -134,7 +134,7 @@ def test_more_cpus_than_the_machine_has_are_refused_before_ray_starts(
     from pipelines.execution import ray_tasks as ray_runner
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(runners, "cores_here", lambda: 4)
+    monkeypatch.setattr(machine, "cores_here", lambda: 4)
     monkeypatch.setattr(ray_runner.ray, "init", lambda *_, **__: pytest.fail("it was started"))
     with pytest.raises(ValueError, match=f"this machine has 4: {option} "):
         ray_runner._connect(resources, tmp_path, 1)
@@ -142,10 +142,10 @@ def test_more_cpus_than_the_machine_has_are_refused_before_ray_starts(
 
 def test_as_many_cpus_as_the_machine_has_are_taken(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(runners, "cores_here", lambda: 4)
+    monkeypatch.setattr(machine, "cores_here", lambda: 4)
     for resources in (
         Resources(num_workers=4),
         Resources(num_workers=9, min_workers=4),
         Resources(num_workers=1, cpus_per_worker=9, runner="inline"),
     ):
-        runners.require_cores(resources)
+        machine.require_cores(resources)

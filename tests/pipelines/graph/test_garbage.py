@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from experiments import experiment_to_json
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.common.errors import ArtifactError
 from pipelines.graph.garbage import (
     collect_garbage,

@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.report import report_study
 from pipelines.commands.study import StudyOptions, run_study
 from pipelines.console.console import make_console

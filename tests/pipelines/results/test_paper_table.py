@@ -10,7 +10,7 @@ import pytest
 
 from experiments.published import Published, PublishedProtocol
 from experiments.tables import TABLES, TableRow
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.table import TableOptions, show_table
 from pipelines.console.console import make_console
 from pipelines.console.paper_table import print_paper_table

@@ -19,14 +19,15 @@ from ig_core.data.sources.source import list_source
 from ig_core.images.crop import read_pixels
 from ig_core.metrics.extractors import ImageFeatures
 from ig_core.metrics.frechet import FeatureStats
+from pipelines.__main__ import main
 from pipelines.commands.evaluate import EvaluateOptions, evaluate_images
-from pipelines.commands.main import main
 from pipelines.console.console import make_console
 from pipelines.graph.fingerprint import fingerprint
 from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve, unnamed_files
 from pipelines.graph.source_checks import forget_sources
 from pipelines.stages import data as data_stage
+from pipelines.stages import features as features_stage
 from pipelines.stages import reference as reference_stage
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
@@ -52,7 +53,7 @@ def colour(tmp_path, monkeypatch):
         rows = images[:, :, ::4, ::4].flatten(1).float()
         return ImageFeatures(rows, rows[:, :4], rows[:, :6])
 
-    monkeypatch.setattr(data_stage, "_made_extractor", lambda *_, **__: extract)
+    monkeypatch.setattr(features_stage, "_made_extractor", lambda *_, **__: extract)
 
     def make(path, reference=None, source="images", **changes):
         values = {"channels": 3, "side": SIDE, "resolution": SIDE, "num_classes": len(CLASSES)}

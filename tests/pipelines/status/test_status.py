@@ -259,7 +259,7 @@ def test_it_fits_a_narrow_terminal(home):
 def test_the_command_needs_no_heavy_library():
     loaded = loaded_after(
         "import os, tempfile; os.environ['IGDIT_HOME'] = tempfile.mkdtemp()\n"
-        "import contextlib, io\nfrom pipelines.commands.main import main\n"
+        "import contextlib, io\nfrom pipelines.__main__ import main\n"
         "with contextlib.redirect_stdout(io.StringIO()): main(['status'])"
     )
     assert not loaded & {"ray", "mlflow", "torch", "optuna", "pandas", "matplotlib"}

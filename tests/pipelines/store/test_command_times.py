@@ -44,7 +44,7 @@ def test_the_times_of_a_run_are_those_of_its_command_and_go_with_its_record(stor
 
 def test_artifacts_name_the_code_that_made_them(store, monkeypatch):
     """On a node, where the code came without its repository, by a variable."""
-    monkeypatch.setattr("pipelines.stages.build.code_commit", lambda: "0123456789abcdef+")
+    monkeypatch.setattr("pipelines.stages.context.code_commit", lambda: "0123456789abcdef+")
     graph = run_inline(store, tiny(ig_scales=(1.25,)))
     results = collect(store, graph)
     tags = commit_tags(results)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.common.settings import cache_folder, unset_empty_settings
 from pipelines.store.home import Home
 from pipelines.store.open import file_path, make_store

@@ -17,8 +17,8 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
+from pipelines.__main__ import main
 from pipelines.commands import rebuild
-from pipelines.commands.main import main
 from pipelines.common.errors import NoStudiesError, StudyError
 from pipelines.common.redaction import in_one_line
 from pipelines.store.folder import FolderStore

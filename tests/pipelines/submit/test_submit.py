@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import experiment_to_json, get_experiment
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.submit import FLAGS, VALUES, split_words
 from pipelines.common.errors import JobServerError
 from pipelines.console.console import make_console

@@ -19,7 +19,7 @@ from ig_core.checkpoints.official import save_official
 from ig_core.checkpoints.own import load_checkpoint, load_ema
 from ig_core.config import Guidance
 from ig_core.transformer import DiffusionTransformer
-from pipelines.commands.main import main
+from pipelines.__main__ import main
 from pipelines.commands.run import run_experiment
 from pipelines.console.console import make_console
 from pipelines.graph.graph import Graph

@@ -10,8 +10,8 @@ from importlib.metadata import version
 import pytest
 
 from experiments import EXPERIMENTS, experiment_to_json
+from pipelines.__main__ import main
 from pipelines.commands import run as experiment_run
-from pipelines.commands.main import main
 from pipelines.common.errors import WorkerLostError
 from pipelines.common.formatting import data_size
 from pipelines.graph.garbage import recorded_runs
