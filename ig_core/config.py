@@ -83,13 +83,13 @@ class OptimConfig:
         )
 
     def canonical(self) -> OptimConfig:
-        """The same training with what its optimizer does not read reset to the default."""
+        """Reset fields that the optimizer does not read to their defaults."""
         return self if self.optimizer == "muon" else replace(self, momentum=OptimConfig.momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """What steers sampling; a scale of 1 is off. Intervals are in t and include both ends."""
+    """Scales and intervals of guidance; a scale of 1 is off. Intervals of t include both ends."""
 
     ig_scale: float = 1.0
     """Internal guidance: v_aux + ig_scale (v_final - v_aux)."""
@@ -110,7 +110,7 @@ class Guidance:
             require_interval(f"{kind}_interval", getattr(self, f"{kind}_interval"))
 
     def at(self, t: float) -> tuple[float, float, float]:
-        """The scales (ig, cfg, auto) that act at time t: 1 outside their interval."""
+        """Return the scales (ig, cfg, auto) that act at time t: 1 outside their interval."""
         scale = {
             kind: getattr(self, f"{kind}_scale") if low <= t <= high else 1.0
             for kind in ("ig", "cfg", "auto")
@@ -119,7 +119,7 @@ class Guidance:
         return scale["ig"], scale["cfg"], scale["auto"]
 
     def canonical(self) -> Guidance:
-        """The same guidance with the intervals of kinds that are off reset to their default.
+        """Reset the intervals of kinds of guidance that are off to their defaults.
 
         Two guidances that give the same samples compare equal in canonical form.
         """
@@ -133,7 +133,7 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How the probability-flow ODE or its SDE is integrated from t=1 (noise) to t=0 (data)."""
+    """Integration of the probability-flow ODE or its SDE from t=1 (noise) to t=0 (data)."""
 
     method: Literal["euler", "heun", "dopri5", "sde"] = "heun"
     """Euler, Heun or adaptive dopri5 for the ODE; Euler-Maruyama for the SDE."""
@@ -157,7 +157,7 @@ class SamplerConfig:
         require(0 < self.last_step < 1, "last_step", self.last_step, "in (0, 1)")
 
     def canonical(self) -> SamplerConfig:
-        """The same sampler with what its method does not read reset to the default."""
+        """Reset fields that the method does not read to their defaults."""
         return self if self.method == "sde" else replace(self, last_step=SamplerConfig.last_step)
 
 
@@ -194,7 +194,7 @@ class TrainConfig:
 
     @property
     def imported(self) -> bool:
-        """Whether a published checkpoint stands for the training."""
+        """A published checkpoint stands for the training."""
         return self.from_checkpoint is not None
 
     @property
@@ -211,6 +211,18 @@ class TrainConfig:
         return (*every, self.steps)
 
 
+class SettingError(ValueError):
+    """Raised where data or a file contradict a setting.
+
+    `settings` has the names of the settings as the raising function calls them, each with the value
+    that would fit ("" if none is known). Callers that call them otherwise can say what mends it.
+    """
+
+    def __init__(self, message: str, **settings: str) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+
 def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise ValueError naming the field, the value it got and what was expected."""
     if not condition:
@@ -218,7 +230,7 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 
 
 def require_file_name(name: str, value: str) -> None:
-    """Raise ValueError unless a text can name a file or folder, of all places only where it is put.
+    """Raise ValueError unless a text can name a file or folder without leaving its parent.
 
     Letters and digits of any language, space, and . _ - + = ( ) @ , are taken.
     """
@@ -228,7 +240,7 @@ def require_file_name(name: str, value: str) -> None:
 
 
 def check_fields(config: object) -> None:
-    """What holds for every field: it has its type, choices are among those named, numbers finite.
+    """Check every field: its type, choices among those named, finite numbers.
 
     Raises:
         ValueError: a field does not.
@@ -265,7 +277,7 @@ def require_interval(name: str, value: tuple[float, float]) -> None:
     require(0.0 <= low <= high <= 1.0, name, value, "(low, high) with 0 <= low <= high <= 1")
 
 
-LARGEST = {
+MAX_SIZES = {
     "depth": 1000,
     "width": 100_000,
     "num_heads": 10_000,
@@ -279,7 +291,7 @@ LARGEST = {
 
 def require_sizes(config: Any) -> None:  # noqa: ANN401
     """Raise ValueError unless each of a model's sizes is at least 1 and not absurd."""
-    for name, most in LARGEST.items():
+    for name, most in MAX_SIZES.items():
         value = getattr(config, name)
         require(value >= 1, name, value, "at least 1")
         require(value <= most, name, value, f"at most {most:,}")
@@ -384,7 +396,7 @@ class ModelConfig:
 
     @property
     def null_label(self) -> int:
-        """Label that stands for "no class"."""
+        """Label for "no class"."""
         return self.num_classes
 
 

@@ -8,22 +8,22 @@ if TYPE_CHECKING:
     from ig_core.config import Guidance, ModelConfig, OptimConfig, SamplerConfig
 
 TIME_FEATURES = 256
-BYTES = 4
-"""Of a number in a checkpoint (float32)."""
-BACKWARD = 3
+FLOAT32_BYTES = 4
+"""Bytes of a number in a checkpoint."""
+TRAINING_TO_FORWARD_FLOPS = 3
 """Arithmetic of a training step over that of the forward pass: one forward, two for the gradients
 with respect to activations and weights."""
 
 
 def _matrices(model: ModelConfig) -> tuple[int, int]:
-    """Weights of a block that every token meets, and those that an image meets once."""
+    """Count the weights of a block that every token meets, and those that an image meets once."""
     width, hidden = model.width, model.mlp_width
     mlp = (3 if model.swiglu else 2) * width * hidden
     return 4 * width * width + mlp, (6 if model.adaln_shift else 4) * width * width
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Parameters, biases and norms included, the position table not."""
+    """Count parameters, with biases and norms, without the position table."""
     width, hidden = model.width, model.mlp_width
     token, image = _matrices(model)
     biases = 4 * width + (2 * hidden if model.swiglu else hidden) + width
@@ -40,7 +40,7 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def forward_flops(model: ModelConfig) -> int:
-    """Floating-point operations of one evaluation of the network for one image, both heads.
+    """Count the floating-point operations of one evaluation for one image, both heads.
 
     A multiplication and an addition are two. Activations, norms and softmax are left out: they are
     a few in a thousand.
@@ -56,12 +56,14 @@ def forward_flops(model: ModelConfig) -> int:
 
 
 def training_flops(model: ModelConfig) -> int:
-    """Floating-point operations of a training step for one image."""
-    return BACKWARD * forward_flops(model)
+    """Count the floating-point operations of a training step for one image."""
+    return TRAINING_TO_FORWARD_FLOPS * forward_flops(model)
 
 
 def sampling_flops(model: ModelConfig, sampler: SamplerConfig, guidance: Guidance) -> int:
-    """Floating-point operations of sampling one image: classifier-free guidance evaluates twice.
+    """Count the floating-point operations of sampling one image.
+
+    Classifier-free guidance evaluates twice.
 
     Internal guidance costs nothing besides: both heads come from one evaluation.
     """
@@ -74,6 +76,6 @@ def sampling_flops(model: ModelConfig, sampler: SamplerConfig, guidance: Guidanc
 
 
 def checkpoint_bytes(model: ModelConfig, optim: OptimConfig) -> int:
-    """Bytes of a checkpoint that can be trained on: weights, their average, moments."""
+    """Return the bytes of a checkpoint with weights, their average and moments."""
     moments = 1 if optim.optimizer == "muon" else 2  # Muon keeps one of each matrix
-    return (2 + moments) * BYTES * parameter_count(model)
+    return (2 + moments) * FLOAT32_BYTES * parameter_count(model)

@@ -21,7 +21,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Ten rounds of Philox4x32.
+    """Apply ten rounds of Philox4x32.
 
     Args:
         counter: Four words, int64 tensors with values in [0, 2^32), of one shape.
@@ -59,7 +59,7 @@ class AddressedNoise:
         object.__setattr__(self, "key", words)
 
     def bits(self, index: Tensor, count: int, step: int = 0) -> Tensor:
-        """Random 32-bit words.
+        """Draw random 32-bit words.
 
         Args:
             index: Sample indices, (B,) int64, non-negative.
@@ -76,12 +76,12 @@ class AddressedNoise:
         return torch.stack(words, dim=2).flatten(1)[:, :count]
 
     def uniform(self, index: Tensor, shape: tuple[int, ...] = (), step: int = 0) -> Tensor:
-        """Uniform on [0, 1), float32, (B, *shape), a multiple of 2^-24."""
+        """Draw uniform numbers on [0, 1), float32, (B, *shape), multiples of 2^-24."""
         words = self.bits(index, math.prod(shape), step)
         return ((words >> 8).float() * 2.0**-24).view(len(index), *shape)
 
     def normal(self, index: Tensor, shape: tuple[int, ...] = (), step: int = 0) -> Tensor:
-        """Standard normal, float32, (B, *shape); Box-Muller in float64."""
+        """Draw standard normal numbers, float32, (B, *shape); Box-Muller in float64."""
         count = math.prod(shape)
         words = self.bits(index, 2 * -(-count // 2), step).double()
         radius = torch.sqrt(-2 * torch.log((words[:, 0::2] + 1) * 2.0**-32))

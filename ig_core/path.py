@@ -37,7 +37,7 @@ def coefficients(path: PathType, t: Tensor) -> Coefficients:
 
 
 def interpolate(path: PathType, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Point on the path and its velocity.
+    """Compute the point on the path and its velocity.
 
     Args:
         path: "linear" or "cosine".
@@ -53,7 +53,7 @@ def interpolate(path: PathType, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Te
 
 
 def score(path: PathType, x: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """Score of the marginal at time t > 0 from the velocity; linear: -(x + (1 - t) v) / t.
+    """Compute the score of the marginal at t > 0 from v; linear: -(x + (1 - t) v) / t.
 
     From E[e | x_t] = -sigma score, and v = alpha' E[x | x_t] + sigma' E[e | x_t].
     """

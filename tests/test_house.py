@@ -273,6 +273,18 @@ def test_only_settings_touch_the_environment():
     assert environment_readers(ast.parse(settings.read_text(encoding="utf-8")))
 
 
+def test_the_core_speaks_no_command_line():
+    """It states facts; `pipelines.common.remedies` adds the options that mend them."""
+    offenders = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "ig_core").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.search(r"(?<![\w-])--[a-z]", node.value)
+    ]
+    assert not offenders
+
+
 VARIABLE = re.compile(r"(IGDIT|MLFLOW|RAY|GLOO|AWS|PG|XDG|DO_NOT|GIT)_?[A-Z0-9_]+")
 
 

@@ -1,4 +1,4 @@
-"""What a published checkpoint is, read from the shapes of its tensors: family, size, head, time.
+"""Recognise a published checkpoint by the shapes of its tensors: family, size, head, time.
 
 Nothing of it is loaded as a model, and no code in it is run.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ig_core.checkpoints.official import first_half, is_weight, misfits, weights_in
+from ig_core.checkpoints.official import first_half, is_weight, mismatches, weights_in
 from ig_core.config import MODELS, ModelConfig
 from ig_core.files.tensors import read_file
 from ig_core.transformer import DiffusionTransformer
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 TRAINING_ONLY = "projectors."
 """REPA's projection to another network's features."""
 SHAPE = ("backbone", "depth", "width", "patch_size", "in_channels")
-"""What tells a preset by the shapes of a checkpoint."""
+"""Fields by which the shapes of a checkpoint tell its preset."""
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a file of published weights is."""
+    """Description of a file of published weights."""
 
     name: str
     """The preset that it fits (`ig_core.config.MODELS`), or the family with its sizes."""
     config: ModelConfig | None
-    """How it can be read; None: it cannot. `aux_layer` is the preset's: no file tells it."""
+    """Architecture to read it with, or None; `aux_layer` is the preset's: no file tells it."""
     preset: str | None
     """Name in MODELS, if it is one."""
     parameters: int
@@ -44,21 +44,23 @@ class CheckpointFacts:
     weights: str
     """Averaged (ema), as trained (model), or a bare state dict, of which nobody can tell."""
     has_head: bool
-    """Whether it has IG's auxiliary head."""
+    """The file has IG's auxiliary head."""
     time_reversed: bool
-    """Whether t = 1 is data in the file; it is turned round when it is read."""
+    """t = 1 is data in the file; it is turned round when it is read."""
     holds: tuple[str, ...]
     """Top-level entries of the file."""
     length: dict[str, int]
     """Epoch and steps, where the file tells them."""
+    assumed: Mapping[str, str]
+    """Field of `config` that the file does not tell -> where its value comes from."""
     notes: tuple[str, ...]
-    """What a person should know."""
+    """Remarks for a person."""
     problems: tuple[str, ...]
-    """What would go wrong; empty: it can be sampled."""
+    """Obstacles to reading it as a model; empty: it can be sampled."""
 
 
 def inspect_checkpoint(path: Path) -> CheckpointFacts:
-    """Say what a file of published weights is.
+    """Recognise a file of published weights.
 
     Raises:
         ValueError: it cannot be read, or holds no weights of a diffusion transformer.
@@ -68,12 +70,13 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
     tensors, place = found.tensors, found.place
     problems: list[str] = []
     notes: list[str] = []
-    config, preset = _architecture(tensors, notes, problems)
+    assumed: dict[str, str] = {}
+    config, preset = _architecture(tensors, assumed, notes, problems)
     doubled, fitting = False, None
     if config is not None:
         used = {k: v for k, v in tensors.items() if not k.startswith(TRAINING_ONLY)}
         halved, doubled = first_half(used, config)
-        problems += misfits(halved, DiffusionTransformer.uninitialised(config))
+        problems += mismatches(halved, DiffusionTransformer.uninitialised(config))
         fitting = config
     notes += _remarks(found, held, doubled=doubled)
     bad = [key for key, value in tensors.items() if not is_weight(value)]
@@ -93,13 +96,14 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
         time_reversed=doubled or family == "LightningDiT",
         holds=tuple(sorted(map(str, held))) if place else (),
         length=_length(held) if place else {},
+        assumed=assumed,
         notes=tuple(notes),
         problems=tuple(problems),
     )
 
 
 def _said_of(weights: Weights) -> str:
-    """Which weights they are."""
+    """Describe weights: averaged or as trained, and their place in the file."""
     if weights.averaged is not None:
         return f"{'averaged' if weights.averaged else 'as trained'} ({weights.place})"
     where = weights.place or "a bare state dict"
@@ -111,9 +115,9 @@ def _is_lightningdit(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _architecture(
-    tensors: Mapping[str, Tensor], notes: list[str], problems: list[str]
+    tensors: Mapping[str, Tensor], assumed: dict[str, str], notes: list[str], problems: list[str]
 ) -> tuple[ModelConfig | None, str | None]:
-    """The architecture that the shapes tell, and the name of its preset."""
+    """Derive the architecture and the name of its preset from shapes."""
     try:
         found = _sizes(tensors)
         preset = next(
@@ -124,7 +128,7 @@ def _architecture(
             ),
             None,
         )
-        heads = MODELS[preset]["num_heads"] if preset else _heads(tensors, found, notes)
+        heads = MODELS[preset]["num_heads"] if preset else _heads(tensors, found, assumed)
         head = any(key.startswith("aux_head.") for key in tensors)
         layer = MODELS[preset]["aux_layer"] if preset else max(1, found["depth"] // 3)
         config = ModelConfig(**found, num_heads=heads, aux_layer=layer if head else None)
@@ -133,9 +137,8 @@ def _architecture(
         return None, None
     if head:
         how = "the paper's for this size" if preset else "a guess: no published size"
-        notes.append(
-            f"the file does not tell which block the auxiliary head reads; {layer} is "
-            f"{how} (--model.aux-layer)"
+        assumed["aux_layer"] = (
+            f"the file does not tell which block the auxiliary head reads; {layer} is {how}"
         )
     usual = replace(config, mlp_ratio=4.0)
     if preset and usual != ModelConfig(**MODELS[preset] | {"aux_layer": config.aux_layer}):
@@ -145,7 +148,7 @@ def _architecture(
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of `ModelConfig` that shapes and names tell."""
+    """Derive the fields of `ModelConfig` that shapes and names tell."""
     width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
     blocks = {int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))}
     grid = math.isqrt(tensors["pos_embed"].shape[1])
@@ -171,16 +174,15 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _heads(tensors: Mapping[str, Tensor], sizes: dict[str, Any], notes: list[str]) -> int:
-    """Number of attention heads, which only some tensors tell."""
+def _heads(tensors: Mapping[str, Tensor], sizes: dict[str, Any], assumed: dict[str, str]) -> int:
+    """Derive the number of attention heads, which only some tensors tell; else guess it."""
     width = int(sizes["width"])
     for key in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
         if key in tensors:
             return width // int(tensors[key].shape[-1])
     heads = max(1, width // 64)
-    notes.append(
-        f"the number of attention heads cannot be read from it; {heads} is a guess from "
-        f"its width (--model.num-heads)"
+    assumed["num_heads"] = (
+        f"the number of attention heads cannot be read from it; {heads} is a guess from its width"
     )
     return heads
 
@@ -200,7 +202,7 @@ def _blocks(config: ModelConfig) -> str:
 
 
 def _remarks(found: Weights, held: Any, *, doubled: bool) -> list[str]:  # noqa: ANN401
-    """What a person should know besides."""
+    """List remarks for a person."""
     notes, tensors = [], found.tensors
     if found.averaged is False:
         notes.append("there are no averaged weights: samples of these are usually worse")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ig_core.checkpoints.weight_names import Weights, find_weights
-from ig_core.files.tensors import listed, read_file, shape_misfits
+from ig_core.config import SettingError
+from ig_core.files.tensors import preview_problems, read_file, shape_mismatches
 from ig_core.layers import TIME_FEATURES
 from ig_core.transformer import DiffusionTransformer
 
@@ -52,7 +53,7 @@ def load_official(
             with one under `ema` (taken first), `model`, `state_dict`, ...; what wrappers add to
             names (`module.`, `_orig_mod.`) is dropped (`ig_core.checkpoints.weight_names`).
         config: Architecture; `aux_layer=None` for a checkpoint without auxiliary head.
-        time_reversed: Whether t = 1 is data in the file. None: it is for LightningDiT, and for a
+        time_reversed: t = 1 is data in the file. None: true for LightningDiT, and for a
             SiT whose final layer is twice as wide (the original SiT's, which also learnt a
             variance; the velocity is the first half).
 
@@ -95,7 +96,7 @@ def check_official(path: Path, config: ModelConfig) -> None:
 
 
 def save_official(model: DiffusionTransformer) -> dict[str, Tensor]:
-    """The state dict of a model under the published names and, for LightningDiT, time direction.
+    """Return the state dict of a model in the published form: names and, for LightningDiT, time.
 
     SiT goes in and out bit for bit, LightningDiT to rounding.
     """
@@ -108,7 +109,7 @@ def save_official(model: DiffusionTransformer) -> dict[str, Tensor]:
 
 
 def weights_in(held: Any, name: str) -> Weights:  # noqa: ANN401
-    """The weights of a SiT or LightningDiT among what a file holds, under our names.
+    """Find the weights of a SiT or LightningDiT in the contents of a file, under our names.
 
     Args:
         held: What the file holds.
@@ -127,7 +128,7 @@ def weights_in(held: Any, name: str) -> Weights:  # noqa: ANN401
 
 
 def is_weight(value: object) -> bool:
-    """Whether it is a plain tensor of finite floating-point numbers."""
+    """Check for a plain tensor of finite floating-point numbers."""
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()
@@ -138,7 +139,7 @@ def is_weight(value: object) -> bool:
 
 
 def our_name(key: str) -> str:
-    """Our name of a tensor that has a published one."""
+    """Return our name of a tensor that has a published one."""
     for published, ours in HEADS.items():
         if key.startswith(published):
             return ours + key.removeprefix(published)
@@ -153,7 +154,7 @@ def _published_name(key: str) -> str:
 
 
 def first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], bool]:
-    """Drop the variance half of a final layer that is twice as wide; whether it was."""
+    """Drop the variance half of a final layer that is twice as wide; tell whether it was."""
     width = config.patch_size**2 * config.in_channels
     if any(key not in tensors or tensors[key].shape[:1] != (2 * width,) for key in _HEAD_LINEAR):
         return tensors, False
@@ -165,14 +166,14 @@ def first_half(tensors: dict[str, Tensor], config: ModelConfig) -> tuple[dict[st
     return {**tensors, **halves}, True
 
 
-def misfits(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[str]:
-    """What does not fit between tensors under our names and a model: names, shapes, tables."""
+def mismatches(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[str]:
+    """List mismatches between tensors under our names and a model: names, shapes, tables."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     tables = {key: getattr(model, ours) for key, ours in _ROPE.items()} if model.config.rope else {}
     # Not every exporter stores them; where they are, they must be ours.
     wanted |= {key: tuple(value.shape) for key, value in tables.items() if key in tensors}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
-    problems = shape_misfits(
+    problems = shape_mismatches(
         *(
             {_published_name(key): shape for key, shape in shapes.items()}
             for shapes in (found, wanted)
@@ -189,27 +190,23 @@ def misfits(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> list[
 def _fitting(
     tensors: dict[str, Tensor], model: DiffusionTransformer, name: str
 ) -> tuple[dict[str, Tensor], bool]:
-    """What is read of a file's tensors, and whether its final layer is twice as wide.
+    """Return the tensors that are read of a file, and whether its final layer is twice as wide.
 
     Names and shapes are compared with the model's; one message says all that does not fit.
     """
     used = {key: value for key, value in tensors.items() if not key.startswith(_LEFT_OUT)}
     used, doubled = first_half(used, model.config)
-    problems = misfits(used, model)
+    problems = mismatches(used, model)
     if problems:
         has_head = any(key.startswith("aux_head.") for key in used)
-        hint = ""
-        if model.aux_head is not None and not has_head:
-            hint = (
-                " (it has no auxiliary head: --model.aux-layer None, or an experiment without "
-                "_ig, such as sit_b2)"
-            )
-        elif model.aux_head is None and has_head:
-            hint = (
-                " (it has an auxiliary head: --model.aux-layer LAYER, or an experiment with "
-                "_ig, such as sit_b2_ig)"
-            )
-        raise ValueError(f"{name} does not fit the model: {listed(problems)}{hint}")
+        message = f"{name} does not fit the model: {preview_problems(problems)}"
+        if has_head == (model.aux_head is not None):
+            raise ValueError(message)
+        raise SettingError(
+            f"{message}; it has {'an' if has_head else 'no'} auxiliary head, but aux_layer is "
+            f"{model.config.aux_layer}",
+            aux_layer="" if has_head else "None",
+        )
     return used, doubled
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ig_core.config import ModelConfig, OptimConfig
+from ig_core.files.tensors import require_shapes
 from ig_core.precision import loss_scaler
 from ig_core.training.optim import make_optimizers
 from ig_core.training.parts import whole
@@ -125,7 +126,7 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
         ValueError: a file is missing or damaged, or a tensor does not fit the model.
     """
     directory = Path(directory)
-    header = _read_header(directory)
+    header = read_header(directory)
     if "imported" in header:
         raise ValueError(
             f"{directory} holds weights that were trained elsewhere, without the "
@@ -155,8 +156,8 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
 
 
 def read_settings(directory: Path) -> tuple[ModelConfig, OptimConfig, int]:
-    """Model, optimizer and step of a checkpoint; ValueError if they cannot be read."""
-    header = _read_header(directory)
+    """Read model, optimizer and step of a checkpoint; raise ValueError if they cannot be read."""
+    header = read_header(directory)
     return (
         _parse(directory, lambda: ModelConfig(**header["model"])),
         _parse(directory, lambda: OptimConfig(**_tuples(header["optim"]))),
@@ -168,7 +169,7 @@ MOMENTS: dict[type[torch.optim.Optimizer], dict[str, torch.Size | None]] = {
     torch.optim.AdamW: {"step": torch.Size(()), "exp_avg": None, "exp_avg_sq": None},
     torch.optim.Muon: {"momentum_buffer": None},
 }
-"""What an optimizer keeps of each parameter, and its shape; None: that of the parameter."""
+"""Optimizer -> its state of each parameter by name, with its shape (None: the parameter's)."""
 
 
 def _load_moments(
@@ -190,7 +191,7 @@ def _load_moments(
 def moment_shapes(
     model: DiffusionTransformer, optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, torch.Size]:
-    """Shapes of what the optimizers keep once a step was taken, by PARAMETER/MOMENT."""
+    """Return the shapes of the optimizers' state after a first step, by PARAMETER/MOMENT."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{moment}": parameter.shape if shape is None else shape
@@ -205,18 +206,18 @@ def _owned(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 
 def load_ema(directory: str | Path, device: torch.device | str = "cpu") -> DiffusionTransformer:
-    """The model with the averaged weights, ready to sample from.
+    """Load the model with the averaged weights, ready to sample from.
 
     Raises:
         ValueError: a file is missing or damaged, or a tensor does not fit the model.
     """
     directory = Path(directory)
-    model = _read_model(directory, _read_header(directory), "ema")
+    model = _read_model(directory, read_header(directory), "ema")
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_history(directory: str | Path) -> Tensor:
-    """Loss history of a checkpoint: one row of `training.HISTORY_COLUMNS` for each step."""
+    """Load the loss history of a checkpoint: a row of `training.HISTORY_COLUMNS` for each step."""
     path = Path(directory) / "history.safetensors"
     history = _read_tensors(path).get("history")
     if history is None or history.dim() != 2 or history.shape[1] != len(HISTORY_COLUMNS):
@@ -224,7 +225,12 @@ def load_history(directory: str | Path) -> Tensor:
     return history
 
 
-def _read_header(directory: Path) -> dict[str, Any]:
+def read_header(directory: Path) -> dict[str, Any]:
+    """Read `state.json` of a checkpoint.
+
+    Raises:
+        ValueError: If it is missing, damaged or of another format.
+    """
     path = directory / "state.json"
     try:
         header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -259,14 +265,13 @@ def _read_tensors(path: Path, shapes: dict[str, torch.Size] | None = None) -> di
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if shapes is not None and (found := {k: v.shape for k, v in tensors.items()}) != shapes:
-        wrong = sorted(dict(found.items() ^ shapes.items()))
-        raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
+    if shapes is not None:
+        require_shapes(path, {name: value.shape for name, value in tensors.items()}, shapes)
     return tensors
 
 
 def _loss_scale(values: dict[str, Any]) -> dict[str, Any]:
-    """A loss scale that can be gone on with."""
+    """Check that the saved loss scale is positive and finite."""
     scale = values["scale"]
     if not 0 < scale < float("inf"):
         raise ValueError(f"loss_scaler.scale must be positive, but got {scale!r}")
@@ -274,5 +279,5 @@ def _loss_scale(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples; the configurations have no lists."""
+    """Turn lists into tuples: JSON has no tuples, configurations have no lists."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}

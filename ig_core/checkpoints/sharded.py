@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import distributed
 
 from ig_core.checkpoints.own import load_history, moment_shapes, read_settings
+from ig_core.files.tensors import open_tensors, read_header, require_shapes
 from ig_core.precision import loss_scaler
 from ig_core.training.optim import make_optimizers
 from ig_core.training.parts import local
@@ -19,7 +18,7 @@ from ig_core.training.state import TrainState
 from ig_core.transformer import DiffusionTransformer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -29,7 +28,7 @@ def load_sharded(
     device: torch.device | str = "cpu",
     prepare: Callable[[DiffusionTransformer], object] = lambda _: None,
 ) -> TrainState:
-    """What `load_checkpoint` and then `sharding.shard` give, without a whole copy on any worker.
+    """Load a checkpoint and shard it without a whole copy on any worker.
 
     Args:
         directory: Where `save_checkpoint` wrote.
@@ -83,7 +82,7 @@ def load_sharded(
 
 
 class TensorFile:
-    """A file whose tensors are copied one at a time.
+    """A safetensors file whose tensors are copied one at a time.
 
     It is mapped anew for each of them: else all that was looked at would count as this process's
     memory until the end.
@@ -93,41 +92,27 @@ class TensorFile:
         """Read the header.
 
         Raises:
-            ValueError: it cannot be read, or the file holds other tensors than these.
+            ValueError: If it cannot be read, or the file holds other tensors than these.
         """
         self.path = path
-        with self._mapped() as file:
-            found = {
-                name: torch.Size(file.get_slice(name).get_shape()) for name in file.offset_keys()
-            }
-        if found != shapes:
-            wrong = sorted(dict(found.items() ^ shapes.items()))
-            raise ValueError(f"{path} does not fit the model: {', '.join(wrong)}")
+        require_shapes(path, {name: each.shape for name, each in read_header(path).items()}, shapes)
 
     def whole(self, name: str) -> Tensor:
-        """All of a tensor."""
-        with self._mapped() as file:
+        """Copy all of a tensor."""
+        with open_tensors(self.path) as file:
             tensor: Tensor = file.get_tensor(name).clone()
         return tensor
 
     @torch.no_grad()
     def fill(self, name: str, target: Tensor, rank: int, world_size: int) -> None:
-        """Copy a tensor into one that has memory; of one in parts only the rows of this worker."""
+        """Copy a tensor into an allocated one; of a sharded one only the rows of this worker."""
         mine = local(target)
         if not mine.numel():
             return
-        with self._mapped() as file:
+        with open_tensors(self.path) as file:
             if mine.shape == target.shape:
                 mine.copy_(file.get_tensor(name))
             else:
                 # Rows are dealt as by torch.chunk: as many to each, fewer to the last ones.
                 start = rank * -(-target.shape[0] // world_size)
                 mine.copy_(file.get_slice(name)[start : start + mine.shape[0]])
-
-    @contextmanager
-    def _mapped(self) -> Iterator[Any]:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.path} cannot be read: {error}") from error

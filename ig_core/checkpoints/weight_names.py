@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from ig_core.data.sources.walk import some
+from ig_core.data.sources.walk import preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ AS_TRAINED = {"online", "current", "raw"}
 """Words in the name of weights as trained, beside an average: ema-pytorch's and Lightning's."""
 OPTIMIZERS = {"opt", "optim", "optimizer", "optimizers"}
 """Words in the name of an optimizer's state, whose averages are of gradients."""
-MOMENT = "exp_avg"
-"""How torch's optimizers call such an average, wherever it lies."""
-SHOWN = 8
-"""Names that a message gives where nothing fits."""
+MOMENT_NAME = "exp_avg"
+"""Name of such an average in torch's optimizers."""
+MAX_SHOWN_NAMES = 8
+"""Largest number of names in a message where nothing fits."""
 MAX_DEPTH, MAX_ENTRIES = 8, 1_000_000
 """Levels and entries of a file that are looked through."""
 
@@ -38,23 +38,23 @@ class Weights(NamedTuple):
     """The weights of one network."""
 
     place: str
-    """Where they are: names of entries and attributes with dots; empty: the whole file."""
+    """Names of entries and attributes with dots that lead to them; empty for the whole file."""
     averaged: bool | None
-    """Whether they are a moving average; None: the names do not tell."""
+    """They are a moving average; None if the names do not tell."""
     tensors: dict[str, Tensor]
-    """By their names within the network."""
+    """Tensors by their names within the network."""
     beside: tuple[str, ...]
     """Places of other networks of the kind in the file."""
 
 
 class _Entry(NamedTuple):
     name: str
-    """Without the parts that wrappers added."""
+    """Name without the parts that wrappers added."""
     shown: str
-    """As it is in the file."""
+    """Name in the file."""
     value: Any
     named: bool
-    """Whether every key that leads to it is a string."""
+    """Every key that leads to it is a string."""
 
 
 def find_weights(
@@ -68,10 +68,10 @@ def find_weights(
     """Find a network's weights: its moving average where there is one.
 
     Args:
-        held: What a file holds.
+        held: Contents of a file.
         anchors: Names of tensors that tell a network of this kind; one is enough.
-        where: What the file is called in messages.
-        kind: What the network is called in messages.
+        where: Name of the file in messages.
+        kind: Name of the network in messages.
         strict: Refuse weights as trained beside averaged ones that have other names, and entries
             of the network's state dict that are no tensors. Without it these are left out.
 
@@ -94,14 +94,14 @@ def find_weights(
     if not places:
         raise ValueError(
             f"{where} holds no weights of a {kind}: no {' or '.join(anchors)} among "
-            f"the names found, {_listed(entries) or 'it is empty'}"
+            f"the names found, {_preview_entries(entries) or 'it is empty'}"
         )
     averaged = [place for place in places if _is_averaged(place)]
     chosen = averaged or places
     if len(chosen) > 1:
         raise ValueError(
             f"{where} holds the weights of {len(chosen)} networks, of which one must "
-            f"be chosen: {some([place or 'top level' for place in chosen])}; "
+            f"be chosen: {preview([place or 'top level' for place in chosen])}; "
             f"{_advice()}"
         )
     (place,) = chosen
@@ -117,23 +117,23 @@ def _advice() -> str:
 
 
 def has_network(held: Any, anchors: Sequence[str]) -> bool:  # noqa: ANN401
-    """Whether nested mappings have a name that tells a network of a kind."""
+    """Check nested mappings for a name that tells a network of a kind."""
     if not isinstance(held, Mapping):
         return False
     return any(place is not None for e in _entries(held) for place in _places(e.name, anchors))
 
 
-def _listed(entries: Sequence[_Entry]) -> str:
-    """Names that were found, those of tensors first."""
+def _preview_entries(entries: Sequence[_Entry]) -> str:
+    """List names for a message, those of tensors first."""
     names = [
         entry.shown for entry in sorted(entries, key=lambda e: not isinstance(e.value, Tensor))
     ]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
+    more = f" and {len(names) - MAX_SHOWN_NAMES} more" if len(names) > MAX_SHOWN_NAMES else ""
+    return f"{', '.join(names[:MAX_SHOWN_NAMES])}{more}"
 
 
 def _entries(held: Mapping[Any, Any]) -> Iterator[_Entry]:
-    """What is in nested mappings and lists, by dotted names; a list of plain values is one entry.
+    """List the contents of nested mappings and lists by dotted names; a plain list is one entry.
 
     Raises:
         ValueError: the nesting has no end.
@@ -160,7 +160,7 @@ def _entries(held: Mapping[Any, Any]) -> Iterator[_Entry]:
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:  # noqa: ANN401
-    """Keys and values of a mapping that is not empty, or of a list that holds tensors or more."""
+    """Return keys and values of a mapping, or of a list of tensors or containers; else None."""
     if isinstance(value, Mapping):
         return list(value.items()) or None
     nested = isinstance(value, list | tuple) and any(
@@ -170,7 +170,7 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:  # noqa: ANN401
 
 
 def _is_wrapper(part: str) -> bool:
-    """Whether a part of a name is an attribute of a wrapper: none of a network's own begins so."""
+    """Check a part of a name for an attribute of a wrapper: a network's own never begins so."""
     return part == "module" or part.startswith("_")
 
 
@@ -185,13 +185,13 @@ def _within(name: str, place: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """Words of a name, `modelEMA_0.9999` too, in lower case."""
+    """Split a name into words in lower case, `modelEMA_0.9999` too."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return re.findall(r"[a-z]+", spaced.lower().replace(MOMENT, ""))
+    return re.findall(r"[a-z]+", spaced.lower().replace(MOMENT_NAME, ""))
 
 
 def _is_averaged(place: str) -> bool | None:
-    """Whether a place is that of an average: the innermost word that says so decides."""
+    """Tell a moving average by its place: the innermost word that says so decides."""
     for word in reversed(_words(place)):
         if word in AVERAGED:
             return True
@@ -213,7 +213,7 @@ def _refuse_strange_averages(entries: Sequence[_Entry], place: str, where: str, 
     if found:
         raise ValueError(
             f"{where} holds averaged weights whose names are not those of a {kind} "
-            f"({some(found)}), and those as trained ({place or 'top level'}) are not "
+            f"({preview(found)}), and those as trained ({place or 'top level'}) are not "
             f"taken for them: {_advice()}"
         )
 
@@ -221,7 +221,7 @@ def _refuse_strange_averages(entries: Sequence[_Entry], place: str, where: str, 
 def _members(
     entries: Sequence[_Entry], place: str, inner: Sequence[str], where: str, *, strict: bool
 ) -> dict[str, Tensor]:
-    """Tensors at a place by their names there, without networks that lie within it.
+    """Collect tensors at a place by their names there, without networks that lie within it.
 
     Raises:
         ValueError: one has two values; or, `strict`, something is no tensor.

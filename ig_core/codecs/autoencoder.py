@@ -25,19 +25,19 @@ SETTINGS: dict[str, Any] = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-"""Arguments of AutoencoderKL that its computation depends on, and what they are if not given."""
+"""Arguments of AutoencoderKL that its computation depends on, with their defaults."""
 DECODING = ("out_channels", "up_block_types", "use_post_quant_conv")
-"""Those that the encoder does not depend on."""
+"""Settings that the encoder does not depend on."""
 BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
-LARGEST = 2**16
-"""Of channels; far beyond any that was built."""
+MAX_CHANNELS = 2**16
+"""Largest number of channels that is accepted, far beyond any that was built."""
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a `config.json`, checked.
+    """Return the settings in a `config.json`, checked.
 
     Raises:
         ValueError: one of them is none of AutoencoderKL.
@@ -60,7 +60,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "block_out_channels",
     ):
         values = found[name] if name == "block_out_channels" else (found[name],)
-        most = 64 if name == "layers_per_block" else LARGEST
+        most = 64 if name == "layers_per_block" else MAX_CHANNELS
         if not all(type(value) is int and 1 <= value <= most for value in values):
             raise ValueError(f"{name} must be in 1..{most}, but is {found[name]!r}")
     for name, known in BLOCKS.items():
@@ -89,7 +89,7 @@ def autoencoder_class() -> Any:  # noqa: ANN401
 
 
 def expected_shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of an AutoencoderKL with checked settings; no memory is taken.
+    """Return name -> shape of every tensor of an AutoencoderKL, without allocating it.
 
     Raises:
         MissingLibraryError: diffusers is not installed.

@@ -31,7 +31,7 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Moments of the posterior of images.
+        """Encode images as moments of their posterior.
 
         Args:
             images: uint8 (B, 3, H, W).
@@ -44,7 +44,7 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images uint8 (B, 3, H, W) of latents (B, C, H/f, W/f), not normalised."""
+        """Decode latents (B, C, H/f, W/f), not normalised, to images uint8 (B, 3, H, W)."""
         return to_uint8(self._network.decode(latents).sample)
 
 

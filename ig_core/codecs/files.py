@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ig_core.checkpoints.weight_names import find_weights
 from ig_core.codecs.autoencoder import DECODING, expected_shapes, settings_of
 from ig_core.codecs.ldm_names import diffusers_settings, diffusers_weights
-from ig_core.files.tensors import listed, read_file, shape_misfits
+from ig_core.config import SettingError
+from ig_core.files.tensors import preview_problems, read_file, shape_mismatches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +28,7 @@ SD_CONFIG, SD_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SHAPES = {"sd-vae": (4, 8), "va-vae": (32, 16)}
 """Codec -> channels of its latents, pixels along one side of a cell."""
 ANCHORS = ("encoder.conv_in.weight", "decoder.conv_out.weight")
-"""Names that tell an autoencoder, diffusers' or latent diffusion's."""
+"""Names of tensors that every autoencoder has, diffusers' or latent diffusion's."""
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention in files that older versions of diffusers wrote, the published among them."""
@@ -43,7 +44,7 @@ class CodecFile(NamedTuple):
 
     @property
     def encoder_digest(self) -> str:
-        """SHA-256 of all that the moments depend on, and of nothing that decodes: 64 digits."""
+        """SHA-256 (64 digits) of all that the moments depend on, without the decoder."""
         settings = {k: v for k, v in sorted(self.settings.items()) if k not in DECODING}
         digest = hashlib.sha256(json.dumps(settings).encode())
         for name, value in sorted(self.weights.items()):
@@ -54,25 +55,25 @@ class CodecFile(NamedTuple):
 
 
 def codec_parts(name: str, path: Path) -> list[Path]:
-    """The files that a codec is read from.
+    """Return the files that a codec is read from.
 
     Raises:
         ValueError: they are not there.
     """
     if name == "va-vae":
         if not path.is_file():
-            hint = " (a folder of diffusers is --data.codec sd-vae)" if path.is_dir() else ""
-            raise ValueError(
-                f"data.codec_path must be the checkpoint file of the va-vae, but got "
-                f"{str(path)!r}{hint}"
-            )
+            message = f"path must be the checkpoint file of the va-vae, but got {str(path)!r}"
+            if path.is_dir():
+                raise SettingError(f"{message}, a folder as the sd-vae's", codec="sd-vae")
+            raise SettingError(message, path="")
         return [path]
     for part in (SD_CONFIG, SD_WEIGHTS):
         if not (path / part).is_file():
             hint = "is a file" if path.is_file() else f"has no {part}"
-            raise ValueError(
-                f"data.codec_path must be a folder with {SD_CONFIG} and {SD_WEIGHTS} "
-                f"(diffusers' AutoencoderKL), but {str(path)!r} {hint}"
+            raise SettingError(
+                f"path must be a folder with {SD_CONFIG} and {SD_WEIGHTS} "
+                f"(diffusers' AutoencoderKL), but {str(path)!r} {hint}",
+                path="",
             )
     return [path / SD_CONFIG, path / SD_WEIGHTS]
 
@@ -120,19 +121,19 @@ def open_codec(name: str, path: Path) -> CodecFile:
             f" but has {shape[0]} channels and {shape[1]} pixels a cell"
         )
     found = {key: tuple(value.shape) for key, value in weights.items()}
-    problems = shape_misfits(found, expected_shapes(settings))
+    problems = shape_mismatches(found, expected_shapes(settings))
     problems += [
         f"{key} holds {value.dtype}"
         for key, value in weights.items()
         if not value.is_floating_point()
     ]
     if problems:
-        raise ValueError(f"{path} does not fit the {name}: {listed(problems)}")
+        raise ValueError(f"{path} does not fit the {name}: {preview_problems(problems)}")
     return CodecFile(settings, weights)
 
 
 def autoencoder_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of an autoencoder in a file by their names; what lies beside them is left out.
+    """Read the tensors of an autoencoder by their names; other contents of the file are left out.
 
     Raises:
         ValueError: see `ig_core.checkpoints.weight_names.find_weights`.
@@ -141,41 +142,85 @@ def autoencoder_weights(path: Path) -> dict[str, Tensor]:
     return find_weights(held, ANCHORS, str(path), "codec's autoencoder", strict=False).tensors
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+class DiffusersConfig(NamedTuple):
+    """Contents of the `config.json` of a model of diffusers."""
+
+    kind: str
+    """Class of diffusers: AutoencoderKL, UNet2DModel, ..."""
+    channels: int | None
+    """Channels of the latents, where it is told."""
+    factor: int | None
+    """Pixels along one side of a cell, where it is told."""
+    scale: float | None
+    """Factor on the latents, where it is told."""
+    values: dict[str, Any]
+    """All of the file."""
+
+
+def read_config(path: Path) -> DiffusersConfig:
+    """Read the `config.json` of a model of diffusers.
+
+    Raises:
+        ValueError: If the file cannot be read, or does not describe such a model.
+    """
     try:
-        config = json.loads(path.read_bytes())
-        kind, scale = config.get("_class_name"), float(config.get("scaling_factor", SD_SCALE))
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{path} is no configuration: {error}") from error
-    if kind != "AutoencoderKL" or scale != SD_SCALE:
+        values: dict[str, Any] = json.loads(path.read_bytes())
+        blocks, scale = values.get("block_out_channels", [None]), values.get("scaling_factor")
+        return DiffusersConfig(
+            kind=values["_class_name"],
+            channels=values.get("latent_channels"),
+            factor=2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else None,
+            scale=None if scale is None else float(scale),
+            values=values,
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise ValueError(
+            f"{path} does not describe a model of diffusers: {type(error).__name__} {error}"
+        ) from error
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read and check the settings of the sd-vae."""
+    config = read_config(path)
+    scale = SD_SCALE if config.scale is None else config.scale
+    if config.kind != "AutoencoderKL" or scale != SD_SCALE:
         raise ValueError(
             f"{path.parent} must be an AutoencoderKL with scaling_factor {SD_SCALE}, "
-            f"but is {kind} with {scale}"
+            f"but is {config.kind} with {scale}"
         )
     try:
-        return settings_of(config)
+        return settings_of(config.values)
     except ValueError as error:
         raise ValueError(f"{path} is no configuration of an AutoencoderKL: {error}") from error
 
 
 def is_diffusers(names: Iterable[str]) -> bool:
-    """Whether weights are an AutoencoderKL's under diffusers' names."""
+    """Check for weights of an AutoencoderKL under diffusers' names."""
     return any(name.startswith("encoder.down_blocks.") for name in names)
 
 
 def _refuse_diffusers(names: Iterable[str], path: Path) -> None:
     if is_diffusers(names):
-        raise ValueError(
-            f"{path} must be the va-vae under latent diffusion's names, but these are "
-            f"weights of diffusers' AutoencoderKL: --data.codec sd-vae takes their "
-            f"folder"
+        raise SettingError(
+            f"{path} must be the va-vae under latent diffusion's names, but these are weights of "
+            f"diffusers' AutoencoderKL: their folder may be the sd-vae",
+            codec="sd-vae",
         )
 
 
 def _refuse_ldm(names: Iterable[str], path: Path) -> None:
     if any(name.startswith("encoder.down.") for name in names):
-        raise ValueError(
-            f"{path} must be an AutoencoderKL under diffusers' names, but these are "
-            f"weights of latent diffusion's code: of the va-vae --data.codec va-vae "
-            f"takes the file, others are to be converted first"
+        raise SettingError(
+            f"{path} must be an AutoencoderKL under diffusers' names, but these are weights of "
+            f"latent diffusion's code: the file may be the va-vae, others are to be converted "
+            f"first",
+            codec="va-vae",
         )

@@ -22,7 +22,7 @@ NORM_GROUPS = 32
 
 
 def diffusers_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKL for an autoencoder of latent diffusion.
+    """Return arguments of diffusers' AutoencoderKL for an autoencoder of latent diffusion.
 
     Raises:
         ValueError: weights of such an autoencoder are missing.
@@ -59,7 +59,7 @@ def diffusers_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def diffusers_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under diffusers' names; 1x1 convolutions of attention become linear."""
+    """Rename weights to diffusers' names; 1x1 convolutions of attention become linear."""
     levels = _levels(weights)
     found = {}
     for name, value in weights.items():
@@ -90,7 +90,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 
 def diffusers_name(name: str, levels: int) -> str:
-    """Diffusers' name of a weight of latent diffusion's autoencoder with so many levels."""
+    """Return diffusers' name of a weight of an autoencoder with so many levels."""
     # Latent diffusion counts the decoder's levels by their resolution, diffusers in their order.
     found = re.match(r"decoder\.up\.(\d+)\.", name)
     if found:

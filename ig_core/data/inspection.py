@@ -51,7 +51,7 @@ def inspect_latents(path: Path) -> CacheFacts:
         listing = list_source(path, MAX_CLASSES) if kind in FORMATS else None
         first = None if listing is None else latent_rows(listing, 0, 1)
     except ValueError as error:
-        return CacheFacts(FORMATS[kind], problems=[str(error)])
+        return CacheFacts(FORMATS[kind], refusal=error)
     if listing is None or first is None:
         raise ValueError(
             f"{path} is no cache of latents that is known: it has neither dataset.json"
@@ -77,7 +77,7 @@ def inspect_latents(path: Path) -> CacheFacts:
     try:
         facts.measured = measure(check_latents(form, listing))
     except ValueError as error:
-        facts.problems.append(str(error))
+        facts.refusal = error
     return facts
 
 
@@ -136,8 +136,13 @@ class CacheFacts:
     """Mean and spread of the values that were read."""
     notes: list[str] = field(default_factory=list)
     """What a person should know."""
-    problems: list[str] = field(default_factory=list)
-    """Why a run would refuse it; empty: it can be learnt from."""
+    refusal: ValueError | None = None
+    """Error by which a run would refuse it; None: it can be learnt from."""
+
+    @property
+    def problems(self) -> list[str]:
+        """Message of the refusal, if there is one."""
+        return [] if self.refusal is None else [str(self.refusal)]
 
     @property
     def count(self) -> int:

@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 
 
 def random_pool(seed: int, count: int, num_classes: int) -> Indices:
-    """Pool indices of `count` images with random labels.
+    """Draw pool indices of `count` images with random labels.
 
     The label of position p depends on (seed, p) alone: raw words of numpy's Philox, whose stream is
     guaranteed, unlike that of numpy's distributions.
@@ -38,12 +38,12 @@ def random_pool(seed: int, count: int, num_classes: int) -> Indices:
 
 
 def beyond_balanced(pool: Indices) -> Indices:
-    """Those of a random pool that are not among as many balanced images, in their order."""
+    """List the members of a random pool that are not among as many balanced images, in order."""
     return pool[pool >= len(pool)]
 
 
 def rows_of(pool: Indices) -> Indices:
-    """Where a random pool lies in [the first N of the pool, then `beyond_balanced`], (N,)."""
+    """Return the places of a random pool in [the first N of the pool, `beyond_balanced`], (N,)."""
     count = len(pool)
     beyond = pool >= count
     rows = pool.copy()

@@ -1,6 +1,6 @@
-"""Whether the values of latents are what their codec gives, and what their statistics say.
+"""Compare the values of latents with those of their codec, and with their statistics.
 
-One judgement for `igdit inspect`, for the look before a run, and for the sums over everything. The
+One judgement for inspection, for the check before a run, and for the sums over everything. The
 bounds are wide: they tell latents that were scaled or normalised twice, and statistics of other
 latents, not one data set from another.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ig_core.codecs.files import SD_SCALE
+from ig_core.config import SettingError
 from ig_core.data.normalisation import ChannelSums
 from ig_core.data.sources.formats import STATISTICS
 from ig_core.data.sources.rows import latent_depth, latent_rows, read_normalisation
@@ -25,58 +26,62 @@ if TYPE_CHECKING:
     from ig_core.data.sources.listing import Listing
     from ig_core.data.sources.rows import LatentRows
 
-SD_SPREAD = (2.0, 15.0)
-"""Spread of SD-VAE's latents before scaling: about 5.5 of ImageNet, 1 if they are scaled already,
-30 if they were divided instead."""
-OFFSET = 1.0
-"""Most that a channel's mean may be from the given one, in given standard deviations."""
-RATIO = (0.5, 2.0)
-"""Of a channel's standard deviation to the given one."""
-LOOKED_AT = 64
+SD_STD_RANGE = (2.0, 15.0)
+"""Accepted standard deviations of SD-VAE's latents before scaling: about 5.5 of ImageNet, 1 if they
+are scaled already, 30 if they were divided instead."""
+MAX_MEAN_OFFSET_STDS = 1.0
+"""Largest distance of a channel's mean from the given one, in given standard deviations."""
+STD_RATIO_RANGE = (0.5, 2.0)
+"""Accepted ratios of a channel's standard deviation to the given one."""
+SAMPLED_LATENTS = 64
 """Latents whose values are read before a run, spread over the source."""
-FEW = 16
+MIN_JUDGED_LATENTS = 16
 """Latents; the statistics of fewer tell nothing of all of them."""
 
 
 class LatentForm(NamedTuple):
-    """What latents are to be."""
+    """Expected form of latents."""
 
     codec: str
     """sd-vae or va-vae."""
     channels: int
     side: int
     flip: bool
-    """Whether a mirrored latent must lie beside each."""
+    """A mirrored latent must lie beside each."""
     judged: bool = True
-    """Whether their values must be what codec and statistics say."""
+    """Their values must agree with codec and statistics."""
 
 
-class UnfitValuesError(ValueError):
-    """The values of latents are not what codec and statistics say."""
+class UnfitValuesError(SettingError):
+    """Raised where values of latents contradict their codec or statistics."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, judged="off")
 
 
-def check_latents(form: LatentForm, listing: Listing, looked_at: int = LOOKED_AT) -> ChannelSums:
-    """Compare some latents all over a source with what they are to be.
+def check_latents(form: LatentForm, listing: Listing, most: int = SAMPLED_LATENTS) -> ChannelSums:
+    """Compare a sample of the latents of a source with their expected form.
 
     Args:
-        form: What they are to be.
+        form: The expected form.
         listing: The source.
-        looked_at: How many are read, at most.
+        most: Largest number of latents that are read.
 
     Returns:
         Sums over those that were read.
 
     Raises:
-        UnfitValuesError: their values are not what codec and statistics say.
+        UnfitValuesError: If their values contradict codec or statistics.
         ValueError: one cannot be read or has another form, or statistics are missing.
     """
     if listing.format == "npy" and form.codec != "sd-vae":
-        raise ValueError(
-            f"data.codec must be sd-vae for the .npy files of {listing.root}, but is {form.codec!r}"
+        raise SettingError(
+            f"codec must be sd-vae for the .npy files of {listing.root}, but is {form.codec!r}",
+            codec="sd-vae",
         )
     given = read_normalisation(listing.root, form.channels) if form.codec == "va-vae" else None
     last = len(listing) - 1
-    places = sorted({round(last * n / max(looked_at - 1, 1)) for n in range(looked_at)})
+    places = sorted({round(last * n / max(most - 1, 1)) for n in range(most)})
     sums = []
     for place in places:
         rows = latent_rows(listing, place, place + 1)
@@ -88,18 +93,19 @@ def check_latents(form: LatentForm, listing: Listing, looked_at: int = LOOKED_AT
 
 
 def check_rows(form: LatentForm, listing: Listing, rows: LatentRows, first: int) -> None:
-    """Raise ValueError unless rows from `first` on are what they are to be."""
+    """Raise ValueError unless rows from `first` on have the expected form."""
     expected = (latent_depth(listing.format, form.channels), form.side, form.side)
     name = listing.rows(first, first + 1)[0].name
     if rows.latent.shape[1:] != expected:
-        raise ValueError(
-            f"latents of {form.codec} must be {expected} (data.channels, data.side), "
-            f"but those of {listing.root} from {name} on are "
-            f"{rows.latent.shape[1:]}"
+        raise SettingError(
+            f"latents of {form.codec} must be {expected}, but those of {listing.root} from {name} "
+            f"on are {rows.latent.shape[1:]}",
+            channels="",
+            side="",
         )
     if form.flip and rows.mirror is None:
-        raise ValueError(
-            f"data.flip must be off: {listing.root} holds no mirrored latents from {name} on"
+        raise SettingError(
+            f"flip must be off: {listing.root} holds no mirrored latents from {name} on", flip="off"
         )
     if form.judged and expected[0] == 2 * form.channels:
         _refuse(moment_problems(torch.from_numpy(rows.latent)[:, form.channels :]))
@@ -108,7 +114,7 @@ def check_rows(form: LatentForm, listing: Listing, rows: LatentRows, first: int)
 def check_values(
     form: LatentForm, sums: ChannelSums, given: tuple[Tensor, Tensor] | None, *, rows: int
 ) -> None:
-    """Raise UnfitValuesError unless sums over latents are what codec and statistics say."""
+    """Raise UnfitValuesError where sums over latents contradict codec or statistics."""
     if form.judged:
         _refuse(value_problems(form.codec, sums, given, rows=rows))
 
@@ -123,9 +129,9 @@ def value_problems(
     sums: ChannelSums,
     given: tuple[Tensor, Tensor] | None = None,
     *,
-    rows: int = FEW,
+    rows: int = MIN_JUDGED_LATENTS,
 ) -> list[str]:
-    """What is wrong with latents by their sums; each says the number and what was expected.
+    """List contradictions between sums over latents and their codec or statistics.
 
     Args:
         codec: sd-vae: the spread is judged. Any other: `given` is, if there is one.
@@ -135,11 +141,11 @@ def value_problems(
     """
     if codec == "sd-vae":
         return _spread_problems(sums)
-    return [] if given is None or rows < FEW else _statistics_problems(sums, *given)
+    return [] if given is None or rows < MIN_JUDGED_LATENTS else _statistics_problems(sums, *given)
 
 
 def moment_problems(std: Tensor) -> list[str]:
-    """What is wrong with standard deviations of posteriors, (N, C, H, W)."""
+    """List problems of standard deviations of posteriors, (N, C, H, W)."""
     least = float(std.min())
     if least >= 0:
         return []
@@ -150,14 +156,14 @@ def moment_problems(std: Tensor) -> list[str]:
 
 
 def overall(sums: ChannelSums) -> tuple[float, float]:
-    """Mean and spread over all channels together."""
+    """Compute mean and standard deviation over all channels together."""
     mean = sums.mean.mean()
     square = (sums.std.square() + sums.mean.square()).mean()
     return float(mean), float((square - mean.square()).clamp(min=0).sqrt())
 
 
 def _spread_problems(sums: ChannelSums) -> list[str]:
-    spread, (low, high) = overall(sums)[1], SD_SPREAD
+    spread, (low, high) = overall(sums)[1], SD_STD_RANGE
     if low <= spread <= high:
         return []
     guess = (
@@ -174,12 +180,12 @@ def _spread_problems(sums: ChannelSums) -> list[str]:
 def _statistics_problems(sums: ChannelSums, mean: Tensor, std: Tensor) -> list[str]:
     offset, ratio = ((sums.mean - mean).abs() / std).max(), sums.std / std
     problems = []
-    if offset > OFFSET:
+    if offset > MAX_MEAN_OFFSET_STDS:
         problems.append(
             f"the means of the latents are up to {float(offset):.4g} spreads from "
-            f"those in {STATISTICS} (at most {OFFSET:g} is expected)"
+            f"those in {STATISTICS} (at most {MAX_MEAN_OFFSET_STDS:g} is expected)"
         )
-    low, high = RATIO
+    low, high = STD_RATIO_RANGE
     if ratio.min() < low or ratio.max() > high:
         problems.append(
             f"the spreads of the latents are {float(ratio.min()):.3g} to "
@@ -195,8 +201,8 @@ def _statistics_problems(sums: ChannelSums, mean: Tensor, std: Tensor) -> list[s
     return [f"{' and '.join(problems)}: {guess}"]
 
 
-def lone_statistics(path: Path) -> Path | None:
-    """The statistics at a path where no latents lie: the file itself, or alone in its folder."""
+def statistics_only(path: Path) -> Path | None:
+    """Return the file of statistics at a path without latents; None if latents lie there."""
     file = path if path.name == STATISTICS else path / STATISTICS
     lone = file.is_file() and (file == path or not any(path.glob("*.safetensors")))
     return file if lone else None

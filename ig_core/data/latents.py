@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ig_core.config import SettingError
 from ig_core.data.shards import Shard, mapped_bytes
 from ig_core.noise import AddressedNoise
 
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from ig_core.data.normalisation import Normalisation
 
 
-RELEASE = 2**30
-"""Bytes of mapped files, beyond those at the start, above which their pages are given back: they
-stay in the system's cache, but no longer count as memory of this process. (The system maps up to
-2 MiB around each row that is read.)"""
-AHEAD = 2**13
-"""Bytes of a row from which the system is told what will be read: a disk then reads rows at once,
-and no more than them."""
+MAPPED_BYTES_LIMIT = 2**30
+"""Mapped bytes, beyond those at the start, above which pages are given back: they stay in the
+system's cache, but no longer count as memory of this process. (The system maps up to 2 MiB around
+each row that is read.)"""
+READAHEAD_BYTES = 2**13
+"""Bytes of a row from which reads are announced to the system: a disk then reads rows at once, and
+no more than them."""
 
 
 class LatentDataset:
@@ -46,7 +47,7 @@ class LatentDataset:
         Args:
             paths: Shards, in the order of their rows.
             normalisation: As many channels as the model learns.
-            flip: Whether to mirror at random.
+            flip: Mirror at random.
 
         Raises:
             ValueError: a file is no shard, shapes differ, there is no mirrored latent to take, or
@@ -63,7 +64,9 @@ class LatentDataset:
                     f"{first.dtype} {first.shape}"
                 )
             if flip and shard.mirror is None and shard.dtype != np.uint8:
-                raise ValueError(f"data.flip must be off: {path} holds no mirrored latents")
+                raise SettingError(
+                    f"flip must be off: {path} holds no mirrored latents", flip="off"
+                )
         self.moments = first.shape[0] == 2 * channels
         if not self.moments and first.shape[0] != channels:
             raise ValueError(
@@ -76,7 +79,7 @@ class LatentDataset:
         plain = [shard.latent for shard in self.shards]
         turned = [s.latent if s.mirror is None else s.mirror for s in self.shards]
         self._columns = (plain, turned)
-        self._ahead = hasattr(mmap, "MADV_WILLNEED") and first.latent.strides[0] >= AHEAD
+        self._ahead = hasattr(mmap, "MADV_WILLNEED") and first.latent.strides[0] >= READAHEAD_BYTES
         self._labels = torch.from_numpy(np.concatenate([shard.label for shard in self.shards]))
         self._at_start = mapped_bytes()
 
@@ -84,7 +87,7 @@ class LatentDataset:
         return int(self._ends[-1])
 
     def rows(self, index: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Stored rows (B, D, H, W) as they are, on the CPU, and labels (B,)."""
+        """Read stored rows (B, D, H, W) as they are, on the CPU, and labels (B,)."""
         order = index.numpy()
         mirrored = np.zeros(len(order), bool)
         if self.flip:
@@ -113,12 +116,12 @@ class LatentDataset:
         return torch.from_numpy(found), self._labels[index]
 
     def _release(self) -> None:
-        if mapped_bytes() - self._at_start >= RELEASE:
+        if mapped_bytes() - self._at_start >= MAPPED_BYTES_LIMIT:
             for shard in self.shards:
                 shard.release()
 
     def draw(self, rows: Tensor, positions: Tensor, seed: int) -> Tensor:
-        """What the model learns of stored rows, (B, C, H, W) float32, wherever they are.
+        """Draw the model's data (B, C, H, W) float32 from stored rows, on their device.
 
         The posterior is sampled, mean + std * noise, with noise addressed by (seed, position).
         """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Between a codec's latents and what the model learns: z = (latent - shift) * factor."""
+    """Map from a codec's latents to the model's data: z = (latent - shift) * factor."""
 
     shift: tuple[float, ...]
     """Of each channel."""
@@ -19,16 +19,16 @@ class Normalisation:
 
     @classmethod
     def uniform(cls, channels: int, factor: float) -> Normalisation:
-        """The same factor for every channel, and no shift."""
+        """Make a normalisation of one factor for all channels, without shift."""
         return cls((0.0,) * channels, (factor,) * channels)
 
     def apply(self, latent: Tensor) -> Tensor:
-        """To what the model learns, (B, C, H, W) float32."""
+        """Map latents to the model's data, (B, C, H, W) float32."""
         shift, factor = (self._like(values, latent) for values in (self.shift, self.factor))
         return (latent - shift) * factor
 
     def invert(self, z: Tensor) -> Tensor:
-        """Back to the codec's latents, (B, C, H, W) float32."""
+        """Map the model's data back to the codec's latents, (B, C, H, W) float32."""
         shift, factor = (self._like(values, z) for values in (self.shift, self.factor))
         return z / factor + shift
 
@@ -50,7 +50,7 @@ class ChannelSums:
 
     @classmethod
     def of(cls, rows: Tensor, channels: int) -> ChannelSums:
-        """Sums of rows (B, C or 2C, H, W); of moments those of what would be drawn from them."""
+        """Sum over rows (B, C or 2C, H, W); over moments as over draws from them."""
         rows = rows.double()
         mean = rows[:, :channels]
         square = mean.square()

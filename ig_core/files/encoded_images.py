@@ -20,7 +20,7 @@ MAX_LABEL_BYTES = 2**30
 """Bytes that a list of labels in a zip may take."""
 
 Encoded = bytes | str
-"""The file of an image, or what is wrong with it."""
+"""The file of an image, or its fault."""
 
 
 def read_image_file(path: Path) -> Encoded:
@@ -35,12 +35,12 @@ def read_image_file(path: Path) -> Encoded:
 
 
 def bounded(data: bytes) -> Encoded:
-    """The file of an image, unless it takes more than it may."""
+    """Return the file of an image, or the fault that it is too large."""
     return too_large(len(data)) or data
 
 
 def too_large(size: int) -> str | None:
-    """What is wrong with an image whose file has so many bytes; None: nothing."""
+    """Return the fault of an image file of so many bytes, None if it is small enough."""
     if size <= MAX_IMAGE_BYTES:
         return None
     return f"takes over {MAX_IMAGE_BYTES / 2**20:g} MiB, which is no training image"

@@ -22,7 +22,7 @@ _HEADERS = {
 
 
 class Header(NamedTuple):
-    """What an array file says of itself before its data."""
+    """Header of an array file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -38,7 +38,7 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a .npz file.
 
     Raises:
-        ValueError: it is missing, no zip file, or damaged at the place that is read inside `with`.
+        ValueError: If it is missing, no zip file, or damaged at the place that is read in `with`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -50,15 +50,15 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def names(archive: zipfile.ZipFile) -> set[str]:
-    """Names of the arrays."""
+    """Return the names of the arrays."""
     return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
 
 
 def has_arrays(path: Path, wanted: set[str]) -> bool:
-    """Whether a file holds all of these arrays.
+    """Check whether a file holds all of these arrays.
 
     Raises:
-        ValueError: it is no .npz file.
+        ValueError: If it is no .npz file.
     """
     with open_npz(path) as archive:
         return wanted <= names(archive)
@@ -66,10 +66,10 @@ def has_arrays(path: Path, wanted: set[str]) -> bool:
 
 @contextmanager
 def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, BinaryIO]]:
-    """The header of an array and its data, unread.
+    """Open an array: its header, and a stream of its data.
 
     Raises:
-        ValueError: there is no such array, it holds Python objects, or it is stored by columns.
+        ValueError: If there is no such array, it holds Python objects, or is stored by columns.
     """
     where = f"{archive.filename}: array {name!r}"
     if name not in names(archive):
@@ -95,10 +95,10 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, Bi
 
 
 def read_rows(header: Header, stream: BinaryIO, count: int, where: str) -> NDArray[np.generic]:
-    """The next `count` rows of an array.
+    """Read the next `count` rows of an array.
 
     Raises:
-        ValueError: the data end before.
+        ValueError: If the data end before.
     """
     wanted = count * header.row_bytes
     data = stream.read(wanted)
@@ -110,7 +110,7 @@ def read_rows(header: Header, stream: BinaryIO, count: int, where: str) -> NDArr
 def read_array(
     archive: zipfile.ZipFile, name: str, shape: Sequence[int | None]
 ) -> NDArray[np.generic]:
-    """A whole array of a number of dimensions, whose sizes are given or None.
+    """Read a whole array whose shape is given; None stands for any size.
 
     Raises:
         ValueError: as `open_array`, or another shape than expected.

@@ -1,44 +1,101 @@
-"""What does not fit between the tensors of a file and those of an architecture."""
+"""Read tensors from files, safely: safetensors, torch checkpoints; compare names and shapes."""
 
 from __future__ import annotations
 
 import argparse
 import pickle
 import zipfile
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     Shapes = Mapping[str, tuple[int, ...]]
+    """Name of a tensor -> its shape."""
+
+MAX_SHOWN_PROBLEMS = 20
+"""Problems that a message lists."""
 
 
-SHOWN = 20
-"""Misfits that a message lists."""
+class TensorHeader(NamedTuple):
+    """Description of a tensor in the header of a safetensors file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it: F32, BF16, I64, ..."""
 
 
-def shape_misfits(found: Shapes, wanted: Shapes) -> list[str]:
-    """Names that are missing, names that are left over, and shapes that differ."""
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
-    return problems + [
-        f"{name} has shape {found[name]} instead of {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name] != wanted[name]
-    ]
+@contextmanager
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
+    """Open a safetensors file, mapped: tensors that are not asked for take no memory.
+
+    Args:
+        path: The file.
+        framework: Kind of the tensors: pt (torch, which has bfloat16) or numpy.
+
+    Raises:
+        ValueError: If the file, or what is asked of it inside `with`, cannot be read.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read: it is not a safetensors file, or damaged: {error}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def listed(problems: Sequence[str]) -> str:
-    """The first of them in one line, and how many more there are."""
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return "; ".join(problems[:SHOWN]) + more
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Read names, shapes and types of the tensors in a safetensors file, in their order there.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    with open_tensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        return {
+            name: TensorHeader(tuple(part.get_shape()), part.get_dtype())
+            for name, part in slices.items()
+        }
+
+
+def require_shapes(path: Path, found: Shapes, wanted: Shapes) -> None:
+    """Raise ValueError unless a file holds tensors of these names and shapes, and no others."""
+    problems = shape_mismatches(found, wanted)
+    if problems:
+        raise ValueError(f"{path} does not fit the model: {preview_problems(problems)}")
+
+
+def shape_mismatches(found: Shapes, wanted: Shapes) -> list[str]:
+    """List missing names, unexpected names and shapes that differ, in the order of the names."""
+    problems = []
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            problems.append(f"missing {name}")
+        elif name not in wanted:
+            problems.append(f"unexpected {name}")
+        elif tuple(found[name]) != tuple(wanted[name]):
+            problems.append(
+                f"{name} has shape {tuple(found[name])} instead of {tuple(wanted[name])}"
+            )
+    return problems
+
+
+def preview_problems(problems: Sequence[str]) -> str:
+    """Join the first problems in one line, and count the others."""
+    rest = len(problems) - MAX_SHOWN_PROBLEMS
+    more = f"; and {rest} more" if rest > 0 else ""
+    return "; ".join(problems[:MAX_SHOWN_PROBLEMS]) + more
 
 
 class _NumpyType:
@@ -52,7 +109,7 @@ class _NumpyType:
 
 
 def _numpy_number(kind: _NumpyType, data: object) -> int | float | bool:
-    """A pickled NumPy number as a plain one; stands for `numpy.core.multiarray.scalar`."""
+    """Read a pickled NumPy number as a plain one; stands for `numpy.core.multiarray.scalar`."""
     found = np.dtype(kind.name)
     if kind.order == ">":
         found = found.newbyteorder(">")
@@ -68,18 +125,18 @@ ALLOWED_CLASSES: list[Any] = [
     (_numpy_number, "numpy.core.multiarray.scalar"),
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
-"""All that a published pickle may hold besides tensors and plain containers: `args`, and numbers of
-NumPy (a loss, a FID), which become plain ones."""
+"""Classes that a published pickle may hold besides tensors and plain containers: `args`, and
+numbers of NumPy (a loss, a FID), which become plain ones."""
 
 
 def read_file(path: Path) -> Any:  # noqa: ANN401
-    """Tensors and plain values of a file; code in it is refused, not run.
+    """Read tensors and plain values of a file; code in it is refused, not run.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
         # Mapped: of a file that holds model, average and optimizer only one part is read.
         with torch.serialization.safe_globals(ALLOWED_CLASSES):
@@ -96,8 +153,15 @@ def read_file(path: Path) -> Any:  # noqa: ANN401
         raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Check whether a file begins as safetensors: the length of a header, and its brace."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
 def _first_line(error: Exception) -> str:
-    """What torch says, without its advice to read the file unsafely."""
+    """Return torch's message without its advice to read the file unsafely."""
     lines = str(error).strip().splitlines() or [""]
     refused = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0])
     refused = refused.partition(". ")[0]
@@ -111,17 +175,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file is neither, or holds more than tensors.
     """
     try:
-        try:
-            return load_file(path)
-        except SafetensorError:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's advice is to run what the file holds
+        tensors = read_file(Path(path))
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a weights file: neither safetensors nor a torch "
-            f"checkpoint of tensors alone"
+            f"{path} is not a weights file: neither safetensors nor a torch checkpoint of tensors "
+            f"alone ({error})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a weights file: {error}") from error
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise ValueError(f"{path} is not a weights file: it must hold tensors by name")
     return {name: value.contiguous() for name, value in tensors.items()}

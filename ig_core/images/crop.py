@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 Mode = Literal["RGB", "L"]
-"""What pixels become: colours, or grey."""
-LONGEST = 100
-"""How many times as long as wide an image may be: ADM makes all of it before it crops."""
+"""Channels of the pixels: colours, or grey."""
+MAX_ASPECT_RATIO = 100
+"""Largest ratio of an image's sides: ADM resizes all of it before it crops."""
 
 FORMATS = (
     "JPEG",
@@ -36,12 +36,12 @@ FORMATS = (
     "DDS",
     "PSD",
 )
-"""What is decoded, by Pillow's names. A file is known by its content: a PostScript file called
-`.png` would start Ghostscript."""
-ORIENTATION = 0x0112
-"""EXIF tag of how an image is to be turned; 1: not at all."""
-MOST_PIXELS = 2**27
-"""Pixels of the largest image that is decoded (0.4 GB): some kilobytes may say they have more than
+"""Formats that are decoded, by Pillow's names. Content tells a format, not the file's name: a
+PostScript file called `.png` would start Ghostscript."""
+ORIENTATION_TAG = 0x0112
+"""EXIF tag of an image's orientation; 1 is upright."""
+MAX_PIXELS = 2**27
+"""Pixels of the largest image that is decoded (0.4 GB): a file of kilobytes may declare more than
 fits into any memory."""
 
 
@@ -51,9 +51,9 @@ class Pixels(NamedTuple):
     image: NDArray[np.uint8] | None
     """(3, size, size), grey (1, size, size); None: it cannot be used."""
     fault: str | None
-    """What is wrong with it; an image that has pixels all the same was converted."""
+    """Fault of the image; one that has pixels all the same was converted."""
     oriented: bool = False
-    """Whether viewers would turn it, by its EXIF data; the pixels are as they are stored."""
+    """Viewers would turn it, by its EXIF data; the pixels are as they are stored."""
 
 
 def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
@@ -83,13 +83,15 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
             stored = image.mode
             if _is_deep(image):
                 return Pixels(None, f"more than 8 bits a channel (mode {stored})")
-            if max(image.size) > LONGEST * min(image.size):
+            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                 return Pixels(
-                    None, f"is {image.width} x {image.height}: over {LONGEST} times as long as wide"
+                    None,
+                    f"is {image.width} x {image.height}: over {MAX_ASPECT_RATIO} times as long "
+                    f"as wide",
                 )
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 return Pixels(
-                    None, f"is {image.width} x {image.height}: over {MOST_PIXELS:,} pixels"
+                    None, f"is {image.width} x {image.height}: over {MAX_PIXELS:,} pixels"
                 )
             image.load()
             oriented = _is_oriented(image)
@@ -105,7 +107,7 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Formats that this Pillow can read, of those that are images for training."""
+    """List the members of `FORMATS` that the installed Pillow can read."""
     from PIL import Image
 
     Image.init()
@@ -113,15 +115,15 @@ def _formats() -> tuple[str, ...]:
 
 
 def _is_oriented(image: ImageFile) -> bool:
-    """Whether an image that was loaded is to be turned or mirrored by its EXIF data."""
+    """Check whether EXIF data ask viewers to turn or mirror a loaded image."""
     try:
-        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        return image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
     except Exception:  # noqa: BLE001 - whatever is wrong with them, the pixels are not
         return False
 
 
 def _is_deep(image: ImageFile) -> bool:
-    """Whether an image that was opened, not loaded, has more than 8 bits a channel."""
+    """Check an image that is opened, not loaded, for more than 8 bits a channel."""
     if image.mode[0] in "IF":
         return True
     for codec, _, _, settings in image.tile:
@@ -135,7 +137,7 @@ def _is_deep(image: ImageFile) -> bool:
 
 
 def center_crop(image: Image, size: int) -> NDArray[np.uint8]:
-    """The middle of an image as ADM crops it (Dhariwal and Nichol 2021, image_datasets).
+    """Crop the middle of an image as ADM does (Dhariwal and Nichol 2021, image_datasets).
 
     Halved by boxes of 2x2 pixels as long as the shorter side is at least twice `size`, resized by
     bicubic interpolation until it is `size`, then cropped.

@@ -35,7 +35,7 @@ OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def read_image_batches(path: Path, batch: int) -> Iterator[Tensor]:
-    """Images of a PNG folder, an .npz file or a folder of .npz shards, `batch` at a time.
+    """Read images of a PNG folder, an .npz file or a folder of .npz shards, `batch` at a time.
 
     A folder's files come in the order of their names, character by character (`10.png` before
     `9.png`). Palettes are resolved; an alpha channel is dropped where everything is opaque. Grey
@@ -63,7 +63,7 @@ def read_image_batches(path: Path, batch: int) -> Iterator[Tensor]:
 
 
 def count_images(path: Path) -> int:
-    """Images of a PNG folder, an .npz file or a folder of .npz shards, without reading them.
+    """Count the images of a PNG folder, an .npz file or a folder of .npz shards by their headers.
 
     Raises:
         ValueError: as `read_image_batches`, as far as it can be seen from names and headers.
@@ -76,7 +76,7 @@ def count_images(path: Path) -> int:
 
 
 def holds_samples(folder: Path, side: int | None) -> bool:
-    """Whether a folder holds images as samples are written: .npz shards, or PNG files alone.
+    """Check whether a folder holds samples: .npz shards, or PNG files alone.
 
     Args:
         folder: The folder.
@@ -99,7 +99,7 @@ def holds_samples(folder: Path, side: int | None) -> bool:
 
 
 def _png_size(file: Path) -> tuple[int, int] | None:
-    """Width and height that a PNG file says it has; None: it is none, or cannot be read."""
+    """Read width and height from the header of a PNG file; None if it is none."""
     try:
         with file.open("rb") as stream:
             start = stream.read(24)
@@ -111,7 +111,7 @@ def _png_size(file: Path) -> tuple[int, int] | None:
 
 
 def npz_shards(folder: Path) -> list[Path]:
-    """Shards of a set of images, sorted by name; empty if the folder is no set of shards.
+    """List the .npz shards of a set of images by name; empty if the folder is none.
 
     Raises:
         ValueError: there are PNG files beside them.
@@ -125,7 +125,7 @@ def npz_shards(folder: Path) -> list[Path]:
 
 
 def png_files(folder: Path) -> list[Path]:
-    """PNG files of a folder, sorted by name; other images are an error, other files are not.
+    """List the PNG files of a folder by name; other images are an error, other files are not.
 
     Raises:
         ValueError: there are none, or there are images of another kind.
@@ -141,12 +141,12 @@ def png_files(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without hidden files: a Mac leaves `._000000.png`."""
+    """List the entries of a folder by name, without hidden files: a Mac leaves `._000000.png`."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _below(folder: Path) -> str:
-    """What lies in the folders of one that holds no images itself, for a message."""
+    """Describe the images in the subfolders of a folder that holds none, for a message."""
     below, _ = walk(folder, {".png", ".npz", *OTHER_IMAGES})
     if not below:
         return ""
@@ -162,7 +162,7 @@ def _below(folder: Path) -> str:
 
 
 def _read_shards(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
-    """The shards as one set, cut into batches that do not depend on where a shard ends."""
+    """Read shards as one set, in batches that do not depend on where a shard ends."""
     waiting: list[Tensor] = []
     first: tuple[int, ...] | None = None
     for file in files:
@@ -200,7 +200,7 @@ def _read_folder(files: Sequence[Path], batch: int) -> Iterator[Tensor]:
 
 
 def _read_png(file: Path) -> NDArray[np.uint8]:
-    """(H, W, C) uint8."""
+    """Read a PNG file as uint8 (H, W, C)."""
     with extra("metrics"):
         from PIL import Image
 
@@ -228,7 +228,7 @@ def _read_png(file: Path) -> NDArray[np.uint8]:
 
 
 def _without_alpha(image: Image) -> Image | None:
-    """The image as L or RGB, None where that would change what is seen."""
+    """Convert an image to L or RGB; None where that would change its looks."""
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         return None
     grey = image.mode in ("1", "L", "LA")
@@ -261,7 +261,7 @@ def _read_npz(path: Path, batch: int) -> Iterator[Tensor]:
 
 
 def read_labels(path: Path) -> Tensor | None:
-    """Labels (N,) int64 of an .npz file, None where it has none.
+    """Read the labels (N,) int64 of an .npz file; None where it has none.
 
     Raises:
         ValueError: they are no integers, or not one for each image.

@@ -29,18 +29,18 @@ class ImageSet:
 
     @classmethod
     def cat(cls, parts: Iterable[ImageSet]) -> ImageSet:
-        """One set after another."""
+        """Concatenate sets."""
         columns = zip(*((p.index, p.label, p.image) for p in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to 0..255, rounded to nearest and clamped."""
+    """Map pixels in [-1, 1] to 0..255, rounded to nearest and clamped."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def from_uint8(image: Tensor) -> Tensor:
-    """Pixels 0..255 to float32 in [-1, 1]."""
+    """Map pixels 0..255 to float32 in [-1, 1]."""
     return image.float() / 127.5 - 1
 
 
@@ -95,7 +95,7 @@ class ImageDataset:
         return len(self.images.label)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (B, C, H, W) and labels (B,) of the rows `index` (B,)."""
+        """Return float32 (B, C, H, W) and labels (B,) of the rows `index` (B,)."""
         return from_uint8(self.images.image[index]), self.images.label[index]
 
 

@@ -26,7 +26,7 @@ class DigitsNet(nn.Module):
         self.classify = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (N, 1, 8, 8) to features (N, 64) and logits (N, 10)."""
+        """Map uint8 images (N, 1, 8, 8) to features (N, 64) and logits (N, 10)."""
         features = self.body(images.float() / 127.5 - 1)
         return features, self.classify(features)
 

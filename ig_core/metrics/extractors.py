@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ig_core.files.extras import extra
@@ -27,14 +26,14 @@ DIGITS_CNN, INCEPTION = "digits-cnn", "inception-v3-compat"
 FEATURE_LAYERS = {DIGITS_CNN: ("64", "logits"), INCEPTION: ("2048", "logits_unbiased")}
 """Extractor name -> (layer of FID, KID, precision and recall; layer of the Inception Score)."""
 SPATIAL_LAYER, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
-"""Where sFID looks: the layer is `mixed_6/conv:0` of the 2015 graph, after its batch norm and ReLU.
+"""Layer of sFID: `mixed_6/conv:0` of the 2015 graph, after its batch norm and ReLU.
 
 torch-fidelity's converter of the graph maps `mixed_6/conv/...` to this branch; the graph's node of
 the scope's own name is the ReLU. Nash et al. 2021 take its first 7 channels of 17 x 17 places."""
 
 
 class ImageFeatures(NamedTuple):
-    """What one pass of an extractor gives, float32 on the CPU."""
+    """Outputs of one pass of an extractor, float32 on the CPU."""
 
     features: Tensor
     """(N, F), for FID, KID, precision and recall."""
@@ -97,7 +96,7 @@ def _register_digits() -> None:
 def make_extractor(
     name: str, weights: str | Path, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """`make_image_extractor` for features and logits alone."""
+    """Create an extractor of features and logits alone; see `make_image_extractor`."""
     extract = make_image_extractor(name, weights, device)
 
     def pooled(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +155,7 @@ def _load_network(name: str, weights: str | Path) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         # torch-fidelity unpickles the file it is given: it gets one that was written right here.
         pickled = Path(folder) / "weights.pth"
-        torch.save(load_file(weights), pickled)
+        torch.save(read_weights(weights), pickled)
         try:
             return create_feature_extractor(
                 name,

@@ -25,7 +25,7 @@ class FeatureStats:
 
     @classmethod
     def from_features(cls, features: Tensor) -> FeatureStats:
-        """Statistics of features (N, F).
+        """Compute the statistics of features (N, F).
 
         Raises:
             ValueError: the features are not a matrix or not finite.
@@ -43,14 +43,14 @@ class FeatureStats:
         )
 
     def __sub__(self, other: FeatureStats) -> FeatureStats:
-        """Statistics without a part of the features."""
+        """Take a part of the features out of the statistics."""
         return FeatureStats(
             self.count - other.count, self.total - other.total, self.outer - other.outer
         )
 
     @property
     def mean(self) -> Tensor:
-        """(F,)."""
+        """Mean, (F,)."""
         return self.total / self.count
 
     @property
@@ -86,7 +86,7 @@ class Frechet:
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> Frechet:
-        """Distances to a Gaussian given by its mean (F,) and unbiased covariance (F, F).
+        """Make distances to the Gaussian with mean (F,) and unbiased covariance (F, F).
 
         Raises:
             ValueError: the shapes do not fit each other.
@@ -106,7 +106,7 @@ class Frechet:
         self.root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
     def distance(self, stats: FeatureStats) -> float:
-        """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2).
+        """Compute |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2).
 
         The product under the root is symmetric and positive semi-definite, so its eigenvalues are
         real; no square root of a general matrix is taken.
@@ -119,7 +119,7 @@ class Frechet:
         return float(shift.square().sum() + trace - 2 * cross)
 
     def tangent(self, stats: FeatureStats) -> Tangent:
-        """The distance and its derivative by the moments of the set.
+        """Compute the distance and its derivative by the moments of the set.
 
         d tr(S1^1/2 S2 S1^1/2)^1/2 = 1/2 tr(W dS2), where W = S1^1/2 (S1^1/2 S2 S1^1/2)^-1/2 S1^1/2
         maps the set's Gaussian to the reference's. Eigenvalues that are rounding have no direction
@@ -137,7 +137,7 @@ class Frechet:
         return Tangent(value, stats.mean, shift, factor)
 
     def _parts(self, stats: FeatureStats) -> tuple[Tensor, Tensor, Tensor]:
-        """Difference of the means, sum of the traces, S1^1/2 S2 S1^1/2."""
+        """Compute the difference of the means, the sum of the traces, S1^1/2 S2 S1^1/2."""
         if stats.total.shape != self.mean.shape:
             raise ValueError(
                 f"both sets must have features of one width, but got "
@@ -149,7 +149,7 @@ class Frechet:
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
-    """Squared Frechet distance of the Gaussians with the moments of a and b.
+    """Compute the squared Frechet distance of the Gaussians with the moments of a and b.
 
     Raises:
         ValueError: the feature widths differ, or a set has fewer than two samples.
@@ -163,7 +163,7 @@ PAIRED_NOISE_SHARE = 0.4
 
 
 def _variance(values: Tensor) -> float:
-    """Delete-one-group jackknife variance of values (..., G), added over all but groups."""
+    """Compute the jackknife variance of values (..., G) by group, added over all but groups."""
     groups = values.shape[-1]
     centred = values - values.mean(-1, keepdim=True)
     return float(centred.square().sum()) * (groups - 1) / groups

@@ -31,13 +31,13 @@ class Jackknife(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Delete-one-group jackknife standard error (Efron and Stein 1981), less the excess."""
+        """Standard error by the delete-one-group jackknife (Efron, Stein 1981), less the excess."""
         spread = _variance(self.without)
         noise = 0.0 if self.noise is None else _variance(self.noise)
         return math.sqrt(max(spread - self.noise_share * min(noise, spread), 0.0))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided Student interval: the true values from which this one is not too far.
+        """Compute the two-sided Student interval: true values from which this one is not too far.
 
         With a slope, the variance is taken at the true value, as in Wilson's interval for a
         proportion: |value - true|^2 <= q^2 (standard_error^2 + slope (true - value)).
@@ -48,7 +48,7 @@ class Jackknife(NamedTuple):
         return self.value + centre - half, self.value + centre + half
 
     def improvement_over(self, other: Jackknife) -> Jackknife:
-        """1 - self / other, paired: both left out the same groups.
+        """Compute 1 - self / other, paired: both left out the same groups.
 
         Noise that both share cancels.
 
@@ -62,7 +62,7 @@ class Jackknife(NamedTuple):
         return linear._replace(value=1 - ratio, without=1 - self.without / other.without)
 
     def minus(self, other: Jackknife) -> Jackknife:
-        """Self - other, paired: both left out the same groups.
+        """Compute self - other, paired: both left out the same groups.
 
         Raises:
             ValueError: the numbers of groups differ.
@@ -71,7 +71,7 @@ class Jackknife(NamedTuple):
         return self._combined(1.0, other, -1.0)
 
     def _combined(self, weight: float, other: Jackknife, other_weight: float) -> Jackknife:
-        """The sum of both, weighted, without slopes."""
+        """Compute the weighted sum of both, without slopes."""
         noise = None
         if self.noise is not None and other.noise is not None:
             noise = weight * self.noise + other_weight * other.noise
@@ -92,7 +92,7 @@ def _require_same_groups(one: Jackknife, other: Jackknife) -> None:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5)."""
+    """Compute a quantile of Student's t by its Cornish-Fisher series (A. and Stegun 26.7.5)."""
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * probability - 1, dtype=torch.float64)))
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
@@ -101,7 +101,7 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def group_rows(rows: Tensor, groups: int, round_length: int = 1) -> tuple[Tensor, ...]:
-    """Part g holds the rounds g R / G .. (g + 1) R / G of R, the last also what is left over."""
+    """Split rows: part g has rounds g R / G .. (g + 1) R / G of R, the last also the remainder."""
     rounds = len(rows) // round_length
     ends = [rounds * group // groups * round_length for group in range(1, groups)]
     return rows.tensor_split(ends)
@@ -110,7 +110,7 @@ def group_rows(rows: Tensor, groups: int, round_length: int = 1) -> tuple[Tensor
 def fid_jackknife(
     features: Tensor, reference: Frechet, groups: int, round_length: int = 1
 ) -> Jackknife:
-    """FID of features (N, F) with leave-one-group-out values for its sampling error.
+    """Compute FID of features (N, F) with leave-one-group-out values for its sampling error.
 
     FID is a smooth function of means, so the jackknife captures its spread; the reference counts
     as fixed. The interval is for the expected FID at this N, which FID's bias puts above the FID

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POOLED_WIDTH, SPATIAL_WIDTH = 2048, 2023
-ROUNDING = 1e-5
+RELATIVE_TOLERANCE = 1e-5
 """Asymmetry, and negative eigenvalues, of a covariance over its largest: float32 at least."""
 
 
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
     covariance: Tensor
 
     def frechet(self) -> Frechet:
-        """Distances to the Gaussian with these moments."""
+        """Make distances to the Gaussian with these moments."""
         return Frechet.from_moments(self.mean, self.covariance)
 
 
@@ -43,11 +43,11 @@ class Reference(NamedTuple):
     """Statistics of a reference set."""
 
     pooled: Moments
-    """Of the features of FID."""
+    """Moments of the features of FID."""
     spatial: Moments | None
-    """Of the features of sFID, where the file has them."""
+    """Moments of the features of sFID, where the file has them."""
     has_images: bool
-    """Whether the file holds images, for precision and recall."""
+    """The file holds images, for precision and recall."""
 
 
 def read_reference(
@@ -72,8 +72,8 @@ def read_reference(
     return Reference(pooled, spatial, "arr_0" in found)
 
 
-def doubts(mean: Tensor, covariance: Tensor) -> str | None:
-    """What keeps moments from being those of Inception's pooled features; None: nothing seen.
+def moments_problem(mean: Tensor, covariance: Tensor) -> str | None:
+    """Return why moments cannot be those of Inception's pooled features; None if they may be.
 
     Pooled features are means over the outputs of a ReLU: none is negative, and they vary together.
 
@@ -95,11 +95,11 @@ def _moments(archive: zipfile.ZipFile, mean: str, covariance: str, width: int) -
     where = f"{archive.filename}: array {covariance!r}"
     largest = float(np.abs(second).max())
     asymmetry = float(np.abs(second - second.T).max())
-    if asymmetry > ROUNDING * largest:
+    if asymmetry > RELATIVE_TOLERANCE * largest:
         raise ValueError(f"{where} is no covariance: not symmetric, by up to {asymmetry:.3g}")
     symmetric = torch.from_numpy((second + second.T) / 2)
     least = float(torch.linalg.eigvalsh(symmetric)[0])
-    if least < -ROUNDING * largest:
+    if least < -RELATIVE_TOLERANCE * largest:
         raise ValueError(f"{where} is no covariance: it has the negative eigenvalue {least:.3g}")
     return Moments(torch.from_numpy(first), symmetric)
 

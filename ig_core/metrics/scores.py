@@ -15,7 +15,7 @@ SEED = 2020
 
 
 def inception_score(logits: Tensor, splits: int, seed: int | None = SEED) -> tuple[float, float]:
-    """Inception Score of logits (N, K): mean and standard deviation over splits.
+    """Compute the Inception Score of logits (N, K): mean and standard deviation over splits.
 
     Args:
         logits: Rows are images.
@@ -35,7 +35,7 @@ def inception_score(logits: Tensor, splits: int, seed: int | None = SEED) -> tup
 def kernel_distance(
     features: Tensor, reference: Tensor, subsets: int, size: int, seed: int = SEED
 ) -> float:
-    """KID of features (N, F) against the reference (M, F): mean over random subsets.
+    """Compute KID of features (N, F) against a reference (M, F): mean over random subsets.
 
     The kernel is torch-fidelity's default (x.y / F + 1)^3 (Binkowski et al. 2018), in float32.
 
@@ -60,7 +60,7 @@ def kernel_distance(
 def precision_recall(
     features: Tensor, reference: Tensor, neighbours: int = 3, batch: int = 2500
 ) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019).
+    """Compute improved precision and recall (Kynkaanniemi et al. 2019).
 
     Precision is the share of features (N, F) that lie in the reference's manifold, recall the share
     of the reference (M, F) in that of the features. torch-fidelity takes the samples first too; the

@@ -1,4 +1,4 @@
-"""How far to trust an FID: intervals for it, and FID without the bias of a finite sample.
+"""Intervals for FID, and FID without the bias of a finite sample.
 
 FID of N samples is too large by c / N + d / N^2 + ... (Chong and Forsyth 2020 fit a line in 1 / N).
 The reference counts as fixed. What is estimated here, from one set of features:
@@ -93,7 +93,7 @@ class FidEstimates(NamedTuple):
 
 
 def least_count(width: int) -> int:
-    """Fewest rows of F features from which FID at infinity is estimated."""
+    """Return the fewest rows of F features from which FID at infinity is estimated."""
     return max(100, 10 * width, math.ceil(width**1.5 / 2))
 
 
@@ -104,7 +104,7 @@ def fid_estimates(
     shuffle_seed: int | None = None,
     round_length: int = 1,
 ) -> FidEstimates:
-    """FID of features (N, F) at N and at infinity, with intervals for both.
+    """Estimate FID of features (N, F) at N and at infinity, with intervals for both.
 
     Any run of whole rounds must be a fair sample of the whole, as rows in the order of their
     drawing are, or rows whose labels go round. Others, such as files sorted by class, need a
@@ -167,14 +167,14 @@ def fid_estimates(
 
 
 def quarter_groups(features: Tensor, groups: int, round_length: int) -> list[list[Tensor]]:
-    """Groups of rows, in four quarters that hold whole groups."""
+    """Split rows into four quarters of whole groups."""
     rows = group_rows(features, groups, round_length)
     ends = [len(rows) * part // PARTS for part in range(PARTS + 1)]
     return [list(rows[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def extrapolate_fid(whole: float, quarters: list[FeatureStats], reference: Frechet) -> float:
-    """FID at infinity from FID at N and from four fair quarters of its N rows.
+    """Extrapolate FID to infinity from FID at N and from four fair quarters of its N rows.
 
     Quarters differ by a group where the groups cannot be divided by four. Weighted by their rows,
     all rows count alike, and c / N is removed exactly.
@@ -185,7 +185,7 @@ def extrapolate_fid(whole: float, quarters: list[FeatureStats], reference: Frech
 
 
 def _weighted_fid(parts: list[FeatureStats], reference: Frechet) -> float:
-    """Mean FID of parts, by their numbers of rows."""
+    """Compute the mean FID of parts, weighted by their numbers of rows."""
     total = sum(part.count for part in parts)
     return sum(part.count * reference.distance(part) for part in parts) / total
 
@@ -193,7 +193,7 @@ def _weighted_fid(parts: list[FeatureStats], reference: Frechet) -> float:
 def cross_fitted_slopes(
     parts: list[list[Tensor]], quarters: list[FeatureStats], reference: Frechet
 ) -> tuple[Tensor, Tensor]:
-    """D of the module's docstring by group, (G,), and three independent errors of it, (3, G).
+    """Compute D of formula (3) by group, (G,), and three independent errors of it, (3, G).
 
     Both are less their mean and scaled to groups of one size. The errors are those of g1, g2 and g3
     from their mean, scaled so that their variances add up to R.
@@ -235,7 +235,7 @@ class _Derivatives:
         self.overall = squares + self.lines @ whole.mean
 
     def means(self, groups: Sequence[Tensor]) -> Tensor:
-        """Means over each of G groups of rows (N, F), (K, G)."""
+        """Compute means over each of G groups of rows (N, F), (K, G)."""
         flat, squares, centres = self.forms.flatten(1), [], []
         for group in groups:
             rows = group.double()
@@ -246,19 +246,19 @@ class _Derivatives:
 
 
 def _variance_of_mean(values: Tensor) -> float:
-    """Variance of the mean of groups' values (..., G), added over all but groups."""
+    """Compute the variance of the mean of groups' values (..., G), added over all but groups."""
     groups = values.shape[-1]
     centred = values - values.mean(-1, keepdim=True)
     return float(centred.square().sum()) / (groups * (groups - 1))
 
 
 def _left_out(slopes: Tensor) -> Tensor:
-    """What FID changes by, to first order, where a group is left out, (..., G)."""
+    """Compute the first-order change of FID where a group is left out, (..., G)."""
     return (slopes.mean(-1, keepdim=True) - slopes) / (slopes.shape[-1] - 1)
 
 
 def _uncorrected(features: Tensor, reference: Frechet, groups: int, round_length: int) -> Jackknife:
-    """FID at N where there are too few rows for more.
+    """Compute FID at N where there are too few rows for more.
 
     Of wide features the derivative stands for leaving groups out: it needs one decomposition
     instead of one for each group, and agrees with it to 10 % of the error where N >= 2 F.

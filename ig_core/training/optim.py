@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices and AdamW for the rest.
+    """Make AdamW for all parameters, or Muon for the matrices and AdamW for the rest.
 
     Muon is torch's. Its update is scaled as in LightningDiT's recipe, by
     `0.2 sqrt(max(rows, columns)) sqrt(max(1, rows / columns))`; torch has the first factor, a
@@ -62,11 +62,11 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) 
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Learning rate of step `step` (0-based): linear warm-up, then constant."""
+    """Return the learning rate of step `step` (0-based): linear warm-up, then constant."""
     return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
 
 
 @torch.no_grad()
 def ema_update(ema: Iterable[Tensor], parameters: Iterable[Tensor], decay: float) -> None:
-    """Ema <- decay ema + (1 - decay) parameters, in place, one kernel for all tensors."""
+    """Set ema to decay ema + (1 - decay) parameters, in place, one kernel for all tensors."""
     torch._foreach_lerp_(list(ema), list(parameters), 1 - decay)

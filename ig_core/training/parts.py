@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has been through its parameters."""
+    """Check whether `shard` has sharded the parameters."""
     return isinstance(model, FSDPModule)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, gathered from all workers at once; others as they are."""
+    """Gather a sharded tensor from all workers at once; return others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This worker's part of a sharded tensor, the same memory; others as they are."""
+    """Return this worker's part of a sharded tensor, the same memory; others as they are."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -84,7 +84,7 @@ def shard_model(model: DiffusionTransformer, device: torch.device) -> DeviceMesh
 
 
 def _moments(state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """What the optimizer keeps, by the names of the parameters."""
+    """Return the optimizer's state by the names of the parameters."""
     names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     return {
         names[parameter]: dict(entry)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from experiments.tables import TABLES
 from pipelines.common.formatting import metric_interval, number
 from pipelines.console.console import ScreenTable, log, numbers, print_facts, print_table, words
-from pipelines.results.paper_table import METRICS, among_ours
+from pipelines.results.paper_table import METRICS, own_differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def print_paper_table(name: str, lines: Sequence[TableLine], console: Console) -
     """Print published numbers and ours, and in what the protocols differ."""
     title = f"Table {name}: published numbers, and ours"
     print_table(ScreenTable(title, COLUMNS, map(_cells, lines)), console)
-    for text, rows in _by_text((line, line.obstacles) for line in lines).items():
+    for text, rows in _by_text((line, line.incomparable_because) for line in lines).items():
         log(
             console,
             f"Not compared ({', '.join(rows)}): {text}.",
@@ -53,7 +53,7 @@ def print_paper_table(name: str, lines: Sequence[TableLine], console: Console) -
             console,
             f"Differs from the published protocol ({', '.join(rows)}): {text}.",
         )
-    for text in among_ours(lines):
+    for text in own_differences(lines):
         log(console, f"Ours differ: {text}.")
     log(console, "Intervals are of the sampling alone; published numbers come without any.")
 
@@ -135,7 +135,7 @@ def _record(line: TableLine) -> dict[str, object]:
         "fid_difference": line.difference,
         "state": line.state,
         "fingerprint": measured.fingerprint.id if measured else None,
-        "not_compared_because": "; ".join(line.obstacles),
+        "not_compared_because": "; ".join(line.incomparable_because),
         "protocol_differences": "; ".join(line.differences),
         "source": published.source,
     }

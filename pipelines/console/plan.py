@@ -14,9 +14,10 @@ from ig_core.config import Guidance
 from ig_core.costs import forward_flops, parameter_count, sampling_flops, training_flops
 from pipelines.common.formatting import data_size, number
 from pipelines.common.redaction import discreet
+from pipelines.common.remedies import option
 from pipelines.console.console import ScreenTable, log, numbers, print_table, words
 from pipelines.graph.node import STAGES, Node, closure
-from pipelines.graph.resolve import option, unnamed_files
+from pipelines.graph.resolve import unnamed_files
 from pipelines.graph.trajectory import starting_step
 from pipelines.results.costs import Assumption, _count, arithmetic, disk_bytes, left_to_train
 from pipelines.results.measured_costs import image_costs, seconds_per_step

@@ -138,12 +138,12 @@ def _verdict(results: Results) -> Iterator[str | Text]:
 
 def _protocol(results: Results) -> str:
     """How the numbers by scale were measured, in a line."""
-    mark = results.final[0].fingerprint
+    fingerprint = results.final[0].fingerprint
     name = protocol_name(results.experiment.evaluation)
     return (
-        f"{name} ({mark.id}): {mark.num_samples:,} {mark.labels} samples, "
-        f"{mark.network_evaluations} network evaluations each, {mark.extractor.split()[0]}; "
-        f"only numbers with the same fingerprint compare."
+        f"{name} ({fingerprint.id}): {fingerprint.num_samples:,} {fingerprint.labels} samples, "
+        f"{fingerprint.network_evaluations} network evaluations each, "
+        f"{fingerprint.extractor.split()[0]}; only numbers with the same fingerprint compare."
     )
 
 

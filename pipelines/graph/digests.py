@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from pipelines.common.remedies import explained_settings
 from pipelines.store.keys import content_digest, file_digest
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def codec_digest(name: str, path: Path) -> str:
     """
     from ig_core.codecs.files import codec_parts
 
-    parts = codec_parts(name, path)
+    with explained_settings(path="data.codec_path"):
+        parts = codec_parts(name, path)
     if name == "va-vae":
         return _known_digest(path)
     return content_digest({part.name: _known_digest(part) for part in parts})

@@ -125,10 +125,10 @@ def require_one_protocol(found: Iterable[tuple[str, Fingerprint]]) -> None:
         ValueError: two of them differ; says in what.
     """
     first: tuple[str, Fingerprint] | None = None
-    for name, mark in found:
-        first = first or (name, mark)
-        if mark != first[1]:
-            reasons = "; ".join(first[1].differences(mark))
+    for name, fingerprint in found:
+        first = first or (name, fingerprint)
+        if fingerprint != first[1]:
+            reasons = "; ".join(first[1].differences(fingerprint))
             raise ValueError(
                 f"{first[0]} and {name} were not measured in the same way and must "
                 f"not be compared: {reasons}"

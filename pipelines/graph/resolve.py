@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.common.remedies import explained_settings, option
 from pipelines.graph.digests import _known_digest, codec_digest
 from pipelines.graph.node import INCEPTION
 from pipelines.graph.source_checks import ImagesOf, pin_source, reference_identity
@@ -32,7 +33,8 @@ def _encoder_digest(name: str, path: Path, digest: str) -> str:  # noqa: ARG001
     """
     from ig_core.codecs.files import open_codec
 
-    return open_codec(name, path).encoder_digest
+    with explained_settings(path="data.codec_path"):
+        return open_codec(name, path).encoder_digest
 
 
 def unnamed_files(experiment: Experiment) -> dict[str, str]:
@@ -57,11 +59,6 @@ def unnamed_files(experiment: Experiment) -> dict[str, str]:
             "without any"
         )
     return wanted
-
-
-def option(field: str) -> str:
-    """The option of the command line that names a field."""
-    return f"--{field.replace('_', '-')}"
 
 
 def files_elsewhere(experiment: Experiment) -> dict[str, str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipelines.common.remedies import explained_settings
 from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from experiments import DataConfig, Experiment
     from ig_core.data.latent_checks import LatentForm
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PROBES = 16
 """Images of a reference of which one at least must be usable before any work."""
-OVERRIDE = "--data.no-check-statistics takes them as they are"
 
 
 def pin_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any]:
@@ -35,10 +34,10 @@ def pin_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any
     Raises:
         ValueError: nothing is there that is known, or it is not what the data say.
     """
-    from ig_core.data.latent_checks import lone_statistics
+    from ig_core.data.latent_checks import statistics_only
     from ig_core.data.sources.rows import read_normalisation
 
-    statistics = lone_statistics(path) if data.codec == "va-vae" else None
+    statistics = statistics_only(path) if data.codec == "va-vae" else None
     if statistics is None:
         classes = None if data.classes is None else Path(data.classes).expanduser().absolute()
         named = {"path": str(path), "classes": None if classes is None else str(classes)}
@@ -75,7 +74,8 @@ def _source(data: DataConfig, labels: str) -> tuple[str, int]:  # noqa: ARG001
     from ig_core.data.sources.source import list_source
 
     classes = None if data.classes is None else Path(data.classes)
-    listing = list_source(Path(str(data.path)), data.num_classes, classes)
+    with explained_settings():
+        listing = list_source(Path(str(data.path)), data.num_classes, classes)
     if listing.has_latents != (data.source == "latents"):
         raise ValueError(
             f"data.source must be {'latents' if listing.has_latents else 'images'} "
@@ -110,9 +110,11 @@ class ImagesOf(NamedTuple):
         from ig_core.data.sources.source import list_images, list_source
 
         if self.num_classes is None:
-            return list_images(Path(self.path))
+            with explained_settings(path="evaluation.reference"):
+                return list_images(Path(self.path))
         classes = None if self.classes is None else Path(self.classes)
-        return list_source(Path(self.path), self.num_classes, classes)
+        with explained_settings():
+            return list_source(Path(self.path), self.num_classes, classes)
 
 
 @functools.lru_cache(maxsize=16)
@@ -180,12 +182,5 @@ def check_values(data: DataConfig, sums: Any, given: Any, *, rows: int) -> None:
         check_values(latent_form(data), sums, given, rows=rows)
 
 
-@contextmanager
-def _source_named(data: DataConfig) -> Iterator[None]:
-    """Name the source, and the way round, where the values of latents are refused."""
-    from ig_core.data.latent_checks import UnfitValuesError
-
-    try:
-        yield
-    except UnfitValuesError as error:
-        raise ValueError(f"data.path {data.path}: {error} ({OVERRIDE})") from error
+def _source_named(data: DataConfig) -> AbstractContextManager[None]:
+    return explained_settings(f"data.path {data.path}: ")

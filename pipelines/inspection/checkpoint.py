@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments import EXPERIMENTS, get_experiment
 from ig_core.config import MODELS
+from pipelines.common.remedies import FIELDS, option
 from pipelines.console.console import log, print_facts
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _list(console: Console, title: str, lines: Iterable[str]) -> None:
 def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     from ig_core.data.inspection import inspect_latents
     from pipelines.inspection.codec import inspect_codec_folder, is_codec_folder
-    from pipelines.inspection.latents import cache_lines, inspect_shards, is_in_store
+    from pipelines.inspection.latents import inspect_shards, inspected_cache, is_in_store
 
     if (path / STATE).is_file():
         return _own_checkpoint(path)
@@ -67,7 +67,7 @@ def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     if is_codec_folder(path):
         return inspect_codec_folder(path)
     facts = inspect_latents(path)
-    return cache_lines(facts), facts.notes, facts.problems
+    return inspected_cache(facts)
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
@@ -99,7 +99,8 @@ def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     use = _use(facts, path)
     if use and not facts.problems:
         lines["use it"] = use
-    return lines, list(facts.notes), list(facts.problems)
+    assumed = [f"{note} ({option(FIELDS[name])})" for name, note in facts.assumed.items()]
+    return lines, [*assumed, *facts.notes], list(facts.problems)
 
 
 def _use(facts: CheckpointFacts, path: Path) -> str | None:
@@ -116,12 +117,12 @@ def _use(facts: CheckpointFacts, path: Path) -> str | None:
 
 def _own_checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     """One of the store's, or what `save_checkpoint` wrote."""
-    from ig_core.checkpoints.own import load_ema
+    from ig_core.checkpoints.own import load_ema, read_header
     from ig_core.config import ModelConfig
 
     model = load_ema(path)  # every tensor is compared with the architecture
     config: ModelConfig = model.config
-    header: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    header = read_header(path)
     source, files = header.get("imported"), {file.stem for file in path.glob("*.safetensors")}
     whole = {"model", "ema", "optimizer", "history"} <= files
     lines = {

@@ -6,7 +6,6 @@ statistics that lie beside them.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,15 @@ from ig_core.codecs.files import (
     autoencoder_weights,
     is_diffusers,
     open_codec,
+    read_config,
 )
+from ig_core.files.tensors import read_header
+from pipelines.common.remedies import FIELDS, explained
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.inspection.latents import Found
+    from pipelines.inspection.latents import Inspection
 
 KNOWN = {shape: name.upper() for name, shape in SHAPES.items()}
 """Channels and pixels a cell -> the codec that has them."""
@@ -35,38 +37,25 @@ def is_codec_folder(path: Path) -> bool:
     return (path / SD_CONFIG).is_file()
 
 
-def inspect_codec_folder(path: Path) -> Found:
+def inspect_codec_folder(path: Path) -> Inspection:
     """Say which model of diffusers a folder holds, and whether it can be the sd-vae.
 
     Raises:
         ValueError: its configuration cannot be read.
     """
-    try:
-        config: dict[str, Any] = json.loads((path / SD_CONFIG).read_bytes())
-        kind = config["_class_name"]
-        levels = len(config.get("block_out_channels", [None]))
-        scale = config.get("scaling_factor")
-        sizes = (
-            config.get("latent_channels"),
-            2 ** (levels - 1),
-            None if scale is None else float(scale),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path / SD_CONFIG} does not describe a model of diffusers: "
-            f"{type(error).__name__} {error}"
-        ) from error
-    if kind != "AutoencoderKL":
+    config = read_config(path / SD_CONFIG)
+    if config.kind != "AutoencoderKL":
         return (
-            {"model": f"{kind} of diffusers"},
+            {"model": f"{config.kind} of diffusers"},
             [],
             ["it is no codec that is known here: sd-vae is an AutoencoderKL"],
         )
-    what = "SD-VAE" if sizes[:2] == SHAPES["sd-vae"] else "AutoencoderKL"
-    return _codec("sd-vae", f"{what} of diffusers", path, *sizes)
+    sizes = config.channels, config.factor
+    what = "SD-VAE" if sizes == SHAPES["sd-vae"] else "AutoencoderKL"
+    return _codec("sd-vae", f"{what} of diffusers", path, *sizes, config.scale)
 
 
-def inspect_other_file(path: Path) -> Found | None:
+def inspect_other_file(path: Path) -> Inspection | None:
     """Say what a file is that holds no diffusion transformer; None: it may hold one.
 
     Raises:
@@ -75,8 +64,11 @@ def inspect_other_file(path: Path) -> Found | None:
     from ig_core.files.tensors import read_file
 
     if path.suffix == ".safetensors":
-        names = _names(path)
-        if {"latents", "labels"} <= names:
+        try:
+            names = read_header(path)
+        except ValueError:  # it is damaged, which whoever reads it as a checkpoint says
+            return None
+        if {"latents", "labels"} <= names.keys():
             return _one_shard(path)
         if not has_network(dict.fromkeys(names), ANCHORS):
             return None
@@ -84,22 +76,11 @@ def inspect_other_file(path: Path) -> Found | None:
     if not isinstance(held, Mapping):
         return None
     if held.keys() == {"mean", "std"}:
-        return _statistics(held)
+        return _statistics(path)
     return _autoencoder(path, autoencoder_weights(path)) if has_network(held, ANCHORS) else None
 
 
-def _names(path: Path) -> set[str]:
-    """Names of the tensors in a safetensors file; none if it is damaged, which others will say."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.offset_keys())
-    except (OSError, SafetensorError):
-        return set()
-
-
-def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
+def _autoencoder(path: Path, weights: dict[str, Any]) -> Inspection:
     """Latent diffusion's autoencoder in one file, or that of diffusers out of its folder."""
     from ig_core.codecs.ldm_names import diffusers_settings
 
@@ -123,8 +104,13 @@ def _autoencoder(path: Path, weights: dict[str, Any]) -> Found:
 
 
 def _codec(
-    name: str, what: str, path: Path, channels: int | None, factor: int, scale: float | None = None
-) -> Found:
+    name: str,
+    what: str,
+    path: Path,
+    channels: int | None,
+    factor: int | None,
+    scale: float | None = None,
+) -> Inspection:
     """Lines on a codec; that it can be used is tried out."""
     lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
     if scale is not None:
@@ -132,7 +118,11 @@ def _codec(
     try:
         open_codec(name, path)
     except ValueError as error:
-        return lines, [], [f"as the {name}: {error}"]
+        return (
+            lines,
+            [],
+            [f"as the {name}: {explained(error, FIELDS | {'path': 'data.codec_path'})}"],
+        )
     lines["use it"] = f"--data.codec {name} --data.codec-path {shlex.quote(str(path))}"
     notes = ["it is a codec, which decodes samples, not a model to be sampled"]
     if name == "sd-vae":
@@ -144,35 +134,26 @@ def _codec(
     return lines, notes, []
 
 
-def _one_shard(path: Path) -> Found:
+def _one_shard(path: Path) -> Inspection:
     """A shard is no use alone: what is said is said of its folder."""
     from ig_core.data.inspection import inspect_latents
-    from pipelines.inspection.latents import cache_lines
+    from pipelines.inspection.latents import inspected_cache
 
-    facts = inspect_latents(path.parent)
+    lines, notes, problems = inspected_cache(inspect_latents(path.parent))
     note = f"{path.name} is one of its shards: --data.path takes the folder, {path.parent}"
-    return cache_lines(facts), [note, *facts.notes], facts.problems
+    return lines, [note, *notes], problems
 
 
-def _statistics(held: Mapping[str, Any]) -> Found:
-    from torch import Tensor
+def _statistics(path: Path) -> Inspection:
+    from ig_core.data.sources.rows import read_statistics, statistics_problem
 
-    mean, std = held["mean"], held["std"]
-    for name, value in (("mean", mean), ("std", std)):
-        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
-            raise ValueError(
-                f"{name} must be a tensor of floating-point numbers, but is {value!r:.80}"
-            )
+    mean, std = read_statistics(path)
     lines = {
         "statistics": f"mean and spread of {mean.numel()} channels, as latents_stats.pt beside "
         f"LightningDiT's latents",
         "mean": f"{float(mean.min()):.4g} .. {float(mean.max()):.4g}",
         "spread": f"{float(std.min()):.4g} .. {float(std.max()):.4g}",
     }
-    problems = []
-    if mean.numel() != std.numel():
-        problems.append(f"the spread is of {std.numel()} channels")
-    if not bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-        problems.append("it holds values that are not finite, or no positive spread")
+    problem = statistics_problem(mean, std, mean.numel())
     note = "it belongs into the folder of the shards that it was measured on: --data.path"
-    return lines, [note], problems
+    return lines, [note], [] if problem is None else [f"it {problem}"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from experiments.schema import CODEC_CHANNELS
-from pipelines.stages.codec import LATENTS, STATISTICS
+from pipelines.common.remedies import explained
+from pipelines.stages.codec import LATENTS, STATISTICS, read_statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ig_core.data.inspection import CacheFacts
     from ig_core.data.shards import Shard
 
-Found = tuple[dict[str, str], list[str], list[str]]
+Inspection = tuple[dict[str, str], list[str], list[str]]
 """Lines, what a person should know, and what would go wrong."""
 
 TOLERANCE = 2.0
@@ -28,7 +28,7 @@ def is_in_store(path: Path) -> bool:
     return (path / LATENTS).is_file() or (path / STATISTICS).is_file()
 
 
-def inspect_shards(path: Path) -> Found:
+def inspect_shards(path: Path) -> Inspection:
     """Say what they are.
 
     Raises:
@@ -46,11 +46,12 @@ def label_counts(labels: Counter[int]) -> str:
     return f"{len(labels):,}: {least:,} (label {rare}) to {most:,} (label {often}) of each"
 
 
-def cache_lines(facts: CacheFacts) -> dict[str, str]:
-    """What there is to say of a cache that others wrote; its format alone if it is not readable."""
+def inspected_cache(facts: CacheFacts) -> Inspection:
+    """Describe a cache that another program wrote; by its format alone if it cannot be read."""
+    problems = [] if facts.refusal is None else [explained(facts.refusal)]
     if not facts.count:
-        return {"latent cache": facts.format}
-    return {
+        return {"latent cache": facts.format}, facts.notes, problems
+    lines = {
         "latent cache": facts.format,
         "codec": facts.codec,
         "content": facts.content,
@@ -62,9 +63,10 @@ def cache_lines(facts: CacheFacts) -> dict[str, str]:
         "latents": f"{facts.count:,} in {facts.files:,} files",
         "labels": label_counts(facts.labels),
     }
+    return lines, facts.notes, problems
 
 
-def _shard(path: Path) -> Found:
+def _shard(path: Path) -> Inspection:
     import torch
 
     from ig_core.data.shards import Shard
@@ -130,10 +132,10 @@ def _scaling(about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _data(path: Path) -> Found:
+def _data(path: Path) -> Inspection:
     file = path / STATISTICS
     try:
-        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        about, _ = read_statistics(path)
         counts = Counter(dict(enumerate(about["per_class"])))
         rows, notes = _rows_of_data(path, about["shards"])
         lines = {

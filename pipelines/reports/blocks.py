@@ -130,14 +130,14 @@ def reported_sentence(reported: Reported) -> str:
 
 def protocol(measurement: Measurement) -> Html:
     """How a number was measured: what it must share with whatever it is compared with."""
-    mark = measurement.fingerprint
+    fingerprint = measurement.fingerprint
     rows = [
-        (field.name.replace("_", " "), value_text(getattr(mark, field.name)))
-        for field in dataclasses.fields(mark)
+        (field.name.replace("_", " "), value_text(getattr(fingerprint, field.name)))
+        for field in dataclasses.fields(fingerprint)
     ]
     return markup(
         paragraph(
-            f"Fingerprint {mark.id}. Numbers compare only if these agree; banks of noise, "
+            f"Fingerprint {fingerprint.id}. Numbers compare only if these agree; banks of noise, "
             f"numbers of samples and the like are part of it.",
             class_="note",
         ),

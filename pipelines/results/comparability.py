@@ -27,7 +27,7 @@ TOLERANCE = 100
 as many each), and still be ImageNet's."""
 
 
-def obstacles(
+def incomparable_because(
     row: TableRow, run: Experiment, measured: Measurement, store: Store
 ) -> tuple[str, ...]:
     """What moves an FID by more than anybody would call rounding; empty: it may be compared.
@@ -41,13 +41,13 @@ def obstacles(
     Raises:
         CorruptArtifactError: the training data or the reference of the store are damaged.
     """
-    mark, theirs = measured.fingerprint, row.protocol
+    ours, theirs = measured.fingerprint, row.protocol
     found = [] if run.train.imported else _training_set(run, store)
-    if mark.num_samples != theirs.num_samples:
-        found.append(f"{mark.num_samples:,} samples, published with {theirs.num_samples:,}")
-    if mark.labels != theirs.labels:
-        found.append(f"{mark.labels} labels, published with {theirs.labels} ones")
-    extractor, _, digest = mark.extractor.partition(" ")
+    if ours.num_samples != theirs.num_samples:
+        found.append(f"{ours.num_samples:,} samples, published with {theirs.num_samples:,}")
+    if ours.labels != theirs.labels:
+        found.append(f"{ours.labels} labels, published with {theirs.labels} ones")
+    extractor, _, digest = ours.extractor.partition(" ")
     if extractor != INCEPTION:
         found.append(f"features of {extractor}, published with {theirs.extractor}")
     elif digest != INCEPTION_2015_SHA256:
@@ -83,39 +83,37 @@ def _reference(node: Node, store: Store) -> str | None:
 
     They are those that the distance was taken to. The digest of ADM's file is not known here.
     """
-    from safetensors import safe_open
-
-    from ig_core.metrics.reference import POOLED_WIDTH, SPATIAL_WIDTH, doubts
+    from ig_core.files.tensors import open_tensors, read_header
+    from ig_core.metrics.reference import POOLED_WIDTH, SPATIAL_WIDTH, moments_problem
 
     folder = store.open(node.kind, node.key).path
-    with safe_open(folder / "moments.safetensors", framework="pt") as file:
-        widths = {name: file.get_slice(name).get_shape()[0] for name in file.offset_keys()}
-        if widths.get("features.mean") != POOLED_WIDTH:
-            return f"its mean has {widths.get('features.mean')} features, not {POOLED_WIDTH}"
-        if widths.get("spatial.mean") != SPATIAL_WIDTH:
-            return "it has no mu_s and sigma_s of spatial features"
-        moments = file.get_tensor("features.mean"), file.get_tensor("features.covariance")
-    images, count = folder / "features.safetensors", 0
-    if images.exists():
-        with safe_open(images, framework="pt") as file:
-            count = file.get_slice("features").get_shape()[0]
+    file = folder / "moments.safetensors"
+    widths = {name: header.shape[0] for name, header in read_header(file).items()}
+    if widths.get("features.mean") != POOLED_WIDTH:
+        return f"its mean has {widths.get('features.mean')} features, not {POOLED_WIDTH}"
+    if widths.get("spatial.mean") != SPATIAL_WIDTH:
+        return "it has no mu_s and sigma_s of spatial features"
+    with open_tensors(file) as tensors:
+        moments = tensors.get_tensor("features.mean"), tensors.get_tensor("features.covariance")
+    images = folder / "features.safetensors"
+    count = read_header(images)["features"].shape[0] if images.exists() else 0
     if count != ADM_REFERENCE_IMAGES:
         return f"it holds {count:,} images (arr_0), not {ADM_REFERENCE_IMAGES:,}"
-    return doubts(*moments)
+    return moments_problem(*moments)
 
 
 def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
     """In what else the protocols differ; by how much that moves an FID is not known."""
-    mark, theirs = measured.fingerprint, row.protocol
+    ours, theirs = measured.fingerprint, row.protocol
     found = [
-        f"pixels: {mark.pixels}, published {theirs.pixels}",
-        f"noise: addressed by image (bank {mark.bank}), published with {theirs.noise}",
+        f"pixels: {ours.pixels}, published {theirs.pixels}",
+        f"noise: addressed by image (bank {ours.bank}), published with {theirs.noise}",
     ]
     if theirs.cfg_channels is not None and run.guidance.cfg_scale != 1:
         found.append(
             f"classifier-free guidance: on all channels, published on {theirs.cfg_channels}"
         )
-    if mark.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
+    if ours.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
         found.append(f"features: {PORT} {theirs.extractor}")
     if run.evaluation.reference is not None:
         content = run.evaluation.reference_content

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph.garbage import recorded_runs, warn_of_record
 from pipelines.graph.graph import Graph
-from pipelines.results.comparability import differences, obstacles
+from pipelines.results.comparability import differences, incomparable_because
 from pipelines.results.measurements import collect
 from pipelines.store.keys import content_key
 
@@ -37,7 +37,7 @@ class TableLine:
     """What was run for it; None: nothing."""
     measured: Measurement | None
     """Our number; None: not run."""
-    obstacles: tuple[str, ...] = ()
+    incomparable_because: tuple[str, ...] = ()
     """Why our number must not be compared with the published one; empty: it may be."""
     differences: tuple[str, ...] = ()
     """In what else the protocols differ; by how much that moves an FID is not known."""
@@ -49,12 +49,12 @@ class TableLine:
             return "published alone"
         if self.measured is None:
             return "not run"
-        return "not compared" if self.obstacles else "measured"
+        return "not compared" if self.incomparable_because else "measured"
 
     @property
     def difference(self) -> float | None:
         """Our FID less the published one; None where they must not be compared."""
-        if self.measured is None or self.obstacles:
+        if self.measured is None or self.incomparable_because:
             return None
         return self.measured.fid - self.row.published.fid
 
@@ -79,7 +79,7 @@ def _line(
 ) -> TableLine:
     if row.experiment is None:
         return TableLine(row, None, None)
-    candidates = [*given, *(run for run in runs if fits(row, run))]
+    candidates = [*given, *(run for run in runs if matches(row, run))]
     found = []
     for experiment in candidates:
         measured = _measured(row, collect(store, Graph(experiment)))
@@ -89,7 +89,7 @@ def _line(
                     row,
                     experiment,
                     measured,
-                    obstacles(row, experiment, measured, store),
+                    incomparable_because(row, experiment, measured, store),
                     differences(row, experiment, measured),
                 )
             )
@@ -97,7 +97,7 @@ def _line(
     return max(
         found,
         default=TableLine(row, None, None),
-        key=lambda line: (not line.obstacles, _published_at(line)),
+        key=lambda line: (not line.incomparable_because, _published_at(line)),
     )
 
 
@@ -114,7 +114,7 @@ def _measured(row: TableRow, results: Results) -> Measurement | None:
     return results.headline(row.scale)
 
 
-def fits(row: TableRow, run: Experiment) -> bool:
+def matches(row: TableRow, run: Experiment) -> bool:
     """Whether a run is the row's experiment, but for files, workers, scales and protocol."""
     if row.experiment is None or _science(row, row.experiment) != _science(row, run):
         return False
@@ -148,13 +148,13 @@ def _training(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def among_ours(lines: Iterable[TableLine]) -> list[str]:
+def own_differences(lines: Iterable[TableLine]) -> list[str]:
     """In what our own numbers differ in their fingerprints, against the first of them."""
     measured = [(line.row.name, line.measured.fingerprint) for line in lines if line.measured]
     found = []
-    for name, mark in measured[1:]:
-        if mark != measured[0][1]:
-            reasons = "; ".join(measured[0][1].differences(mark))
+    for name, fingerprint in measured[1:]:
+        if fingerprint != measured[0][1]:
+            reasons = "; ".join(measured[0][1].differences(fingerprint))
             found.append(f"{measured[0][0]} and {name}: {reasons}")
     return found
 
@@ -175,7 +175,7 @@ def remember_table(store: Store, table: str, lines: Iterable[TableLine], *, trac
     pairs += [
         (line.row.name, Graph(line.experiment).run_key)
         for line in lines
-        if line.experiment is not None and not fits(line.row, line.experiment)
+        if line.experiment is not None and not matches(line.row, line.experiment)
     ]
     for row, run in pairs:
         record = {"table": table, "row": row, "run": run}

@@ -14,6 +14,7 @@ from ig_core.codecs.files import SD_SCALE
 from ig_core.data.latents import LatentDataset
 from ig_core.data.normalisation import Normalisation
 from ig_core.images.sets import ImageDataset, read_images
+from pipelines.common.remedies import explained_settings
 from pipelines.graph.digests import codec_digest
 from pipelines.stages.context import IMAGES
 from pipelines.stages.usable_images import BATCH
@@ -62,7 +63,8 @@ def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
     return Normalisation(tuple(mean.tolist()), tuple((1 / std).tolist()))
 
 
-def _read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
+def read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
+    """Read what binds shards together, and the normalisation of their latents."""
     statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
     if "shift" not in statistics or "factor" not in statistics:
         raise ValueError(f"{folder / STATISTICS} lacks the normalisation of its latents")
@@ -76,10 +78,11 @@ def open_dataset(store: Store, graph: Graph) -> ImageDataset | LatentDataset:
     data = graph.experiment.data
     if data.source == "digits":
         return ImageDataset(read_images([artifact.path / IMAGES]))
-    statistics, normalisation = _read_statistics(artifact.path)
+    statistics, normalisation = read_statistics(artifact.path)
     names = [shard.split("/") for shard in statistics["shards"]]
     paths = [store.open(kind, key).path / LATENTS for kind, key in names]
-    return LatentDataset(paths, normalisation, flip=data.flip)
+    with explained_settings():
+        return LatentDataset(paths, normalisation, flip=data.flip)
 
 
 def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisation:
@@ -92,7 +95,7 @@ def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisatio
         if decoder["codec"] == "sd-vae":
             return Normalisation.uniform(context.experiment.data.channels, SD_SCALE)
         return _of_channels(*_given(context))
-    statistics, normalisation = _read_statistics(context.input("data"))
+    statistics, normalisation = read_statistics(context.input("data"))
     known, encoder = statistics.get("encoder_sha256"), context.experiment.data.encoder_sha256
     if statistics["codec"] != decoder["codec"] or known not in (None, encoder):
         raise ValueError(

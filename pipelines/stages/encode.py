@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ig_core.data.latent_checks import lone_statistics
+from ig_core.data.latent_checks import statistics_only
 from ig_core.data.normalisation import ChannelSums
 from ig_core.data.shards import ShardWriter
 from ig_core.data.sources.formats import detect
@@ -23,6 +23,7 @@ from ig_core.data.sources.listing import Listing, identify, read_listing
 from ig_core.data.sources.rows import latent_rows, read_normalisation
 from ig_core.data.sources.source import list_source
 from ig_core.images.sets import ImageSet, write_images
+from pipelines.common.remedies import explained_settings
 from pipelines.graph.source_checks import check_rows
 from pipelines.stages.codec import LATENTS, NORMALISATION, SHARD, codec_of
 from pipelines.stages.context import IMAGES
@@ -49,12 +50,13 @@ def build_listing(context: Context, directory: Path) -> None:
     """List the rows of the source, which must be what was pinned; keep its normalisation."""
     data = context.experiment.data
     path = Path(data.path or "")
-    statistics = lone_statistics(path) if data.codec == "va-vae" else None
+    statistics = statistics_only(path) if data.codec == "va-vae" else None
     if statistics is not None:  # of latents that a published checkpoint learnt elsewhere
         root, content = statistics.parent, file_digest(statistics)
     else:
         labels = None if data.classes is None else Path(data.classes)
-        listing = list_source(path, data.num_classes, labels)
+        with explained_settings():
+            listing = list_source(path, data.num_classes, labels)
         root, content = listing.root, identify(listing)
         listing.write(directory / LISTING)
     if content != context.node.config["content"]:

@@ -48,7 +48,7 @@ def build_evaluation(context: Context, directory: Path) -> None:
     count = sample["num_samples"]
     balanced = {name: rows[:count] for name, rows in whole.items()}
     metrics: dict[str, Any] = {"num_samples": count}
-    config, mark = context.node.config, fingerprint(context.node)
+    config, protocol = context.node.config, fingerprint(context.node)
     # Labels that go round.
     rounds = {**config, "round_length": context.experiment.model.num_classes}
     if sample.get("labels") == "random":
@@ -61,17 +61,17 @@ def build_evaluation(context: Context, directory: Path) -> None:
             f"balanced_{name}": value
             for name, value in _measure(balanced, reference, rounds).items()
         }
-        metrics["balanced_fingerprint"] = as_json(dataclasses.replace(mark, labels="balanced"))
+        metrics["balanced_fingerprint"] = as_json(dataclasses.replace(protocol, labels="balanced"))
     else:
         made_here = "seed" in context.node.inputs["sample"].inputs["part-00000"].config
         metrics |= _measure(balanced, reference, rounds if made_here else config)
-    metrics["fingerprint"] = as_json(mark)
+    metrics["fingerprint"] = as_json(protocol)
     (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
-def as_json(mark: Fingerprint) -> dict[str, Any]:
+def as_json(fingerprint: Fingerprint) -> dict[str, Any]:
     """A fingerprint as it is kept with its numbers."""
-    return {"id": mark.id, **dataclasses.asdict(mark)}
+    return {"id": fingerprint.id, **dataclasses.asdict(fingerprint)}
 
 
 class _Reference(NamedTuple):

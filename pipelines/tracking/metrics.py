@@ -68,7 +68,7 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
         results: What was measured.
         scale: Guidance scale that the run stands for, if not the experiment's own.
     """
-    e, mark = results.experiment, fingerprint(results.graph.final[0].evaluate)
+    e, protocol = results.experiment, fingerprint(results.graph.final[0].evaluate)
     return {
         "experiment": e.name,
         "aux_layer": e.model.aux_layer,
@@ -90,7 +90,7 @@ def comparable_parameters(results: Results, scale: float | None = None) -> dict[
         "checkpoint": checkpoint_name(e.train) if e.train.imported else "trained here",
         "sampler": f"{e.sampler.method}-{e.sampler.num_steps}",
         "num_samples": e.evaluation.num_samples,
-        "protocol": f"{protocol_name(e.evaluation)} {mark.id}",
+        "protocol": f"{protocol_name(e.evaluation)} {protocol.id}",
     }
 
 

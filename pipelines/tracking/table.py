@@ -89,7 +89,7 @@ def _texts(line: TableLine) -> dict[str, str]:
     """What stands beside the numbers, and may change."""
     found = {
         "state": line.state,
-        "not_compared_because": "; ".join(line.obstacles) or "-",
+        "not_compared_because": "; ".join(line.incomparable_because) or "-",
         "protocol_differences": "; ".join(line.differences) or "-",
     }
     if line.measured is not None and line.experiment is not None:

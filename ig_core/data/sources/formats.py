@@ -1,4 +1,4 @@
-"""How each format of training data is recognised; see `ig_core.data.sources.listing`."""
+"""Recognise the formats of training data; see `ig_core.data.sources.listing`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from ig_core.data.sources.walk import is_hidden, some
+from ig_core.config import SettingError
+from ig_core.data.sources.walk import is_hidden, preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 MAPPING, CLASSES, STATISTICS = "dataset.json", "classes.json", "latents_stats.pt"
 CONTAINERS = {".parquet": "parquet", ".tar": "tar", ".zip": "zip", ".safetensors": "safetensors"}
 SPLITS = ("train", "validation", "val", "test")
-MOST_FILES = 1_000_000
-"""Files that a range in braces may name."""
+MAX_NAMED_FILES = 1_000_000
+"""Largest number of files that a range in braces may name."""
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _PART = re.compile(r"(?P<before>.*-)(?P<number>\d+)-of-(?P<parts>\d+)(?P<after>[-.].*)")
 _SHARD = re.compile(r"latents_rank(?P<rank>\d+)_shard(?P<shard>\d+)\.safetensors")
@@ -27,19 +28,19 @@ class Row(NamedTuple):
     """One image or latent."""
 
     name: str
-    """What it is called in messages."""
+    """Name in messages."""
     file: str
     """The file that holds it, relative to the root."""
     offset: int
-    """Where: its first byte in a tar, its row in Parquet and safetensors, else 0."""
+    """First byte in a tar, row in Parquet and safetensors, else 0."""
     size: int
     """Bytes, or -1 where the format knows."""
     label: int
     """Class."""
 
 
-class Found(NamedTuple):
-    """What lies at a path."""
+class DetectedSource(NamedTuple):
+    """Format and files of a source."""
 
     format: str
     root: Path
@@ -47,7 +48,7 @@ class Found(NamedTuple):
     extra: tuple[str, ...] = ()
 
 
-def detect(path: Path) -> Found:
+def detect(path: Path) -> DetectedSource:
     """Recognise a source.
 
     Raises:
@@ -67,19 +68,20 @@ def detect(path: Path) -> Found:
         return _containers(path, path, held, whole=True)
     for root in (path, path / "vae-sd"):
         if (root / MAPPING).is_file() and next(root.glob("*/*.npy"), None) is not None:
-            return Found("npy", root, [], (MAPPING,))
+            return DetectedSource("npy", root, [], (MAPPING,))
     extra = tuple(name for name in (MAPPING, CLASSES) if (path / name).is_file())
-    return Found("folder", path, [], extra)
+    return DetectedSource("folder", path, [], extra)
 
 
-def _pattern(path: Path) -> Found:
-    """Files by a pattern (`*`, `?`, `[...]`), or by braces, which name each of them."""
+def _pattern(path: Path) -> DetectedSource:
+    """Find files by a pattern (`*`, `?`, `[...]`), or by braces, which name each of them."""
     names = list(_expand(path.name))
     braces = names != [path.name]
     if not braces and not _is_glob(path.name):
-        raise ValueError(
-            f"data.path must be a folder, a file or a pattern in the last part of its "
-            f"name, but nothing is at {str(path)!r}"
+        raise SettingError(
+            f"path must be a folder, a file or a pattern in the last part of its name, but nothing "
+            f"is at {str(path)!r}",
+            path="",
         )
     found = {
         name: [file for file in path.parent.glob(name) if not file.name.startswith(".")]
@@ -89,7 +91,7 @@ def _pattern(path: Path) -> Found:
     }
     absent = [name for name, files in found.items() if not files]
     if absent and braces:
-        raise ValueError(f"{path} names {len(names)} files, but {some(absent)} are not there")
+        raise ValueError(f"{path} names {len(names)} files, but {preview(absent)} are not there")
     files = sorted({file for files in found.values() for file in files})
     return _containers(path, path.parent, files, whole=not braces)
 
@@ -99,7 +101,7 @@ def _is_glob(name: str) -> bool:
 
 
 def _expand(name: str) -> Iterator[str]:
-    """Names that braces stand for: `{000..099}`, `{train,val}`; a name without them is its own."""
+    """Expand braces to names: `{000..099}`, `{train,val}`."""
     found = _BRACES.search(name)
     if found is None:
         yield name
@@ -107,9 +109,9 @@ def _expand(name: str) -> Iterator[str]:
     first, last, choices = found.groups()
     if choices is None:
         low, high = sorted((int(first), int(last)))
-        if high - low >= MOST_FILES:
+        if high - low >= MAX_NAMED_FILES:
             raise ValueError(
-                f"{found.group()} must name fewer than {MOST_FILES} files, but names "
+                f"{found.group()} must name fewer than {MAX_NAMED_FILES} files, but names "
                 f"{high - low + 1}"
             )
         padded = any(len(each) > 1 and each[0] == "0" for each in (first, last))
@@ -121,8 +123,10 @@ def _expand(name: str) -> Iterator[str]:
         yield from _expand(name[: found.start()] + choice + name[found.end() :])
 
 
-def _containers(path: Path, root: Path, files: Sequence[Path], *, whole: bool = False) -> Found:
-    """Files of one format; `whole`: all parts of a set, where their names count them."""
+def _containers(
+    path: Path, root: Path, files: Sequence[Path], *, whole: bool = False
+) -> DetectedSource:
+    """Check files of one format; `whole`: all parts of a set, where their names count them."""
     kinds = sorted({CONTAINERS.get(file.suffix.lower(), file.suffix) for file in files})
     if len(kinds) != 1 or kinds[0] not in CONTAINERS.values():
         raise ValueError(
@@ -142,22 +146,22 @@ def _containers(path: Path, root: Path, files: Sequence[Path], *, whole: bool = 
         if absent:
             raise ValueError(
                 f"{path} is incomplete: of the parts that its names count, "
-                f"{some(absent)} are missing (to take some of them, name them: "
+                f"{preview(absent)} are missing (to take some of them, name them: "
                 f"NAME-{{00000..00004}}...)"
             )
     extra = (STATISTICS,) if (root / STATISTICS).is_file() else ()
-    return Found(kinds[0], root, names, extra if kinds[0] == "safetensors" else ())
+    return DetectedSource(kinds[0], root, names, extra if kinds[0] == "safetensors" else ())
 
 
 def _absent_parts(names: Iterable[str]) -> list[str]:
-    """Files that are missing from sets like `train-00001-of-00003.parquet`."""
+    """List files that are missing from sets like `train-00001-of-00003.parquet`."""
     sets: dict[tuple[str, str], list[re.Match[str]]] = defaultdict(list)
     for found in filter(None, map(_PART.fullmatch, names)):
         sets[found["before"], found["parts"]].append(found)
     absent = []
     for (before, parts), members in sets.items():
         numbers, ends = {int(each["number"]) for each in members}, {e["after"] for e in members}
-        count, width = min(int(parts), MOST_FILES), len(members[0]["number"])
+        count, width = min(int(parts), MAX_NAMED_FILES), len(members[0]["number"])
         after = next((each for each in ends if each[0] == "."), "")  # not a hash of each part
         start = 0 if 0 in numbers or count not in numbers else 1  # some count from 1
         absent += [
@@ -169,23 +173,23 @@ def _absent_parts(names: Iterable[str]) -> list[str]:
 
 
 def _absent_shards(names: Iterable[str]) -> list[str]:
-    """Shards of LightningDiT that must have been there: both its numbers count from 0."""
+    """List missing shards of LightningDiT: both numbers of a name count from 0."""
     ranks: dict[int, set[int]] = defaultdict(set)
     for found in filter(None, map(_SHARD.fullmatch, names)):
         ranks[int(found["rank"])].add(int(found["shard"]))
     absent = []
-    for rank in range(min(max(ranks, default=-1), MOST_FILES) + 1):
+    for rank in range(min(max(ranks, default=-1), MAX_NAMED_FILES) + 1):
         shards = ranks.get(rank, set())
         absent += [
             f"latents_rank{rank:02d}_shard{shard:03d}.safetensors"
-            for shard in range(min(max(shards, default=0), MOST_FILES) + 1)
+            for shard in range(min(max(shards, default=0), MAX_NAMED_FILES) + 1)
             if shard not in shards
         ]
     return absent
 
 
 def hint(path: Path) -> str:
-    """Where a source lies just below or above a folder that is none; empty: nowhere."""
+    """Name a source just below or above a folder that is none, for a message; else empty."""
     if not path.is_dir():
         return ""
     for folder in sorted(each for each in path.iterdir() if each.is_dir()):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ig_core.config import SettingError
 from ig_core.data.sources.formats import CLASSES, MAPPING, SPLITS, Row
 from ig_core.data.sources.labels import Labels, parse_labels, read_labels, whole_number
-from ig_core.data.sources.listing import IMAGES, Search, image_type, labelled
-from ig_core.data.sources.walk import is_hidden, plain_name, some, suffix_of, walk
+from ig_core.data.sources.listing import IMAGES, ListingContext, image_type, labelled
+from ig_core.data.sources.walk import is_hidden, plain_name, preview, suffix_of, walk
 from ig_core.files.encoded_images import MAX_LABEL_BYTES, read_zip_member
 
 if TYPE_CHECKING:
@@ -20,28 +21,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def list_folder(search: Search) -> list[Row]:
-    """Images below class folders, labelled by a mapping or by the order of the folders."""
-    root = search.found.root
+def list_folder(context: ListingContext) -> list[Row]:
+    """List images below class folders, labelled by a mapping or by the order of the folders."""
+    root = context.found.root
     files, ignored = walk(root, IMAGES)
-    search.ignored.update(ignored)
-    labels = search.labels
+    context.ignored.update(ignored)
+    labels = context.labels
     for name in (MAPPING, CLASSES):
         if (root / name).is_file():
-            search.ignored -= Counter({".json": 1})
+            context.ignored -= Counter({".json": 1})
             labels = labels or read_labels(root / name)
     if labels is None:
-        labels = _numbered_folders(search, [name for name, _ in files])
+        labels = _numbered_folders(context, [name for name, _ in files])
     return labelled(files, labels, IMAGES)
 
 
-def _numbered_folders(search: Search, names: Sequence[str]) -> Labels:
-    """Class folders that hold images, numbered by name.
+def _numbered_folders(context: ListingContext, names: Sequence[str]) -> Labels:
+    """Number the class folders that hold images, by name.
 
     Raises:
         ValueError: an image lies in none, or they are not as many as there are classes.
     """
-    root, num_classes = search.found.root, search.num_classes
+    root, num_classes = context.found.root, context.num_classes
     loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
         raise ValueError(
@@ -53,22 +54,24 @@ def _numbered_folders(search: Search, names: Sequence[str]) -> Labels:
     splits = deeper and set(folders) <= set(SPLITS)
     if names and (splits or len(folders) != num_classes):
         below = f"; its classes seem to lie a level lower, as in {root / folders[0]}"
-        raise ValueError(
-            f"{root} must hold {num_classes} class folders (data.num_classes) with images, or "
-            f"their labels be given ({MAPPING} or {CLASSES} in it, or data.classes), but it holds "
-            f"{some(folders)}{below if deeper else ''}"
+        raise SettingError(
+            f"{root} must hold {num_classes} class folders (num_classes) with images, or their "
+            f"labels be given ({MAPPING} or {CLASSES} in it, or another file), but it holds "
+            f"{preview(folders)}{below if deeper else ''}",
+            num_classes="",
+            labels="FILE",
         )
     return Labels(str(root), {name: number for number, name in enumerate(folders)})
 
 
-def list_parquet(search: Search) -> list[Row]:
-    """Rows of Parquet files with columns image and label."""
+def list_parquet(context: ListingContext) -> list[Row]:
+    """List rows of Parquet files with columns image and label."""
     rows = []
-    for file in search.found.files:
-        path = search.found.root / file
+    for file in context.found.files:
+        path = context.found.root / file
         table = pq.ParquetFile(path)
         schema = table.schema_arrow
-        wanted = ["image"] if search.labels else ["image", "label"]
+        wanted = ["image"] if context.labels else ["image", "label"]
         if not set(wanted) <= set(schema.names):
             plural = "s" if len(wanted) > 1 else ""
             raise ValueError(
@@ -76,7 +79,7 @@ def list_parquet(search: Search) -> list[Row]:
                 f"{', '.join(schema.names)}"
             )
         _check_images(table, path)
-        labels = [0] * table.metadata.num_rows if search.labels else _label_column(table, path)
+        labels = [0] * table.metadata.num_rows if context.labels else _label_column(table, path)
         rows += [
             Row(f"{file}[{number}]", file, number, -1, label) for number, label in enumerate(labels)
         ]
@@ -115,29 +118,29 @@ def _check_images(table: pq.ParquetFile, path: Path) -> None:
         )
 
 
-def list_zip(search: Search) -> list[Row]:
-    """Images in zips, labelled by the `dataset.json` in each."""
+def list_zip(context: ListingContext) -> list[Row]:
+    """List images in zips, labelled by the `dataset.json` in each."""
     rows = []
-    for file in search.found.files:
-        path = search.found.root / file
+    for file in context.found.files:
+        path = context.found.root / file
         try:
             with zipfile.ZipFile(path) as archive:
                 top = _top_folder(archive)
-                images = _members(archive, search, str(path), top)
-                labels = search.labels or _labels_within(archive, top, str(path))
+                images = _members(archive, context, str(path), top)
+                labels = context.labels or _labels_within(archive, top, str(path))
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{path} is not a readable zip file: {error}") from error
         rows += [
             Row(info.filename, file, 0, info.file_size, labels.of(name))
             for name, info in images.items()
         ]
-        if search.labels is None:
+        if context.labels is None:
             labels.check(images, IMAGES)
     return rows
 
 
 def _top_folder(archive: zipfile.ZipFile) -> str:
-    """The one folder that all files of a zip lie in with their labels, with `/`; empty: none.
+    """Find the one folder with `/` that all files of a zip and their labels lie in; empty if none.
 
     So a folder that was packed from above comes out: names in its labels start within it.
     """
@@ -147,8 +150,10 @@ def _top_folder(archive: zipfile.ZipFile) -> str:
     return top if top and f"{top}{MAPPING}" in names else ""
 
 
-def _members(archive: zipfile.ZipFile, search: Search, where: str, top: str = "") -> dict[str, Any]:
-    """Images of a zip by their names with `/`, below its top folder."""
+def _members(
+    archive: zipfile.ZipFile, context: ListingContext, where: str, top: str = ""
+) -> dict[str, Any]:
+    """Find the images of a zip by their names with `/`, below its top folder."""
     images: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = plain_name(info.filename).removeprefix(top)
@@ -156,7 +161,7 @@ def _members(archive: zipfile.ZipFile, search: Search, where: str, top: str = ""
         if name == MAPPING or not last:  # a folder's own entry
             continue
         if suffix_of(name) not in IMAGES or last.startswith(".") or any(map(is_hidden, folders)):
-            search.ignored[suffix_of(name) or last] += 1
+            context.ignored[suffix_of(name) or last] += 1
             continue
         if name in images:
             raise ValueError(f"{where} must hold each image once, but holds {name} twice")
@@ -169,7 +174,10 @@ def _labels_within(archive: zipfile.ZipFile, top: str, path: str) -> Labels:
     where = f"{path}: {wanted}"
     name = next((each for each in archive.namelist() if plain_name(each) == wanted), None)
     if name is None:
-        raise ValueError(f"{where} is missing; without it, or data.classes, there are no labels")
+        raise SettingError(
+            f"{where} is missing; without it, or another file of labels, there are none",
+            labels="FILE",
+        )
     try:
         text = read_zip_member(archive, name, MAX_LABEL_BYTES)
     except ValueError as error:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ig_core.data.sources.walk import plain_name, some, suffix_of
+from ig_core.data.sources.walk import plain_name, preview, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,12 +18,12 @@ class Labels:
     """Labels by file or folder."""
 
     where: str
-    """What they were read from, for messages."""
+    """Their source, for messages."""
     by_name: dict[str, int]
     """File or folder, relative to the source, with `/` -> label."""
 
     def of(self, name: str) -> int:
-        """Label of a file: its own, else that of the innermost folder that has one.
+        """Return the label of a file: its own, else that of the innermost folder that has one.
 
         Raises:
             ValueError: there is none.
@@ -48,7 +48,7 @@ class Labels:
         if absent:
             raise ValueError(
                 f"{self.where} gives labels to {len(self.by_name)} names, but "
-                f"{some(absent)} are not there"
+                f"{preview(absent)} are not there"
             )
 
 
@@ -59,7 +59,7 @@ class NoLabels(Labels):
         super().__init__("", {})
 
     def of(self, name: str) -> int:  # noqa: ARG002
-        """Label of a file."""
+        """Return 0."""
         return 0
 
     def check(self, names: Collection[str], suffixes: Collection[str]) -> None:
@@ -67,7 +67,7 @@ class NoLabels(Labels):
 
 
 def read_labels(path: Path) -> Labels:
-    """Labels from a file.
+    """Read labels from a file.
 
     Raises:
         ValueError: it cannot be read, or see `parse_labels`.
@@ -82,11 +82,11 @@ def read_labels(path: Path) -> Labels:
 
 
 def parse_labels(text: str | bytes, where: str) -> Labels:
-    r"""Labels from JSON: {name: label}, or {"labels": [[name, label], ...]} of ADM and EDM2.
+    r"""Parse labels from JSON: {name: label}, or {"labels": [[name, label], ...]} of ADM and EDM2.
 
     Args:
         text: The JSON; a name may be written with `\`.
-        where: What it is called in messages.
+        where: Its name in messages.
 
     Raises:
         ValueError: it is something else, or a name has two labels or one that is no integer.
@@ -129,7 +129,7 @@ def _is_pair(item: object) -> bool:
 
 
 def whole_number(value: object, what: str) -> int:
-    """The integer that a value is.
+    """Return the integer that equals a value.
 
     Raises:
         ValueError: it is none; the message begins with `what`.

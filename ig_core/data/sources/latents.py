@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,11 +9,13 @@ from ig_core.data.sources.formats import MAPPING, Row
 from ig_core.data.sources.labels import read_labels
 from ig_core.data.sources.listing import labelled
 from ig_core.data.sources.walk import walk
+from ig_core.files.tensors import open_tensors, read_header
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ig_core.data.sources.listing import Search
+    from ig_core.data.sources.listing import ListingContext
+    from ig_core.files.tensors import TensorHeader
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Types of latents in safetensors."""
@@ -22,26 +23,26 @@ INTEGERS = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"}
 """Types of their labels."""
 
 
-def list_npy(search: Search) -> list[Row]:
-    """One latent a file, labelled by `dataset.json`."""
-    root = search.found.root
-    labels = search.labels or read_labels(root / MAPPING)
+def list_npy(context: ListingContext) -> list[Row]:
+    """List one latent a file, labelled by `dataset.json`."""
+    root = context.found.root
+    labels = context.labels or read_labels(root / MAPPING)
     files, ignored = walk(root, {".npy"})
-    search.ignored.update(ignored)
-    search.ignored -= Counter({".json": 1})
+    context.ignored.update(ignored)
+    context.ignored -= Counter({".json": 1})
     return labelled(files, labels, {".npy"})
 
 
-def list_safetensors(search: Search) -> list[Row]:
-    """Rows of shards, which must be alike.
+def list_safetensors(context: ListingContext) -> list[Row]:
+    """List rows of shards, which must be alike.
 
     Raises:
         ValueError: a shard cannot be read, lacks something, or has latents of another shape than
             the first.
     """
     rows, first = [], None
-    for file in search.found.files:
-        path = search.found.root / file
+    for file in context.found.files:
+        path = context.found.root / file
         shard = _read_shard(path)
         first = first or (path.name, shard)
         _check_like(path, shard, *first)
@@ -53,7 +54,7 @@ def list_safetensors(search: Search) -> list[Row]:
 
 
 class _Shard(NamedTuple):
-    """What the header of a shard says, and its labels."""
+    """Header and labels of a shard."""
 
     shape: tuple[int, ...]
     """(N, C, H, W)"""
@@ -62,23 +63,14 @@ class _Shard(NamedTuple):
 
 
 def _read_shard(path: Path) -> _Shard:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as archive:
-            held = {
-                name: (tuple(part.get_shape()), part.get_dtype())
-                for name in archive.keys()  # noqa: SIM118 - not a dictionary
-                for part in (archive.get_slice(name),)
-            }
-            _check_shard(path, held)
-            labels = archive.get_tensor("labels").tolist()
-    except (SafetensorError, struct.error) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    return _Shard(held["latents"][0], "latents_flip" in held, labels)
+    held = read_header(path)
+    _check_shard(path, held)
+    with open_tensors(path, "numpy") as archive:  # which has every type of integers
+        labels = archive.get_tensor("labels").tolist()
+    return _Shard(held["latents"].shape, "latents_flip" in held, labels)
 
 
-def _check_shard(path: Path, held: dict[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_shard(path: Path, held: dict[str, TensorHeader]) -> None:
     """Raise ValueError unless a shard holds latents (N, C, H, W), flips alike, labels (N,)."""
     if not {"latents", "labels"} <= held.keys():
         raise ValueError(f"{path} must hold latents and labels, but holds {', '.join(held)}")
@@ -94,7 +86,7 @@ def _check_shard(path: Path, held: dict[str, tuple[tuple[int, ...], str]]) -> No
         )
     if label_shape != shape[:1]:
         raise ValueError(f"{path} holds {shape[0]} latents, but {label_shape[0]} labels")
-    flips = held.get("latents_flip", (shape, kind))
+    flips = held.get("latents_flip", held["latents"])
     if flips[0] != shape or flips[1] not in FLOATS:
         raise ValueError(
             f"{path}: latents_flip must be {shape} like latents, but are {flips[0]} of {flips[1]}"

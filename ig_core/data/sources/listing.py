@@ -1,4 +1,4 @@
-"""Where training data come from: a list of rows, each with its name, place and label.
+"""List the rows of training data, each with its name, place and label.
 
 Images: a folder with a subfolder for each class, Parquet files with encoded images (the layout of
 Hugging Face: a struct of bytes and path, and a label), WebDataset tars (`KEY.jpg`, and `KEY.cls` or
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ig_core.data.sources.formats import CLASSES, LOOSE, MAPPING, Found, Row
+from ig_core.data.sources.formats import CLASSES, LOOSE, MAPPING, DetectedSource, Row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Listing:
 
     @property
     def has_latents(self) -> bool:
-        """Whether the rows are latents instead of encoded images."""
+        """The rows are latents instead of encoded images."""
         return self.format in ("npy", "safetensors")
 
     def write(self, path: Path) -> None:
@@ -74,13 +74,13 @@ class Listing:
         pq.write_table(table, path)
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Rows `start` to `stop`."""
+        """Return rows `start` to `stop`."""
         part = self.table.slice(start, stop - start).to_pylist()
         return [Row(**row) for row in part]
 
 
 def read_listing(path: Path, root: Path) -> Listing:
-    """A listing that was written, of a source that lies at `root` now."""
+    """Read a listing that `write` wrote, of a source that lies at `root` now."""
     table = pq.read_table(path)
     about: dict[str, Any] = json.loads(table.schema.metadata[b"listing"])
     return Listing(
@@ -94,7 +94,7 @@ def read_listing(path: Path, root: Path) -> Listing:
 
 
 def identify(listing: Listing) -> str:
-    """What tells a source from another, whatever it is called: 64 hexadecimal digits.
+    """Compute the identity of a source by its content: 64 hexadecimal digits.
 
     Names, labels and places of all rows, sizes of all files and, up to 256 MiB, all their bytes. Of
     more, 2,048 blocks of 4 KiB at even distances, and all of what is small: statistics, and
@@ -127,7 +127,7 @@ def identify(listing: Listing) -> str:
 
 
 def _read_whole(listing: Listing, sizes: Sequence[int]) -> list[str]:
-    """Files of a large source that probes may miss, and that count: statistics, small archives."""
+    """List files of a large source that are read whole: statistics, small archives."""
     small = (
         ()
         if listing.format in LOOSE
@@ -138,7 +138,7 @@ def _read_whole(listing: Listing, sizes: Sequence[int]) -> list[str]:
 
 
 def _sizes(listing: Listing) -> list[int]:
-    """Bytes of `files` and `extra`: of one file a row they were read when it was listed."""
+    """Return the bytes of `files` and `extra`; those of one file a row are in the listing."""
     loose = listing.format in LOOSE
     sizes: list[int] = listing.table["size"].to_pylist() if loose else []
     asked = listing.extra if loose else (*listing.files, *listing.extra)
@@ -184,14 +184,14 @@ IMAGES = {
     ".psd",
     ".svg",
 }
-"""Suffixes of images, in lower case; what cannot be decoded of them becomes a faulty image."""
+"""Suffixes of images, in lower case; one that cannot be decoded becomes a faulty image."""
 
 
 @dataclass
-class Search:
-    """What a lister goes by, and what it passes over."""
+class ListingContext:
+    """Input of a lister, and its record of files that it passes over."""
 
-    found: Found
+    found: DetectedSource
     num_classes: int
     labels: Labels | None
     """Labels that the experiment gives; None: those that lie with the data."""
@@ -200,14 +200,14 @@ class Search:
 
 
 def labelled(files: Sequence[tuple[str, int]], labels: Labels, suffixes: set[str]) -> list[Row]:
-    """Rows of files (name, bytes) that hold one image or latent each."""
+    """Make rows of files (name, bytes) that hold one image or latent each."""
     rows = [Row(name, name, 0, size, labels.of(name)) for name, size in files]
     labels.check({name for name, _ in files}, suffixes)
     return rows
 
 
 def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
-    """Type of the bytes in column image: the column itself, or its field `bytes`.
+    """Return the type of the bytes in column image: the column itself, or its field `bytes`.
 
     Raises:
         ValueError: it is another type.

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ig_core.data.sources.formats import STATISTICS
@@ -23,7 +22,7 @@ from ig_core.files.encoded_images import (
     read_zip_member,
     too_large,
 )
-from ig_core.files.tensors import read_file
+from ig_core.files.tensors import open_tensors, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
     from ig_core.data.sources.listing import Listing
     from ig_core.files.encoded_images import Encoded
 
-PARQUET_ROWS = 16
-"""Most rows of a Parquet file that are in memory at once; fewer where rows are large."""
-BUFFER = 2**20
+MAX_PARQUET_ROWS = 16
+"""Largest number of rows of a Parquet file in memory at once; fewer where rows are large."""
+PARQUET_BUFFER_BYTES = 2**20
 """Bytes of a Parquet file that are read at once."""
 
 
 def image_files(listing: Listing, start: int, stop: int) -> Iterator[tuple[Row, Encoded]]:
-    """The image files of some rows, in order; what is wrong with those that cannot be read.
+    """Read the image files of rows, in order; a fault stands for a file that cannot be read.
 
     Raises:
         ValueError: an archive has gone, or a Parquet file has no image bytes.
@@ -72,7 +71,7 @@ def _read_tar(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
 
 @functools.lru_cache(maxsize=1)
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    """The last one used: its directory of a million names takes seconds to read."""
+    """Open a zip and keep the last one: a directory of a million names takes seconds to read."""
     return zipfile.ZipFile(path)
 
 
@@ -86,8 +85,8 @@ def _read_zip(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
 
 
 def _read_parquet(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
-    """Row group by row group: they are what can be read by itself, a few rows at a time."""
-    file = pq.ParquetFile(path, buffer_size=BUFFER)
+    """Read row group by row group, the smallest unit of Parquet, a few rows at a time."""
+    file = pq.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES)
     image_type(file.schema_arrow, path)
     first, waiting = 0, list(rows)
     for number in range(file.num_row_groups):
@@ -100,7 +99,7 @@ def _read_parquet(path: Path, rows: Sequence[Row]) -> Iterator[Encoded]:
 
 
 def _read_row_group(file: pq.ParquetFile, number: int, wanted: Sequence[int]) -> Iterator[Encoded]:
-    """Images of one row group, whose places in it ascend; a damaged one has no more of them."""
+    """Read images of one row group by ascending places; after damage only faults follow."""
     first, done = 0, 0
     at_once = _rows_at_once(file.metadata.row_group(number))
     try:
@@ -130,7 +129,7 @@ def _rows_at_once(group: pq.RowGroupMetaData) -> int:
     columns = [group.column(i) for i in range(group.num_columns)]
     expanded = sum(column.total_uncompressed_size for column in columns)
     mean = max(expanded // max(group.num_rows, 1), 1)
-    return min(max(MAX_IMAGE_BYTES // mean, 1), PARQUET_ROWS)
+    return min(max(MAX_IMAGE_BYTES // mean, 1), MAX_PARQUET_ROWS)
 
 
 _READERS = {
@@ -153,12 +152,12 @@ class LatentRows(NamedTuple):
 
 
 def latent_depth(form: str, channels: int) -> int:
-    """Channels of stored rows: .npy files hold moments, safetensors samples of them."""
+    """Return the channels of stored rows: .npy files hold moments, safetensors samples of them."""
     return 2 * channels if form == "npy" else channels
 
 
 def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
-    """Latents of some rows.
+    """Read the latents of rows.
 
     Raises:
         ValueError: one cannot be read, is not finite, or has another shape than the first.
@@ -172,13 +171,10 @@ def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
     for file, group in groupby(rows, key=lambda row: row.file):
         places = [row.offset for row in group]
         span = slice(places[0], places[-1] + 1)
-        try:
-            with safe_open(listing.root / file, framework="pt") as archive:  # for its bfloat16
-                pieces.append(archive.get_slice("latents")[span])
-                if "latents_flip" in archive.keys():  # noqa: SIM118 - not a dictionary
-                    mirrors.append(archive.get_slice("latents_flip")[span])
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{listing.root / file} cannot be read: {error}") from error
+        with open_tensors(listing.root / file) as archive:
+            pieces.append(archive.get_slice("latents")[span])
+            if "latents_flip" in archive.keys():  # noqa: SIM118 - not a dictionary
+                mirrors.append(archive.get_slice("latents_flip")[span])
     if mirrors and len(mirrors) != len(pieces):
         raise ValueError(f"{listing.root} holds mirrored latents in some of its files only")
     latent = _finite(torch.cat(pieces).float().numpy(), rows)
@@ -215,7 +211,7 @@ def _finite(array: NDArray[np.floating], rows: Sequence[Row]) -> NDArray[np.floa
 
 
 def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) float64 from LightningDiT's `latents_stats.pt`.
+    """Read mean and standard deviation (C,) float64 from LightningDiT's `latents_stats.pt`.
 
     Raises:
         ValueError: the file is missing, is no such file, or has other channels; nothing in it is
@@ -226,22 +222,56 @@ def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"latents of the va-vae are normalised by {STATISTICS}, which is missing in {folder}"
         )
+    mean, std = read_statistics(path)
+    problem = statistics_problem(mean, std, channels)
+    if problem is not None:
+        raise ValueError(f"{path} {problem}")
+    return mean.double().flatten(), std.double().flatten()
+
+
+def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
+    """Read mean and standard deviation from a file such as LightningDiT's `latents_stats.pt`.
+
+    Nothing in the file is executed.
+
+    Raises:
+        ValueError: If the file cannot be read, or holds no such tensors of floating-point numbers.
+    """
     try:
         found = read_file(path)
         mean, std = (found[name] for name in ("mean", "std"))
-        shapes = tuple(mean.shape), tuple(std.shape)
-        mean, std = (value.double().flatten() for value in (mean, std))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} must hold mean and std, two tensors: {error}") from error
-    expected = f"{path} must hold a finite mean and a positive std of {channels} channels, but "
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"{expected}they have shapes {shapes[0]} and {shapes[1]}")
-    bad = ~(mean.isfinite() & std.isfinite() & (std > 0))
-    if bool(bad.any()):
-        first = int(bad.int().argmax())
-        raise ValueError(
-            f"{expected}those of {int(bad.sum())} are not so, the first of them "
-            f"channel {first}: {float(mean[first])} and "
-            f"{float(std[first])}"
-        )
+    for name, value in (("mean", mean), ("std", std)):
+        if (
+            not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or not value.is_floating_point()
+            or not value.numel()
+        ):
+            what = (
+                f"{value.dtype} {tuple(value.shape)}"
+                if isinstance(value, Tensor)
+                else f"{value!r:.80}"
+            )
+            raise ValueError(
+                f"{path} must hold mean and std, two tensors: {name} must be a tensor of "
+                f"floating-point numbers, but is {what}"
+            )
     return mean, std
+
+
+def statistics_problem(mean: Tensor, std: Tensor, channels: int) -> str | None:
+    """Return why statistics cannot normalise latents of so many channels; None if they can."""
+    expected = f"must hold a finite mean and a positive std of {channels} channels, but"
+    if not mean.numel() == std.numel() == channels:
+        return f"{expected} they have shapes {tuple(mean.shape)} and {tuple(std.shape)}"
+    mean, std = mean.double().flatten(), std.double().flatten()
+    bad = ~(mean.isfinite() & std.isfinite() & (std > 0))
+    if not bool(bad.any()):
+        return None
+    first = int(bad.int().argmax())
+    return (
+        f"{expected} those of {int(bad.sum())} are not so, the first of them channel {first}: "
+        f"{float(mean[first])} and {float(std[first])}"
+    )

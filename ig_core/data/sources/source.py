@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from ig_core.config import SettingError
 from ig_core.data.sources.formats import LABELLED, LOOSE, Row, detect, hint
 from ig_core.data.sources.images import list_folder, list_parquet, list_zip
 from ig_core.data.sources.labels import NoLabels, read_labels
 from ig_core.data.sources.latents import list_npy, list_safetensors
-from ig_core.data.sources.listing import Listing, Search, identify
+from ig_core.data.sources.listing import Listing, ListingContext, identify
 from ig_core.data.sources.tars import list_tar
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-LISTERS: dict[str, Callable[[Search], list[Row]]] = {
+LISTERS: dict[str, Callable[[ListingContext], list[Row]]] = {
     "folder": list_folder,
     "parquet": list_parquet,
     "tar": list_tar,
@@ -44,7 +45,7 @@ def list_images(path: Path) -> Listing:
     found = detect(path)._replace(extra=())
     if found.format in ("npy", "safetensors"):
         raise ValueError(f"{path} must hold images, but holds {found.format}")
-    return _list(path, Search(found, 1, NoLabels()))
+    return _list(path, ListingContext(found, 1, NoLabels()))
 
 
 def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Listing:
@@ -63,18 +64,21 @@ def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Lis
     found = detect(path)
     if labels is not None:
         if found.format in LABELLED:
-            raise ValueError(
-                f"data.classes must be left out: {path} holds {found.format}, which "
-                f"has labels of its own"
+            raise SettingError(
+                f"labels must be left out: {path} holds {found.format}, which has labels of its "
+                f"own",
+                labels="None",
             )
         found = found._replace(extra=())
-    return _list(path, Search(found, num_classes, None if labels is None else read_labels(labels)))
+    return _list(
+        path, ListingContext(found, num_classes, None if labels is None else read_labels(labels))
+    )
 
 
-def _list(path: Path, search: Search) -> Listing:
-    found, num_classes = search.found, search.num_classes
+def _list(path: Path, context: ListingContext) -> Listing:
+    found, num_classes = context.found, context.num_classes
     try:
-        rows = LISTERS[found.format](search)
+        rows = LISTERS[found.format](context)
     except (OSError, KeyError, TypeError, tarfile.TarError, pa.ArrowException) as error:
         raise ValueError(
             f"{path} cannot be read as {found.format}: {type(error).__name__}: {error}"
@@ -82,25 +86,26 @@ def _list(path: Path, search: Search) -> Listing:
     if not rows:
         raise ValueError(
             f"{path} holds no images or latents (looked for: {found.format})"
-            f"{_ignored(search.ignored)}{hint(path)}"
+            f"{_ignored(context.ignored)}{hint(path)}"
         )
     if found.format in ("folder", "npy", "zip"):
         rows.sort(key=lambda row: row.name)
     for row in rows:
         if not 0 <= row.label < num_classes:
-            raise ValueError(
+            raise SettingError(
                 f"{path}: the label of {row.name} must be in 0..{num_classes - 1} "
-                f"(data.num_classes={num_classes}), but is {row.label}"
+                f"(num_classes={num_classes}), but is {row.label}",
+                num_classes="",
             )
-    if search.ignored:
-        _warn(f"{path}: only images or latents are used{_ignored(search.ignored)}")
+    if context.ignored:
+        _warn(f"{path}: only images or latents are used{_ignored(context.ignored)}")
     table = pa.table({name: [getattr(row, name) for row in rows] for name in Row._fields})
     files = tuple(row.file for row in rows) if found.format in LOOSE else tuple(found.files)
-    return Listing(found.root, found.format, table, files, found.extra, dict(search.ignored))
+    return Listing(found.root, found.format, table, files, found.extra, dict(context.ignored))
 
 
 def _ignored(ignored: Counter[str]) -> str:
-    """What was passed over, for a message: at most 5 kinds."""
+    """Describe ignored files for a message: at most 5 kinds."""
     kinds = [f"{count} {kind}" for kind, count in ignored.most_common(5)]
     more = ", ..." if len(ignored) > len(kinds) else ""
     return f"; left out: {', '.join(kinds)}{more}" if kinds else ""
@@ -113,7 +118,7 @@ def _warn(text: str) -> None:
 
 
 def identify_images(listing: Listing) -> str:
-    """`identify`, whatever the labels are."""
+    """Compute `identify` without regard to labels."""
     unlabelled = listing.table["label"].combine_chunks().is_null().cast(pa.int64())
     place = listing.table.schema.get_field_index("label")
     table = listing.table.set_column(place, "label", unlabelled)

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 from ig_core.data.sources.formats import Row
 from ig_core.data.sources.labels import whole_number
 from ig_core.data.sources.listing import IMAGES
-from ig_core.data.sources.walk import is_hidden, plain_name, some, suffix_of
+from ig_core.data.sources.walk import is_hidden, plain_name, preview, suffix_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ig_core.data.sources.listing import Search
+    from ig_core.data.sources.listing import ListingContext
 
 FIELDS = ("label", "cls")
 """Fields of a `.json` member that may hold the label."""
-_MOST = 2**20
-"""Bytes of such a member that are read."""
+LABEL_BYTES = 2**20
+"""Largest number of bytes that are read of a label's member."""
 
 
-LOST_SHARE = 0.01
-"""Share of images that may be left out because their key is shared."""
+MAX_LOST_SHARE = 0.01
+"""Largest share of images that may be left out because they share a key."""
 
 
-def list_tar(search: Search) -> list[Row]:
-    """Images in tars, labelled by a member `.cls` of their key, or else by its `.json`.
+def list_tar(context: ListingContext) -> list[Row]:
+    """List images in tars, labelled by a member `.cls` of their key, or else by its `.json`.
 
     A key ends at the first dot of a name, as WebDataset has it: `a.left.jpg` is of the key `a`.
 
@@ -36,33 +36,33 @@ def list_tar(search: Search) -> list[Row]:
     """
     rows: list[Row] = []
     lost: list[str] = []
-    for file in search.found.files:
-        path = search.found.root / file
+    for file in context.found.files:
+        path = context.found.root / file
         _refuse_compressed(path)
         with tarfile.open(path, "r:") as archive:
-            keys = _members(archive, search, path)
+            keys = _members(archive, context, path)
             _check_end(archive, path)
             for held in keys.values():
-                members, left = _sample(held, search)
+                members, left = _sample(held, context)
                 lost += [f"{file}/{image.name}" for image in left]
                 image = members.get("image")
                 if image is None:
                     continue
                 label = (
                     _label(archive, members, path)
-                    if search.labels is None
-                    else search.labels.of(plain_name(image.name))
+                    if context.labels is None
+                    else context.labels.of(plain_name(image.name))
                 )
                 rows.append(Row(f"{file}/{image.name}", file, image.offset_data, image.size, label))
-    if len(lost) > LOST_SHARE * (len(rows) + len(lost)):
+    if len(lost) > MAX_LOST_SHARE * (len(rows) + len(lost)):
         raise ValueError(
-            f"{search.found.root}: {len(lost)} of {len(rows) + len(lost)} images "
+            f"{context.found.root}: {len(lost)} of {len(rows) + len(lost)} images "
             f"would be left out, because a key of WebDataset ends at the first dot of "
-            f"a name and several images share one: {some(lost)}; rename them without "
+            f"a name and several images share one: {preview(lost)}; rename them without "
             f"dots before the suffix"
         )
     if lost:
-        search.ignored[f"images that share a key ({some(lost)})"] += len(lost)
+        context.ignored[f"images that share a key ({preview(lost)})"] += len(lost)
     return rows
 
 
@@ -85,17 +85,17 @@ COMPRESSED = {
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd -c FILE > PLAIN.tar"),
     b"PK\x03\x04": ("zip", "unpack it and pack it by tar, or call it .zip"),
 }
-"""First bytes of a file -> what it is, and what makes a plain tar of it."""
+"""First bytes of a file -> its compression, and the command that makes a plain tar of it."""
 KINDS = {".cls": ".cls", ".json": ".json", **dict.fromkeys(IMAGES, "image")}
-"""Last suffix -> what a member is of its key."""
+"""Last suffix -> kind of a member of a key."""
 USED = frozenset(KINDS.values())
 """Kinds of members that are read."""
 
 
 def _members(
-    archive: tarfile.TarFile, search: Search, path: Path
+    archive: tarfile.TarFile, context: ListingContext, path: Path
 ) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Members by key, then by the rest of the name: `.jpg`, `.left.jpg`."""
+    """Sort members by key, then by the rest of the name: `.jpg`, `.left.jpg`."""
     keys: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in archive:
         *folders, name = member.name.split("/")
@@ -115,19 +115,19 @@ def _members(
             raise ValueError(f"{path} must hold each member once, but holds {member.name} twice")
         held[suffix] = member
         if _kind(suffix) not in USED:
-            search.ignored[suffix] += 1
+            context.ignored[suffix] += 1
     return keys
 
 
 def _kind(suffix: str) -> str:
-    """What a member is of its key by its last suffix; else the suffix itself."""
+    """Return the kind of a member by its last suffix; else the suffix itself."""
     return KINDS.get(suffix_of(f"x{suffix}"), suffix)
 
 
 def _sample(
-    held: dict[str, tarfile.TarInfo], search: Search
+    held: dict[str, tarfile.TarInfo], context: ListingContext
 ) -> tuple[dict[str, tarfile.TarInfo], list[tarfile.TarInfo]]:
-    """One image of a key, its label and what else there is; and images that are left out.
+    """Choose the image of a key; return it with its label and fields, and images that are left out.
 
     The image is the one without a field's name (`.jpg`), else the only one (`.left.jpg`). Others
     are fields of the sample (`.mask.png`), unless they have labels of their own: then their keys
@@ -141,7 +141,7 @@ def _sample(
     left = [
         suffix
         for suffix in images
-        if suffix != chosen and (chosen is None or _is_labelled(suffix, held, search))
+        if suffix != chosen and (chosen is None or _is_labelled(suffix, held, context))
     ]
     if chosen is None:
         return members, [held[suffix] for suffix in left]
@@ -152,14 +152,14 @@ def _sample(
             members[kind] = held[own]
     for suffix in images:
         if suffix != chosen and suffix not in left:
-            search.ignored[suffix] += 1
+            context.ignored[suffix] += 1
     return {**members, "image": held[chosen]}, [held[suffix] for suffix in left]
 
 
-def _is_labelled(suffix: str, held: dict[str, tarfile.TarInfo], search: Search) -> bool:
-    """Whether an image of a key has a label of its own, besides that of the key."""
-    if search.labels is not None:
-        return plain_name(held[suffix].name) in search.labels.by_name
+def _is_labelled(suffix: str, held: dict[str, tarfile.TarInfo], context: ListingContext) -> bool:
+    """Check whether an image of a key has a label of its own, besides that of the key."""
+    if context.labels is not None:
+        return plain_name(held[suffix].name) in context.labels.by_name
     field = suffix.rpartition(".")[0]
     return any(f"{field}{kind}" in held for kind in (".cls", ".json"))
 
@@ -212,10 +212,10 @@ def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], path: 
         return whole_number(held[field], f"{path}: {field} in {name}")
     raise ValueError(
         f"{path}: {name} must have a field {' or '.join(FIELDS)}, but has "
-        f"{some([str(each) for each in fields])}"
+        f"{preview([str(each) for each in fields])}"
     )
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     stream = archive.extractfile(member)
-    return b"" if stream is None else stream.read(_MOST)
+    return b"" if stream is None else stream.read(LABEL_BYTES)

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Below(NamedTuple):
-    """What lies below a folder."""
+class WalkResult(NamedTuple):
+    """Files below a folder."""
 
     files: list[tuple[str, int]]
     """Name relative to the folder, with `/`, and bytes: 0 where a link leads nowhere."""
     ignored: Counter[str]
-    """What else there is: suffix, name without one, or hidden folder with `/` -> how many."""
+    """Count of other entries by suffix, name without one, or hidden folder with `/`."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the data: `.cache`, `__MACOSX`, `._image.png`."""
+    """Check for a file or folder that is none of the data: `.cache`, `__MACOSX`, `._image.png`."""
     return name.startswith((".", "__")) and name not in (".", "..")
 
 
-def walk(root: Path, suffixes: Collection[str]) -> Below:
-    """Files below a folder with one of the suffixes; links to folders are followed.
+def walk(root: Path, suffixes: Collection[str]) -> WalkResult:
+    """Find files below a folder with one of the suffixes; links to folders are followed.
 
     Raises:
         ValueError: two links lead to one folder, whose files would count twice. (A link to a
@@ -63,7 +63,7 @@ def walk(root: Path, suffixes: Collection[str]) -> Below:
                 )
             known[identity] = path
             waiting.append((f"{within}{name}/", above | {identity}))
-    return Below(files, ignored)
+    return WalkResult(files, ignored)
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -85,23 +85,23 @@ def _size(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-NAMED = 3
-"""Names that a message gives of many."""
+PREVIEW_NAMES = 3
+"""Largest number of names in a message."""
 
 
 def plain_name(name: str) -> str:
-    """A name in an archive or mapping with `/`, and without `./` before it."""
+    """Write a name in an archive or mapping with `/`, and without `./` before it."""
     return name.replace("\\", "/").removeprefix("./")
 
 
 def suffix_of(name: str) -> str:
-    """Suffix of a file's name, in lower case."""
+    """Return the suffix of a file's name, in lower case."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million times
 
 
-def some(names: Iterable[str], count: int | None = None) -> str:
-    """How many there are, and the first of them: `5 (a, b, c, ...)`."""
-    held = names if isinstance(names, list) else list(islice(names, NAMED + 1))
+def preview(names: Iterable[str], count: int | None = None) -> str:
+    """Count names and show the first of them: `5 (a, b, c, ...)`."""
+    held = names if isinstance(names, list) else list(islice(names, PREVIEW_NAMES + 1))
     count = len(held) if count is None else count
-    more = ", ..." if count > NAMED else ""
-    return f"{count} ({', '.join(held[:NAMED])}{more})"
+    more = ", ..." if count > PREVIEW_NAMES else ""
+    return f"{count} ({', '.join(held[:PREVIEW_NAMES])}{more})"

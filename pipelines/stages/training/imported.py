@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ig_core.checkpoints.official import load_official
 from ig_core.checkpoints.own import save_weights
+from pipelines.common.remedies import explained_settings
 from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:
@@ -26,5 +27,6 @@ def build_checkpoint(context: Context, directory: Path) -> None:
     path, digest = Path(str(experiment.train.from_checkpoint)), context.node.config["file_sha256"]
     if file_digest(path) != digest:
         raise ValueError(f"train.from_checkpoint {path} changed since the run began")
-    model = load_official(path, experiment.model)
+    with explained_settings():
+        model = load_official(path, experiment.model)
     save_weights(model, directory, source={"file": path.name, "sha256": digest})

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ig_core.checkpoints.official import load_official, save_official
-from ig_core.config import ModelConfig
+from ig_core.config import ModelConfig, SettingError
 from ig_core.transformer import DiffusionTransformer
 
 SIT = ModelConfig(
@@ -111,8 +111,11 @@ def test_ema_is_taken_before_model_and_the_arguments_are_let_through(tmp_path):
 def test_a_checkpoint_without_auxiliary_head(config):
     plain = {k: v for k, v in published(config).items() if not k.startswith("final_layer_xr.")}
     assert load_official(plain, replace(config, aux_layer=None)).aux_head is None
-    with pytest.raises(ValueError, match=r"missing final_layer_xr\..*--model\.aux-layer None"):
+    with pytest.raises(
+        SettingError, match=r"missing final_layer_xr\..*no auxiliary head"
+    ) as caught:
         load_official(plain, config)
+    assert caught.value.settings == {"aux_layer": "None"}
 
 
 def test_one_message_names_everything_that_does_not_fit():

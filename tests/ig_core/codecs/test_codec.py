@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ig_core.codecs.codec import load_codec
 from ig_core.codecs.files import open_codec
+from ig_core.config import SettingError
 from ig_core.images.sets import from_uint8, to_uint8
 from tests.latent_sets import autoencoder_class, make_sd_vae, make_va_vae
 from tests.ldm_autoencoder import LdmAutoencoder
@@ -91,7 +92,7 @@ def edit_sd(folder, change):
         ),
         (
             lambda w: {k.replace("down_blocks", "down"): v for k, v in w.items()},
-            r"--data\.codec va-vae",
+            "the file may be the va-vae",
         ),
     ],
 )
@@ -177,10 +178,13 @@ def test_weights_that_are_missing_or_left_over_are_refused(tmp_path):
 
 def test_one_codec_given_as_the_other_is_said_to_be_that(tmp_path):
     folder, (path, _) = make_sd_vae(tmp_path / "vae"), make_va_vae(tmp_path / "vavae.pt")
-    with pytest.raises(ValueError, match=r"diffusers' AutoencoderKL: --data\.codec sd-vae"):
+    with pytest.raises(
+        ValueError, match="diffusers' AutoencoderKL: their folder may be the sd-vae"
+    ):
         open_codec("va-vae", folder / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match=r"--data\.codec sd-vae"):
+    with pytest.raises(SettingError, match="a folder as the sd-vae's") as caught:
         open_codec("va-vae", folder)
+    assert caught.value.settings == {"codec": "sd-vae"}
     with pytest.raises(ValueError, match=r"must be a folder with .*vavae\.pt' is a file"):
         open_codec("sd-vae", path)
 

@@ -171,15 +171,15 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     others, *_ = write(tmp_path / "a", (2,), depth=4)
     with pytest.raises(ValueError, match="holds float32"):
         LatentDataset([*paths, *others], PLAIN)
-    with pytest.raises(ValueError, match=r"data\.flip must be off"):
+    with pytest.raises(ValueError, match="flip must be off"):
         LatentDataset(paths, PLAIN, flip=True)
     with pytest.raises(ValueError, match="must hold 3 or 6 channels, but holds 2"):
         LatentDataset(paths, Normalisation.uniform(3, 1.0))
 
 
 def test_pages_that_are_given_back_are_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RELEASE", -(2**40))  # after every batch
-    monkeypatch.setattr(module, "AHEAD", 1)
+    monkeypatch.setattr(module, "MAPPED_BYTES_LIMIT", -(2**40))  # after every batch
+    monkeypatch.setattr(module, "READAHEAD_BYTES", 1)
     paths, rows, mirrors, _ = write(tmp_path, mirrored=True, side=64)
     dataset = LatentDataset(paths, PLAIN, flip=True)
     for first in (0, 6, 0):

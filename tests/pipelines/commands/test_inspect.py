@@ -53,7 +53,7 @@ def test_the_architecture_is_read_from_the_shapes(config, head, tmp_path):
     heads = 2 if config.rope else 1
     assert facts.config == replace(config, num_heads=heads)
     assert facts.time_reversed == (config.backbone == "lightningdit")
-    assert any("guess from its width" in note for note in facts.notes) == (not config.rope)
+    assert ("guess from its width" in facts.assumed.get("num_heads", "")) == (not config.rope)
     assert facts.parameters == sum(p.numel() for p in DiffusionTransformer(config).parameters())
 
 
@@ -75,6 +75,8 @@ def test_what_a_file_holds_and_lacks_is_said(tmp_path, capsys):
     assert main(["inspect", str(path)]) == 0
     output = capsys.readouterr().out
     assert "with auxiliary head" in output
+    assert "block the auxiliary head reads" in output
+    assert "(--model.aux-layer)" in output
     assert "epoch 799, steps 3,984,208" in output
     raw = torch.load(path, weights_only=False)["model"]
     torch.save({"model": raw}, path)
@@ -232,7 +234,9 @@ def test_what_is_wrong_with_lightningdits_latents(tmp_path):
     damaged = lightning(tmp_path / "damaged")
     (damaged / "latents_rank00_shard001.safetensors").write_bytes(b"\x00" * 20)
     found = inspect_latents(damaged)
-    assert any("shard001.safetensors is not a safetensors" in problem for problem in found.problems)
+    assert any(
+        "shard001.safetensors cannot be read: it is not a safetensors" in p for p in found.problems
+    )
     with pytest.raises(ValueError, match="no cache of latents that is known"):
         inspect_latents(tmp_path)
 
@@ -604,7 +608,7 @@ def test_a_shard_and_its_statistics_are_recognised(tmp_path, capsys):
     assert "mean and spread of 32 channels" in capsys.readouterr().out
     torch.save({"mean": torch.zeros(32), "std": torch.zeros(32)}, folder / "latents_stats.pt")
     assert main(["inspect", str(folder / "latents_stats.pt")]) == 1
-    assert "no positive spread" in capsys.readouterr().out
+    assert "a positive std of 32 channels, but those of 32 are not so" in capsys.readouterr().out
     for mean in (1, torch.zeros(0), torch.zeros(32, dtype=torch.int64)):
         torch.save({"mean": mean, "std": torch.ones(32)}, folder / "latents_stats.pt")
         assert main(["inspect", str(folder / "latents_stats.pt")]) == 2

@@ -41,7 +41,7 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), SAID)
+@pytest.fingerprint.parametrize(("text", "expected"), SAID)
 def test_passwords_in_addresses_are_hidden(text, expected):
     found = discreet(text)
     assert "s3cret" not in found
@@ -49,7 +49,7 @@ def test_passwords_in_addresses_are_hidden(text, expected):
     assert expected in (None, found)
 
 
-@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
+@pytest.fingerprint.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
 def test_values_of_the_environment_are_hidden(name, monkeypatch):
     monkeypatch.setenv(name, "s3cret")
     assert discreet(ValueError("header 'Bearer s3cret' refused")) == "header 'Bearer ***' refused"

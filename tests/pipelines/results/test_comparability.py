@@ -96,7 +96,7 @@ def line(store, name=ROW, table="sit_b2_ablation"):
 
 def test_the_papers_experiment_on_imagenet_is_compared(tmp_path, real):
     found = line(measured_store(tmp_path, pinned(), real))
-    assert found.obstacles == ()
+    assert found.incomparable_because == ()
     assert found.difference == pytest.approx(18.0 - 17.38)
     assert any("port of the same weights" in text for text in found.differences)
 
@@ -127,7 +127,7 @@ def test_a_few_images_may_be_missing_or_there_twice(tmp_path, real, used):
 def test_another_training_set_is_an_obstacle(tmp_path, real, count, used):
     found = line(measured_store(tmp_path, pinned(count), real, used=used))
     assert found.difference is None
-    assert found.obstacles == (
+    assert found.incomparable_because == (
         f"trained on {used or count:,} images, published with ImageNet's 1,281,167",
     )
 
@@ -135,7 +135,7 @@ def test_another_training_set_is_an_obstacle(tmp_path, real, count, used):
 def test_other_weights_of_the_extractor_are_an_obstacle(tmp_path, real):
     found = line(measured_store(tmp_path, pinned(weights="d" * 64), real))
     assert found.difference is None
-    assert found.obstacles == (
+    assert found.incomparable_because == (
         "weights of Inception-v3 with SHA-256 dddddddddddd..., published with those of 2015 "
         "(6726825d0af5...)",
     )
@@ -159,8 +159,8 @@ def test_another_reference_is_an_obstacle(tmp_path, real, changes, images, words
     reference = {name: value for name, value in (real | changes).items() if value is not None}
     found = line(measured_store(tmp_path, pinned(), reference, images))
     assert found.difference is None
-    assert len(found.obstacles) == 1
-    assert words in found.obstacles[0]
+    assert len(found.incomparable_because) == 1
+    assert words in found.incomparable_because[0]
 
 
 def test_of_a_published_checkpoint_the_training_set_does_not_matter(tmp_path, real):

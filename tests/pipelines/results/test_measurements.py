@@ -130,11 +130,11 @@ def test_every_result_carries_how_it_was_measured(finished):
         kept = dict(m.metrics["fingerprint"])
         assert kept.pop("id") == m.fingerprint.id
         assert kept == json.loads(json.dumps(dataclasses.asdict(m.fingerprint)))
-    mark = results.final[0].fingerprint
-    assert (mark.num_samples, mark.labels, mark.bank) == (200, "balanced", 0)
-    assert (mark.network_evaluations, mark.sampler["method"]) == (2, "euler")
-    assert mark.extractor.startswith("digits-cnn ")
-    assert mark == results.final[1].fingerprint, "guidance is what is compared"
+    fingerprint = results.final[0].fingerprint
+    assert (fingerprint.num_samples, fingerprint.labels, fingerprint.bank) == (200, "balanced", 0)
+    assert (fingerprint.network_evaluations, fingerprint.sampler["method"]) == (2, "euler")
+    assert fingerprint.extractor.startswith("digits-cnn ")
+    assert fingerprint == results.final[1].fingerprint, "guidance is what is compared"
 
 
 def test_numbers_measured_otherwise_are_not_compared(finished):

@@ -16,7 +16,13 @@ from pipelines.console.console import make_console
 from pipelines.console.paper_table import print_paper_table
 from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve
-from pipelines.results.paper_table import among_ours, fill, fits, shown_tables, tracked_tables
+from pipelines.results.paper_table import (
+    fill,
+    matches,
+    own_differences,
+    shown_tables,
+    tracked_tables,
+)
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.tracking.client import MlflowTracker
@@ -63,7 +69,7 @@ def test_what_is_there_fills_the_rows_and_the_rest_was_not_run(finished):
 def test_numbers_of_other_protocols_are_not_subtracted_and_it_is_said_why(finished):
     line = fill(rows(), finished.home.store, {})[1]
     assert line.difference is None
-    text = "; ".join(line.obstacles)
+    text = "; ".join(line.incomparable_because)
     for words in (
         "200 samples, published with 50,000",
         "balanced labels",
@@ -78,7 +84,7 @@ def test_a_protocol_that_agrees_in_words_but_not_to_the_letter_is_not_compared(f
     alike = PublishedProtocol(num_samples=200, labels="balanced")
     line = fill([replace(rows()[1], protocol=alike)], finished.home.store, {})[0]
     assert line.difference is None
-    assert not any("samples, published" in text for text in line.obstacles)
+    assert not any("samples, published" in text for text in line.incomparable_because)
 
 
 @pytest.mark.parametrize(
@@ -94,21 +100,21 @@ def test_a_protocol_that_agrees_in_words_but_not_to_the_letter_is_not_compared(f
 )
 def test_a_run_of_other_settings_is_not_the_rows(change):
     row = rows()[2]
-    assert fits(row, tiny(ig_scales=(1.5, 3.0), name="another"))
-    assert not fits(row, tiny(**change))
+    assert matches(row, tiny(ig_scales=(1.5, 3.0), name="another"))
+    assert not matches(row, tiny(**change))
 
 
 def test_a_published_checkpoint_stands_for_the_rows_that_name_it():
     row = replace(rows()[2], checkpoints=("ab" * 32,))
     named = {"from_checkpoint": "/somewhere.pt", "checkpoint_sha256": "ab" * 32}
-    assert fits(row, tiny(train=named))
-    assert not fits(row, tiny(train=named | {"checkpoint_sha256": "cd" * 32}))
-    assert not fits(replace(row, checkpoints=()), tiny(train=named))
+    assert matches(row, tiny(train=named))
+    assert not matches(row, tiny(train=named | {"checkpoint_sha256": "cd" * 32}))
+    assert not matches(replace(row, checkpoints=()), tiny(train=named))
 
 
 def test_our_own_rows_are_told_apart_by_their_fingerprints(finished):
     lines = fill(rows(), finished.home.store, {})
-    said = among_ours(lines)
+    said = own_differences(lines)
     assert [text.partition(":")[0] for text in said] == ["plain and swept"]
     assert "bank 0 and 1" in said[0]
 

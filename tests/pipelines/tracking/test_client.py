@@ -65,7 +65,7 @@ def test_the_run_is_finished_and_names_its_origin(page, finished):
 
 
 def test_parameters_are_what_a_person_compares(page, results):
-    mark = results.final[0].fingerprint
+    fingerprint = results.final[0].fingerprint
     assert page["params"] == {
         "experiment": "tiny",
         "aux_layer": "1",
@@ -86,7 +86,7 @@ def test_parameters_are_what_a_person_compares(page, results):
         "seed": "0",
         "sampler": "euler-2",
         "num_samples": "200",
-        "protocol": f"custom {mark.id}",
+        "protocol": f"custom {fingerprint.id}",
         "checkpoint": "trained here",
     }
 
