@@ -19,6 +19,9 @@ from ig_core.config import (
     require_file_name,
 )
 
+NOT_IN_KEY = {"key": False}
+"""Metadata of a field that says where something lies, what it is called or who computes: what is
+computed does not depend on it."""
 MOST_SHARDS = 1_000_000
 """Beyond so many, a setting is a mistake: the plan alone would fill the memory."""
 
@@ -29,12 +32,12 @@ class EvaluationConfig:
 
     extractor: Literal["digits-cnn", "inception-v3-compat"] = "digits-cnn"
     """Feature extractor, by its name in torch-fidelity's registry."""
-    extractor_weights: str | None = None
+    extractor_weights: str | None = field(default=None, metadata=NOT_IN_KEY)
     """Weights file of inception-v3-compat, which a run needs; digits-cnn is trained by the data
     stage."""
     weights_sha256: str | None = None
     """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
-    reference: str | None = None
+    reference: str | None = field(default=None, metadata=NOT_IN_KEY)
     """Real images: an .npz of the ADM protocol (statistics mu, sigma, and for sFID mu_s, sigma_s;
     images in arr_0 for precision and recall), or images: a folder of .npz shards, or what
     data.path may be (folders of JPEG, PNG and other images, with class folders or without; Parquet
@@ -97,6 +100,12 @@ class EvaluationConfig:
                 getattr(self, name),
                 f"at least {least} (two for each of {self.groups} groups)",
             )
+        require(
+            self.curve_samples <= self.num_samples,
+            "evaluation.curve_samples",
+            self.curve_samples,
+            f"at most num_samples={self.num_samples:,}, the first of which are on the curve",
+        )
         for name, bank in (("seed", self.seed), ("report_seed", self.report_bank)):
             require(0 <= bank < 2**63, f"evaluation.{name}", bank, "in 0..2^63 - 1")
         require(
@@ -120,20 +129,20 @@ class DataConfig:
     """digits: the 1,797 handwritten 8x8 digits that ship with scikit-learn. images: a class folder,
     Parquet files, WebDataset tars or an ADM zip. latents: those of SiT and REPA (.npy), or those of
     LightningDiT (safetensors)."""
-    path: str | None = None
+    path: str | None = field(default=None, metadata=NOT_IN_KEY)
     """images and latents: the folder, the file, or a pattern in the last part of the name
     (`train-*.parquet`, `set-{000..099}.tar`)."""
-    classes: str | None = None
+    classes: str | None = field(default=None, metadata=NOT_IN_KEY)
     """A JSON file {folder or file: label} that labels them, wherever it lies. None: what lies with
     the data does, else the order of the class folders."""
     content: str | None = None
     """Identity of what lies there; a run fills it in, and an experiment that has it takes no
     other."""
-    count: int | None = None
+    count: int | None = field(default=None, metadata=NOT_IN_KEY)
     """Images or latents that lie there; a run fills it in."""
     codec: Literal["none", "sd-vae", "va-vae"] = "none"
     """What makes latents of images and images of samples. none: the model learns pixels."""
-    codec_path: str | None = None
+    codec_path: str | None = field(default=None, metadata=NOT_IN_KEY)
     """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
     codec_sha256: str | None = None
     """SHA-256 of these; a run fills it in, and an experiment that has it takes no others."""
@@ -154,10 +163,10 @@ class DataConfig:
     to it."""
     shard_size: int = 10_000
     """Images or latents that one task encodes; what an interrupted encoder loses at most."""
-    max_broken: int = 100
+    max_broken: int = field(default=100, metadata=NOT_IN_KEY)
     """Images that may be unreadable, of more than 8 bits, or CMYK; they are named. With more than
     these the run ends."""
-    check_statistics: bool = True
+    check_statistics: bool = field(default=True, metadata=NOT_IN_KEY)
     """Refuse latents whose values are not what their codec gives, or their statistics say."""
 
     def __post_init__(self) -> None:
@@ -296,7 +305,7 @@ class Resources:
 class Experiment:
     """data -> train -> sample -> evaluate, completely specified."""
 
-    name: str
+    name: str = field(metadata=NOT_IN_KEY)
     """Name in the registry; labels results, changes none."""
     data: DataConfig = field(default_factory=DataConfig)
     """What is learnt."""
@@ -316,7 +325,7 @@ class Experiment:
     """Integrator."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Samples, features, intervals."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=Resources, metadata=NOT_IN_KEY)
     """Workers and batch sizes."""
 
     def __post_init__(self) -> None:

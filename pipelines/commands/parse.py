@@ -14,8 +14,6 @@ from pipelines.common.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from experiments import Experiment
-
 
 T = TypeVar("T")
 NUMBER = re.compile(r"-[\d.]")
@@ -66,17 +64,3 @@ def _variadic(kind: type[Any], prefix: str = "") -> Iterator[str]:
             yield from _variadic(plain, prefix if flat else f"{option}.")  # type: ignore[arg-type]
         elif get_origin(plain) is tuple and get_args(plain)[-1] is Ellipsis:
             yield option
-
-
-def _check_curve(experiment: Experiment) -> None:
-    """Refuse more samples on the curve than there are; records of older runs may have that.
-
-    Raises:
-        UsageError: there are more.
-    """
-    samples, points = experiment.evaluation.num_samples, experiment.evaluation.curve_samples
-    if points > samples:
-        raise UsageError(
-            f"evaluation.curve_samples must be at most num_samples={samples:,}, the "
-            f"first of which are on the curve, but got {points:,}"
-        )

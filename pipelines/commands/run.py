@@ -14,7 +14,7 @@ from rich.text import Text
 
 from experiments import EXPERIMENTS, Experiment, experiment_from_json, get_experiment
 from pipelines.commands.help import asks_for_help, help_of
-from pipelines.commands.parse import _check_curve, parse_options
+from pipelines.commands.parse import parse_options
 from pipelines.common.errors import UsageError
 from pipelines.console.console import log, make_console
 from pipelines.console.progress import ProgressDisplay
@@ -260,9 +260,7 @@ def _options(arguments: list[str], command: str, kind: type[Options]) -> Options
         default = kind(_named(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    options = parse_options(kind, overrides, f"igdit {command} {name}", default)
-    _check_curve(options.experiment)
-    return options
+    return parse_options(kind, overrides, f"igdit {command} {name}", default)
 
 
 def _named(name: str) -> Experiment:

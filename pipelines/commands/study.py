@@ -12,7 +12,7 @@ import tyro
 
 from experiments import STUDIES, Study, get_study
 from pipelines.commands.help import asks_for_help, help_of
-from pipelines.commands.parse import _check_curve, parse_options
+from pipelines.commands.parse import parse_options
 from pipelines.common.errors import PipelineError, UsageError
 from pipelines.common.formatting import number
 from pipelines.common.redaction import discreet
@@ -356,6 +356,4 @@ def parse_study(arguments: list[str]) -> StudyCommand:
         default = StudyCommand(get_study(name), StudyOptions())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    command = parse_options(StudyCommand, overrides, f"igdit study {name}", default)
-    _check_curve(command.study.experiment)
-    return command
+    return parse_options(StudyCommand, overrides, f"igdit study {name}", default)

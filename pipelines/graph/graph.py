@@ -114,12 +114,6 @@ class Graph:
             optim=experiment.optim.canonical(),
         )
         values = key_part(same)
-        del values["resources"], values["name"]
-        data = experiment.data
-        if data.source == "images" and data.encoder_sha256 is not None:
-            values["data"]["encoder_sha256"] = data.encoder_sha256
-        for file in ("extractor_weights", "reference"):  # known by their content
-            del values["evaluation"][file]
         if experiment.train.imported:  # of a training that is not done here nothing counts
             del values["loss"], values["optim"]
             values["train"] = {"checkpoint_sha256": experiment.train.checkpoint_sha256}
@@ -232,15 +226,9 @@ class Graph:
         if data.source == "digits":
             return Node("data", config)
         listing = Node("listing", {"content": data.content})
-        made_by = ("source", "codec", "codec_sha256", "channels", "side", "resolution", "flip")
+        made_by = ("source", "codec", "encoder_sha256", "channels", "side", "resolution", "flip")
         same = {name: getattr(data, name) for name in made_by}
-        # Latents are what they are, whatever decodes their samples. (An experiment that was run
-        # before encoders were told from decoders knows the whole codec alone.)
-        if data.source == "latents" or data.encoder_sha256 is not None:
-            for part in (config, same):
-                part.pop("codec_sha256", None)
-        if data.source == "images" and data.encoder_sha256 is not None:
-            config["encoder_sha256"] = same["encoder_sha256"] = data.encoder_sha256
+        del config["codec_sha256"]  # latents are what they are, whatever decodes their samples
         parts = [
             Node("latents", {**same, **shard}, {"listing": listing})
             for shard in _shards(data.count or 0, data.shard_size)

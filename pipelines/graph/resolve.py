@@ -232,8 +232,7 @@ def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
         digest = codec_digest(data.codec, codec)
         pinned |= {"codec_path": str(codec), "codec_sha256": digest}
         encoder = _encoder_digest(data.codec, codec, digest)
-        # One that was run before encoders were told from decoders goes on under its keys.
-        if data.source == "images" and (data.encoder_sha256 or not data.codec_sha256):
+        if data.source == "images":
             pinned["encoder_sha256"] = encoder
     if data.path is not None and "data.path" not in skip:
         pinned |= pin_source(

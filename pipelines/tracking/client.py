@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 RUN_TAG = "igdit.run_key"
 CHECKPOINT_TAG = "igdit.checkpoint"
-LAYOUT_TAG, LAYOUT = "igdit.layout", "2"
-"""What the names of a run's metrics mean. MLflow cannot take a logged number back: a run of another
-layout goes to MLflow's trash, and is made anew from the store."""
 NOTE_TAG = "mlflow.note.content"
 DELETED = "deleted"
 """Stage of what was deleted in MLflow's pages: it lies in the trash until `mlflow gc`."""
@@ -191,8 +188,6 @@ class MlflowTracker:
     def runs_of(self, experiment_id: str, filter_text: str) -> list[Any]:
         """Find the runs that a filter selects, those of the trash among them.
 
-        Runs whose metrics mean something else than today's are put into the trash and left out.
-
         Args:
             experiment_id: Where to look.
             filter_text: What selects them, in MLflow's query language.
@@ -202,11 +197,7 @@ class MlflowTracker:
             page = self.client.search_runs(
                 [experiment_id], filter_text, run_view_type=view, page_token=token
             )
-            for run in page:
-                if run.data.tags.get(LAYOUT_TAG) == LAYOUT:
-                    found.append(run)
-                elif run.info.lifecycle_stage != DELETED:
-                    self.client.delete_run(run.info.run_id)
+            found += page
             token = page.token
             if not token:
                 return sorted(found, key=lambda run: run.info.lifecycle_stage == DELETED)
@@ -391,9 +382,8 @@ class MlflowTracker:
 
 
 def source_tags(command: str) -> dict[str, str]:
-    """Return the tags of a new run: the command that makes it, and what its metrics mean."""
+    """Return the tags of a new run: the command that makes it."""
     return {
         "mlflow.source.name": discreet(command),
         "mlflow.source.type": "LOCAL",
-        LAYOUT_TAG: LAYOUT,
     }

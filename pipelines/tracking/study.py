@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 STUDY_TAG, TRIAL_TAG, SYNCED_TAG = "igdit.study", "igdit.trial", "igdit.synced"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-LAYOUT = 3
-"""What is shown of a trial; another number has what is there already brought up to date."""
 BEST, BEST_TAG = "Best trial:", "igdit.best_trial"
 SHEET = "samples.png"
 """A trial's samples, at its own guidance scale."""
@@ -239,4 +237,4 @@ def _state(trial: Trial, trials: Sequence[Trial]) -> str:
     siblings = sorted(
         (t.point.ig_scale, t.state) for t in trials if t.point.training == trial.point.training
     )
-    return content_key([LAYOUT, trial.state, sorted(trial.curve), siblings])
+    return content_key([trial.state, sorted(trial.curve), siblings])

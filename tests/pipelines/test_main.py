@@ -71,7 +71,7 @@ WRONG = [
     *(
         (
             [command, "digits", f"--{prefix}evaluation.curve-samples", "5001"],
-            ["curve_samples must be at most num_samples=", "5,001"],
+            ["curve_samples must be at most num_samples=", "5001"],
         )
         for command, prefix in (("run", ""), ("plan", ""), ("study", "experiment."))
     ),

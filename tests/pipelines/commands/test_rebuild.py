@@ -137,17 +137,6 @@ def test_what_mlflow_does_not_give_back_is_named_with_the_command_and_the_rest_i
     assert "shows 1 of 2" in said
 
 
-def test_runs_whose_metrics_meant_something_else_make_way(server, tracked):
-    """Of an older igdit: there `fid` was the curve."""
-    api = client(server)
-    for experiment in api.search_experiments(filter_string="name != 'Default'"):
-        for run in api.search_runs([experiment.experiment_id]):
-            api.set_tag(run.info.run_id, "igdit.layout", "1")
-            api.set_tag(run.info.run_id, "igdit.store", "before")
-    assert main(["track", "rebuild"]) == 0
-    assert shown(server) == tracked[1]
-
-
 def test_a_damaged_database_is_to_be_moved_away(server, capsys):
     path = server / "mlflow.db"
     path.write_bytes(path.read_bytes()[:50_000])

@@ -425,20 +425,6 @@ def test_another_decoder_of_the_same_encoder_encodes_and_trains_nothing(tmp_path
     assert other.data != graph.data
 
 
-def test_what_was_run_before_encoders_were_told_apart_keeps_its_keys(tmp_path, latent, sd_vae):
-    path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
-    experiment = resolve(latent(path, sd_vae))
-    before = dataclasses.replace(experiment.data, encoder_sha256=None)
-    graph = Graph(dataclasses.replace(experiment, data=before))
-    assert graph.data.config["codec_sha256"] == experiment.data.codec_sha256
-    assert graph.data != Graph(experiment).data
-    # Else garbage collection would know one of them only, and delete what the other made.
-    assert graph.run_key != Graph(experiment).run_key
-    stored = dataclasses.replace(experiment, data=before)
-    assert Graph(resolve(stored)).run_key == graph.run_key
-    assert Graph(resolve(stored)).data == graph.data
-
-
 @pytest.mark.parametrize("broken", ["garbage", "truncated", "no decoder"])
 def test_a_codec_that_cannot_decode_is_refused_before_any_work(tmp_path, latent, sd_vae, broken):
     if broken == "garbage":
@@ -561,12 +547,12 @@ def test_images_of_other_suffixes_and_dangling_links_are_reported(tmp_path, late
 
 
 def test_a_source_is_listed_once_for_many_experiments(tmp_path, latent, sd_vae, monkeypatch):
-    from ig_core.data.sources import listing as sources
+    from ig_core.data.sources import listing, source
 
     calls = []
-    for name in ("list_source", "identify"):
-        real = getattr(sources, name)
-        monkeypatch.setattr(sources, name, lambda *a, real=real: calls.append(real) or real(*a))
+    for module, name in ((source, "list_source"), (listing, "identify")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(real) or real(*a))
     path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
     one = resolve(latent(path, sd_vae))
     for experiment in (one, latent(path, sd_vae), latent(path, None)):

@@ -56,7 +56,6 @@ def test_the_run_is_finished_and_names_its_origin(page, finished):
         {"igdit.git.commit": commit, "igdit.git.dirty": "yes" if dirty else "no"} if commit else {}
     )
     assert {name: value for name, value in page["tags"].items() if name not in git} == {
-        "igdit.layout": "2",
         "igdit.run_key": finished.graph.run_key,
         "igdit.store": str(finished.home.store.root),
         "igdit.data": f"data/{finished.graph.data.key}",
