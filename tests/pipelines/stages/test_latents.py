@@ -387,13 +387,13 @@ def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
     experiment = resolve(latent(path, sd_vae))
     store = FolderStore(tmp_path / "store")
     graph = run_inline(store, experiment, [Graph(experiment).checkpoints[0]])
-    read = stage._read_statistics
+    read = stage.read_statistics
 
     def edited(folder):
         statistics, normalisation = read(folder)
         return {**statistics, "encoder_sha256": "0" * 64}, normalisation
 
-    monkeypatch.setattr(stage, "_read_statistics", edited)
+    monkeypatch.setattr(stage, "read_statistics", edited)
     with pytest.raises(ValueError, match="must belong to the encoder sd-vae 000"):
         run_inline(store, experiment, graph.final[0].images)
 
