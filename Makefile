@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	  echo "GPU found: $$torch with CUDA"; $(BIN)/pip install -qq $$torch; \
 	else \
 	  $(BIN)/pip install -qq --no-deps "$$torch+cpu" 2>/dev/null || { \
-	    echo "no CPU build of $$torch in pip's indexes: taking the default one (large; see README)"; \
+	    echo "no CPU build of $$torch in pip's indexes: taking the default one (large; see docs/install.md)"; \
 	    $(BIN)/pip install -qq $$torch; }; \
 	fi
 	@grep -v '^torch==' requirements.lock > $(VENV)/others.txt

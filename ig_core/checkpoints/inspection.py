@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ig_core.files.weight_names import Weights
+    from ig_core.checkpoints.weight_names import Weights
 
 TRAINING_ONLY = "projectors."
 """REPA's projection to another network's features."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ig_core.checkpoints.weight_names import Weights, find_weights
 from ig_core.config import SettingError
 from ig_core.files.tensors import preview_problems, read_file, shape_mismatches
-from ig_core.files.weight_names import Weights, find_weights
 from ig_core.layers import TIME_FEATURES
 from ig_core.transformer import DiffusionTransformer
 
@@ -51,7 +51,7 @@ def load_official(
     Args:
         source: File (`.pt`, `.pth`, `.safetensors`) or what it holds: a state dict, or nested dicts
             with one under `ema` (taken first), `model`, `state_dict`, ...; what wrappers add to
-            names (`module.`, `_orig_mod.`) is dropped (`ig_core.files.weight_names`).
+            names (`module.`, `_orig_mod.`) is dropped (`ig_core.checkpoints.weight_names`).
         config: Architecture; `aux_layer=None` for a checkpoint without auxiliary head.
         time_reversed: t = 1 is data in the file. None: true for LightningDiT, and for a
             SiT whose final layer is twice as wide (the original SiT's, which also learnt a
@@ -116,7 +116,7 @@ def weights_in(held: Any, name: str) -> Weights:  # noqa: ANN401
         name: What it is called in messages.
 
     Raises:
-        ValueError: see `ig_core.files.weight_names.find_weights`.
+        ValueError: see `ig_core.checkpoints.weight_names.find_weights`.
     """
     found = find_weights(held, ANCHORS, name, "SiT or LightningDiT")
     taken = [key for key in found.tensors if key.startswith(tuple(HEADS.values()))]

@@ -10,12 +10,11 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ig_core.checkpoints.weight_names import find_weights
 from ig_core.codecs.autoencoder import DECODING, expected_shapes, settings_of
 from ig_core.codecs.ldm_names import diffusers_settings, diffusers_weights
 from ig_core.config import SettingError
-from ig_core.data.normalisation import SD_SCALE
 from ig_core.files.tensors import preview_problems, read_file, shape_mismatches
-from ig_core.files.weight_names import find_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-
+SD_SCALE = 0.18215
+"""Factor that gives latents of the sd-vae unit variance, roughly (Rombach et al. 2022)."""
 SD_CONFIG, SD_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SHAPES = {"sd-vae": (4, 8), "va-vae": (32, 16)}
 """Codec -> channels of its latents, pixels along one side of a cell."""
@@ -136,7 +136,7 @@ def autoencoder_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of an autoencoder by their names; other contents of the file are left out.
 
     Raises:
-        ValueError: see `ig_core.files.weight_names.find_weights`.
+        ValueError: see `ig_core.checkpoints.weight_names.find_weights`.
     """
     held: Any = read_file(path)
     return find_weights(held, ANCHORS, str(path), "codec's autoencoder", strict=False).tensors

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ig_core.codecs.files import SD_SCALE
 from ig_core.data.latent_checks import LatentForm, check_latents, overall
-from ig_core.data.normalisation import SD_SCALE
 from ig_core.data.sources.formats import STATISTICS, detect
 from ig_core.data.sources.rows import latent_depth, latent_rows, read_normalisation
 from ig_core.data.sources.source import list_source

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ig_core.codecs.files import SD_SCALE
 from ig_core.config import SettingError
-from ig_core.data.normalisation import SD_SCALE, ChannelSums
+from ig_core.data.normalisation import ChannelSums
 from ig_core.data.sources.formats import STATISTICS
 from ig_core.data.sources.rows import latent_depth, latent_rows, read_normalisation
 

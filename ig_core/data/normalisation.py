@@ -73,7 +73,3 @@ class ChannelSums:
     def std(self) -> Tensor:
         """Standard deviation of each channel, (C,) float64."""
         return (self.square / self.count - self.mean.square()).clamp(min=0).sqrt()
-
-
-SD_SCALE = 0.18215
-"""Factor that gives latents of the sd-vae unit variance, roughly (Rombach et al. 2022)."""

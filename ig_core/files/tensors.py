@@ -6,7 +6,6 @@ import argparse
 import pickle
 import zipfile
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     Shapes = Mapping[str, tuple[int, ...]]
-
+    """Name of a tensor -> its shape."""
 
 MAX_SHOWN_PROBLEMS = 20
 """Problems that a message lists."""
@@ -185,15 +184,3 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise ValueError(f"{path} is not a weights file: it must hold tensors by name")
     return {name: value.contiguous() for name, value in tensors.items()}
-
-
-PREVIEW_NAMES = 3
-"""Largest number of names in a message."""
-
-
-def preview(names: Iterable[str], count: int | None = None) -> str:
-    """Count names and show the first of them: `5 (a, b, c, ...)`."""
-    held = names if isinstance(names, list) else list(islice(names, PREVIEW_NAMES + 1))
-    count = len(held) if count is None else count
-    more = ", ..." if count > PREVIEW_NAMES else ""
-    return f"{count} ({', '.join(held[:PREVIEW_NAMES])}{more})"

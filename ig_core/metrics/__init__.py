@@ -1,5 +1,6 @@
 """Metrics of images: features, the Frechet distance and its intervals, other scores."""
 
-from ig_core.metrics.frechet import FeatureStats, frechet_distance
+from ig_core.metrics.frechet import FeatureStats, Frechet, frechet_distance
+from ig_core.metrics.uncertainty import FidEstimates, fid_estimates
 
-__all__ = ["FeatureStats", "frechet_distance"]
+__all__ = ["FeatureStats", "FidEstimates", "Frechet", "fid_estimates", "frechet_distance"]

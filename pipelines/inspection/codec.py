@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ig_core.checkpoints.weight_names import has_network
 from ig_core.codecs.files import (
     ANCHORS,
     SD_CONFIG,
@@ -20,7 +21,6 @@ from ig_core.codecs.files import (
     read_config,
 )
 from ig_core.files.tensors import read_header
-from ig_core.files.weight_names import has_network
 from pipelines.common.remedies import FIELDS, explained
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ig_core.codecs.codec import Codec, load_codec
+from ig_core.codecs.files import SD_SCALE
 from ig_core.data.latents import LatentDataset
-from ig_core.data.normalisation import SD_SCALE, Normalisation
+from ig_core.data.normalisation import Normalisation
 from ig_core.images.sets import ImageDataset, read_images
 from pipelines.common.remedies import explained_settings
 from pipelines.graph.digests import codec_digest

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from ig_core.data.normalisation import SD_SCALE, ChannelSums, Normalisation
+from ig_core.codecs.files import SD_SCALE
+from ig_core.data.normalisation import ChannelSums, Normalisation
 from ig_core.files.tensors import read_weights
 from ig_core.images.sets import ImageSet, read_images, write_images
 from ig_core.metrics.digits_net import train_digits_net

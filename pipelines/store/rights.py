@@ -84,7 +84,7 @@ def _sentence(path: Path, right: str) -> str:
     return (
         f"{path} belongs to {owner}:{group} with the rights {stat.filemode(state.st_mode)}, and "
         f"{_user(os.geteuid())} may not {right} it. {owner} can mend it by: chmod -R g+rwX {path} "
-        f"(how a group shares a store: README.md, 'Sharing a store')"
+        f"(how a group shares a store: cluster/README.md, 'Sharing a store')"
     )
 
 

@@ -7,8 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from ig_core.config import SettingError
-from ig_core.data.sources.walk import is_hidden
-from ig_core.files.tensors import preview
+from ig_core.data.sources.walk import is_hidden, preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

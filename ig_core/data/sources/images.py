@@ -13,9 +13,8 @@ from ig_core.config import SettingError
 from ig_core.data.sources.formats import CLASSES, MAPPING, SPLITS, Row
 from ig_core.data.sources.labels import Labels, parse_labels, read_labels, whole_number
 from ig_core.data.sources.listing import IMAGES, ListingContext, image_type, labelled
-from ig_core.data.sources.walk import is_hidden, plain_name, suffix_of, walk
+from ig_core.data.sources.walk import is_hidden, plain_name, preview, suffix_of, walk
 from ig_core.files.encoded_images import MAX_LABEL_BYTES, read_zip_member
-from ig_core.files.tensors import preview
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

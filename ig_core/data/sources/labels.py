@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ig_core.data.sources.walk import plain_name, suffix_of
-from ig_core.files.tensors import preview
+from ig_core.data.sources.walk import plain_name, preview, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection

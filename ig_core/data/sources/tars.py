@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ig_core.data.sources.formats import Row
 from ig_core.data.sources.labels import whole_number
 from ig_core.data.sources.listing import IMAGES
-from ig_core.data.sources.walk import is_hidden, plain_name, suffix_of
-from ig_core.files.tensors import preview
+from ig_core.data.sources.walk import is_hidden, plain_name, preview, suffix_of
 
 if TYPE_CHECKING:
     from pathlib import Path

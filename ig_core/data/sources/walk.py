@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 
@@ -84,6 +85,10 @@ def _size(entry: os.DirEntry[str]) -> int:
         return 0
 
 
+PREVIEW_NAMES = 3
+"""Largest number of names in a message."""
+
+
 def plain_name(name: str) -> str:
     """Write a name in an archive or mapping with `/`, and without `./` before it."""
     return name.replace("\\", "/").removeprefix("./")
@@ -92,3 +97,11 @@ def plain_name(name: str) -> str:
 def suffix_of(name: str) -> str:
     """Return the suffix of a file's name, in lower case."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million times
+
+
+def preview(names: Iterable[str], count: int | None = None) -> str:
+    """Count names and show the first of them: `5 (a, b, c, ...)`."""
+    held = names if isinstance(names, list) else list(islice(names, PREVIEW_NAMES + 1))
+    count = len(held) if count is None else count
+    more = ", ..." if count > PREVIEW_NAMES else ""
+    return f"{count} ({', '.join(held[:PREVIEW_NAMES])}{more})"

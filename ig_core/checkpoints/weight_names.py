@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from ig_core.files.tensors import preview
+from ig_core.data.sources.walk import preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
