@@ -1,4 +1,4 @@
-"""What a cache of latents is, as `igdit inspect` says it: SiT's and REPA's, or LightningDiT's.
+"""Recognise a cache of latents: SiT's and REPA's, or LightningDiT's.
 
 REPA's and IG's SiT: a folder with `dataset.json` and a `.npy` of (8, 32, 32) for each image, mean
 and standard deviation of SD-VAE's posterior, unscaled. LightningDiT: safetensors shards with
@@ -31,13 +31,57 @@ FORMATS = {
     "npy": "SiT, REPA and IG: a .npy for each image",
     "safetensors": "LightningDiT: safetensors shards",
 }
-"""Format of a source of latents -> what it is called."""
+"""Format of a source of latents -> its name for people."""
 MAX_CLASSES = 2**31
-"""Labels below are taken: no cache says how many classes there are."""
+"""Labels below are accepted: no cache tells its number of classes."""
+
+
+NAMES = {"sd-vae": "SD-VAE f8 (4 channels)", "va-vae": "VA-VAE f16 (32 channels)"}
+"""Codec -> its name for people."""
+SCALES = {
+    "sd-vae": f"unscaled: to be multiplied by {SD_SCALE}",
+    "va-vae": "unnormalised: mean and spread of each channel are to be taken out",
+}
+"""Codec -> scaling that its latents still need before a model learns them."""
+
+
+@dataclass
+class CacheFacts:
+    """Description of a cache of latents."""
+
+    format: str
+    codec: str = "not known"
+    scale: str = ""
+    """Scaling that the values still need before a model learns them."""
+    content: str = ""
+    """Moments (mean and standard deviation), or samples of the posterior."""
+    flips: str = ""
+    statistics: str = ""
+    shape: tuple[int, ...] = ()
+    """Shape of one latent in its file."""
+    labels: Counter[int] = field(default_factory=Counter)
+    """Label -> latents."""
+    files: int = 0
+    measured: str = ""
+    """Mean and spread of the values that were read."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks for a person."""
+    refusal: ValueError | None = None
+    """Error by which a run would refuse it; None if it can be learnt from."""
+
+    @property
+    def problems(self) -> list[str]:
+        """Message of the refusal, if there is one."""
+        return [] if self.refusal is None else [str(self.refusal)]
+
+    @property
+    def count(self) -> int:
+        """Number of latents."""
+        return self.labels.total()
 
 
 def inspect_latents(path: Path) -> CacheFacts:
-    """Say what a folder of latents is, and why a run would refuse it.
+    """Recognise a folder of latents, and try whether a run would take it.
 
     A run is taken to have the settings of the published experiments: latents of the va-vae are
     learnt with their mirrored ones, those of the sd-vae without.
@@ -82,7 +126,7 @@ def inspect_latents(path: Path) -> CacheFacts:
 
 
 def _form(kind: str, shape: tuple[int, ...]) -> LatentForm:
-    """What a run would take latents of a shape (D, H, W) for."""
+    """Return the form that a run would expect of latents of a shape (D, H, W)."""
     if kind == "npy" or shape[0] == 4:
         return LatentForm("sd-vae", 4, shape[-1], flip=False)
     return LatentForm("va-vae", 32, shape[-1], flip=True)
@@ -95,7 +139,7 @@ def _flips(kind: str, *, mirrored: bool) -> str:
 
 
 def _statistics(listing: Listing, form: LatentForm) -> str:
-    """What the file of statistics says; that it fits is judged with the latents."""
+    """Describe the file of statistics; `check_latents` compares it with the latents."""
     there = (listing.root / STATISTICS).is_file()
     if form.codec == "sd-vae":
         return f"{STATISTICS} is there, but not used" if there else "none needed"
@@ -106,58 +150,14 @@ def _statistics(listing: Listing, form: LatentForm) -> str:
     return f"mean {float(mean.mean()):.3f}, spread {float(std.mean()):.3f} over channels"
 
 
-NAMES = {"sd-vae": "SD-VAE f8 (4 channels)", "va-vae": "VA-VAE f16 (32 channels)"}
-"""Codec -> what it is called."""
-SCALES = {
-    "sd-vae": f"unscaled: to be multiplied by {SD_SCALE}",
-    "va-vae": "unnormalised: mean and spread of each channel are to be taken out",
-}
-"""Codec -> what is still to be done to its latents before a model learns them."""
-
-
-@dataclass
-class CacheFacts:
-    """What a cache of latents is."""
-
-    format: str
-    codec: str = "not known"
-    scale: str = ""
-    """What is still to be done to the values before a model learns them."""
-    content: str = ""
-    """Moments (mean and standard deviation), or samples of the posterior."""
-    flips: str = ""
-    statistics: str = ""
-    shape: tuple[int, ...] = ()
-    """Of one latent in its file."""
-    labels: Counter[int] = field(default_factory=Counter)
-    """Label -> latents."""
-    files: int = 0
-    measured: str = ""
-    """Mean and spread of the values that were read."""
-    notes: list[str] = field(default_factory=list)
-    """What a person should know."""
-    refusal: ValueError | None = None
-    """Error by which a run would refuse it; None: it can be learnt from."""
-
-    @property
-    def problems(self) -> list[str]:
-        """Message of the refusal, if there is one."""
-        return [] if self.refusal is None else [str(self.refusal)]
-
-    @property
-    def count(self) -> int:
-        """Latents."""
-        return self.labels.total()
-
-
 def measure(sums: ChannelSums) -> str:
-    """Mean and spread in words."""
+    """Describe mean and standard deviation."""
     mean, spread = overall(sums)
     return f"mean {mean:.3f}, spread {spread:.3f} (of a few)"
 
 
 def label_notes(labels: Counter[int]) -> list[str]:
-    """Say that labels do not occur: what is sampled of them was not learnt."""
+    """Remark that labels do not occur: samples of them would be of nothing that was learnt."""
     if labels and max(labels) + 1 != len(labels):
         return [f"labels go up to {max(labels)}, but only {len(labels)} of them occur"]
     return []

@@ -13,9 +13,9 @@ class Normalisation:
     """Map from a codec's latents to the model's data: z = (latent - shift) * factor."""
 
     shift: tuple[float, ...]
-    """Of each channel."""
+    """Shift of each channel."""
     factor: tuple[float, ...]
-    """Of each channel."""
+    """Factor of each channel."""
 
     @classmethod
     def uniform(cls, channels: int, factor: float) -> Normalisation:

@@ -1,4 +1,4 @@
-"""What makes two numbers comparable: the fingerprint of an evaluation.
+"""Fingerprint of an evaluation: numbers compare if their fingerprints are equal.
 
 It holds everything that moves an FID besides the model and its guidance: reference, number of
 samples, labels, bank of noise, sampler and its number of network evaluations, precision, rounding
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 UINT8_RULE = "round(127.5 (x + 1)), clamped to 0..255"
-"""How samples in [-1, 1] become pixels (`ig_core.images.sets.to_uint8`)."""
+"""Rounding of samples in [-1, 1] to pixels (`ig_core.images.sets.to_uint8`)."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """How a number was measured."""
+    """Protocol of a measurement."""
 
     reference: str
     """Artifact of the reference; its key is a hash of its content and of the extractor."""
     extractor: str
     """Name and hash of the weights."""
     num_samples: int
-    """Images."""
+    """Number of images."""
     labels: str
     """balanced or random."""
     bank: int | None
     """Seed of the noise; None: made elsewhere."""
     shuffled: bool
-    """Whether the images were put into a random order before they were grouped."""
+    """The images were put into a random order before they were grouped."""
     sampler: dict[str, Any] | None
     """Method, steps, shift, precision; None: made elsewhere."""
     network_evaluations: int | None
@@ -44,11 +44,11 @@ class Fingerprint:
     pixels: str
     """Rounding to uint8."""
     decoder: str
-    """What turns latents into pixels."""
+    """Codec that decodes latents to pixels."""
     settings: dict[str, Any]
-    """Of KID and Inception Score."""
+    """Settings of KID and Inception Score."""
     versions: dict[str, int]
-    """Of the code that samples and measures."""
+    """Versions of the code that samples and measures."""
 
     @property
     def id(self) -> str:
@@ -56,7 +56,7 @@ class Fingerprint:
         return content_key({field.name: getattr(self, field.name) for field in fields(self)})[:12]
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """What keeps two numbers from being compared, for people."""
+        """List the protocol differences that make two results incomparable."""
         found: list[str] = []
         for field in fields(self):
             one, two = getattr(self, field.name), getattr(other, field.name)
@@ -73,7 +73,7 @@ class Fingerprint:
 
 
 def fingerprint(evaluate: Node) -> Fingerprint:
-    """The fingerprint of an evaluation, from what it is made of."""
+    """Return the fingerprint of an evaluation, from the nodes that it is made of."""
     sample, reference = evaluate.inputs["sample"], evaluate.inputs["reference"]
     features = next(node for name, node in evaluate.inputs.items() if name.startswith("part-"))
     images, extractor = features.inputs["images"], features.inputs["extractor"]
@@ -116,7 +116,7 @@ def _network_evaluations(sampler: dict[str, Any] | None) -> int | None:
 
 
 def require_one_protocol(found: Iterable[tuple[str, Fingerprint]]) -> None:
-    """Refuse to put numbers side by side that were measured otherwise.
+    """Require one protocol of numbers that are put side by side.
 
     Args:
         found: Name of each number, and how it was measured.

@@ -33,7 +33,7 @@ KNOWN = {shape: name.upper() for name, shape in SHAPES.items()}
 
 
 def is_codec_folder(path: Path) -> bool:
-    """Whether a folder describes a model of diffusers."""
+    """Check whether a folder describes a model of diffusers."""
     return (path / SD_CONFIG).is_file()
 
 
@@ -111,7 +111,7 @@ def _codec(
     factor: int | None,
     scale: float | None = None,
 ) -> Inspection:
-    """Lines on a codec; that it can be used is tried out."""
+    """Describe a codec, and try to open it as a run does."""
     lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
     if scale is not None:
         lines["scale"] = f"{scale:g}"

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from ig_core.data.shards import Shard
 
 Inspection = tuple[dict[str, str], list[str], list[str]]
-"""Lines, what a person should know, and what would go wrong."""
+"""Lines of facts, remarks, and problems that a run would meet."""
 
 TOLERANCE = 2.0
 """Factor by which the spread of what is learnt may differ from 1."""
 
 
 def is_in_store(path: Path) -> bool:
-    """Whether a folder is a shard of latents, or what binds shards together."""
+    """Check for a shard of latents, or the data that bind shards together."""
     return (path / LATENTS).is_file() or (path / STATISTICS).is_file()
 
 
 def inspect_shards(path: Path) -> Inspection:
-    """Say what they are.
+    """Describe a shard, or the data that bind shards together.
 
     Raises:
         ValueError: they cannot be read.
@@ -38,7 +38,7 @@ def inspect_shards(path: Path) -> Inspection:
 
 
 def label_counts(labels: Counter[int]) -> str:
-    """How many labels there are, and how many latents of the rarest and the most frequent."""
+    """Count labels, and the latents of the rarest and the most frequent one."""
     if not labels:
         return "none"
     counts = labels.most_common()
@@ -83,7 +83,7 @@ def _shard(path: Path) -> Inspection:
 
 
 def _rows(shard: Shard) -> dict[str, str]:
-    """What the rows of a shard are."""
+    """Describe the rows of a shard."""
     return {
         "content": f"{_content(shard.shape[0])}, {shard.dtype}",
         "shape": " x ".join(map(str, shard.shape)),
@@ -92,7 +92,7 @@ def _rows(shard: Shard) -> dict[str, str]:
 
 
 def _content(depth: int) -> str:
-    """What channels hold: their number tells, since each codec has its own."""
+    """Describe the content of channels by their number, which differs between codecs."""
     for codec, channels in CODEC_CHANNELS.items():
         if depth == channels:
             return "pixels" if codec == "none" else f"samples of {codec}'s posterior, drawn once"
@@ -108,7 +108,7 @@ def _flips(shard: Shard) -> str:
 
 
 def _rows_of_data(path: Path, shards: list[str]) -> tuple[dict[str, str], list[str]]:
-    """What the rows of the first shard are, and notes; in a store it lies beside the data."""
+    """Describe the rows of the first shard that lies beside the data in the store; with remarks."""
     from ig_core.data.shards import Shard
 
     files = [path.resolve().parent.parent / shard / LATENTS for shard in shards]
@@ -119,7 +119,7 @@ def _rows_of_data(path: Path, shards: list[str]) -> tuple[dict[str, str], list[s
 
 
 def _scaling(about: dict[str, Any]) -> list[str]:
-    """Whether what a model would learn is about as spread out as the noise is."""
+    """List a problem unless the model's data have about the spread of the noise."""
     if about["codec"] == "none":  # pixels, which are brought to [-1, 1]
         return []
     scaled = [std * factor for std, factor in zip(about["std"], about["factor"], strict=True)]

@@ -1,4 +1,4 @@
-"""Whether a number of ours may stand beside a published one, and in what the two differ."""
+"""Compare the protocol of a measurement with that of a published number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ as many each), and still be ImageNet's."""
 def incomparable_because(
     row: TableRow, run: Experiment, measured: Measurement, store: Store
 ) -> tuple[str, ...]:
-    """What moves an FID by more than anybody would call rounding; empty: it may be compared.
+    """List the protocol differences that make two results incomparable; empty if there are none.
 
     Args:
         row: The published number.
@@ -68,7 +68,7 @@ def incomparable_because(
 
 
 def _training_set(run: Experiment, store: Store) -> list[str]:
-    """The number of images that were learnt, if that is known and not ImageNet's."""
+    """State the number of images that were learnt, if it is known and not ImageNet's."""
     node, count = Graph(run).data, run.data.count
     if store.find(node.kind, node.key):  # without those that were left out as broken
         folder = store.open(node.kind, node.key).path
@@ -79,7 +79,7 @@ def _training_set(run: Experiment, store: Store) -> list[str]:
 
 
 def _reference(node: Node, store: Store) -> str | None:
-    """Why a reference is not ADM's, as far as its statistics tell; None: it may be.
+    """Return why a reference cannot be ADM's by its statistics; None if it may be.
 
     They are those that the distance was taken to. The digest of ADM's file is not known here.
     """
@@ -103,7 +103,7 @@ def _reference(node: Node, store: Store) -> str | None:
 
 
 def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[str, ...]:
-    """In what else the protocols differ; by how much that moves an FID is not known."""
+    """List other differences of the protocols, whose effect on FID is not known."""
     ours, theirs = measured.fingerprint, row.protocol
     found = [
         f"pixels: {ours.pixels}, published {theirs.pixels}",
@@ -133,7 +133,7 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
 
 
 def _averaging(path: Path, digest: str | None) -> list[str]:
-    """What is to be said of a checkpoint unless its averaged weights are what is sampled."""
+    """Remark on a checkpoint unless its averaged weights are sampled."""
     from ig_core.checkpoints.official import weights_in
     from ig_core.files.tensors import read_file
 

@@ -34,17 +34,17 @@ class TableLine:
 
     row: TableRow
     experiment: Experiment | None
-    """What was run for it; None: nothing."""
+    """Run that stands for the row; None if there is none."""
     measured: Measurement | None
-    """Our number; None: not run."""
+    """Our number; None if it was not run."""
     incomparable_because: tuple[str, ...] = ()
-    """Why our number must not be compared with the published one; empty: it may be."""
+    """Protocol differences that make our number and the published one incomparable."""
     differences: tuple[str, ...] = ()
-    """In what else the protocols differ; by how much that moves an FID is not known."""
+    """Other differences of the protocols, whose effect on FID is not known."""
 
     @property
     def state(self) -> str:
-        """What there is, in a word or two."""
+        """State of the row in a word or two."""
         if self.row.experiment is None:
             return "published alone"
         if self.measured is None:
@@ -53,7 +53,7 @@ class TableLine:
 
     @property
     def difference(self) -> float | None:
-        """Our FID less the published one; None where they must not be compared."""
+        """Our FID less the published one; None where they are incomparable."""
         if self.measured is None or self.incomparable_because:
             return None
         return self.measured.fid - self.row.published.fid
@@ -107,7 +107,7 @@ def _published_at(line: TableLine) -> float:
 
 
 def _measured(row: TableRow, results: Results) -> Measurement | None:
-    """The row's number: at its scale, or at the scale that was chosen, on the other bank."""
+    """Return the row's number: at its scale, or at the scale that was chosen, on the other bank."""
     if row.scale is None:
         reported = results.reported()
         return None if reported is None else reported.measurement
@@ -115,7 +115,7 @@ def _measured(row: TableRow, results: Results) -> Measurement | None:
 
 
 def matches(row: TableRow, run: Experiment) -> bool:
-    """Whether a run is the row's experiment, but for files, workers, scales and protocol."""
+    """Check whether a run is the row's experiment, but for files, workers, scales and protocol."""
     if row.experiment is None or _science(row, row.experiment) != _science(row, run):
         return False
     if run.train.imported:
@@ -149,7 +149,7 @@ def _training(experiment: Experiment) -> dict[str, Any]:
 
 
 def own_differences(lines: Iterable[TableLine]) -> list[str]:
-    """In what our own numbers differ in their fingerprints, against the first of them."""
+    """List the differences of our own fingerprints from the first of them."""
     measured = [(line.row.name, line.measured.fingerprint) for line in lines if line.measured]
     found = []
     for name, fingerprint in measured[1:]:

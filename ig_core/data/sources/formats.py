@@ -207,7 +207,7 @@ def hint(path: Path) -> str:
     return ""
 
 
-LOOSE = ("folder", "npy")
-"""Formats of one file a row."""
-LABELLED = ("parquet", "safetensors")
-"""Formats that hold their labels beside the rows."""
+ONE_ROW_PER_FILE = ("folder", "npy")
+"""Formats with a file for each row."""
+SELF_LABELLED = ("parquet", "safetensors")
+"""Formats that store labels beside the rows."""

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ig_core.data.sources.formats import CLASSES, LOOSE, MAPPING, DetectedSource, Row
+from ig_core.data.sources.formats import CLASSES, MAPPING, ONE_ROW_PER_FILE, DetectedSource, Row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ig_core.data.sources.labels import Labels
 
 
-WHOLE = 2**28
-"""Bytes up to which all of a source is read to identify it."""
-PROBES, PROBE = 2048, 4096
-"""Places in a larger one that are read, and bytes at each."""
-SMALL = 2**20
-"""Bytes below which an archive is read whole in any case."""
+FULL_DIGEST_BYTES = 2**28
+"""Largest source in bytes that is read whole to identify it."""
+PROBE_COUNT, PROBE_BYTES = 2048, 4096
+"""Places of a larger source that are read, and bytes at each."""
+SMALL_ARCHIVE_BYTES = 2**20
+"""Size below which an archive of a larger source is read whole too."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def identify(listing: Listing) -> str:
         sizes = _sizes(listing)
         for name, size in zip(names, sizes, strict=True):
             digest.update(f"{name}\0{size}\0".encode())
-        if sum(sizes) <= WHOLE:
+        if sum(sizes) <= FULL_DIGEST_BYTES:
             for name, size in zip(names, sizes, strict=True):
                 if size:
                     _add_file(digest, listing.root / name)
@@ -130,8 +130,12 @@ def _read_whole(listing: Listing, sizes: Sequence[int]) -> list[str]:
     """List files of a large source that are read whole: statistics, small archives."""
     small = (
         ()
-        if listing.format in LOOSE
-        else (name for name, size in zip(listing.files, sizes, strict=False) if size < SMALL)
+        if listing.format in ONE_ROW_PER_FILE
+        else (
+            name
+            for name, size in zip(listing.files, sizes, strict=False)
+            if size < SMALL_ARCHIVE_BYTES
+        )
     )
     # All that a mapping says are labels, which are read.
     return [*small, *(name for name in listing.extra if name not in (MAPPING, CLASSES))]
@@ -139,7 +143,7 @@ def _read_whole(listing: Listing, sizes: Sequence[int]) -> list[str]:
 
 def _sizes(listing: Listing) -> list[int]:
     """Return the bytes of `files` and `extra`; those of one file a row are in the listing."""
-    loose = listing.format in LOOSE
+    loose = listing.format in ONE_ROW_PER_FILE
     sizes: list[int] = listing.table["size"].to_pylist() if loose else []
     asked = listing.extra if loose else (*listing.files, *listing.extra)
     return sizes + [(listing.root / name).stat().st_size for name in asked]
@@ -153,11 +157,11 @@ def _add_file(digest: Any, path: Path) -> None:  # noqa: ANN401
 
 def _add_probes(digest: Any, root: Path, names: Sequence[str], sizes: Sequence[int]) -> None:  # noqa: ANN401
     ends = np.cumsum(np.asarray(sizes, np.int64))
-    for place in np.linspace(0, int(ends[-1]) - 1, PROBES).astype(np.int64):
+    for place in np.linspace(0, int(ends[-1]) - 1, PROBE_COUNT).astype(np.int64):
         number = int(np.searchsorted(ends, place, side="right"))
         with (root / names[number]).open("rb") as file:
             file.seek(int(place - ends[number] + sizes[number]))
-            digest.update(file.read(PROBE))
+            digest.update(file.read(PROBE_BYTES))
 
 
 IMAGES = {

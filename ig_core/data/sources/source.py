@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from ig_core.config import SettingError
-from ig_core.data.sources.formats import LABELLED, LOOSE, Row, detect, hint
+from ig_core.data.sources.formats import ONE_ROW_PER_FILE, SELF_LABELLED, Row, detect, hint
 from ig_core.data.sources.images import list_folder, list_parquet, list_zip
 from ig_core.data.sources.labels import NoLabels, read_labels
 from ig_core.data.sources.latents import list_npy, list_safetensors
@@ -63,7 +63,7 @@ def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Lis
     """
     found = detect(path)
     if labels is not None:
-        if found.format in LABELLED:
+        if found.format in SELF_LABELLED:
             raise SettingError(
                 f"labels must be left out: {path} holds {found.format}, which has labels of its "
                 f"own",
@@ -100,7 +100,9 @@ def _list(path: Path, context: ListingContext) -> Listing:
     if context.ignored:
         _warn(f"{path}: only images or latents are used{_ignored(context.ignored)}")
     table = pa.table({name: [getattr(row, name) for row in rows] for name in Row._fields})
-    files = tuple(row.file for row in rows) if found.format in LOOSE else tuple(found.files)
+    files = (
+        tuple(row.file for row in rows) if found.format in ONE_ROW_PER_FILE else tuple(found.files)
+    )
     return Listing(found.root, found.format, table, files, found.extra, dict(context.ignored))
 
 

@@ -55,10 +55,10 @@ def test_a_shard_that_is_not_like_the_others_is_named(tmp_path, third, message):
 
 
 def test_statistics_of_a_large_source_are_part_of_its_identity(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "WHOLE", 100)
-    monkeypatch.setattr(sources, "PROBES", 4)
-    monkeypatch.setattr(sources, "PROBE", 8)
-    monkeypatch.setattr(sources, "SMALL", 900)
+    monkeypatch.setattr(sources, "FULL_DIGEST_BYTES", 100)
+    monkeypatch.setattr(sources, "PROBE_COUNT", 4)
+    monkeypatch.setattr(sources, "PROBE_BYTES", 8)
+    monkeypatch.setattr(sources, "SMALL_ARCHIVE_BYTES", 900)
     latents, labels = torch.randn(9, 4, 4, 4), torch.arange(9) % 3
     root = write_safetensors(tmp_path / "s", latents, latents.flip(-1), labels)
     last = root / "latents_rank00_shard002.safetensors"

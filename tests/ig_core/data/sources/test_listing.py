@@ -145,9 +145,9 @@ def test_identity_is_of_names_labels_and_content(tmp_path):
 
 
 def test_a_large_source_is_identified_by_samples_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "WHOLE", 100)
-    monkeypatch.setattr(sources, "PROBES", 16)
-    monkeypatch.setattr(sources, "PROBE", 8)
+    monkeypatch.setattr(sources, "FULL_DIGEST_BYTES", 100)
+    monkeypatch.setattr(sources, "PROBE_COUNT", 16)
+    monkeypatch.setattr(sources, "PROBE_BYTES", 8)
     latents = np.random.default_rng(0).random((6, 8, 4, 4), np.float32)
     one = identify(list_source(write_npy(tmp_path / "a", latents, [0] * 6), 3))
     assert one == identify(list_source(write_npy(tmp_path / "b", latents, [0] * 6), 3))
