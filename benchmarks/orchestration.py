@@ -89,7 +89,7 @@ def measure(uri: str) -> None:
     def open_all() -> None:
         store = make_store(uri)
         for node in nodes:
-            store.open(node.kind, node.key)
+            store.open(node.ref)
 
     def fetch_all() -> None:
         with tempfile.TemporaryDirectory() as empty:

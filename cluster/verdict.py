@@ -7,6 +7,8 @@ import json
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+from pipelines.store.keys import Ref
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,12 +35,12 @@ def findings(store: Store, got: Sequence[Trial], wanted: Sequence[Trial]) -> lis
         wrong.append(f"{len(results)} trials instead of {len(expected)}")
     events = store.events()  # from a bucket, an object each: read once
     made = _published(events)
-    often = collections.Counter((e["kind"], e["key"]) for e in made)
-    wrong += [f"{name} was published {count} times" for name, count in often.items() if count > 1]
+    often = collections.Counter(Ref(e["kind"], e["key"]) for e in made)
+    wrong += [f"{ref} was published {count} times" for ref, count in often.items() if count > 1]
     for event in events:
         if event["event"] == "execute" and event["kind"] == "checkpoint":
             ready = [
-                int(e["key"].rpartition("-")[2])
+                Ref(e["kind"], e["key"]).step
                 for e in made
                 if e["kind"] == "checkpoint"
                 and e["key"].startswith(event["key"])
@@ -57,7 +59,7 @@ def half_published(store: Store) -> list[str]:
     store.sweep()
     bucket = store.bucket  # type: ignore[attr-defined]  # it is one
     manifests = {
-        f"{a.kind}/{a.key}/{a.manifest['attempt']}/{name}"
+        f"{a.ref}/{a.manifest['attempt']}/{name}"
         for a in store.list()
         for name in a.manifest["files"]
     }

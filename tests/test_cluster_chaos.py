@@ -9,15 +9,16 @@ import pytest
 
 from cluster.verdict import findings
 from pipelines.store.bucket.store import BucketStore
+from pipelines.store.keys import Ref
 
 
 @pytest.fixture
 def store(tmp_path) -> BucketStore:
     """A bucket in memory with two checkpoints of one training."""
     store = BucketStore(f"memory://chaos/{uuid.uuid4().hex}", tmp_path / "cache", 10**9)
-    store.log("execute", "checkpoint", "abc", from_step=0)
+    store.log("execute", Ref("checkpoint", "abc"), from_step=0)
     for step in (1, 2):
-        with store.publish("checkpoint", f"abc-{step:08d}", {}) as directory:
+        with store.publish(Ref("checkpoint", f"abc-{step:08d}"), {}) as directory:
             (directory / "weights").write_text(str(step))
     return store
 
@@ -36,9 +37,9 @@ def test_other_numbers_and_other_trials_are_found(store):
 
 
 def test_what_was_done_twice_is_found(store):
-    store.log("published", "checkpoint", "abc-00000001")
+    store.log("published", Ref("checkpoint", "abc-00000001"))
     (found,) = findings(store, [], [])
-    assert "('checkpoint', 'abc-00000001') was published 2 times" in found
+    assert "checkpoint/abc-00000001 was published 2 times" in found
 
 
 def test_a_training_that_began_before_what_was_there_is_found(store, monkeypatch):

@@ -24,11 +24,13 @@ from pipelines.common.errors import ArtifactError
 from pipelines.common.redaction import parse_secrets
 from pipelines.graph.graph import Graph
 from pipelines.status.activity import read_process_state
-from pipelines.store.base import MANIFEST
 from pipelines.store.bucket.store import BucketStore
+from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 
 KEY = "0123abcd"
+REF = Ref("data", KEY)
 LARGE = 2**70
 JSON = st.recursive(
     st.none()
@@ -124,7 +126,7 @@ def everything_below(root: Path) -> set[str]:
 
 def check_folder(root: Path, text: str) -> None:
     store = FolderStore(root / "store")
-    (store.root / "data" / KEY / MANIFEST).write_text(text, errors="surrogatepass")
+    (store.root / "data" / KEY / MANIFEST_FILE).write_text(text, errors="surrogatepass")
     before = everything_below(root)
     use(store)
     assert everything_below(root) == before
@@ -133,7 +135,7 @@ def check_folder(root: Path, text: str) -> None:
 def use(store) -> None:
     for act in (store.find, store.open):
         try:
-            act("data", KEY)
+            act(REF)
         except ArtifactError:
             continue
     for artifact in store.list():
@@ -155,9 +157,9 @@ def folder(tmp_path_factory):
     """A root with a store that holds an artifact, and its manifest."""
     root = tmp_path_factory.mktemp("folder")
     store = FolderStore(root / "store")
-    with store.publish("data", KEY, {"config": {"n": 1}, "inputs": {}}) as directory:
+    with store.publish(REF, {"config": {"n": 1}, "inputs": {}}) as directory:
         (directory / "a.txt").write_text("content")
-    return root, json.loads((store.root / "data" / KEY / MANIFEST).read_text())
+    return root, json.loads((store.root / "data" / KEY / MANIFEST_FILE).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +167,7 @@ def bucket(tmp_path_factory):
     """A root for a cache, a bucket in memory that holds an artifact, and its manifest."""
     root, uri = tmp_path_factory.mktemp("bucket"), f"memory://fuzz/{uuid.uuid4().hex}"
     store = BucketStore(uri, root / "cache", 10**9)
-    with store.publish("data", KEY, {"config": {"n": 1}, "inputs": {}}) as directory:
+    with store.publish(REF, {"config": {"n": 1}, "inputs": {}}) as directory:
         (directory / "a.txt").write_text("content")
     return root, uri, json.loads(store.bucket.read(f"manifests/data/{KEY}.json"))
 

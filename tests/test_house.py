@@ -142,7 +142,7 @@ def reads_text(call: ast.Call) -> bool:
         return True
     if name not in ("open", "fdopen"):
         return "text" in keywords(call) or "universal_newlines" in keywords(call)
-    # Of a Path it is open(mode); others are open(file, mode) or open(kind, key).
+    # Of a Path it is open(mode); others are open(file, mode) or open(ref).
     place = 0 if method and name == "open" else 1
     modes = [*call.args[place : place + 1], *filter(None, [keywords(call).get("mode")])]
     if not modes:
@@ -165,7 +165,7 @@ def reads_text(call: ast.Call) -> bool:
         ("path.read_text(encoding='utf-8')", False),
         ("path.open('rb')", False),
         ("open(path, 'ab')", False),
-        ("store.open(kind, key)", False),
+        ("store.open(ref)", False),
         ("archive.open(zipfile.ZipInfo('x'), 'w')", False),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from experiments import Study, experiment_from_json, experiment_to_json, get_experiment, get_study
 from pipelines.__main__ import main
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 
 ROOT = Path(__file__).parent.parent
 FILES = [
@@ -161,7 +162,7 @@ def test_artifacts_have_no_names_that_leave_the_store(part, tmp_path):
     store = FolderStore(tmp_path / "store")
     for kind, key in ((part, "key"), ("kind", part)):
         with pytest.raises(ValueError, match="must be letters, digits"):
-            store.find(kind, key)
+            store.find(Ref(kind, key))
 
 
 @pytest.mark.parametrize("word", ["../../etc", "/etc/passwd", "..", "a/../../b"])

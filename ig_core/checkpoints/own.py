@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 
 FORMAT = "igdit-checkpoint-1"
+HEADER_FILE = "state.json"
+MODEL_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+HISTORY_FILE = "history.safetensors"
+TRAINING_FILES = frozenset({MODEL_FILE, EMA_FILE, OPTIMIZER_FILE, HISTORY_FILE})
+"""Tensors of a checkpoint that can be trained on; one to sample with has EMA_FILE alone."""
 
 
 class PackedCheckpoint(NamedTuple):
@@ -40,8 +47,8 @@ class PackedCheckpoint(NamedTuple):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.tensors.items():
-            save_file(content, directory / f"{name}.safetensors")
-        (directory / "state.json").write_text(
+            save_file(content, directory / name)
+        (directory / HEADER_FILE).write_text(
             json.dumps(self.header, indent=2) + "\n", encoding="utf-8"
         )
 
@@ -77,7 +84,7 @@ def save_weights(
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
-    PackedCheckpoint({"ema": tensors}, header).write(directory)
+    PackedCheckpoint({EMA_FILE: tensors}, header).write(directory)
 
 
 def pack_checkpoint(state: TrainState, *, keep: bool = True) -> PackedCheckpoint:
@@ -97,10 +104,10 @@ def pack_checkpoint(state: TrainState, *, keep: bool = True) -> PackedCheckpoint
         for key, value in entry.items()
     }
     tensors = {
-        "model": state.model.state_dict(),
-        "ema": state.ema | {"pos_embed": state.model.pos_embed},
-        "optimizer": moments,
-        "history": {"history": state.history},
+        MODEL_FILE: state.model.state_dict(),
+        EMA_FILE: state.ema | {"pos_embed": state.model.pos_embed},
+        OPTIMIZER_FILE: moments,
+        HISTORY_FILE: {"history": state.history},
     }
     packed: dict[str, dict[str, Tensor]] = {}
     for name, content in tensors.items():
@@ -132,15 +139,13 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
             f"{directory} holds weights that were trained elsewhere, without the "
             f"state of an optimizer: they cannot be trained on"
         )
-    model = _read_model(directory, header, "model")
+    model = _read_model(directory, header, MODEL_FILE)
     _, optim, step = read_settings(directory)
     model.to(device)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    ema = _read_tensors(
-        directory / "ema.safetensors", shapes | {"pos_embed": model.pos_embed.shape}
-    )
+    ema = _read_tensors(directory / EMA_FILE, shapes | {"pos_embed": model.pos_embed.shape})
     optimizers = make_optimizers(model, optim)
-    _load_moments(model, optimizers, directory / "optimizer.safetensors", begun=step > 0)
+    _load_moments(model, optimizers, directory / OPTIMIZER_FILE, begun=step > 0)
     scaler = loss_scaler(optim.precision, model.pos_embed.device)
     if scaler.is_enabled():
         _parse(directory, lambda: scaler.load_state_dict(_loss_scale(header["loss_scaler"])))
@@ -212,13 +217,13 @@ def load_ema(directory: str | Path, device: torch.device | str = "cpu") -> Diffu
         ValueError: a file is missing or damaged, or a tensor does not fit the model.
     """
     directory = Path(directory)
-    model = _read_model(directory, read_header(directory), "ema")
+    model = _read_model(directory, read_header(directory), EMA_FILE)
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_history(directory: str | Path) -> Tensor:
     """Load the loss history of a checkpoint: a row of `training.HISTORY_COLUMNS` for each step."""
-    path = Path(directory) / "history.safetensors"
+    path = Path(directory) / HISTORY_FILE
     history = _read_tensors(path).get("history")
     if history is None or history.dim() != 2 or history.shape[1] != len(HISTORY_COLUMNS):
         raise ValueError(f"{path} holds no history of {len(HISTORY_COLUMNS)} columns")
@@ -231,7 +236,7 @@ def read_header(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, damaged or of another format.
     """
-    path = directory / "state.json"
+    path = directory / HEADER_FILE
     try:
         header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -246,15 +251,13 @@ def _parse(directory: Path, build: Callable[[], Any]) -> Any:  # noqa: ANN401
     try:
         return build()
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"{directory / 'state.json'} is no checkpoint header: {error!r}"
-        ) from error
+        raise ValueError(f"{directory / HEADER_FILE} is no checkpoint header: {error!r}") from error
 
 
 def _read_model(directory: Path, header: dict[str, Any], name: str) -> DiffusionTransformer:
     config = _parse(directory, lambda: ModelConfig(**header["model"]))
     # The file is compared before there is memory for a model that may be none.
-    tensors = _read_tensors(directory / f"{name}.safetensors", DiffusionTransformer.shapes(config))
+    tensors = _read_tensors(directory / name, DiffusionTransformer.shapes(config))
     model = DiffusionTransformer.uninitialised(config)
     model.load_state_dict(tensors)
     return model

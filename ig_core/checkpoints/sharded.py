@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from ig_core.checkpoints.own import load_history, moment_shapes, read_settings
+from ig_core.checkpoints.own import (
+    EMA_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    load_history,
+    moment_shapes,
+    read_settings,
+)
 from ig_core.files.tensors import open_tensors, read_header, require_shapes
 from ig_core.precision import loss_scaler
 from ig_core.training.optim import make_optimizers
@@ -46,7 +53,7 @@ def load_sharded(
     rank, size = distributed.get_rank(), distributed.get_world_size()
     shapes = DiffusionTransformer.shapes(config)
     # Compared with the file before there is memory for a model that may be none.
-    file = TensorFile(directory / "model.safetensors", shapes)
+    file = TensorFile(directory / MODEL_FILE, shapes)
     model = DiffusionTransformer.outline(config)
     prepare(model)
     shard_model(model, torch.device(device))
@@ -55,12 +62,12 @@ def load_sharded(
         file.fill(name, target, rank, size)
     parameters = dict(model.named_parameters())
     ema = {name: torch.empty_like(p.detach()) for name, p in parameters.items()}
-    file = TensorFile(directory / "ema.safetensors", shapes)
+    file = TensorFile(directory / EMA_FILE, shapes)
     for name, target in ema.items():
         file.fill(name, target, rank, size)
     optimizers = make_optimizers(model, optim)
     wanted = moment_shapes(model, optimizers) if step else {}
-    file = TensorFile(directory / "optimizer.safetensors", wanted)
+    file = TensorFile(directory / OPTIMIZER_FILE, wanted)
     for name, shape in wanted.items():
         owner, _, moment = name.rpartition("/")
         parameter = parameters[owner]

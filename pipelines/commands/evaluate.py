@@ -26,8 +26,8 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node
 from pipelines.graph.plan import make_plan
 from pipelines.graph.resolve import resolve
-from pipelines.results.measurements import METRICS
 from pipelines.stages.build import WORK
+from pipelines.store.file_names import IMAGES_FILE, METRICS_FILE
 from pipelines.store.files import replace_text
 from pipelines.store.home import Home
 
@@ -86,8 +86,8 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
             config = {**evaluate.config, "shuffle_seed": 0}
             evaluate = dataclasses.replace(evaluate, config=config)
         _build(experiment, graph, evaluate, home, console)
-        folder = store.open(evaluate.kind, evaluate.key).path
-        kept = _keep_metrics(folder / METRICS, path, evaluate, home)
+        folder = store.open(evaluate.ref).path
+        kept = _keep_metrics(folder / METRICS_FILE, path, evaluate, home)
     print_metrics(kept, options.protocol or protocol_name(evaluation), console)
     return 0
 
@@ -204,22 +204,22 @@ def _has_images(path: Path) -> bool:
 def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) -> list[Node]:
     """Bring images into the store, in shards; those that are there are not read again."""
     from ig_core.images.sets import write_images
-    from pipelines.stages.context import IMAGES, describe, write_experiment
+    from pipelines.stages.context import describe, write_experiment
 
     size, digest = graph.experiment.evaluation.shard_size, path_digest(path)
     nodes = [
         Node("images", {"sha256": digest, "start": start, "stop": min(start + size, count)})
         for start in range(0, count, size)
     ]
-    if all(store.find(node.kind, node.key) for node in nodes):
+    if all(store.find(node.ref) for node in nodes):
         return nodes
     log(console, f"reading   {count:,} images of {path}")
 
     def publish(node: Node, images: ImageSet) -> None:
-        if store.find(node.kind, node.key) is None:
-            with store.publish(node.kind, node.key, describe(node)) as directory:
+        if store.find(node.ref) is None:
+            with store.publish(node.ref, describe(node)) as directory:
                 write_experiment(graph.experiment, directory)
-                write_images(directory / IMAGES, images)
+                write_images(directory / IMAGES_FILE, images)
 
     # The last shard waits until all is read: its absence says that the rest was not checked.
     last = None

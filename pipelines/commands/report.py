@@ -17,6 +17,7 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve
 from pipelines.reports.run_page import write_run_page
 from pipelines.results.measurements import collect
+from pipelines.store.file_names import EXPERIMENT_FILE
 from pipelines.store.home import Home
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
         own = {
             key: (
                 home.run_folder(Graph(runs[key]).experiment.name, Graph(runs[key]).run_key)
-                / "experiment.json"
+                / EXPERIMENT_FILE
             ).exists()
             for key in named
         }
@@ -128,7 +129,7 @@ def export_samples(
     """
     from ig_core.images.folders import write_folder, write_npz
     from ig_core.images.sets import read_images
-    from pipelines.stages.context import IMAGES
+    from pipelines.store.file_names import IMAGES_FILE
 
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise ValueError(f"target must be new, but {target} exists")
@@ -141,7 +142,7 @@ def export_samples(
             """Shard by shard, so that a set need not fit into memory."""
             start = 0
             for node in point.images:
-                images = read_images([store.open(node.kind, node.key).path / IMAGES]).image
+                images = read_images([store.open(node.ref).path / IMAGES_FILE]).image
                 mine = rows[(rows >= start) & (rows < start + len(images))] - start
                 yield images[mine]
                 start += len(images)
@@ -162,12 +163,12 @@ def _point(store: Store, graph: Graph, ig_scale: float | None, *, report: bool) 
         every = {*graph.experiment.scales, scale}
         points = tuple(dict.fromkeys(point for one in every for point in graph.report(one)))
     found = next((point for point in points if point.guidance.ig_scale == scale), None)
-    if found is None or not all(store.find(node.kind, node.key) for node in found.images):
+    if found is None or not all(store.find(node.ref) for node in found.images):
         there = sorted(
             {
                 f"{p.guidance.ig_scale:g}"
                 for p in points
-                if all(store.find(node.kind, node.key) for node in p.images)
+                if all(store.find(node.ref) for node in p.images)
             }
         )
         raise ValueError(

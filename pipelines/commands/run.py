@@ -66,7 +66,7 @@ def run_experiment(
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
-            log(console, f"set aside damaged {node.kind}/{node.key}")
+            log(console, f"set aside damaged {node.ref}")
         targets = (*collect(store, graph).targets, *aside)
         plan = make_plan(store, targets)
         works = _has_work(plan, store, graph)

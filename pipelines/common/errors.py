@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 
 class UsageError(ValueError):
     """The command line cannot be understood."""
@@ -56,24 +53,3 @@ class ArtifactError(PipelineError):
 
 class MissingArtifactError(ArtifactError):
     """An artifact that was asked for is not in the store."""
-
-
-class CorruptArtifactError(ArtifactError):
-    """An artifact's files are not those that were published."""
-
-    def __init__(self, kind: str, key: str, path: Path | str, reason: str) -> None:
-        super().__init__(
-            f"artifact {kind}/{key} is damaged: {reason} ({path}). It was not used. Run the same "
-            f"command with --rebuild to set it aside and build it again."
-        )
-        self.kind, self.key = kind, key
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Raised in workers: exceptions pickle their message only, not these arguments.
-        return _rebuild_corrupt, (str(self), self.kind, self.key)
-
-
-def _rebuild_corrupt(message: str, kind: str, key: str) -> CorruptArtifactError:
-    error = CorruptArtifactError(kind, key, Path(), "")
-    error.args = (message,)
-    return error

@@ -112,7 +112,7 @@ def print_costs(results: Results, plan: Plan, assumption: Assumption, console: C
             f"named.",
         )
     # All that are counted as cached above, not only those that need not be looked behind.
-    held = [results.store.find(node.kind, node.key) for node in closure(results.targets)]
+    held = [results.store.find(node.ref) for node in closure(results.targets)]
     there = [artifact for artifact in held if artifact is not None]
     if there:
         log(
@@ -167,7 +167,7 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
         if not own:
             continue  # states to resume from are nobody's aim
         missing = [node for node in own if node in plan.missing]
-        cached = sum(store.find(node.kind, node.key) is not None for node in own)
+        cached = sum(store.find(node.ref) is not None for node in own)
         rows.append(
             (
                 stage,

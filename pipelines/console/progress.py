@@ -19,7 +19,7 @@ from pipelines.console.console import log
 from pipelines.console.eta import WorkAhead
 from pipelines.graph.node import closure
 from pipelines.graph.trajectory import starting_step
-from pipelines.results.measurements import METRICS
+from pipelines.store.file_names import METRICS_FILE, STATISTICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,6 @@ HEARTBEAT_SECONDS = 30.0
 WIDEST_BAR = 40
 MOST_BROKEN = 10
 """Faulty images that are named here; all of them are in the data's statistics."""
-STATISTICS = "statistics.json"
 DATA_NAMES = {
     "listing": "list of the source",
     "data": "training images",
@@ -162,8 +161,8 @@ class ProgressDisplay:
 
     def on_waiting(self, node: Node) -> None:
         """Another process builds the node."""
-        self._waiting = f"{node.kind}/{node.key}"
-        self.log(f"{node.stage:<9} waiting: another process builds {node.kind}/{node.key}")
+        self._waiting = str(node.ref)
+        self.log(f"{node.stage:<9} waiting: another process builds {node.ref}")
 
     def on_started(self, nodes: Sequence[Node]) -> None:
         """One task of this process builds the nodes."""
@@ -176,15 +175,15 @@ class ProgressDisplay:
     def on_finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
         """The artifact is published."""
         self.ahead.finished(node)
-        if self._waiting == f"{node.kind}/{node.key}":
+        if self._waiting == str(node.ref):
             self._waiting = ""
         point = self._points.get(node)
         if node.stage == "data":
             self._log_data(node)
         elif node.kind == "checkpoint":
-            self.log(f"{node.stage:<9} checkpoint of step {int(node.key.rpartition('-')[2])}")
+            self.log(f"{node.stage:<9} checkpoint of step {node.step}")
         elif point is not None:
-            path = self.store.open(node.kind, node.key).path / METRICS
+            path = self.store.open(node.ref).path / METRICS_FILE
             metrics = json.loads(path.read_text(encoding="utf-8"))
             self.log(
                 f"{node.stage:<9} step {point.step:>6}  ig scale {point.guidance.ig_scale:<4g} "
@@ -201,7 +200,7 @@ class ProgressDisplay:
         read_images = "listing" in node.inputs or "images" in node.config
         if node.kind not in ("data", "reference") or not read_images:
             return
-        path = self.store.open(node.kind, node.key).path / STATISTICS
+        path = self.store.open(node.ref).path / STATISTICS_FILE
         broken = json.loads(path.read_text(encoding="utf-8"))["broken"]
         for each in broken[:MOST_BROKEN]:
             self.log(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")

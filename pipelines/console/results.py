@@ -200,7 +200,7 @@ def _length(experiment: Experiment) -> str:
 def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     """Print what collection removed or would remove."""
     for artifact in garbage.artifacts:
-        log(console, f"{artifact.kind}/{artifact.key}  {data_size(artifact.size)}")
+        log(console, f"{artifact.ref}  {data_size(artifact.size)}")
     for name in garbage.set_aside:
         log(console, f"set aside: {name}")
     total = data_size(sum(artifact.size for artifact in garbage.artifacts))

@@ -14,6 +14,7 @@ from pipelines.common.formatting import clock
 from pipelines.console.console import ScreenTable, numbers, words
 from pipelines.console.progress import _ago, training_text
 from pipelines.status.read import read_status
+from pipelines.store.keys import Ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,8 +144,8 @@ def _tasks(status: Status) -> ScreenTable:
             else names.get((task.lease.host, task.lease.pid), _where(task.lease))
         )
         cells = (
-            f"{task.kind}/{task.key[:8]}",
-            task.what or training.get(task.key, ""),
+            task.ref.short,
+            task.what or training.get(task.ref.key, ""),
             lease,
             _worker(task),
             clock(max(status.now - task.since, 0)),
@@ -159,7 +160,7 @@ def _tasks(status: Status) -> ScreenTable:
 def _worker(task: Task) -> str:
     if task.worker is not None:
         return _where(task.worker)
-    return "" if task.kind == "train" else "none yet"
+    return "" if task.ref.kind == "train" else "none yet"
 
 
 def _where(found: Holder) -> str:
@@ -187,5 +188,5 @@ def _events(status: Status) -> Iterator[Text]:
         seconds = event.get("seconds")
         took = f"  {seconds:.1f} s" if isinstance(seconds, int | float) else ""
         day = "" if status.now - float(event["time"]) < 20 * 3600 else f"{moment:%Y-%m-%d} "
-        name = f"{event['kind']}/{str(event['key'])[:8]}"
+        name = Ref(event["kind"], event["key"]).short
         yield _line(f"{day}{moment:%H:%M:%S}  {event['event']!s:<11} {name}{took}")

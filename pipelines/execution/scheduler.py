@@ -21,7 +21,7 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.plan import Plan, make_plan
 from pipelines.graph.trajectory import published_steps
 from pipelines.stages.jobs import Job, TrainJob
-from pipelines.store.keys import content_key
+from pipelines.store.keys import Ref, content_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -138,9 +138,9 @@ class Pipeline:
         trained = [node for node in pending if node.trained]
         if trained and time.monotonic() - self._looked >= self.store.poll_seconds:
             self._looked = time.monotonic()
-            there = {key for _, key in self.store.names("checkpoint", trained[0].hash)}
-            hopeful = (node for node in trained if node.key in there)
-            arrived.extend(node for node in hopeful if self.store.find(node.kind, node.key))
+            there = set(self.store.refs("checkpoint", trained[0].hash))
+            hopeful = (node for node in trained if node.ref in there)
+            arrived.extend(node for node in hopeful if self.store.find(node.ref))
         return arrived
 
     def _build(self, runner: Runner, nodes: tuple[Node, ...]) -> None:
@@ -150,7 +150,7 @@ class Pipeline:
             # In one order everywhere, so that two processes never wait for each other.
             for node in sorted(nodes, key=lambda node: node.key):
                 published = self._waiting(node, functools.partial(self._is_published, node))
-                held = leases.enter_context(self.store.lease(node.kind, node.key, published))
+                held = leases.enter_context(self.store.lease(node.ref, published))
                 if held and not self._is_published(node):
                     mine.append(node)
             if mine:
@@ -158,14 +158,14 @@ class Pipeline:
                 runner.build(Job(self.store.uri, tuple(mine), self._resolved))
 
     def _is_published(self, node: Node) -> bool:
-        return self.store.find(node.kind, node.key) is not None
+        return self.store.find(node.ref) is not None
 
     def _train(self, runner: Runner, steps: tuple[int, ...]) -> None:
         def missing() -> tuple[int, ...]:
             return tuple(sorted(set(steps) - set(published_steps(self.store, self.graph))))
 
         last = self.graph.checkpoint(steps[-1])
-        with self.store.lease("train", last.hash, self._waiting(last, lambda: not missing())):
+        with self.store.lease(Ref("train", last.hash), self._waiting(last, lambda: not missing())):
             wanted = missing()
             if self._stopped.is_set() or not wanted:
                 return
@@ -188,10 +188,7 @@ class Pipeline:
         kept = "no checkpoint was published before it"
         if good is not None:
             node = self.graph.checkpoint(good)
-            kept = (
-                f"the last good checkpoint is step {good}: "
-                f"{self.store.address(node.kind, node.key)}"
-            )
+            kept = f"the last good checkpoint is step {good}: {self.store.address(node.ref)}"
         return (
             f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
             f"--optim.lr or --optim.grad-clip."

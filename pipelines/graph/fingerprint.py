@@ -81,7 +81,7 @@ def fingerprint(evaluate: Node) -> Fingerprint:
     used = ("images", "features", "reference", "evaluate")
     weights = extractor.config.get("weights_sha256", extractor.key)
     return Fingerprint(
-        reference=f"{reference.kind}/{reference.key}",
+        reference=str(reference.ref),
         extractor=f"{extractor.config['name']} {weights}",
         num_samples=sample.config["num_samples"],
         labels=sample.config.get("labels", images.config.get("labels", "as given")),

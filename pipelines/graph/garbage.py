@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipelines.graph.node import Node
     from pipelines.store.base import Artifact, Store
+    from pipelines.store.keys import Ref
 
 logger = logging.getLogger(__name__)
 
@@ -164,15 +165,14 @@ def find_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
     if unknown:
         return Garbage((), aside, unknown)
     there = store.list()
-    names = [(artifact.kind, artifact.key) for artifact in there]
-    needed: set[tuple[str, str]] = set()
+    published = {artifact.ref for artifact in there}
+    needed: set[Ref] = set()
     for key, experiment in runs.items():
         if key not in forgotten:
             graph = Graph(experiment)
-            nodes = (*closure(graph.needed), *_resumed_from(names, graph))
-            needed.update((node.kind, node.key) for node in nodes)
-    unneeded = tuple(a for a, name in zip(there, names, strict=True) if name not in needed)
-    return Garbage(unneeded, aside)
+            nodes = (*closure(graph.needed), *_resumed_from(published, graph))
+            needed.update(node.ref for node in nodes)
+    return Garbage(tuple(a for a in there if a.ref not in needed), aside)
 
 
 def _forgotten(store: Store, prefixes: tuple[str, ...]) -> set[str]:
@@ -194,11 +194,10 @@ def _forgotten(store: Store, prefixes: tuple[str, ...]) -> set[str]:
     return forgotten
 
 
-def _resumed_from(names: Collection[tuple[str, str]], graph: Graph) -> list[Node]:
+def _resumed_from(published: Collection[Ref], graph: Graph) -> list[Node]:
     """The state that a training which is not over would start from, if there is one."""
-    published = set(names)
-    missing = [n.step for n in graph.checkpoints if (n.kind, n.key) not in published]
-    return starting_points(names, graph, missing)[:1] if missing else []
+    missing = [node.step for node in graph.checkpoints if node.ref not in published]
+    return starting_points(published, graph, missing)[:1] if missing else []
 
 
 def collect_garbage(store: Store, forget: tuple[str, ...] = ()) -> Garbage:
@@ -235,6 +234,6 @@ def store_summary(store: Store) -> list[tuple[str, int, int]]:
     """(kind, number of artifacts, bytes) for each kind in the store."""
     totals: dict[str, tuple[int, int]] = {}
     for artifact in store.list():
-        count, size = totals.get(artifact.kind, (0, 0))
-        totals[artifact.kind] = (count + 1, size + artifact.size)
+        count, size = totals.get(artifact.ref.kind, (0, 0))
+        totals[artifact.ref.kind] = (count + 1, size + artifact.size)
     return [(kind, count, size) for kind, (count, size) in sorted(totals.items())]

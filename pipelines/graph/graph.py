@@ -133,7 +133,7 @@ class Graph:
         if self.experiment.train.imported:
             digest = self.experiment.train.checkpoint_sha256
             read = {"model": key_part(self.experiment.model), "file_sha256": digest}
-            return Node("checkpoint", read, suffix=f"-{step:08d}")
+            return Node("checkpoint", read, at_step=step)
         train = key_part(self.experiment.train)
         del train["steps"], train["checkpoint_every"]
         config = {
@@ -142,7 +142,7 @@ class Graph:
             "optim": key_part(self.experiment.optim.canonical()),
             "train": train,
         }
-        return Node("checkpoint", config, {"data": self.data}, suffix=f"-{step:08d}")
+        return Node("checkpoint", config, {"data": self.data}, at_step=step)
 
     def resume(self, step: int) -> Node:
         """The same state, for nobody but the training that goes on from it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipelines.store.keys import content_key
+from pipelines.store.keys import Ref, content_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,13 +53,18 @@ class Node:
     kind: str
     config: dict[str, Any]
     inputs: dict[str, Node] = field(default_factory=dict)
-    suffix: str = ""
-    """Appended to the hash; the checkpoints of one training differ in nothing else."""
+    at_step: int | None = None
+    """Training step of a state of a training; those of one training differ in nothing else."""
 
     @cached_property
+    def ref(self) -> Ref:
+        """Name of the artifact."""
+        return Ref.of(self.kind, self.hash, self.at_step)
+
+    @property
     def key(self) -> str:
         """Key of the artifact."""
-        return self.hash + self.suffix
+        return self.ref.key
 
     @cached_property
     def hash(self) -> str:
@@ -76,7 +81,7 @@ class Node:
     @property
     def step(self) -> int:
         """Training step of a checkpoint or of a state to resume from."""
-        return int(self.suffix[1:])
+        return self.ref.step
 
     @property
     def trained(self) -> bool:
@@ -89,10 +94,10 @@ class Node:
         return STAGES[self.kind]
 
     def __hash__(self) -> int:
-        return hash((self.kind, self.key))
+        return hash(self.ref)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and (self.kind, self.key) == (other.kind, other.key)
+        return isinstance(other, Node) and self.ref == other.ref
 
 
 def closure(nodes: Iterable[Node]) -> Iterator[Node]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.graph.node import Node, closure
 from pipelines.graph.trajectory import published_steps
+from pipelines.store.base import CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,14 +31,14 @@ def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
     Inputs of what is published are not looked at: they are not needed.
     """
     targets = list(targets)
-    absent = store.absent((node.kind, node.key) for node in closure(targets))
+    absent = store.absent(node.ref for node in closure(targets))
     cached: set[Node] = set()
     missing: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
         if node in cached or node in missing:
             return
-        if (node.kind, node.key) not in absent and store.find(node.kind, node.key):
+        if node.ref not in absent and store.find(node.ref):
             cached.add(node)
             return
         for source in node.inputs.values():
@@ -60,9 +60,9 @@ def set_corrupt_aside(store: Store, graph: Graph) -> list[Node]:
     found = []
     for node in dict.fromkeys((*closure(graph.needed), *trajectory)):
         try:
-            if store.find(node.kind, node.key):
-                store.open(node.kind, node.key)
+            if store.find(node.ref):
+                store.open(node.ref)
         except CorruptArtifactError:
-            store.quarantine(node.kind, node.key)
+            store.quarantine(node.ref)
             found.append(node)
     return found

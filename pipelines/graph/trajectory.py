@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pipelines.graph.graph import Graph
     from pipelines.graph.node import Node
     from pipelines.store.base import Store
+    from pipelines.store.keys import Ref
 
 
 def published_steps(store: Store, graph: Graph) -> list[int]:
@@ -17,37 +18,33 @@ def published_steps(store: Store, graph: Graph) -> list[int]:
 
     They may come from runs of another length or with other checkpoint steps.
     """
-    return sorted(_step(key) for kind, key in _states(store, graph, ("checkpoint",)))
+    return sorted(ref.step for ref in _states(store, graph, ("checkpoint",)))
 
 
 def resume_steps(store: Store, graph: Graph) -> list[int]:
     """Steps of the trajectory that have a state to resume from, ascending."""
-    return sorted(_step(key) for kind, key in _states(store, graph, ("resume",)))
+    return sorted(ref.step for ref in _states(store, graph, ("resume",)))
 
 
-def starting_points(
-    names: Iterable[tuple[str, str]], graph: Graph, wanted: Iterable[int]
-) -> list[Node]:
+def starting_points(published: Iterable[Ref], graph: Graph, wanted: Iterable[int]) -> list[Node]:
     """States from which all wanted steps can be reached, the best first.
 
     That is the newest; of a checkpoint and a state to resume from the checkpoint.
 
     Args:
-        names: Kind and key of what is published.
+        published: What is published, of whatever kind and training.
         graph: Whose states.
         wanted: The steps; those that have a checkpoint are not made again.
     """
     states = {"checkpoint": graph.checkpoint, "resume": graph.resume}
     hashes = {kind: state(0).hash for kind, state in states.items()}
     wanted = list(wanted)
-    found = [
-        (_step(key), kind) for kind, key in names if hashes.get(kind) == key.rpartition("-")[0]
-    ]
+    found = [ref for ref in published if hashes.get(ref.kind) == ref.hash]
     # Workers that are replaced still want what those before them have published.
-    there = {step for step, kind in found if kind == "checkpoint"}
+    there = {ref.step for ref in found if ref.kind == "checkpoint"}
     first = min((step for step in wanted if step not in there), default=max(wanted))
-    best = sorted(found, key=lambda each: (each[0], each[1] == "checkpoint"), reverse=True)
-    return [states[kind](step) for step, kind in best if step < first]
+    best = sorted(found, key=lambda ref: (ref.step, ref.kind == "checkpoint"), reverse=True)
+    return [states[ref.kind](ref.step) for ref in best if ref.step < first]
 
 
 def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
@@ -58,13 +55,7 @@ def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
 
 def _states(
     store: Store, graph: Graph, kinds: Iterable[str] = ("checkpoint", "resume")
-) -> list[tuple[str, str]]:
-    """Kind and key of what is published of the trajectory."""
+) -> list[Ref]:
+    """List what is published of the trajectory."""
     hashes = {node.kind: node.hash for node in (graph.checkpoint(0), graph.resume(0))}
-    return [
-        (each.kind, each.key) for kind in kinds for each in store.list(kind, f"{hashes[kind]}-")
-    ]
-
-
-def _step(key: str) -> int:
-    return int(key.rpartition("-")[2])
+    return [each.ref for kind in kinds for each in store.list(kind, f"{hashes[kind]}-")]

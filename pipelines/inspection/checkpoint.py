@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ig_core.checkpoints.inspection import CheckpointFacts
 
 CHECKPOINT_FILES = (".pt", ".pth", ".ckpt", ".safetensors")
-STATE = "state.json"
 
 
 def inspect(path: Path, console: Console) -> int:
@@ -56,11 +55,12 @@ def _list(console: Console, title: str, lines: Iterable[str]) -> None:
 
 
 def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
+    from ig_core.checkpoints.own import HEADER_FILE
     from ig_core.data.inspection import inspect_latents
     from pipelines.inspection.codec import inspect_codec_folder, is_codec_folder
     from pipelines.inspection.latents import inspect_shards, inspected_cache, is_in_store
 
-    if (path / STATE).is_file():
+    if (path / HEADER_FILE).is_file():
         return _own_checkpoint(path)
     if is_in_store(path):
         return inspect_shards(path)
@@ -117,24 +117,23 @@ def _use(facts: CheckpointFacts, path: Path) -> str | None:
 
 def _own_checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     """One of the store's, or what `save_checkpoint` wrote."""
-    from ig_core.checkpoints.own import load_ema, read_header
+    from ig_core.checkpoints.own import MODEL_FILE, TRAINING_FILES, load_ema, read_header
     from ig_core.config import ModelConfig
 
     model = load_ema(path)  # every tensor is compared with the architecture
     config: ModelConfig = model.config
     header = read_header(path)
-    source, files = header.get("imported"), {file.stem for file in path.glob("*.safetensors")}
-    whole = {"model", "ema", "optimizer", "history"} <= files
+    source, files = header.get("imported"), {file.name for file in path.iterdir()}
     lines = {
         "checkpoint": f"igdit's own, {config.backbone} {config.depth} x {config.width} / "
         f"{config.patch_size}, auxiliary head "
         + ("none" if config.aux_layer is None else f"after block {config.aux_layer}"),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "weights": "averaged (ema)" + (", as trained (model)" if "model" in files else ""),
+        "weights": "averaged (ema)" + (", as trained (model)" if MODEL_FILE in files else ""),
         "time": "t = 1 is noise",
         "trained": f"step {header['step']:,}"
         if source is None
         else f"elsewhere: {source['file']} (SHA-256 {source['sha256']})",
     }
-    notes = [] if whole else ["it can be sampled, not trained further"]
+    notes = [] if files >= TRAINING_FILES else ["it can be sampled, not trained further"]
     return lines, notes, []

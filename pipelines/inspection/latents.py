@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.schema import CODEC_CHANNELS
 from pipelines.common.remedies import explained
-from pipelines.stages.codec import LATENTS, STATISTICS, read_statistics
+from pipelines.stages.codec import read_statistics
+from pipelines.store.file_names import LATENTS_FILE, STATISTICS_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ TOLERANCE = 2.0
 
 def is_in_store(path: Path) -> bool:
     """Check for a shard of latents, or the data that bind shards together."""
-    return (path / LATENTS).is_file() or (path / STATISTICS).is_file()
+    return (path / LATENTS_FILE).is_file() or (path / STATISTICS_FILE).is_file()
 
 
 def inspect_shards(path: Path) -> Inspection:
@@ -34,7 +35,7 @@ def inspect_shards(path: Path) -> Inspection:
     Raises:
         ValueError: they cannot be read.
     """
-    return _shard(path) if (path / LATENTS).is_file() else _data(path)
+    return _shard(path) if (path / LATENTS_FILE).is_file() else _data(path)
 
 
 def label_counts(labels: Counter[int]) -> str:
@@ -71,7 +72,7 @@ def _shard(path: Path) -> Inspection:
 
     from ig_core.data.shards import Shard
 
-    shard = Shard(path / LATENTS)
+    shard = Shard(path / LATENTS_FILE)
     finite = all(bool(torch.tensor(row).isfinite().all()) for row in shard.latent)
     lines = {
         "latent cache": "igdit's own, one shard",
@@ -111,7 +112,7 @@ def _rows_of_data(path: Path, shards: list[str]) -> tuple[dict[str, str], list[s
     """Describe the rows of the first shard that lies beside the data in the store; with remarks."""
     from ig_core.data.shards import Shard
 
-    files = [path.resolve().parent.parent / shard / LATENTS for shard in shards]
+    files = [path.resolve().parent.parent / shard / LATENTS_FILE for shard in shards]
     absent = sum(not file.is_file() for file in files)
     notes = [f"{absent} of {len(files)} shards do not lie beside it"] if absent else []
     there = next((file for file in files if file.is_file()), None)
@@ -133,7 +134,7 @@ def _scaling(about: dict[str, Any]) -> list[str]:
 
 
 def _data(path: Path) -> Inspection:
-    file = path / STATISTICS
+    file = path / STATISTICS_FILE
     try:
         about, _ = read_statistics(path)
         counts = Counter(dict(enumerate(about["per_class"])))

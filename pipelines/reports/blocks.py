@@ -27,6 +27,7 @@ from pipelines.reports.html import (
 )
 from pipelines.reports.plots import has_real_images, real_images, sampled_images
 from pipelines.results.measurements import stage_costs
+from pipelines.store.file_names import EXPERIMENT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -298,16 +299,16 @@ def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note
     lines = [reproduce.command(line) for line in words if line is not None]
     link = tag(
         "a",
-        "experiment.json",
-        download="experiment.json",
+        EXPERIMENT_FILE,
+        download=EXPERIMENT_FILE,
         href=data_uri(text.encode(), "application/json"),
     )
     return markup(
         tag(
             "pre",
-            "\n# or, from the file below:\n".join([*lines, "igdit run experiment.json"]),
+            "\n# or, from the file below:\n".join([*lines, f"igdit run {EXPERIMENT_FILE}"]),
             class_="wrap",
         ),
         paragraph("What is in the store is not computed again. ", link, f" {note}", class_="note"),
-        tag("details", tag("summary", "experiment.json as text"), tag("pre", text)),
+        tag("details", tag("summary", f"{EXPERIMENT_FILE} as text"), tag("pre", text)),
     )

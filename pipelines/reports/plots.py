@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.common.formatting import number
 from pipelines.results.measurements import checkpoint_name, published
-from pipelines.stages.context import EXPERIMENT_FILE, write_experiment
+from pipelines.stages.context import write_experiment
+from pipelines.store.file_names import EXPERIMENT_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,12 +166,12 @@ def has_real_images(results: Results) -> bool:
     Of latents made elsewhere there are none, and a published checkpoint is judged without the data
     that it was trained on.
     """
-    from pipelines.stages.context import IMAGES
+    from pipelines.store.file_names import IMAGES_FILE
 
     data = published(results.store, [results.graph.data]).get(results.graph.data)
     if data is None:
         return not results.experiment.train.imported
-    return IMAGES in data.manifest["files"]
+    return IMAGES_FILE in data.manifest["files"]
 
 
 def sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: ANN401
@@ -180,8 +181,8 @@ def sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: 
 
 def _shard_images(results: Results, nodes: list[Any]) -> Any:  # noqa: ANN401
     from ig_core.images.sets import read_images
-    from pipelines.stages.context import IMAGES
+    from pipelines.store.file_names import IMAGES_FILE
 
-    paths = [results.store.open(n.kind, n.key).path / IMAGES for n in nodes]
+    paths = [results.store.open(n.ref).path / IMAGES_FILE for n in nodes]
     images = read_images(paths)
     return _by_class(images.image, images.label, results.experiment.model.num_classes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import EXPERIMENTS, STUDIES, get_experiment, get_study
 from pipelines.graph.graph import Graph
+from pipelines.store.file_names import EXPERIMENT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ def run_command(experiment: Experiment) -> str:
 
     An experiment that is not in the registry is run from its file, which lies with its results.
     """
-    return command(run_words(experiment) or ["run", "experiment.json"])
+    return command(run_words(experiment) or ["run", EXPERIMENT_FILE])
 
 
 def study_command(study: Study) -> str:

@@ -10,6 +10,7 @@ from experiments.protocols import ADM_REFERENCE_IMAGES, INCEPTION_2015_SHA256, p
 from experiments.published import IMAGENET_TRAIN
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import INCEPTION
+from pipelines.store.file_names import FEATURES_FILE, MOMENTS_FILE, STATISTICS_FILE
 from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def incomparable_because(
 def _training_set(run: Experiment, store: Store) -> list[str]:
     """State the number of images that were learnt, if it is known and not ImageNet's."""
     node, count = Graph(run).data, run.data.count
-    if store.find(node.kind, node.key):  # without those that were left out as broken
-        folder = store.open(node.kind, node.key).path
-        count = int(json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["count"])
+    if store.find(node.ref):  # without those that were left out as broken
+        folder = store.open(node.ref).path
+        count = int(json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))["count"])
     if count is None or abs(count - IMAGENET_TRAIN) <= TOLERANCE:
         return []
     return [f"trained on {count:,} images, published with ImageNet's {IMAGENET_TRAIN:,}"]
@@ -86,8 +87,8 @@ def _reference(node: Node, store: Store) -> str | None:
     from ig_core.files.tensors import open_tensors, read_header
     from ig_core.metrics.reference import POOLED_WIDTH, SPATIAL_WIDTH, moments_problem
 
-    folder = store.open(node.kind, node.key).path
-    file = folder / "moments.safetensors"
+    folder = store.open(node.ref).path
+    file = folder / MOMENTS_FILE
     widths = {name: header.shape[0] for name, header in read_header(file).items()}
     if widths.get("features.mean") != POOLED_WIDTH:
         return f"its mean has {widths.get('features.mean')} features, not {POOLED_WIDTH}"
@@ -95,7 +96,7 @@ def _reference(node: Node, store: Store) -> str | None:
         return "it has no mu_s and sigma_s of spatial features"
     with open_tensors(file) as tensors:
         moments = tensors.get_tensor("features.mean"), tensors.get_tensor("features.covariance")
-    images = folder / "features.safetensors"
+    images = folder / FEATURES_FILE
     count = read_header(images)["features"].shape[0] if images.exists() else 0
     if count != ADM_REFERENCE_IMAGES:
         return f"it holds {count:,} images (arr_0), not {ADM_REFERENCE_IMAGES:,}"

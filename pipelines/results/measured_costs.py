@@ -83,9 +83,9 @@ def seconds_per_step(store: Store, experiment: Experiment) -> float | None:
     """Wall seconds of a training step, by whatever workers took it; None: not measured."""
     rates = []
     for artifact in comparable_checkpoints(store, experiment):
-        first, last = recorded(artifact, "work_from_step"), artifact.key.rpartition("-")[2]
-        if isinstance(first, int) and last.isdecimal() and int(last) > first:
-            rates.append(artifact.seconds / (int(last) - first))
+        first, ref = recorded(artifact, "work_from_step"), artifact.ref
+        if isinstance(first, int) and ref.has_step and ref.step > first:
+            rates.append(artifact.seconds / (ref.step - first))
     return median(rates)
 
 
@@ -96,7 +96,7 @@ def checkpoint_bytes(store: Store, experiment: Experiment) -> float | None:
 
 def image_costs(store: Store, experiment: Experiment) -> ImageCosts:
     """Costs of an image that such a model makes in as many steps of such a sampler."""
-    models = {f"checkpoint/{a.key}" for a in comparable_checkpoints(store, experiment)}
+    models = {str(a.ref) for a in comparable_checkpoints(store, experiment)}
     counts: dict[str, int] = {}
     sampling, judging, images, features = [], [], [], []
     for artifact in store.list("images") if models else ():
@@ -106,7 +106,7 @@ def image_costs(store: Store, experiment: Experiment) -> ImageCosts:
             and recorded(artifact, "inputs", "checkpoint") in models
             and _sampled_alike(artifact, experiment.sampler)
         ):
-            counts[f"images/{artifact.key}"] = count
+            counts[str(artifact.ref)] = count
             sampling.append(artifact.seconds / count)
             images.append(artifact.size / count)
     for artifact in store.list("features") if counts else ():

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.graph.fingerprint import fingerprint, require_one_protocol
 from pipelines.graph.node import closure
+from pipelines.store.base import CorruptArtifactError
+from pipelines.store.file_names import METRICS_FILE, PREVIEW_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from pipelines.graph.graph import Graph, Point
     from pipelines.graph.node import Node
     from pipelines.store.base import Artifact, Store
-
-
-METRICS = "metrics.json"
-PREVIEW = "preview.png"
 
 
 @dataclass(frozen=True)
@@ -119,8 +116,8 @@ class Results:
         from ig_core.training.state import HISTORY_COLUMNS
 
         for node in reversed(self.graph.checkpoints):
-            if self.store.find(node.kind, node.key):
-                values = load_history(self.store.open(node.kind, node.key).path)
+            if self.store.find(node.ref):
+                values = load_history(self.store.open(node.ref).path)
                 frame = pd.DataFrame(values.numpy(), columns=list(HISTORY_COLUMNS))
                 return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="step"))
         return None
@@ -173,7 +170,7 @@ def published(store: Store, nodes: Iterable[Node]) -> dict[Node, Artifact]:
     found = {}
     for node in dict.fromkeys(nodes):
         with suppress(CorruptArtifactError):  # it is built again where it is needed
-            artifact = store.find(node.kind, node.key)
+            artifact = store.find(node.ref)
             if artifact is not None:
                 found[node] = artifact
     return found
@@ -230,9 +227,9 @@ def _read(
     found = []
     for point in points:
         try:
-            if store.find(point.evaluate.kind, point.evaluate.key):
-                artifact = store.open(point.evaluate.kind, point.evaluate.key)
-                metrics = json.loads((artifact.path / METRICS).read_text(encoding="utf-8"))
+            if store.find(point.evaluate.ref):
+                artifact = store.open(point.evaluate.ref)
+                metrics = json.loads((artifact.path / METRICS_FILE).read_text(encoding="utf-8"))
                 found.append(Measurement(point, artifact, metrics))
         except CorruptArtifactError:
             if not pass_over_damaged:
@@ -251,9 +248,9 @@ def _reported_among(report: Iterable[Measurement], scale: float | None) -> Repor
 def preview(results: Results, measurement: Measurement) -> Path | None:
     """Contact sheet of a measurement's samples."""
     node = measurement.point.evaluate.inputs["sample"]
-    if not results.store.find(node.kind, node.key):
+    if not results.store.find(node.ref):
         return None
-    return results.store.open(node.kind, node.key).path / PREVIEW
+    return results.store.open(node.ref).path / PREVIEW_FILE
 
 
 def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:

@@ -52,8 +52,8 @@ def build(job: Job) -> None:
     with store.using(), memory, ExitStack() as publishing:
         directories = []
         for node in job.nodes:
-            store.log("execute", node.kind, node.key, stage=node.stage)
-            publication = store.publish(node.kind, node.key, describe(node), shares=len(job.nodes))
+            store.log("execute", node.ref, stage=node.stage)
+            publication = store.publish(node.ref, describe(node), shares=len(job.nodes))
             directory = publishing.enter_context(publication)
             write_experiment(experiment, directory)
             directories.append(directory)

@@ -16,8 +16,14 @@ from ig_core.data.normalisation import Normalisation
 from ig_core.images.sets import ImageDataset, read_images
 from pipelines.common.remedies import explained_settings
 from pipelines.graph.digests import codec_digest
-from pipelines.stages.context import IMAGES
 from pipelines.stages.usable_images import BATCH
+from pipelines.store.file_names import (
+    IMAGES_FILE,
+    LATENTS_FILE,
+    NORMALISATION_FILE,
+    STATISTICS_FILE,
+)
+from pipelines.store.keys import Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +33,6 @@ if TYPE_CHECKING:
     from pipelines.graph.graph import Graph
     from pipelines.stages.context import Context
     from pipelines.store.base import Store
-
-
-NORMALISATION, LATENTS, SHARD = "normalisation.json", "latents.arrow", "shard.json"
-STATISTICS = "statistics.json"
 
 
 def codec_of(context: Context) -> Codec:
@@ -50,7 +52,7 @@ def _loaded_codec(name: str, path: Path, digest: str, device: str) -> Codec:  # 
 
 def _given(context: Context) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) that lie beside latents of the va-vae."""
-    given = json.loads((context.input("listing") / NORMALISATION).read_text(encoding="utf-8"))
+    given = json.loads((context.input("listing") / NORMALISATION_FILE).read_text(encoding="utf-8"))
     mean, std = (torch.tensor(given[name]) for name in ("mean", "std"))
     return mean, std
 
@@ -65,22 +67,21 @@ def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
 
 def read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
     """Read what binds shards together, and the normalisation of their latents."""
-    statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+    statistics = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
     if "shift" not in statistics or "factor" not in statistics:
-        raise ValueError(f"{folder / STATISTICS} lacks the normalisation of its latents")
+        raise ValueError(f"{folder / STATISTICS_FILE} lacks the normalisation of its latents")
     shift, factor = (tuple(statistics[name]) for name in ("shift", "factor"))
     return statistics, Normalisation(shift, factor)
 
 
 def open_dataset(store: Store, graph: Graph) -> ImageDataset | LatentDataset:
     """The training data of an experiment."""
-    artifact = store.open(graph.data.kind, graph.data.key)
+    artifact = store.open(graph.data.ref)
     data = graph.experiment.data
     if data.source == "digits":
-        return ImageDataset(read_images([artifact.path / IMAGES]))
+        return ImageDataset(read_images([artifact.path / IMAGES_FILE]))
     statistics, normalisation = read_statistics(artifact.path)
-    names = [shard.split("/") for shard in statistics["shards"]]
-    paths = [store.open(kind, key).path / LATENTS for kind, key in names]
+    paths = [store.open(Ref.parse(name)).path / LATENTS_FILE for name in statistics["shards"]]
     with explained_settings():
         return LatentDataset(paths, normalisation, flip=data.flip)
 

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from experiments import Experiment, experiment_to_json
 from pipelines.common.revision import code_commit
 from pipelines.graph.node import VERSIONS, Node
+from pipelines.store.file_names import EXPERIMENT_FILE
 from pipelines.store.open import make_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.store.base import Store
-
-
-EXPERIMENT_FILE = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Context:
     def input(self, name: str) -> Path:
         """Folder of a verified input artifact."""
         node = self.node.inputs[name]
-        return self.store.open(node.kind, node.key).path
+        return self.store.open(node.ref).path
 
     def parts(self) -> list[Path]:
         """Folders of the inputs that are parts of a whole, in order."""
@@ -57,7 +55,7 @@ def describe(node: Node) -> dict[str, Any]:
         "stage": node.stage,
         "version": VERSIONS[node.kind],
         "config": node.config,
-        "inputs": {name: f"{source.kind}/{source.key}" for name, source in node.inputs.items()},
+        "inputs": {name: str(source.ref) for name, source in node.inputs.items()},
         "host": platform.node(),
         "packages": package_versions(),
         "commit": code_commit(),
@@ -87,9 +85,3 @@ def package_versions() -> dict[str, str]:
 def write_experiment(experiment: Experiment, directory: Path) -> None:
     """Store the resolved experiment with an artifact: `igdit run FILE` runs it again."""
     (directory / EXPERIMENT_FILE).write_text(experiment_to_json(experiment), encoding="utf-8")
-
-
-IMAGES = "images.parquet"
-WEIGHTS = "weights.safetensors"
-FEATURES = "features.safetensors"
-MOMENTS = "moments.safetensors"

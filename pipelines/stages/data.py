@@ -17,10 +17,16 @@ from ig_core.images.sets import ImageSet, read_images, write_images
 from ig_core.metrics.digits_net import train_digits_net
 from ig_core.metrics.extractors import DIGITS_CNN
 from pipelines.graph.source_checks import check_values
-from pipelines.stages.codec import SHARD, STATISTICS, _given, _of_channels
-from pipelines.stages.context import IMAGES, WEIGHTS
+from pipelines.stages.codec import _given, _of_channels
 from pipelines.stages.features import pinned_file
 from pipelines.stages.usable_images import check_broken
+from pipelines.store.file_names import (
+    EXTRACTOR_FILE,
+    IMAGES_FILE,
+    SHARD_FILE,
+    STATISTICS_FILE,
+    WEIGHTS_FILE,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +48,7 @@ def build_data(context: Context, directory: Path) -> None:
     pixels = torch.from_numpy(digits.images) * (255 / 16)
     labels = torch.from_numpy(digits.target).long()
     images = ImageSet(torch.arange(len(labels)), labels, pixels.round().to(torch.uint8)[:, None])
-    write_images(directory / IMAGES, images)
+    write_images(directory / IMAGES_FILE, images)
     statistics = {
         "source": context.experiment.data.source,
         "count": len(labels),
@@ -50,7 +56,7 @@ def build_data(context: Context, directory: Path) -> None:
         "pixel_mean": pixels.mean().item(),
         "pixel_std": pixels.std().item(),
     }
-    (directory / "statistics.json").write_text(
+    (directory / STATISTICS_FILE).write_text(
         json.dumps(statistics, indent=1) + "\n", encoding="utf-8"
     )
 
@@ -60,16 +66,16 @@ def build_extractor(context: Context, directory: Path) -> None:
     evaluation = context.experiment.evaluation
     if evaluation.extractor_weights is not None:
         path = pinned_file(context, "extractor_weights", "weights_sha256")
-        save_file(read_weights(path), directory / WEIGHTS)
+        save_file(read_weights(path), directory / WEIGHTS_FILE)
         return
-    images = read_images([context.input("data") / IMAGES])
+    images = read_images([context.input("data") / IMAGES_FILE])
     net = train_digits_net(
         images.image, images.label, evaluation.extractor_seed, evaluation.extractor_epochs
     )
-    save_file(net.state_dict(), directory / WEIGHTS)
+    save_file(net.state_dict(), directory / WEIGHTS_FILE)
     accuracy = (net(images.image)[1].argmax(dim=1) == images.label).float().mean().item()
     report = {"name": DIGITS_CNN, "accuracy_on_its_training_data": accuracy}
-    (directory / "report.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    (directory / EXTRACTOR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 
 logger = logging.getLogger(__name__)
@@ -80,7 +86,7 @@ def bind_latents(context: Context, directory: Path) -> None:
     data, nodes = context.experiment.data, context.node.inputs
     folders = {name: context.input(name) for name in nodes if name.startswith("part-")}
     shards = {
-        name: json.loads((path / SHARD).read_text(encoding="utf-8"))
+        name: json.loads((path / SHARD_FILE).read_text(encoding="utf-8"))
         for name, path in folders.items()
     }
     broken = [each for shard in shards.values() for each in shard["broken"]]
@@ -118,15 +124,19 @@ def bind_latents(context: Context, directory: Path) -> None:
         "factor": list(normalisation.factor),
         "broken": broken,
         "oriented": sum(shard.get("oriented", 0) for shard in filled.values()),
-        "shards": [f"{nodes[name].kind}/{nodes[name].key}" for name in filled],
+        "shards": [str(nodes[name].ref) for name in filled],
     }
-    (directory / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
-    previews = [folder / IMAGES for folder in folders.values() if (folder / IMAGES).exists()]
+    (directory / STATISTICS_FILE).write_text(
+        json.dumps(statistics, indent=1) + "\n", encoding="utf-8"
+    )
+    previews = [
+        folder / IMAGES_FILE for folder in folders.values() if (folder / IMAGES_FILE).exists()
+    ]
     if previews:
         images = read_images(previews)
         chosen = torch.linspace(0, len(images.label) - 1, min(len(images.label), 144)).long()
         write_images(
-            directory / IMAGES,
+            directory / IMAGES_FILE,
             ImageSet(images.index[chosen], images.label[chosen], images.image[chosen]),
         )
 

@@ -25,9 +25,15 @@ from ig_core.data.sources.source import list_source
 from ig_core.images.sets import ImageSet, write_images
 from pipelines.common.remedies import explained_settings
 from pipelines.graph.source_checks import check_rows
-from pipelines.stages.codec import LATENTS, NORMALISATION, SHARD, codec_of
-from pipelines.stages.context import IMAGES
+from pipelines.stages.codec import codec_of
 from pipelines.stages.usable_images import BATCH, READ_AHEAD, Judged, usable_images
+from pipelines.store.file_names import (
+    IMAGES_FILE,
+    LATENTS_FILE,
+    LISTING_FILE,
+    NORMALISATION_FILE,
+    SHARD_FILE,
+)
 from pipelines.store.keys import file_digest
 
 if TYPE_CHECKING:
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
     Usable = tuple[int, int, Any]
 
 
-LISTING = "listing.parquet"
 PREVIEW = 16
 """Images of a shard that are kept for people."""
 
@@ -58,19 +63,19 @@ def build_listing(context: Context, directory: Path) -> None:
         with explained_settings():
             listing = list_source(path, data.num_classes, labels)
         root, content = listing.root, identify(listing)
-        listing.write(directory / LISTING)
+        listing.write(directory / LISTING_FILE)
     if content != context.node.config["content"]:
         raise ValueError(f"data.path {path} changed since the run began")
     if data.source == "latents" and data.codec == "va-vae":
         mean, std = read_normalisation(root, data.channels)
         about = {"mean": mean.tolist(), "std": std.tolist()}
-        (directory / NORMALISATION).write_text(json.dumps(about) + "\n", encoding="utf-8")
+        (directory / NORMALISATION_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)
 def _listing(folder: Path, root: Path) -> Listing:
     """The last one used: a worker makes many shards."""
-    return read_listing(folder / LISTING, root)
+    return read_listing(folder / LISTING_FILE, root)
 
 
 def build_latents(context: Context, directory: Path) -> None:
@@ -95,7 +100,7 @@ def build_latents(context: Context, directory: Path) -> None:
         "oriented": judged.oriented,
     }
     if sums is not None:
-        writer.write(directory / LATENTS)
+        writer.write(directory / LATENTS_FILE)
         per_class = torch.tensor(labels).bincount(minlength=data.num_classes)
         about |= {
             "numbers": sums.count,
@@ -103,7 +108,7 @@ def build_latents(context: Context, directory: Path) -> None:
             "square": sums.square.tolist(),
             "per_class": per_class.tolist(),
         }
-    (directory / SHARD).write_text(json.dumps(about) + "\n", encoding="utf-8")
+    (directory / SHARD_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:
@@ -126,7 +131,7 @@ def _encoded(
     codec = None if data.codec == "none" else codec_of(context)
     usable = usable_images(listing, config["start"], config["stop"], data.resolution, judged)
     while kept := list(islice(usable, BATCH)):
-        if not (directory / IMAGES).exists():
+        if not (directory / IMAGES_FILE).exists():
             _keep_preview(kept, directory)
         yield _encode(kept, codec, context.device, flip=data.flip)
 
@@ -135,7 +140,7 @@ def _keep_preview(kept: list[Usable], directory: Path) -> None:
     """Write the first images of a shard."""
     index, label, pixels = zip(*kept[:PREVIEW], strict=True)
     images = ImageSet(torch.tensor(index), torch.tensor(label), torch.stack(pixels))
-    write_images(directory / IMAGES, images)
+    write_images(directory / IMAGES_FILE, images)
 
 
 def _encode(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool) -> Piece:

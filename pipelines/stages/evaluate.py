@@ -15,8 +15,8 @@ from ig_core.metrics.frechet import FeatureStats, Frechet
 from ig_core.metrics.scores import inception_score, kernel_distance, precision_recall
 from ig_core.metrics.uncertainty import fid_estimates
 from pipelines.graph.fingerprint import fingerprint
-from pipelines.stages.context import FEATURES, IMAGES, MOMENTS
 from pipelines.stages.features import write_features
+from pipelines.store.file_names import FEATURES_FILE, IMAGES_FILE, METRICS_FILE, MOMENTS_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from pipelines.graph.fingerprint import Fingerprint
     from pipelines.stages.context import Context
 
-METRICS = "metrics.json"
-
 
 def build_features(context: Context, directory: Path) -> None:
     """Features of one shard of samples."""
-    images = read_images([context.input("images") / IMAGES])
+    images = read_images([context.input("images") / IMAGES_FILE])
     batches = images.image.split(context.experiment.resources.sample_batch)
-    write_features(context, batches, directory / FEATURES)
+    write_features(context, batches, directory / FEATURES_FILE)
 
 
 def build_evaluation(context: Context, directory: Path) -> None:
@@ -41,7 +39,7 @@ def build_evaluation(context: Context, directory: Path) -> None:
     measured too.
     """
     reference = _read_reference(context.input("reference"))
-    parts = [load_file(part / FEATURES) for part in context.parts()]
+    parts = [load_file(part / FEATURES_FILE) for part in context.parts()]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     del parts
     sample = context.node.inputs["sample"].config
@@ -66,7 +64,7 @@ def build_evaluation(context: Context, directory: Path) -> None:
         made_here = "seed" in context.node.inputs["sample"].inputs["part-00000"].config
         metrics |= _measure(balanced, reference, rounds if made_here else config)
     metrics["fingerprint"] = as_json(protocol)
-    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
 def as_json(fingerprint: Fingerprint) -> dict[str, Any]:
@@ -84,11 +82,11 @@ class _Reference(NamedTuple):
 
 
 def _read_reference(folder: Path) -> _Reference:
-    moments = load_file(folder / MOMENTS)
+    moments = load_file(folder / MOMENTS_FILE)
     spatial = None
     if "spatial.mean" in moments:
         spatial = Frechet.from_moments(moments["spatial.mean"], moments["spatial.covariance"])
-    images = folder / FEATURES
+    images = folder / FEATURES_FILE
     return _Reference(
         Frechet.from_moments(moments["features.mean"], moments["features.covariance"]),
         spatial,

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ig_core.metrics.extractors import INCEPTION, ImageFeatures, make_image_extractor
 from pipelines.graph.digests import path_digest
-from pipelines.stages.context import WEIGHTS
+from pipelines.store.file_names import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:
     """The extractor of an evaluation, with the weights of its artifact."""
     name = context.experiment.evaluation.extractor
     return _made_extractor(
-        name, context.input("extractor") / WEIGHTS, context.device, spatial=name == INCEPTION
+        name, context.input("extractor") / WEIGHTS_FILE, context.device, spatial=name == INCEPTION
     )
 
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from pipelines.common.errors import CorruptArtifactError
     from pipelines.graph.node import Node
+    from pipelines.store.base import CorruptArtifactError
 
 
 @dataclass(frozen=True)

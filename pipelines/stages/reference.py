@@ -17,10 +17,9 @@ from ig_core.metrics.extractors import DIGITS_CNN, FEATURE_LAYERS, ImageFeatures
 from ig_core.metrics.frechet import FeatureStats
 from ig_core.metrics.reference import Moments, read_reference
 from pipelines.graph.source_checks import ImagesOf
-from pipelines.stages.codec import STATISTICS
-from pipelines.stages.context import FEATURES, IMAGES, MOMENTS
 from pipelines.stages.features import extracted, pinned_file
 from pipelines.stages.usable_images import Judged, usable_images
+from pipelines.store.file_names import FEATURES_FILE, IMAGES_FILE, MOMENTS_FILE, STATISTICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,7 +52,7 @@ def build_reference(context: Context, directory: Path) -> None:
     """
     size = context.experiment.resources.sample_batch
     if "data" in context.node.inputs:
-        images = read_images([context.input("data") / IMAGES]).image
+        images = read_images([context.input("data") / IMAGES_FILE]).image
         moments = _measure(context, images.split(size), len(images), directory).moments
     elif "images" in context.node.config:
         moments = _measure_source(context, directory)
@@ -75,7 +74,7 @@ def build_reference(context: Context, directory: Path) -> None:
             for name, value in moments.items()
             for part in Moments._fields
         },
-        directory / MOMENTS,
+        directory / MOMENTS_FILE,
     )
 
 
@@ -99,7 +98,7 @@ def _measure_source(context: Context, directory: Path) -> dict[str, Moments]:
     batches = map(torch.stack, _batched(usable, experiment.resources.sample_batch))
     found = _measure(context, batches, len(listing), directory)
     about = {"count": found.num_images, "broken": judged.broken, "oriented": judged.oriented}
-    (directory / STATISTICS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (directory / STATISTICS_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return found.moments
 
 
@@ -134,7 +133,7 @@ def _measure(context: Context, batches: Iterable[Tensor], total: int, directory:
             f"a reference must have at least 2 images that can be used, but {count} "
             f"of {total} can be"
         )
-    save_file({"features": torch.cat(kept)}, directory / FEATURES)
+    save_file({"features": torch.cat(kept)}, directory / FEATURES_FILE)
     moments = {name: Moments(found.mean, found.covariance) for name, found in stats.items()}
     return Measured(moments, count)
 

@@ -18,7 +18,7 @@ from ig_core.noise import AddressedNoise
 from ig_core.sampling import NonFiniteSampleError
 from pipelines.common.errors import SamplingFailedError
 from pipelines.stages.codec import decoder_of
-from pipelines.stages.context import IMAGES
+from pipelines.store.file_names import IMAGES_FILE, PREVIEW_FILE, SAMPLE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ig_core.transformer import DiffusionTransformer
     from pipelines.stages.context import Context
 
-PREVIEW = "preview.png"
 _PREVIEW_ROWS = 8
 
 
@@ -100,7 +99,7 @@ def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> No
             f"nothing was published for ig scale {scales}: {error}"
         ) from error
     for directory, shard in zip(directories, zip(*pieces, strict=True), strict=True):
-        write_images(directory / IMAGES, ImageSet.cat(list(shard)))
+        write_images(directory / IMAGES_FILE, ImageSet.cat(list(shard)))
 
 
 def build_sample(context: Context, directory: Path) -> None:
@@ -108,14 +107,14 @@ def build_sample(context: Context, directory: Path) -> None:
     from PIL import Image
 
     parts, classes = context.parts(), context.experiment.model.num_classes
-    first = read_images([parts[0] / IMAGES]).image
+    first = read_images([parts[0] / IMAGES_FILE]).image
     columns = min(classes, 16)
     zoom = max(1, 32 // first.shape[-1])
     sheet = contact_sheet(first[: columns * _PREVIEW_ROWS], columns, zoom)
     pixels = sheet[0] if len(sheet) == 1 else sheet.permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(directory / PREVIEW)
+    Image.fromarray(pixels.numpy()).save(directory / PREVIEW_FILE)
     listing = {
-        "shards": [f"{n.kind}/{n.key}" for n in context.node.inputs.values()],
+        "shards": [str(n.ref) for n in context.node.inputs.values()],
         **context.node.config,
     }
-    (directory / "sample.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    (directory / SAMPLE_FILE).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

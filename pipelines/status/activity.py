@@ -247,7 +247,7 @@ class ActivityListener:
 
     def on_waiting(self, node: Node) -> None:
         """Another process builds the node."""
-        self._put(waiting=f"{node.kind}/{node.key}")
+        self._put(waiting=str(node.ref))
         self._listener.on_waiting(node)
 
     def on_started(self, nodes: Sequence[Node]) -> None:
@@ -271,7 +271,7 @@ class ActivityListener:
     def on_finished(self, node: Node, done: int, total: int) -> None:
         """The artifact is published."""
         build = self._build
-        waiting = "" if build.waiting == f"{node.kind}/{node.key}" else build.waiting
+        waiting = "" if build.waiting == str(node.ref) else build.waiting
         # The last report of a training may not have come through; its last checkpoint has.
         over = node.kind == "checkpoint" and build.training and node.step >= build.training.steps
         self._put(

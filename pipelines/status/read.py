@@ -7,6 +7,7 @@ the kernel holds for them, and the store's event log say it all, from any host t
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from experiments import experiment_from_json
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.status.activity import LAST, ProcessState, read_process_state
+from pipelines.store.file_names import EXPERIMENT_FILE
+from pipelines.store.keys import Ref
 from pipelines.store.locks import Holder, holder
 
 if TYPE_CHECKING:
@@ -24,15 +27,13 @@ if TYPE_CHECKING:
 
 EVENTS = 5
 """Events that are shown."""
-EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True)
 class Task:
     """Something that is being built, or waits for a worker."""
 
-    kind: str
-    key: str
+    ref: Ref
     what: str
     """Which part of which experiment, where that is known."""
     lease: Holder | None
@@ -101,17 +102,17 @@ def _tasks(store: Store) -> list[Task]:
     """What is leased or under construction right now."""
     leases, workers, staged = {}, {}, {}
     for name, found in store.held(".leases/").items():
-        kind, _, key = name.partition("-")
-        leases[kind, key] = found
-    for name, found in store.held(".staging/").items():
-        kind, _, rest = name.removesuffix(".lock").partition("-")
-        if kind != "trash":
-            key = rest.rpartition("-")[0]
-            workers[kind, key], staged[kind, key] = found, name.removesuffix(".lock")
+        with suppress(ValueError):  # no lease of an artifact
+            leases[Ref.parse_flat(name)] = found
+    for lock, found in store.held(".staging/").items():
+        name = lock.removesuffix(".lock")
+        with suppress(ValueError):  # something that is being deleted
+            ref = Ref.parse_flat(name.rpartition("-")[0])
+            workers[ref], staged[ref] = found, name
     labels = _Labels(store)
     return [
-        Task(*name, labels.of(staged.get(name), *name), leases.get(name), workers.get(name))
-        for name in {**leases, **workers}
+        Task(ref, labels.of(staged.get(ref), ref), leases.get(ref), workers.get(ref))
+        for ref in {**leases, **workers}
     ]
 
 
@@ -122,22 +123,22 @@ class _Labels:
         self._store = store
         self._graphs: dict[str, Graph | None] = {}
 
-    def of(self, staged: str | None, kind: str, key: str) -> str:
+    def of(self, staged: str | None, ref: Ref) -> str:
         graph = None if staged is None else self._graph(staged)
         if graph is None:
             return ""
         name = graph.experiment.name
-        if kind in ("checkpoint", "resume"):
-            return f"{name}, step {int(key.rpartition('-')[2])}"
+        if ref.has_step:
+            return f"{name}, step {ref.step}"
         for point in dict.fromkeys((*graph.curve, *graph.final)):
             own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
-            if any((node.kind, node.key) == (kind, key) for node in own):
+            if any(node.ref == ref for node in own):
                 return f"{name}, step {point.step}, scale {point.guidance.ig_scale:g}"
         return name
 
     def _graph(self, staged: str) -> Graph | None:
         try:
-            text = self._store.read_staged(staged, EXPERIMENT)
+            text = self._store.read_staged(staged, EXPERIMENT_FILE)
             if text is None:
                 return None  # not written yet, or published meanwhile
             if text not in self._graphs:
@@ -150,7 +151,7 @@ class _Labels:
 def _is_event(event: object) -> bool:
     """Whether a line of the log is whole, and ours."""
     try:
-        float(event["time"]), str(event["event"]), str(event["kind"]), str(event["key"])  # type: ignore[index]
-    except (ValueError, TypeError, KeyError):
+        float(event["time"]), str(event["event"]), Ref(event["kind"], event["key"])  # type: ignore[index]
+    except (ValueError, TypeError, KeyError, AttributeError):
         return False
     return True

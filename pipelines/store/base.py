@@ -15,24 +15,24 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pipelines.common.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
+from pipelines.common.errors import ArtifactError, MissingArtifactError
+from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.files import follow_umask, remove_tree
-from pipelines.store.keys import check_file_name, check_name, file_digest
+from pipelines.store.keys import Ref, check_file_name, file_digest
 from pipelines.store.rights import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from pipelines.store.locks import Holder, Lock
 
 
-MANIFEST = "MANIFEST.json"
 FORMAT = 1
 CREDIBLE_SECONDS = 200 * 86400.0
 """The longest that making one artifact, or the training before it, is believed to have taken."""
@@ -42,8 +42,7 @@ CREDIBLE_SECONDS = 200 * 86400.0
 class Artifact:
     """A published artifact."""
 
-    kind: str
-    key: str
+    ref: Ref
     path: Path
     """Where its files lie on this machine, once it was opened."""
     manifest: dict[str, Any]
@@ -62,6 +61,27 @@ class Artifact:
     def built(self) -> float:
         """When it was ready, in seconds since the epoch."""
         return float(self.manifest["created"]) + _credible(self.manifest["seconds"])
+
+
+class CorruptArtifactError(ArtifactError):
+    """An artifact's files are not those that were published."""
+
+    def __init__(self, ref: Ref, path: Path | str, reason: str) -> None:
+        super().__init__(
+            f"artifact {ref} is damaged: {reason} ({path}). It was not used. Run the same "
+            f"command with --rebuild to set it aside and build it again."
+        )
+        self.ref = ref
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Raised in workers: exceptions pickle their message only, not these arguments.
+        return _rebuild_corrupt, (str(self), self.ref)
+
+
+def _rebuild_corrupt(message: str, ref: Ref) -> CorruptArtifactError:
+    error = CorruptArtifactError(ref, Path(), "")
+    error.args = (message,)
+    return error
 
 
 class SharedRecords(ABC):
@@ -105,7 +125,7 @@ class Store(SharedRecords):
     def __init__(self, uri: str) -> None:
         self.uri = uri
         """Its address, by which every process of a run opens it."""
-        self._verified: dict[tuple[str, str], tuple[object, ...]] = {}
+        self._verified: dict[Ref, tuple[object, ...]] = {}
 
     @abstractmethod
     def prepare(self) -> None:
@@ -120,69 +140,66 @@ class Store(SharedRecords):
         """Whether anybody has used it yet."""
 
     @abstractmethod
-    def address(self, kind: str, key: str) -> str:
+    def address(self, ref: Ref) -> str:
         """Where an artifact lies, for people."""
 
     # Reading
 
-    def find(self, kind: str, key: str) -> Artifact | None:
+    def find(self, ref: Ref) -> Artifact | None:
         """The artifact if it is published; its files are not checked.
 
         Raises:
             CorruptArtifactError: it is there, but its manifest cannot be read.
         """
-        check_name(kind, key)
-        text = self._read_manifest(kind, key)
+        text = self._read_manifest(ref)
         if text is None:
             return None
-        where = self.address(kind, key)
+        where = self.address(ref)
         try:
             manifest = json.loads(text)
-            if manifest["kind"] != kind or manifest["key"] != key:
+            if (manifest["kind"], manifest["key"]) != (ref.kind, ref.key):
                 raise ValueError("it describes another artifact")
             float(manifest.get("work_seconds", 0)), float(manifest["seconds"])
             float(manifest["created"])
             for name, entry in manifest["files"].items():
                 int(entry["size"]), str(entry["sha256"])
                 check_file_name(name)
-            path = self._folder(kind, key, manifest)
+            path = self._folder(ref, manifest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorruptArtifactError(kind, key, where, f"{MANIFEST}: {error!r}") from error
-        return Artifact(kind, key, path, manifest)
+            raise CorruptArtifactError(ref, where, f"{MANIFEST_FILE}: {error!r}") from error
+        return Artifact(ref, path, manifest)
 
-    def absent(self, names: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:  # noqa: ARG002
-        """Of these kinds and keys some that are not published, if that is quicker than to `find`.
+    def absent(self, refs: Iterable[Ref]) -> set[Ref]:  # noqa: ARG002
+        """Return some of these that are not published, if that is quicker than to `find` each.
 
         What is found meanwhile, `find` knows.
         """
         return set()
 
     @abstractmethod
-    def _read_manifest(self, kind: str, key: str) -> bytes | None: ...
+    def _read_manifest(self, ref: Ref) -> bytes | None: ...
 
     @abstractmethod
-    def _folder(self, kind: str, key: str, manifest: dict[str, Any]) -> Path:
+    def _folder(self, ref: Ref, manifest: dict[str, Any]) -> Path:
         """Where the files of an artifact are, or would be, on this machine."""
 
-    def open(self, kind: str, key: str) -> Artifact:
+    def open(self, ref: Ref) -> Artifact:
         """The artifact, its files here and checked (once for each state on disk).
 
         Raises:
             MissingArtifactError: it is not published.
             CorruptArtifactError: a file is missing, truncated or edited.
         """
-        artifact = self.find(kind, key)
+        artifact = self.find(ref)
         if artifact is None:
-            raise MissingArtifactError(f"artifact {kind}/{key} is not in {self.uri}")
+            raise MissingArtifactError(f"artifact {ref} is not in {self.uri}")
         checked = self._fetch(artifact)
         signature = tuple(_signature(artifact, name) for name in artifact.manifest["files"])
-        if not checked and self._verified.get((kind, key)) != signature:
+        if not checked and self._verified.get(ref) != signature:
             for name, entry in artifact.manifest["files"].items():
                 if file_digest(artifact.path / name) != entry["sha256"]:
-                    raise CorruptArtifactError(
-                        kind, key, artifact.path / name, "its content was changed"
-                    )
-        self._verified[kind, key] = signature
+                    raise CorruptArtifactError(ref, artifact.path / name, "its content was changed")
+        self._verified[ref] = signature
         return artifact
 
     @abstractmethod
@@ -196,40 +213,36 @@ class Store(SharedRecords):
     def list(self, kind: str | None = None, prefix: str = "") -> list[Artifact]:
         """Published artifacts whose manifest can be read, by kind and key."""
         found = []
-        names = self.names(kind, prefix)
-        self.absent(names)  # asks for all of them at once, where that is quicker
-        for each_kind, key in names:
+        refs = self.refs(kind, prefix)
+        self.absent(refs)  # asks for all of them at once, where that is quicker
+        for ref in refs:
             try:
-                artifact = self.find(each_kind, key)
-            except (CorruptArtifactError, ValueError):
-                continue  # damaged, or no artifact at all
+                artifact = self.find(ref)
+            except CorruptArtifactError:
+                continue
             if artifact is not None:
                 found.append(artifact)
         return found
 
     @abstractmethod
-    def names(self, kind: str | None = None, prefix: str = "") -> Sequence[tuple[str, str]]:
-        """Kind and key of what is published, in order; keys begin with the prefix."""
+    def refs(self, kind: str | None = None, prefix: str = "") -> Sequence[Ref]:
+        """List what is published, in order; keys begin with the prefix."""
 
     # Writing
 
     @contextmanager
-    def publish(
-        self, kind: str, key: str, description: dict[str, Any], shares: int = 1
-    ) -> Iterator[Path]:
+    def publish(self, ref: Ref, description: dict[str, Any], shares: int = 1) -> Iterator[Path]:
         """Write an artifact: yields an empty directory, which becomes the artifact at the end.
 
         Nothing is published if the block raises. Whoever publishes a key second discards theirs.
 
         Args:
-            kind: Kind of artifact.
-            key: Its key.
+            ref: Which.
             description: What else the manifest says (configuration, inputs, versions).
             shares: Artifacts that are made in the same time; each is said to have cost a part.
         """
-        check_name(kind, key)
         created, started = time.time(), time.monotonic()
-        with self._staging(kind, key) as staging:
+        with self._staging(ref) as staging:
             try:
                 staging.mkdir()
                 yield staging
@@ -237,48 +250,44 @@ class Store(SharedRecords):
                 manifest = {
                     **description,
                     "format": FORMAT,
-                    "kind": kind,
-                    "key": key,
+                    "kind": ref.kind,
+                    "key": ref.key,
                     "files": describe_files(staging),
                     "created": created,
                     "seconds": round((time.monotonic() - started) / shares, 3),
                 }
-                if self._commit(staging, kind, key, manifest):
-                    self.log("published", kind, key, seconds=manifest["seconds"])
+                if self._commit(staging, ref, manifest):
+                    self.log("published", ref, seconds=manifest["seconds"])
             except (OSError, SafetensorError) as error:
                 reason = explain(error) if isinstance(error, OSError) else str(error)
                 raise ArtifactError(
-                    f"artifact {kind}/{key} could not be made in {self.uri}: {reason}"
+                    f"artifact {ref} could not be made in {self.uri}: {reason}"
                 ) from error
             finally:
                 remove_tree(staging, as_far_as_possible=True)
 
     @abstractmethod
-    def _staging(self, kind: str, key: str) -> AbstractContextManager[Path]:
+    def _staging(self, ref: Ref) -> AbstractContextManager[Path]:
         """A fresh name on this machine to write an artifact under, marked as being written."""
 
     @abstractmethod
-    def _commit(self, staging: Path, kind: str, key: str, manifest: dict[str, Any]) -> bool:
+    def _commit(self, staging: Path, ref: Ref, manifest: dict[str, Any]) -> bool:
         """Publish what was written; False: somebody was first, and nothing has changed."""
 
     @contextmanager
-    def lease(
-        self, kind: str, key: str, waiting: Callable[[], bool] = lambda: False
-    ) -> Iterator[bool]:
+    def lease(self, ref: Ref, waiting: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Be the only one to build an artifact.
 
         Waits while another process builds it, and takes over if that one dies.
 
         Args:
-            kind: Kind of artifact.
-            key: Its key.
+            ref: Which.
             waiting: Called between tries; True gives up waiting (it is published, say).
 
         Yields:
             True if the lease is held, False if `waiting` gave up.
         """
-        check_name(kind, key)
-        lock = self.lock(f".leases/{kind}-{key}")
+        lock = self.lock(f".leases/{ref.flat}")
         while not lock.acquire():
             if waiting():
                 yield False
@@ -290,7 +299,7 @@ class Store(SharedRecords):
             lock.release(remove=True)
 
     @abstractmethod
-    def log(self, event: str, kind: str, key: str, **details: object) -> None:
+    def log(self, event: str, ref: Ref, **details: object) -> None:
         """Append to the event log."""
 
     @abstractmethod
@@ -304,7 +313,7 @@ class Store(SharedRecords):
     # Housekeeping
 
     @abstractmethod
-    def quarantine(self, kind: str, key: str) -> str | None:
+    def quarantine(self, ref: Ref) -> str | None:
         """Set an artifact aside (nothing is deleted), so that it is built again.
 
         Returns:
@@ -338,14 +347,12 @@ def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:
     try:
         state = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptArtifactError(
-            artifact.kind, artifact.key, path, "the file is missing"
-        ) from None
+        raise CorruptArtifactError(artifact.ref, path, "the file is missing") from None
     entry = artifact.manifest["files"][name]
     expected = entry["size"]
     if state.st_size != expected:
         raise CorruptArtifactError(
-            artifact.kind, artifact.key, path, f"{state.st_size} bytes instead of {expected}"
+            artifact.ref, path, f"{state.st_size} bytes instead of {expected}"
         )
     # The time of change, unlike that of modification, cannot be set back.
     return entry["sha256"], state.st_size, state.st_ctime_ns, state.st_ino

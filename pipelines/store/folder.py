@@ -1,6 +1,6 @@
 """A store in a folder that its users share: a local disk, or NFS version 4.
 
-    STORE/KIND/KEY/            one artifact: its files and MANIFEST.json
+    STORE/KIND/KEY/            one artifact: its files and MANIFEST_FILE.json
     STORE/.staging/ID/         one being built, with ID.lock held by its builder
     STORE/.leases/KIND-KEY     lock of whoever builds that artifact
     STORE/.corrupt/            artifacts that were set aside when they were rebuilt
@@ -25,8 +25,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common.errors import ArtifactError, CorruptArtifactError
-from pipelines.store.base import MANIFEST, Artifact, Store
+from pipelines.common.errors import ArtifactError
+from pipelines.store.base import Artifact, CorruptArtifactError, Store
+from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.files import (
     read_if_there,
     read_tail,
@@ -34,7 +35,7 @@ from pipelines.store.files import (
     sync_directory,
     write_durably,
 )
-from pipelines.store.keys import check_name, is_name
+from pipelines.store.keys import Ref, is_name
 from pipelines.store.locks import FileLock, Holder, holder, staging, sweep_staging
 from pipelines.store.rights import explain, require_writable
 
@@ -88,51 +89,58 @@ class FolderStore(Store):
     def exists(self) -> bool:
         return self.root.exists()
 
-    def address(self, kind: str, key: str) -> str:
-        return str(self.root / kind / key)
+    def address(self, ref: Ref) -> str:
+        return str(self._path(ref))
 
-    def _read_manifest(self, kind: str, key: str) -> bytes | None:
-        path = self.root / kind / key
-        text = read_if_there(path / MANIFEST)
+    def _path(self, ref: Ref) -> Path:
+        return self.root / ref.kind / ref.key
+
+    def _read_manifest(self, ref: Ref) -> bytes | None:
+        path = self._path(ref)
+        text = read_if_there(path / MANIFEST_FILE)
         if text is None and os.path.lexists(path):
-            text = read_if_there(path / MANIFEST)  # published between the two looks
+            text = read_if_there(path / MANIFEST_FILE)  # published between the two looks
             if text is None:
-                raise CorruptArtifactError(kind, key, path, f"{MANIFEST} is missing")
+                raise CorruptArtifactError(ref, path, f"{MANIFEST_FILE} is missing")
         return text
 
-    def _folder(self, kind: str, key: str, manifest: dict[str, Any]) -> Path:  # noqa: ARG002
-        return self.root / kind / key
+    def _folder(self, ref: Ref, manifest: dict[str, Any]) -> Path:  # noqa: ARG002
+        return self._path(ref)
 
     def _fetch(self, artifact: Artifact) -> bool:  # noqa: ARG002 - they are here
         return False
 
-    def names(self, kind: str | None = None, prefix: str = "") -> Sequence[tuple[str, str]]:
+    def refs(self, kind: str | None = None, prefix: str = "") -> Sequence[Ref]:
         folders = sorted(self.root.glob(f"{kind or '[!.]*'}/{prefix}[!.]*"))
-        return [(path.parent.name, path.name) for path in folders if path.is_dir()]
+        return [
+            Ref(path.parent.name, path.name)
+            for path in folders
+            if path.is_dir() and is_name(path.parent.name) and is_name(path.name)
+        ]
 
     # Writing
 
-    def _staging(self, kind: str, key: str) -> AbstractContextManager[Path]:
-        return staging(self.root / ".staging", f"{kind}-{key}")
+    def _staging(self, ref: Ref) -> AbstractContextManager[Path]:
+        return staging(self.root / ".staging", ref.flat)
 
-    def _commit(self, staging: Path, kind: str, key: str, manifest: dict[str, Any]) -> bool:
-        write_durably(staging / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        target = self.root / kind / key
+    def _commit(self, staging: Path, ref: Ref, manifest: dict[str, Any]) -> bool:
+        write_durably(staging / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+        target = self._path(ref)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging.rename(target)
         except OSError:
             # A directory that is not empty cannot be replaced: somebody published first.
-            if not (target / MANIFEST).exists():
+            if not (target / MANIFEST_FILE).exists():
                 raise
             return False
         sync_directory(target.parent)
         return True
 
-    def log(self, event: str, kind: str, key: str, **details: object) -> None:
+    def log(self, event: str, ref: Ref, **details: object) -> None:
         """Append to the event log; a line is written by one call, so lines never mix."""
         self.root.mkdir(parents=True, exist_ok=True)
-        record = {"time": round(time.time(), 3), "event": event, "kind": kind, "key": key}
+        record = {"time": round(time.time(), 3), "event": event, "kind": ref.kind, "key": ref.key}
         line = json.dumps({**record, **details}) + "\n"
         file = os.open(self.root / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -207,16 +215,15 @@ class FolderStore(Store):
 
     # Housekeeping
 
-    def quarantine(self, kind: str, key: str) -> str | None:
-        check_name(kind, key)
-        source = self.root / kind / key
+    def quarantine(self, ref: Ref) -> str | None:
+        source = self._path(ref)
         if not os.path.lexists(source):
             return None
-        target = self.root / ".corrupt" / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
+        target = self.root / ".corrupt" / f"{ref.flat}-{uuid.uuid4().hex[:8]}"
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
-        self._verified.pop((kind, key), None)
-        self.log("quarantined", kind, key)
+        self._verified.pop(ref, None)
+        self.log("quarantined", ref)
         return target.name
 
     def set_aside(self) -> Sequence[str]:
@@ -236,7 +243,7 @@ class FolderStore(Store):
 
     def delete(self, artifact: Artifact) -> None:
         with staging(self.root / ".staging", "trash") as trash:
-            path = self.root / artifact.kind / artifact.key
+            path = self._path(artifact.ref)
             if path.is_symlink():
                 logger.warning(
                     "%s is a symbolic link: what it leads to, %s, is not deleted",
@@ -247,7 +254,6 @@ class FolderStore(Store):
                 path.rename(trash)
             except OSError as error:
                 raise ArtifactError(
-                    f"artifact {artifact.kind}/{artifact.key} could not be "
-                    f"deleted: {explain(error)}"
+                    f"artifact {artifact.ref} could not be deleted: {explain(error)}"
                 ) from error
-            self.log("deleted", artifact.kind, artifact.key)
+            self.log("deleted", artifact.ref)

@@ -1,13 +1,99 @@
-"""Content keys: names of results made from what the results are made from, and which are legal."""
+"""Names of artifacts: content keys, made from what a result is made from, and the legal ones."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@dataclass(frozen=True, order=True)
+class Ref:
+    """Name of an artifact, written KIND/KEY.
+
+    The key is a content hash. That of a state of a training is the hash of its trajectory, and the
+    step: HASH-00001000.
+
+    Raises:
+        ValueError: the kind or the key is not legal.
+    """
+
+    kind: str
+    key: str
+
+    def __post_init__(self) -> None:
+        check_name(self.kind, self.key)
+
+    @classmethod
+    def of(cls, kind: str, digest: str, step: int | None = None) -> Ref:
+        """Name an artifact by its content hash, and a state of a training by its step too."""
+        return cls(kind, digest if step is None else f"{digest}-{step:08d}")
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Read KIND/KEY.
+
+        Raises:
+            ValueError: the text is no such name.
+        """
+        return cls._split(text, "/")
+
+    @classmethod
+    def parse_flat(cls, text: str) -> Ref:
+        """Read KIND-KEY, the form without folders; see `flat`.
+
+        Raises:
+            ValueError: the text is no such name.
+        """
+        return cls._split(text, "-")
+
+    @classmethod
+    def _split(cls, text: str, separator: str) -> Ref:
+        kind, _, key = text.partition(separator)
+        if not (is_name(kind) and is_name(key)):
+            raise ValueError(
+                f"the name of an artifact must be KIND{separator}KEY, but got {text!r}"
+            )
+        return cls(kind, key)
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.key}"
+
+    @property
+    def flat(self) -> str:
+        """Write KIND-KEY, as locks and folders under construction are named."""
+        return f"{self.kind}-{self.key}"
+
+    @property
+    def short(self) -> str:
+        """Write the kind and the first digits of the key, for people."""
+        return f"{self.kind}/{self.key[:8]}"
+
+    @property
+    def hash(self) -> str:
+        """Return the content hash: the key without the step."""
+        return self.key.rpartition("-")[0] if self.has_step else self.key
+
+    @property
+    def has_step(self) -> bool:
+        """Tell whether the key ends in a step, as those of the states of a training do."""
+        digest, _, step = self.key.rpartition("-")
+        return bool(digest) and step.isdecimal()
+
+    @property
+    def step(self) -> int:
+        """Return the training step.
+
+        Raises:
+            ValueError: the artifact is no state of a training.
+        """
+        if not self.has_step:
+            raise ValueError(f"the key of a state of a training must end in -STEP, but got {self}")
+        return int(self.key.rpartition("-")[2])
 
 
 def canonical_json(value: object) -> str:

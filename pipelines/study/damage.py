@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.common.errors import CorruptArtifactError
+from pipelines.store.base import CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipelines.store.base import Store
+    from pipelines.store.keys import Ref
 
 T = TypeVar("T")
 
@@ -25,13 +26,13 @@ def rebuild_damaged(store: Store, act: Callable[[], T], log: Callable[[str], Non
     Raises:
         CorruptArtifactError: an artifact is damaged again after it was rebuilt.
     """
-    aside: set[str] = set()
+    aside: set[Ref] = set()
     while True:
         try:
             return act()
         except CorruptArtifactError as error:
-            if error.key in aside:
+            if error.ref in aside:
                 raise
-            aside.add(error.key)
-            store.quarantine(error.kind, error.key)
-            log(f"set aside damaged {error.kind}/{error.key}")
+            aside.add(error.ref)
+            store.quarantine(error.ref)
+            log(f"set aside damaged {error.ref}")

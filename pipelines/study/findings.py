@@ -13,7 +13,9 @@ from pipelines.common.errors import ArtifactError
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.results.measured_costs import checkpoint_bytes, image_costs, seconds_per_step
-from pipelines.results.measurements import METRICS, fid_jackknife_of, read_reported, work_seconds
+from pipelines.results.measurements import fid_jackknife_of, read_reported, work_seconds
+from pipelines.store.file_names import METRICS_FILE
+from pipelines.store.keys import Ref
 from pipelines.study.trials import by_training
 
 if TYPE_CHECKING:
@@ -132,10 +134,10 @@ def _costs(study: Study, trials: Sequence[Trial], store: Store) -> dict[int, tup
 
 
 def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
-    kind, _, key = str(trial.facts.get("evaluate", "")).partition("/")
     try:
+        evaluation = store.open(Ref.parse(str(trial.facts["evaluate"])))
         return fid_jackknife_of(
-            json.loads((store.open(kind, key).path / METRICS).read_text(encoding="utf-8"))
+            json.loads((evaluation.path / METRICS_FILE).read_text(encoding="utf-8"))
         )
     except (ArtifactError, ValueError, KeyError, TypeError):
         # Collected or damaged since, or written by another program: no comparison with it.

@@ -143,6 +143,6 @@ def _facts(m: Measurement, store: Store) -> dict[str, object]:
         "fid_high": m.metrics["fid_high"],
         "num_samples": m.metrics["num_samples"],
         "fingerprint": m.fingerprint.id,
-        "evaluate": f"{m.point.evaluate.kind}/{m.point.evaluate.key}",
+        "evaluate": str(m.point.evaluate.ref),
         "point_seconds": round(work_seconds(store, own), 3),
     }

@@ -20,8 +20,8 @@ from pipelines.common.redaction import discreet
 from pipelines.common.settings import set_defaults, tracking_uri, unset_empty_settings
 from pipelines.reports.reproduce import run_command, run_name
 from pipelines.results.measurements import preview
-from pipelines.stages.context import EXPERIMENT_FILE
 from pipelines.store.command_times import command_times
+from pipelines.store.file_names import EXPERIMENT_FILE
 from pipelines.store.locks import FileLock, Lock, waited_for
 from pipelines.tracking.metrics import (
     commit_tags,
@@ -228,7 +228,7 @@ class MlflowTracker:
         tags = {
             RUN_TAG: graph.run_key,
             "igdit.store": discreet(results.store.uri),
-            "igdit.data": f"data/{graph.data.key}",
+            "igdit.data": str(graph.data.ref),
             "igdit.trajectory": graph.checkpoint(0).hash,
             **source_tags(run_command(experiment)),
         }
@@ -282,7 +282,7 @@ class MlflowTracker:
             if complete:
                 continue
             if model_id is None:
-                address = results.store.address(node.kind, node.key)
+                address = results.store.address(node.ref)
                 uri = discreet(address) if "://" in address else Path(address).as_uri()
                 model = self.client.create_logged_model(
                     experiment_id,
@@ -353,7 +353,7 @@ class MlflowTracker:
             }
             if sheet is None or ends >= {"png", "webp"}:
                 continue
-            stem = f"{SAMPLES}+step+{step}+timestamp+{timestamp_ms(m)}+{m.artifact.key}"
+            stem = f"{SAMPLES}+step+{step}+timestamp+{timestamp_ms(m)}+{m.artifact.ref.key}"
             self.client.set_tag(run_id, "mlflow.loggedImages", "True")
             with tempfile.TemporaryDirectory() as temporary:
                 small = Path(temporary) / f"{stem}+compressed.webp"

@@ -119,7 +119,7 @@ def commit_tags(results: Results) -> dict[str, str]:
     made += [
         artifact
         for node in results.graph.checkpoints
-        if (artifact := results.store.find(node.kind, node.key)) is not None
+        if (artifact := results.store.find(node.ref)) is not None
     ]
     made.sort(key=lambda artifact: float(artifact.manifest["created"]))
     commits = [commit for artifact in made if (commit := artifact.manifest.get("commit"))]
@@ -186,9 +186,9 @@ def _losses(results: Results) -> Iterable[Value]:
         return
     stamps: dict[int, int] = {}
     for node in results.graph.checkpoints:
-        artifact = results.store.find(node.kind, node.key)
+        artifact = results.store.find(node.ref)
         if artifact is not None:
-            step = int(node.key.rpartition("-")[2])
+            step = node.step
             stamps[step] = _created_ms(artifact)
             rate = (step - artifact.manifest["work_from_step"]) / max(artifact.seconds, 1e-3)
             yield Value("train_steps_per_second", step, rate, stamps[step])
@@ -217,7 +217,7 @@ def started_ms(results: Results) -> int | None:
     if started is not None:
         return started
     for node in results.graph.checkpoints:
-        artifact = results.store.find(node.kind, node.key)
+        artifact = results.store.find(node.ref)
         if artifact is not None:
             return _created_ms(artifact) - round(1000 * artifact.seconds)
     return None

@@ -2,9 +2,10 @@
 
 PUBLISH = """
 import sys
+from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
 store = make_store(sys.argv[1])
-with store.publish("data", sys.argv[2], {}) as directory:
+with store.publish(Ref("data", sys.argv[2]), {}) as directory:
     (directory / "a.txt").write_text(sys.argv[3])
     print("writing")
     input()
@@ -13,26 +14,28 @@ print("done")
 
 WANT = """
 import sys
+from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
 store = make_store(sys.argv[1])
 print("ready")
 input()
-with store.lease("data", "shared", lambda: store.find("data", "shared") is not None):
-    if store.find("data", "shared") is None:
-        store.log("execute", "data", "shared")
-        with store.publish("data", "shared", {}) as directory:
+with store.lease(Ref("data", "shared"), lambda: store.find(Ref("data", "shared")) is not None):
+    if store.find(Ref("data", "shared")) is None:
+        store.log("execute", Ref("data", "shared"))
+        with store.publish(Ref("data", "shared"), {}) as directory:
             (directory / "a.txt").write_text("content")
-print("ok" if store.open("data", "shared") else "missing")
+print("ok" if store.open(Ref("data", "shared")) else "missing")
 """
 
 LEASE = """
 import sys
+from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
 def waiting():
     if not told:
         told.append(print("waiting"))
 told = []
-with make_store(sys.argv[1]).lease("data", "shared", waiting) as held:
+with make_store(sys.argv[1]).lease(Ref("data", "shared"), waiting) as held:
     print("held", held)
     input()
 print("over")

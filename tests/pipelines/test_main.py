@@ -275,7 +275,7 @@ def test_without_a_home_results_lie_in_runs(tmp_path, monkeypatch, capsys):
 def test_a_plan_counts_what_is_there_in_one_way(store, file, finished, capsys):
     assert igdit("plan", file) == 0
     out = said(capsys)[0]
-    there = [store.find(node.kind, node.key) for node in finished.nodes]
+    there = [store.find(node.ref) for node in finished.nodes]
     rows = [
         line.split()
         for line in out.splitlines()
@@ -332,7 +332,7 @@ def one_line(err: str) -> str:
 @pytest.mark.parametrize("part", ["final", "report"])
 def test_damage_is_explained_and_a_rebuild_mends_it(store, file, finished, capsys, part):
     node = getattr(collect(store, finished.graph), part)[0].point.evaluate
-    path = store.root / node.kind / node.key / "metrics.json"
+    path = store.root / str(node.ref) / "metrics.json"
     before = path.read_bytes()
     damage(path)
     assert igdit("run", file) == 1

@@ -113,17 +113,17 @@ class Publisher:
         self._carried, self._from_step = 0.0, 0
         if self.team.rank != 0:
             return  # the first worker alone writes and deletes
-        if start is not None and start.kind == "resume":
+        if start is not None and start.ref.kind == "resume":
             # Its work is that of the next checkpoint: this one is going to be deleted.
             self._carried, self._from_step = start.seconds, int(start.manifest["work_from_step"])
         elif start is not None:
-            self._from_step = int(start.key.rpartition("-")[2])
+            self._from_step = start.ref.step
         self._resumable.update(filter(self._is_mine, resume_steps(self.store, self.graph)))
 
     def _is_mine(self, step: int) -> Artifact | None:
         """The state to resume from at a step, if this training published it."""
         node = self.graph.resume(step)
-        found = self.store.find(node.kind, node.key)
+        found = self.store.find(node.ref)
         return found if found and found.manifest.get(TRAINING) == self.training else None
 
     def due(self) -> bool:
@@ -188,7 +188,7 @@ class Publisher:
 
     def _write(self, packed: PackedCheckpoint, node: Node, description: dict[str, Any]) -> None:
         with self.publishing():
-            with self.store.publish(node.kind, node.key, description) as directory:
+            with self.store.publish(node.ref, description) as directory:
                 write_experiment(self.graph.experiment, directory)
                 packed.write(directory)
             self._delete_older(node.step)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.common.errors import CorruptArtifactError, MissingArtifactError
+from pipelines.common.errors import MissingArtifactError
 from pipelines.graph.trajectory import _states, starting_points
-from pipelines.store.base import Artifact
+from pipelines.store.base import Artifact, CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -82,7 +82,7 @@ def open_start(store: Store, graph: Graph, wanted: Iterable[int], team: Team) ->
             raise _damage(store, node, mine)
         # What is bad on another machine only may be good: it is left where it is.
         if first and isinstance(mine, CorruptArtifactError):
-            store.quarantine(node.kind, node.key)
+            store.quarantine(node.ref)
 
 
 Look = Artifact | CorruptArtifactError | MissingArtifactError
@@ -91,7 +91,7 @@ Look = Artifact | CorruptArtifactError | MissingArtifactError
 def _look(store: Store, node: Node) -> Look:
     """The artifact, or what is wrong with it: to be raised when all workers know of it."""
     try:
-        return store.open(node.kind, node.key)
+        return store.open(node.ref)
     except (CorruptArtifactError, MissingArtifactError) as error:
         return error
 
@@ -99,5 +99,5 @@ def _look(store: Store, node: Node) -> Look:
 def _damage(store: Store, node: Node, mine: Look) -> Exception:
     if isinstance(mine, Exception):
         return mine
-    where = store.address(node.kind, node.key)
-    return CorruptArtifactError(node.kind, node.key, where, "another worker cannot use it")
+    where = store.address(node.ref)
+    return CorruptArtifactError(node.ref, where, "another worker cannot use it")

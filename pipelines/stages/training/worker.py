@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from experiments import experiment_from_json
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.common.memory import explaining_memory
 from pipelines.common.redaction import load_secrets
 from pipelines.graph.graph import Graph
 from pipelines.stages.context import open_store
 from pipelines.stages.jobs import TrainJob, TrainOutcome, TrainProgress
 from pipelines.stages.training.start import Team, open_data, open_start
+from pipelines.store.base import CorruptArtifactError
+from pipelines.store.keys import Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,7 @@ def train_worker(
         if rank == 0:
             store.log(
                 "execute",
-                "checkpoint",
-                graph.checkpoints[-1].hash,
+                Ref("checkpoint", graph.checkpoints[-1].hash),
                 stage="train",
                 world_size=world_size,
                 from_step=state.step,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.store.bucket.objects import Bucket
+    from pipelines.store.keys import Ref
 
 DEAD = b"dead "
 
@@ -34,7 +35,7 @@ class Publication:
         self._bucket = bucket
 
     def publish(
-        self, kind: str, key: str, attempt: str, files: dict[str, Path], manifest: dict[str, Any]
+        self, ref: Ref, attempt: str, files: dict[str, Path], manifest: dict[str, Any]
     ) -> str | None:
         """Upload files, then publish the manifest.
 
@@ -42,19 +43,19 @@ class Publication:
             The attempt that is published; None: somebody was first, and what was uploaded is gone.
         """
         while True:
-            prefix = files_name(kind, key, attempt)
+            prefix = files_name(ref, attempt)
             objects = {f"{prefix}/{name}": path for name, path in files.items()}
-            fence = _fence_name(kind, key, attempt)
+            fence = f".fences/{attempt_name(ref, attempt)}"
             try:
                 self._bucket.upload(objects)
                 if not self._bucket.create(fence, f"published by {uuid.uuid4().hex}".encode()):
                     attempt = uuid.uuid4().hex[:12]  # swept as dead: once more, under another name
                     continue
                 text = json.dumps({**manifest, "attempt": attempt}, indent=1).encode()
-                first = self._bucket.create(manifest_name(kind, key), text)
+                first = self._bucket.create(manifest_name(ref), text)
             except BaseException:
                 with suppress(ArtifactError, OSError):
-                    if not self.is_published(kind, key, attempt):
+                    if not self.is_published(ref, attempt):
                         self._bucket.remove(*objects)
                 raise
             if not first:
@@ -62,46 +63,47 @@ class Publication:
             self._bucket.remove(fence)
             return attempt if first else None
 
-    def is_published(self, kind: str, key: str, attempt: str) -> bool:
+    def is_published(self, ref: Ref, attempt: str) -> bool:
         """Whether it is this attempt that is published."""
-        text = self._bucket.read(manifest_name(kind, key))
+        text = self._bucket.read(manifest_name(ref))
         return text is not None and attempt_of(text) == attempt
 
-    def abandon(self, kind: str, key: str, attempt: str) -> None:
+    def abandon(self, ref: Ref, attempt: str) -> None:
         """Remove what a builder left that seems to be dead, unless it did publish, or does now.
 
         The fence stays: should the builder live, it finds that its files are gone.
         """
-        check_name(kind, key, attempt)
-        fence = _fence_name(kind, key, attempt)
+        check_name(attempt)
+        fence = f".fences/{attempt_name(ref, attempt)}"
         if not self._bucket.create(fence, DEAD + uuid.uuid4().hex.encode()):
             found = self._bucket.read(fence)
             if found is not None and not found.startswith(DEAD):
                 return
-        if self.is_published(kind, key, attempt):
+        if self.is_published(ref, attempt):
             self._bucket.remove(fence)
             return
-        self.remove_files(kind, key, attempt)
+        self.remove_files(ref, attempt)
 
-    def remove_files(self, kind: str, key: str, attempt: str) -> None:
+    def remove_files(self, ref: Ref, attempt: str) -> None:
         """Remove the files of an attempt."""
-        check_name(kind, key, attempt)
-        prefix = files_name(kind, key, attempt)
+        check_name(attempt)
+        prefix = files_name(ref, attempt)
         self._bucket.remove(*(f"{prefix}/{name}" for name in self._bucket.list(prefix)))
 
 
-def manifest_name(kind: str, key: str) -> str:
+def manifest_name(ref: Ref) -> str:
     """Object of a manifest."""
-    return f"manifests/{kind}/{key}.json"
+    return f"manifests/{ref}.json"
 
 
-def files_name(kind: str, key: str, attempt: str) -> str:
+def files_name(ref: Ref, attempt: str) -> str:
     """What the names of an attempt's files begin with."""
-    return f"files/{kind}/{key}/{attempt}"
+    return f"files/{ref}/{attempt}"
 
 
-def _fence_name(kind: str, key: str, attempt: str) -> str:
-    return f".fences/{kind}.{key}.{attempt}"
+def attempt_name(ref: Ref, attempt: str) -> str:
+    """Name an attempt by one word, as its fence and its copy on a machine are called."""
+    return f"{ref.kind}.{ref.key}.{attempt}"
 
 
 def attempt_of(manifest: bytes) -> str | None:

@@ -21,14 +21,20 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common.errors import ArtifactError, CorruptArtifactError
-from pipelines.store.base import Artifact, Store
+from pipelines.common.errors import ArtifactError
+from pipelines.store.base import Artifact, CorruptArtifactError, Store
 from pipelines.store.bucket.cache import Cache
 from pipelines.store.bucket.leases import LEASE_SECONDS, BucketLock, Leases, read_holder
 from pipelines.store.bucket.objects import Bucket, EventLog
 from pipelines.store.bucket.probe import require_atomic_create
-from pipelines.store.bucket.publication import Publication, attempt_of, files_name, manifest_name
-from pipelines.store.keys import check_name, file_digest
+from pipelines.store.bucket.publication import (
+    Publication,
+    attempt_name,
+    attempt_of,
+    files_name,
+    manifest_name,
+)
+from pipelines.store.keys import Ref, check_name, file_digest, is_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,7 +65,7 @@ class BucketStore(Store):
         self.cache = Cache(cache / sha256(uri.encode()).hexdigest()[:12], cache_bytes)
         self._publication = Publication(self.bucket)
         self._events = EventLog(self.bucket)
-        self._remembered: dict[tuple[str, str], tuple[float, bytes]] = {}
+        self._remembered: dict[Ref, tuple[float, bytes]] = {}
 
     def prepare(self) -> None:
         try:
@@ -77,36 +83,36 @@ class BucketStore(Store):
     def exists(self) -> bool:
         return self.bucket.read(MARK) is not None
 
-    def address(self, kind: str, key: str) -> str:
-        return f"{self.uri}/{manifest_name(kind, key)}"
+    def address(self, ref: Ref) -> str:
+        return f"{self.uri}/{manifest_name(ref)}"
 
-    def absent(self, names: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-        wanted = {manifest_name(*name): name for name in names}
+    def absent(self, refs: Iterable[Ref]) -> set[Ref]:
+        wanted = {manifest_name(ref): ref for ref in refs}
         found = self.bucket.read_all(wanted)
         for each, text in found.items():
             self._remembered[wanted[each]] = time.monotonic(), text
-        return {name for each, name in wanted.items() if each not in found}
+        return {ref for each, ref in wanted.items() if each not in found}
 
-    def _read_manifest(self, kind: str, key: str) -> bytes | None:
-        when, text = self._remembered.get((kind, key), (-REMEMBERED_SECONDS, b""))
+    def _read_manifest(self, ref: Ref) -> bytes | None:
+        when, text = self._remembered.get(ref, (-REMEMBERED_SECONDS, b""))
         if time.monotonic() - when < REMEMBERED_SECONDS:
             return text
-        found = self.bucket.read(manifest_name(kind, key))
+        found = self.bucket.read(manifest_name(ref))
         if found is not None:
-            self._remembered[kind, key] = time.monotonic(), found
+            self._remembered[ref] = time.monotonic(), found
         return found
 
-    def _folder(self, kind: str, key: str, manifest: dict[str, Any]) -> Path:
+    def _folder(self, ref: Ref, manifest: dict[str, Any]) -> Path:
         attempt = manifest["attempt"]
         check_name(attempt)
-        return self.cache.path(f"{kind}.{key}.{attempt}")
+        return self.cache.path(attempt_name(ref, attempt))
 
-    def open(self, kind: str, key: str) -> Artifact:
+    def open(self, ref: Ref) -> Artifact:
         for last in (False, False, True):
-            artifact = self.find(kind, key)
+            artifact = self.find(ref)
             seen = None if artifact is None else _state(artifact.path)
             try:
-                return super().open(kind, key)
+                return super().open(ref)
             except (CorruptArtifactError, FileNotFoundError):
                 if last or artifact is None or seen is None:
                     raise
@@ -121,7 +127,7 @@ class BucketStore(Store):
         self.cache.drop(path.name, unless=lambda: _state(path) != seen)
 
     def _fetch(self, artifact: Artifact) -> bool:
-        prefix = files_name(artifact.kind, artifact.key, artifact.manifest["attempt"])
+        prefix = files_name(artifact.ref, artifact.manifest["attempt"])
 
         def fill(folder: Path) -> None:
             wanted = artifact.manifest["files"]
@@ -131,33 +137,32 @@ class BucketStore(Store):
                 self.bucket.download({f"{prefix}/{name}": folder / name for name in wanted})
             except FileNotFoundError as error:
                 raise CorruptArtifactError(
-                    artifact.kind, artifact.key, f"{self.uri}/{prefix}", "a file is missing"
+                    artifact.ref, f"{self.uri}/{prefix}", "a file is missing"
                 ) from error
             for name, entry in wanted.items():
                 if file_digest(folder / name) != entry["sha256"]:
                     raise CorruptArtifactError(
-                        artifact.kind,
-                        artifact.key,
-                        f"{self.uri}/{prefix}/{name}",
-                        "its content was changed",
+                        artifact.ref, f"{self.uri}/{prefix}/{name}", "its content was changed"
                     )
 
         return self.cache.fetch(artifact.path.name, fill, artifact.size)
 
-    def names(self, kind: str | None = None, prefix: str = "") -> Sequence[tuple[str, str]]:
+    def refs(self, kind: str | None = None, prefix: str = "") -> Sequence[Ref]:
         folder = "manifests" if kind is None else f"manifests/{kind}"
         found = []
         for name in self.bucket.list(folder, prefix if kind else ""):
             path = PurePosixPath(f"{kind}/{name}" if kind else name)
-            if len(path.parts) == 2 and path.suffix == ".json" and path.stem.startswith(prefix):
-                found.append((path.parts[0], path.stem))
+            if len(path.parts) != 2 or path.suffix != ".json" or not path.stem.startswith(prefix):
+                continue
+            if is_name(path.parts[0]) and is_name(path.stem):
+                found.append(Ref(path.parts[0], path.stem))
         return found
 
     # Writing
 
     @contextmanager
-    def _staging(self, kind: str, key: str) -> Iterator[Path]:
-        with self.cache.staging(f"{kind}-{key}") as folder:
+    def _staging(self, ref: Ref) -> Iterator[Path]:
+        with self.cache.staging(ref.flat) as folder:
             mark = self.lock(f".staging/{folder.name}")
             if not mark.acquire():
                 raise ArtifactError(f"{folder.name} is being built twice")
@@ -166,16 +171,16 @@ class BucketStore(Store):
             finally:
                 mark.release()
 
-    def _commit(self, staging: Path, kind: str, key: str, manifest: dict[str, Any]) -> bool:
+    def _commit(self, staging: Path, ref: Ref, manifest: dict[str, Any]) -> bool:
         files = {name: staging / name for name in manifest["files"]}
         attempt = staging.name.rpartition("-")[2]
-        published = self._publication.publish(kind, key, attempt, files, manifest)
+        published = self._publication.publish(ref, attempt, files, manifest)
         if published is not None:
-            self.cache.adopt(f"{kind}.{key}.{published}", staging)
+            self.cache.adopt(attempt_name(ref, published), staging)
         return published is not None
 
-    def log(self, event: str, kind: str, key: str, **details: object) -> None:
-        self._events.append({"event": event, "kind": kind, "key": key, **details})
+    def log(self, event: str, ref: Ref, **details: object) -> None:
+        self._events.append({"event": event, "kind": ref.kind, "key": ref.key, **details})
 
     def events(self, last: int | None = None) -> Sequence[dict[str, Any]]:
         return self._events.read() if last is None else self._events.last(last)
@@ -222,21 +227,20 @@ class BucketStore(Store):
 
     # Housekeeping
 
-    def quarantine(self, kind: str, key: str) -> str | None:
-        check_name(kind, key)
-        text = self.bucket.read(manifest_name(kind, key))
+    def quarantine(self, ref: Ref) -> str | None:
+        text = self.bucket.read(manifest_name(ref))
         if text is None:
             return None
-        name = f"{kind}.{key}.{attempt_of(text) or 'unknown'}"
+        name = attempt_name(ref, attempt_of(text) or "unknown")
         self.bucket.write(f".corrupt/{name}.json", text)
-        self._forget(kind, key)
-        self.log("quarantined", kind, key)
+        self._forget(ref)
+        self.log("quarantined", ref)
         return name
 
-    def _forget(self, kind: str, key: str) -> None:
-        self.bucket.remove(manifest_name(kind, key))
-        self._remembered.pop((kind, key), None)
-        self._verified.pop((kind, key), None)
+    def _forget(self, ref: Ref) -> None:
+        self.bucket.remove(manifest_name(ref))
+        self._remembered.pop(ref, None)
+        self._verified.pop(ref, None)
 
     def set_aside(self) -> Sequence[str]:
         return [name.removesuffix(".json") for name in self.bucket.list(".corrupt")]
@@ -244,7 +248,7 @@ class BucketStore(Store):
     def discard(self, name: str) -> None:
         kind, key, attempt = name.split(".")
         if attempt != "unknown":
-            self._publication.remove_files(kind, key, attempt)
+            self._publication.remove_files(Ref(kind, key), attempt)
         self.bucket.remove(f".corrupt/{name}.json")
 
     def sweep(self) -> int:
@@ -253,18 +257,17 @@ class BucketStore(Store):
             mark = self.lock(f".staging/{name}")
             if alive or not mark.acquire():
                 continue
-            kind, _, rest = name.partition("-")
-            key, _, attempt = rest.rpartition("-")
+            flat, _, attempt = name.rpartition("-")
             with suppress(ValueError):
-                self._publication.abandon(kind, key, attempt)
+                self._publication.abandon(Ref.parse_flat(flat), attempt)
             mark.release()
             removed += 1
         return removed
 
     def delete(self, artifact: Artifact) -> None:
-        self._forget(artifact.kind, artifact.key)
-        self.log("deleted", artifact.kind, artifact.key)
-        self._publication.remove_files(artifact.kind, artifact.key, artifact.manifest["attempt"])
+        self._forget(artifact.ref)
+        self.log("deleted", artifact.ref)
+        self._publication.remove_files(artifact.ref, artifact.manifest["attempt"])
         self.cache.drop(artifact.path.name)
 
 

@@ -474,7 +474,7 @@ def latents_in_a_store(tmp_path, spread=5.5, classes=4):
 
 def test_latents_in_the_store(tmp_path, capsys):
     store, graph = latents_in_a_store(tmp_path)
-    assert main(["inspect", str(store.open("data", graph.data.key).path)]) == 1
+    assert main(["inspect", str(store.open(graph.data.ref).path)]) == 1
     output = capsys.readouterr().out
     for words in (
         "2 shards bound together",
@@ -490,7 +490,7 @@ def test_latents_in_the_store(tmp_path, capsys):
         assert words in output
     assert output.count("Would go wrong") == 1
     shard = graph.data.inputs["part-00000"]
-    assert main(["inspect", str(store.open(shard.kind, shard.key).path)]) == 0
+    assert main(["inspect", str(store.open(shard.ref).path)]) == 0
     output = capsys.readouterr().out
     assert "8 x 4 x 4" in output
     assert "moments of sd-vae's posterior" in output
@@ -499,14 +499,14 @@ def test_latents_in_the_store(tmp_path, capsys):
 @pytest.mark.parametrize(("spread", "wrong"), [(1.0, True), (5.5, False), (40.0, True)])
 def test_latents_in_the_store_should_be_as_spread_out_as_noise(spread, wrong, tmp_path, capsys):
     store, graph = latents_in_a_store(tmp_path, spread, classes=3)
-    assert main(["inspect", str(store.open("data", graph.data.key).path)]) == wrong
+    assert main(["inspect", str(store.open(graph.data.ref).path)]) == wrong
     assert ("their spread times the factor is" in capsys.readouterr().out) == wrong
 
 
 def test_images_that_were_converted_were_not_left_out(tmp_path, capsys):
     store, graph = latents_in_a_store(tmp_path, classes=3)
     copy = tmp_path / "elsewhere" / "data"
-    shutil.copytree(store.open("data", graph.data.key).path, copy)
+    shutil.copytree(store.open(graph.data.ref).path, copy)
     about = json.loads((copy / "statistics.json").read_text())
     faults = ["cannot be decoded: cut short"] * 5 + ["is CMYK, converted to RGB"]
     about["broken"] = [{"name": f"{i}.jpg", "fault": fault} for i, fault in enumerate(faults)]

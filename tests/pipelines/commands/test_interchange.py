@@ -276,7 +276,7 @@ def test_samples_are_exported_as_they_are(finished, tmp_path, monkeypatch, capsy
     assert "200 images" in capsys.readouterr().out
     images = torch.cat(list(read_image_batches(target, 64)))
     point = next(p for p in finished.graph.final if p.guidance.ig_scale == 1.5)
-    paths = [finished.home.store.root / n.kind / n.key / "images.parquet" for n in point.images]
+    paths = [finished.home.store.root / str(n.ref) / "images.parquet" for n in point.images]
     stored = read_images(paths)
     assert torch.equal(images, stored.image)
     assert torch.equal(read_labels(target), stored.label)

@@ -94,7 +94,7 @@ def images_of(store, graph):
     from ig_core.images.sets import read_images
 
     node = graph.final[-1].images[0]
-    return read_images([store.open(node.kind, node.key).path / "images.parquet"]).image
+    return read_images([store.open(node.ref).path / "images.parquet"]).image
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -105,7 +105,7 @@ def test_it_trains_two_steps_and_samples_and_round_trips(name, files, tmp_path):
     assert Graph(again).run_key == Graph(experiment).run_key
     store = FolderStore(tmp_path / "store")
     graph = run_inline(store, again, Graph(again).final[-1].images[:1])
-    checkpoint = store.open("checkpoint", graph.checkpoints[-1].key)
+    checkpoint = store.open(graph.checkpoints[-1].ref)
     assert checkpoint.key.endswith("-00000002")
     images = images_of(store, graph)
     assert images.shape == (12, 3, 32, 32)

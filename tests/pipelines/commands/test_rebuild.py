@@ -182,8 +182,8 @@ def test_a_trial_that_lost_something_has_it_again(home, tracked):
 def test_what_is_damaged_is_named_and_the_rest_is_shown(home, tracked, capsys):
     (experiment,) = (e for e in recorded_runs(home.store).values() if e.train.steps == 20)
     node = Graph(experiment).final[0].evaluate
-    manifest = home.store.find(node.kind, node.key)
-    metrics = home.store.root / node.kind / node.key / "metrics.json"
+    manifest = home.store.find(node.ref)
+    metrics = home.store.root / str(node.ref) / "metrics.json"
     assert manifest is not None
     whole = metrics.read_bytes()
     metrics.chmod(0o644)
@@ -193,7 +193,7 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(home, tracked, capsys):
     finally:
         metrics.write_bytes(whole)
     said = capsys.readouterr().out
-    assert f"{node.kind}/{node.key} is damaged" in said
+    assert f"{node.ref} is damaged" in said
     assert "shows 1 of 2" in said
     studied = {k: v for k, v in tracked[1].items() if v["experiment"] == "study-small"}
     assert {k: v for k, v in shown(home.root).items() if k in studied} == studied

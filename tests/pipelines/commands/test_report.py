@@ -95,6 +95,6 @@ def test_the_command_prints_the_path(words, home, finished, capsys):
 
 def test_damage_is_explained(home, finished, capsys):
     node = finished.graph.final[0].evaluate
-    damage(home.store.root / node.kind / node.key / "metrics.json")
+    damage(home.store.root / str(node.ref) / "metrics.json")
     assert main(["report", "tiny"]) == 1
     assert "is damaged" in capsys.readouterr().err

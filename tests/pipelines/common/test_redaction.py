@@ -131,12 +131,12 @@ def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
     """Afterwards the same command, with a server that answers, logs what is missing."""
     home, screen = Home(tmp_path / "home"), io.StringIO()
     node = finished.graph.final[-1].evaluate
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     caplog.set_level(logging.DEBUG)
     started = time.monotonic()
     assert run_experiment(tiny(), home, make_console(file=screen, width=400)) == 0
     assert time.monotonic() - started < 60
-    assert store.find(node.kind, node.key) is not None
+    assert store.find(node.ref) is not None
     assert Hanging.asked, "the server was asked"
     assert all(header and header.startswith("Basic ") for header in Hanging.asked)
     assert "could not be updated" in screen.getvalue()

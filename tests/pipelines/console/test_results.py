@@ -75,7 +75,7 @@ def test_the_curve_shows_both_scales_at_every_step(results):
 
 def test_a_point_that_is_missing_is_a_dash(store, finished):
     point = finished.graph.curve[0]
-    store.quarantine(point.evaluate.kind, point.evaluate.key)
+    store.quarantine(point.evaluate.ref)
     text = printed(print_report, collect(store, finished.graph))
     (row,) = rows(text[text.index("FID over training") :], "10")
     assert row[1] == "-" or row[0].split() == ["10", "-"]
@@ -165,7 +165,7 @@ def test_a_plan_of_longer_training_starts_from_the_last_checkpoint(finished):
 
 def test_a_plan_starts_from_a_state_to_resume_but_does_not_count_it(store, finished):
     state = finished.graph.resume(25)
-    with store.publish(state.kind, state.key, {}) as directory:
+    with store.publish(state.ref, {}) as directory:
         (directory / "state.json").write_text("{}")
     text = planned(tiny(train={"steps": 30}), store)
     (row,) = rows(text, "train")
@@ -176,8 +176,8 @@ def test_a_plan_trains_no_further_than_is_missing(store, finished):
     """The first checkpoint and all that was made from it are gone; the last one is there."""
     first, curve = finished.graph.checkpoints[0], finished.graph.curve[0]
     for node in (first, curve.images[0], *curve.evaluate.inputs.values(), curve.evaluate):
-        if node.kind != "reference" and store.find(node.kind, node.key):
-            store.quarantine(node.kind, node.key)
+        if node.kind != "reference" and store.find(node.ref):
+            store.quarantine(node.ref)
     assert "training from step 0 to 10" in planned(tiny(), store)
 
 
@@ -209,7 +209,7 @@ def test_the_store_lists_runs_and_artifacts(finished):
 
 def test_garbage_is_listed_one_by_one_with_its_total(store, finished):
     graph = run_inline(store, tiny(ig_scales=(2.5,)))
-    aside = store.quarantine("data", finished.graph.data.key)
+    aside = store.quarantine(finished.graph.data.ref)
     garbage = find_garbage(store)
     text = printed(print_garbage, garbage, deleted=False)
     evaluate = graph.final[-1].evaluate

@@ -70,15 +70,15 @@ def trained_alone(store: FolderStore, graph: Graph, steps: int, folder: Path) ->
         resources=dataclasses.replace(graph.experiment.resources, min_workers=None, num_workers=1),
     )
     alone = FolderStore(folder)
-    data = store.open("data", graph.data.key).path
-    with alone.publish("data", graph.data.key, {}) as directory:
+    data = store.open(graph.data.ref).path
+    with alone.publish(graph.data.ref, {}) as directory:
         for file in data.iterdir():
             if file.name != "MANIFEST.json":
                 (directory / file.name).write_bytes(file.read_bytes())
     train_worker(
         TrainJob(str(folder), experiment_to_json(experiment), (steps,)), 0, 1, lambda progress: None
     )
-    return load_history(alone.open("checkpoint", graph.checkpoint(steps).key).path)
+    return load_history(alone.open(graph.checkpoint(steps).ref).path)
 
 
 class Watched:
@@ -150,7 +150,7 @@ def test_workers_come_and_go_and_the_loss_is_that_of_one(tmp_path, short_folder)
     assert shrunk >= before_kill
     assert starts[-1] == left_at
     graph, last = the_run(store), newest(store)
-    history = load_history(store.open("resume", graph.resume(last).key).path)
+    history = load_history(store.open(graph.resume(last).ref).path)
     assert len(history) == last > left_at
     alone = trained_alone(store, graph, last, tmp_path / "alone")
     # Rounding of sums in another order, over the some hundred steps that this takes.
@@ -212,7 +212,7 @@ def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path, short_fo
             assert run.driver.wait(300) == 0, (tmp_path / "home.log").read_text()[-4000:]
     graph = the_run(store)
     for point in graph.final:
-        assert store.find("evaluate", point.evaluate.key)
+        assert store.find(point.evaluate.ref)
     executed = Counter((e["kind"], e["key"]) for e in events(store, "execute"))
     assert set(executed.values()) <= {1, 2}
     assert 2 in executed.values()

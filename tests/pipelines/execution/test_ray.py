@@ -110,12 +110,12 @@ def final_graph(store: FolderStore) -> Graph:
 
 def final_weights(store: FolderStore, name: str) -> bytes:
     node = final_graph(store).checkpoints[-1]
-    return (store.open(node.kind, node.key).path / f"{name}.safetensors").read_bytes()
+    return (store.open(node.ref).path / f"{name}.safetensors").read_bytes()
 
 
 def fids(store: FolderStore) -> list[float]:
     graph = final_graph(store)
-    paths = [store.open("evaluate", p.evaluate.key).path / "metrics.json" for p in graph.final]
+    paths = [store.open(p.evaluate.ref).path / "metrics.json" for p in graph.final]
     return [json.loads(path.read_text())["fid"] for path in paths]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from experiments import experiment_to_json
 from ig_core.images.sets import ImageDataset
-from pipelines.common.errors import CorruptArtifactError, TrainingFailedError
+from pipelines.common.errors import TrainingFailedError
 from pipelines.execution.listener import NullListener
 from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
@@ -19,8 +19,10 @@ from pipelines.graph.node import Node, closure
 from pipelines.graph.plan import make_plan, set_corrupt_aside
 from pipelines.stages import data as data_stage
 from pipelines.stages.jobs import Job, TrainOutcome
-from pipelines.store.base import MANIFEST
+from pipelines.store.base import CorruptArtifactError
+from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 from pipelines.store.locks import FileLock
 from tests.pipelines.conftest import InlineRunner, damage, events, run_inline, tiny, tree
 
@@ -29,9 +31,9 @@ def no_runner():
     raise AssertionError("a runner was made")
 
 
-def counts(store: FolderStore, event: str) -> dict[tuple[str, str], int]:
+def counts(store: FolderStore, event: str) -> dict[Ref, int]:
     """How often an event befell each artifact; the one for a training is its trajectory's."""
-    return collections.Counter((e["kind"], e["key"]) for e in events(store, event))
+    return collections.Counter(Ref(e["kind"], e["key"]) for e in events(store, event))
 
 
 def since(store: FolderStore, known: int, event: str) -> list[dict]:
@@ -48,13 +50,13 @@ def kinds(found: list[dict]) -> dict[str, int]:
 
 
 def folder(store: FolderStore, node: Node) -> Path:
-    return store.root / node.kind / node.key
+    return store.root / str(node.ref)
 
 
 def contents(store: FolderStore, node: Node) -> dict[str, bytes | None]:
     """Files of an artifact that say what it is, not when and where it was made."""
-    files = tree(store.open(node.kind, node.key).path)
-    return {name: file for name, file in files.items() if name != MANIFEST}
+    files = tree(store.open(node.ref).path)
+    return {name: file for name, file in files.items() if name != MANIFEST_FILE}
 
 
 # Running
@@ -62,19 +64,19 @@ def contents(store: FolderStore, node: Node) -> dict[str, bytes | None]:
 
 def test_a_run_builds_everything_and_each_thing_once(finished):
     store, graph = finished.home.store, finished.graph
-    wanted = {(node.kind, node.key) for node in finished.nodes}
+    wanted = {node.ref for node in finished.nodes}
     assert counts(store, "published") == dict.fromkeys(wanted, 1)
-    training = ("checkpoint", graph.checkpoints[-1].hash)
-    built = {(kind, key) for kind, key in wanted if kind != "checkpoint"}
+    training = Ref("checkpoint", graph.checkpoints[-1].hash)
+    built = {ref for ref in wanted if ref.kind != "checkpoint"}
     assert counts(store, "execute") == dict.fromkeys([*built, training], 1)
 
 
 def test_artifacts_say_what_they_were_made_from(finished):
     store, graph = finished.home.store, finished.graph
     for node in closure(graph.targets):
-        manifest = store.open(node.kind, node.key).manifest
+        manifest = store.open(node.ref).manifest
         assert manifest["stage"] == node.stage
-        assert manifest["inputs"] == {n: f"{i.kind}/{i.key}" for n, i in node.inputs.items()}
+        assert manifest["inputs"] == {n: str(i.ref) for n, i in node.inputs.items()}
         assert manifest["config"] == json.loads(json.dumps(node.config))
         assert {"python", "torch", "numpy"} <= set(manifest["packages"])
 
@@ -103,7 +105,7 @@ def test_one_more_scale_executes_one_sample_and_one_evaluation(store):
 def test_images_are_the_same_whatever_the_batch_of_the_sampler(store, finished):
     node = finished.graph.final[1].images[0]
     before = contents(store, node)
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     run_inline(store, tiny(resources={"sample_batch": 7}), [node])
     assert contents(store, node)["images.parquet"] == before["images.parquet"]
 
@@ -138,7 +140,7 @@ def test_a_missing_middle_checkpoint_is_rebuilt_from_the_one_before(store, finis
     finer = tiny(train={"checkpoint_every": 5})
     checkpoints = run_inline(store, finer, Graph(finer).checkpoints).checkpoints
     before, known = contents(store, checkpoints[2]), logged(store)
-    store.quarantine(checkpoints[2].kind, checkpoints[2].key)
+    store.quarantine(checkpoints[2].ref)
     run_inline(store, finer, checkpoints)
     assert [e["from_step"] for e in since(store, known, "execute")] == [10]
     assert [e["key"] for e in since(store, known, "published")] == [checkpoints[2].key]
@@ -170,7 +172,7 @@ def test_training_stops_at_the_last_checkpoint_that_is_missing(store, finished, 
         return batch(self, index)
 
     monkeypatch.setattr(ImageDataset, "batch", counting)
-    store.quarantine(first.kind, first.key)
+    store.quarantine(first.ref)
     run_inline(store, tiny(), [first])
     assert len(batches) == 10
     assert events(store, "execute", "checkpoint")[-1]["to_step"] == 10
@@ -196,13 +198,13 @@ def test_the_listener_hears_once_that_another_process_builds(tmp_path):
 
     pipeline = Pipeline(store, tiny(), InlineRunner, Waiting())
     thread = threading.Thread(target=pipeline.run, args=([graph.data],))
-    with store.lease("data", graph.data.key):
+    with store.lease(graph.data.ref):
         thread.start()
         assert building.wait(60)
         InlineRunner().build(Job(str(store.root), (graph.data,), experiment_to_json(tiny())))
     thread.join()
     assert waited_for == [graph.data]
-    assert counts(store, "execute") == {("data", graph.data.key): 1}
+    assert counts(store, "execute") == {graph.data.ref: 1}
 
 
 class Impatient(FolderStore):
@@ -212,17 +214,17 @@ class Impatient(FolderStore):
         super().__init__(root)
         self.looks = 0
 
-    def find(self, kind, key):
+    def find(self, ref):
         self.looks += 1
         assert self.looks < 5000, "the run waits for something that nobody builds"
-        return super().find(kind, key)
+        return super().find(ref)
 
 
 def test_who_waited_for_another_training_builds_what_is_still_missing(store):
     """The last checkpoint is there, and the other process dies before it made those between."""
     finer = tiny(train={"checkpoint_every": 5})
     graph, store = Graph(finer), Impatient(store.root)
-    lease = store.lease("train", graph.checkpoints[0].hash)
+    lease = store.lease(Ref("train", graph.checkpoints[0].hash))
     held = []
 
     class Waiting(NullListener):
@@ -286,7 +288,7 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one_bit_for_bit(
     monkeypatch.setattr(ImageDataset, "batch", interrupted)
     with pytest.raises(ConnectionError, match="the power went"):
         run_inline(store, tiny(), graph.checkpoints)
-    assert [a.key for a in store.list("checkpoint")] == [graph.checkpoints[0].key]
+    assert [a.ref.key for a in store.list("checkpoint")] == [graph.checkpoints[0].key]
 
     run_inline(store, tiny(), graph.checkpoints)
     assert [e["from_step"] for e in events(store, "execute", "checkpoint")] == [0, 10]
@@ -325,7 +327,7 @@ def test_a_failed_run_can_be_run_again(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             run_inline(store, tiny(), [graph.data])
     run_inline(store, tiny(), [graph.data])
-    assert counts(store, "published") == {("data", graph.data.key): 1}
+    assert counts(store, "published") == {graph.data.ref: 1}
 
 
 def test_after_an_error_nothing_new_is_begun(tmp_path):
@@ -403,7 +405,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(s
     assert "the loss of step 2 is not finite" in message
     assert f"the last good checkpoint is step 1: {folder(store, good)}" in message
     assert "--optim.lr" in message
-    found = [a.key for a in store.list("checkpoint", good.hash)]
+    found = [a.ref.key for a in store.list("checkpoint", good.hash)]
     assert found == [good.key]
 
 
@@ -429,7 +431,7 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(store):
 
 def test_a_broken_manifest_stops_the_run_before_a_runner_is_made(store, finished):
     checkpoint = finished.graph.checkpoints[-1]
-    (folder(store, checkpoint) / MANIFEST).write_text("{")
+    (folder(store, checkpoint) / MANIFEST_FILE).write_text("{")
     with pytest.raises(CorruptArtifactError, match=f"checkpoint/{checkpoint.key} is damaged"):
         run_inline(store, tiny(ig_scales=(2.5,)), runner=no_runner)
 
@@ -455,9 +457,9 @@ def test_a_damaged_checkpoint_stops_a_training_that_would_start_from_it(store, f
 def test_the_driver_of_a_training_moves_none_of_its_files(store, finished, monkeypatch):
     """They may be gigabytes in a bucket, and are checked where they are used."""
     longer, opened = tiny(train={"steps": 30}), []
-    monkeypatch.setattr(store, "open", lambda kind, key: opened.append((kind, key)))
+    monkeypatch.setattr(store, "open", opened.append)
     run_inline(store, longer, Graph(longer).checkpoints)
-    assert store.find("checkpoint", Graph(longer).checkpoints[-1].key)
+    assert store.find(Graph(longer).checkpoints[-1].ref)
     assert opened == []
 
 
@@ -499,7 +501,7 @@ def test_a_checkpoint_that_was_set_aside_is_made_again_beside_its_evaluations(st
     damage(folder(store, checkpoint) / "ema.safetensors")
     aside = set_corrupt_aside(store, finished.graph)
     run_inline(store, tiny(), [*finished.graph.targets, *aside])
-    assert store.find(checkpoint.kind, checkpoint.key) is not None
+    assert store.find(checkpoint.ref) is not None
 
 
 def test_nothing_is_set_aside_where_nothing_is_damaged(store, finished):

@@ -18,20 +18,21 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.graph.trajectory import starting_step
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 from tests.pipelines.conftest import events, run_inline, tiny, tree
 
 
-def names(garbage) -> set[tuple[str, str]]:
-    return {(artifact.kind, artifact.key) for artifact in garbage.artifacts}
+def names(garbage) -> set[Ref]:
+    return {artifact.ref for artifact in garbage.artifacts}
 
 
-def reachable(experiment) -> set[tuple[str, str]]:
-    return {(node.kind, node.key) for node in closure(Graph(experiment).targets)}
+def reachable(experiment) -> set[Ref]:
+    return {node.ref for node in closure(Graph(experiment).targets)}
 
 
-def built(finished) -> set[tuple[str, str]]:
+def built(finished) -> set[Ref]:
     """All of the finished run, what it reported among it."""
-    return {(node.kind, node.key) for node in finished.nodes}
+    return {node.ref for node in finished.nodes}
 
 
 def test_what_may_come_to_be_reported_is_no_garbage(finished):
@@ -94,7 +95,7 @@ def test_exactly_what_no_recorded_run_leads_to_is_garbage(store):
 def test_checkpoints_that_no_run_wants_any_more_are_garbage(store):
     finer = tiny(train={"checkpoint_every": 5})
     graph = run_inline(store, finer, Graph(finer).checkpoints)
-    extra = {(node.kind, node.key) for node in (graph.checkpoints[0], graph.checkpoints[2])}
+    extra = {node.ref for node in (graph.checkpoints[0], graph.checkpoints[2])}
     assert names(find_garbage(store)) == extra
 
 
@@ -154,11 +155,11 @@ def test_what_a_record_that_cannot_be_read_may_need_is_kept_until_it_is_forgotte
 ):
     _, other = two_runs
     run_inline(unreadable, tiny(ig_scales=(3.5,)))  # recorded nowhere
-    before = {(artifact.kind, artifact.key) for artifact in unreadable.list()}
+    before = {artifact.ref for artifact in unreadable.list()}
     forget = (Graph(other).run_key,)
     garbage = collect_garbage(unreadable, forget)
     assert (names(garbage), garbage.unreadable) == (set(), ("0000abc",))
-    assert {(artifact.kind, artifact.key) for artifact in unreadable.list()} == before
+    assert {artifact.ref for artifact in unreadable.list()} == before
     assert Graph(other).run_key not in recorded_runs(unreadable), "forgotten all the same"
     garbage = collect_garbage(unreadable, ("0000",))
     assert names(garbage) == before - built_of(unreadable, tiny())
@@ -166,9 +167,9 @@ def test_what_a_record_that_cannot_be_read_may_need_is_kept_until_it_is_forgotte
     assert not list(unreadable.root.glob(".*/0000abc*"))
 
 
-def built_of(store, experiment) -> set[tuple[str, str]]:
-    return {(node.kind, node.key) for node in closure(Graph(experiment).needed)} & {
-        (artifact.kind, artifact.key) for artifact in store.list()
+def built_of(store, experiment) -> set[Ref]:
+    return {node.ref for node in closure(Graph(experiment).needed)} & {
+        artifact.ref for artifact in store.list()
     }
 
 
@@ -196,7 +197,7 @@ def test_no_command_ends_at_a_record_that_cannot_be_read(words, store, caplog, c
 
 def publish(store: FolderStore, *nodes) -> None:
     for node in nodes:
-        with store.publish(node.kind, node.key, {}) as directory:
+        with store.publish(node.ref, {}) as directory:
             (directory / "state.json").write_text("{}")
 
 
@@ -206,17 +207,17 @@ def test_what_an_interrupted_training_would_go_on_from_is_no_garbage(store):
     key, graph = record(store, longer), Graph(longer)
     publish(store, *(graph.resume(step) for step in (15, 23, 27, 35)))
     # Steps 30 and 40 are missing: the training goes on from 27.
-    others = {("resume", graph.resume(step).key) for step in (15, 23, 35)}
+    others = {graph.resume(step).ref for step in (15, 23, 35)}
     assert names(find_garbage(store)) == others
     collect_garbage(store)
     assert starting_step(store, graph, [30, 40]) == 27
-    assert names(find_garbage(store, (key,))) == {("resume", graph.resume(27).key)}
+    assert names(find_garbage(store, (key,))) == {graph.resume(27).ref}
 
 
 def test_a_state_that_nothing_is_resumed_from_any_more_is_garbage(store, finished):
     older, over = finished.graph.resume(15), finished.graph.resume(25)
     publish(store, older, over)
-    assert names(find_garbage(store)) == {(node.kind, node.key) for node in (older, over)}
+    assert names(find_garbage(store)) == {node.ref for node in (older, over)}
 
 
 def test_a_checkpoint_of_no_run_that_a_training_would_go_on_from_is_no_garbage(store):
@@ -224,7 +225,7 @@ def test_a_checkpoint_of_no_run_that_a_training_would_go_on_from_is_no_garbage(s
     record(store, longer)
     graph = Graph(longer)
     publish(store, graph.checkpoint(25), graph.resume(22))
-    assert names(find_garbage(store)) == {("resume", graph.resume(22).key)}
+    assert names(find_garbage(store)) == {graph.resume(22).ref}
 
 
 # Collecting
@@ -235,15 +236,15 @@ def test_collecting_deletes_the_garbage_and_nothing_else(two_runs, finished):
     forget = (Graph(other).run_key[:6],)
     garbage = find_garbage(store, forget)
     collect_garbage(store, forget)
-    assert {(a.kind, a.key) for a in store.list()} == built(finished)
-    assert {(e["kind"], e["key"]) for e in events(store, "deleted")} == names(garbage)
+    assert {a.ref for a in store.list()} == built(finished)
+    assert {Ref(e["kind"], e["key"]) for e in events(store, "deleted")} == names(garbage)
     assert list(recorded_runs(store)) == [Graph(tiny()).run_key]
     assert not list((store.root / ".staging").iterdir())
     run_inline(store, tiny(), runner=None)  # everything is still there
 
 
 def test_collecting_deletes_what_was_set_aside(store, finished):
-    aside = store.quarantine("data", finished.graph.data.key)
+    aside = store.quarantine(finished.graph.data.ref)
     garbage = find_garbage(store)
     assert garbage.set_aside == (aside,)
     collect_garbage(store)
@@ -280,7 +281,7 @@ def test_what_a_run_came_to_need_since_is_not_deleted(store):
     with in_use(store):
         record(store, other)
     collect_garbage(store)
-    assert reachable(other) <= {(a.kind, a.key) for a in store.list()}
+    assert reachable(other) <= {a.ref for a in store.list()}
 
 
 HOLD = """
@@ -343,7 +344,7 @@ def test_the_command_deletes_if_told_to(wasteful, capsys, finished):
     store, key = wasteful
     assert main(["store", "gc", "--forget", key, "--delete"]) == 0
     assert "Deleted 6 artifacts" in capsys.readouterr().out
-    assert {(a.kind, a.key) for a in store.list()} == built(finished)
+    assert {a.ref for a in store.list()} == built(finished)
 
 
 def test_the_command_refuses_while_a_run_holds_the_store(wasteful, capsys):
@@ -369,6 +370,6 @@ def test_the_summary_counts_artifacts_and_bytes_by_kind(finished):
             "sample",
         )
     }
-    data = finished.home.store.open("data", finished.graph.data.key)
+    data = finished.home.store.open(finished.graph.data.ref)
     on_disk = sum(path.stat().st_size for path in data.path.iterdir())
     assert summary["data"][1] == data.size == on_disk - (data.path / "MANIFEST.json").stat().st_size

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -25,20 +26,21 @@ from ig_core.config import (
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import STAGES, VERSIONS, Node, closure
 from pipelines.graph.resolve import resolve
+from pipelines.store.keys import Ref
 from tests.pipelines.conftest import tiny
 
 
-def nodes(experiment: Experiment) -> set[tuple[str, str]]:
-    """(kind, key) of everything an experiment consists of."""
-    return {(node.kind, node.key) for node in closure(Graph(experiment).targets)}
+def nodes(experiment: Experiment) -> set[Ref]:
+    """Names of everything an experiment consists of."""
+    return {node.ref for node in closure(Graph(experiment).targets)}
 
 
-def kinds(found: set[tuple[str, str]]) -> dict[str, int]:
-    return {kind: sum(k == kind for k, _ in found) for kind in sorted({k for k, _ in found})}
+def kinds(found: set[Ref]) -> dict[str, int]:
+    return dict(sorted(Counter(ref.kind for ref in found).items()))
 
 
-def of_kind(experiment: Experiment, *wanted: str) -> set[tuple[str, str]]:
-    return {(kind, key) for kind, key in nodes(experiment) if kind in wanted}
+def of_kind(experiment: Experiment, *wanted: str) -> set[Ref]:
+    return {ref for ref in nodes(experiment) if ref.kind in wanted}
 
 
 # What does not count
@@ -114,13 +116,13 @@ def test_another_scale_for_the_curve_changes_no_checkpoint():
 def test_another_sampler_resamples_and_trains_nothing(sampler):
     changed = nodes(tiny(sampler=sampler))
     shared = {"checkpoint", "data", "extractor", "reference"}
-    assert {kind for kind, _ in changed & nodes(tiny())} == shared
+    assert {ref.kind for ref in changed & nodes(tiny())} == shared
 
 
 def test_other_noise_resamples_and_trains_nothing():
     changed = nodes(tiny(evaluation={"seed": 1}))
     shared = {"checkpoint", "data", "extractor", "reference"}
-    assert {kind for kind, _ in changed & nodes(tiny())} == shared
+    assert {ref.kind for ref in changed & nodes(tiny())} == shared
 
 
 def test_random_labels_sample_besides_what_balanced_ones_lack():
@@ -132,7 +134,7 @@ def test_random_labels_sample_besides_what_balanced_ones_lack():
         assert 0 < beyond < 0.2 * before.num_samples
         assert before.evaluate != after.evaluate
     shared = nodes(tiny()) & nodes(tiny(evaluation={"labels": "random"}))
-    assert {kind for kind, _ in shared} == {
+    assert {ref.kind for ref in shared} == {
         "checkpoint",
         "data",
         "extractor",
@@ -334,7 +336,7 @@ def test_a_longer_training_has_the_checkpoints_of_the_shorter_one():
 
 def test_checkpoints_of_a_trajectory_differ_in_their_step_alone():
     one, two = Graph(tiny()).checkpoints
-    assert (one.suffix, two.suffix) == ("-00000010", "-00000020")
+    assert (one.step, two.step) == (10, 20)
     assert one.key == f"{one.hash}-00000010"
     assert one.hash == two.hash
     assert one.key < two.key
@@ -397,14 +399,14 @@ from experiments import get_experiment
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 graph = Graph(get_experiment("digits"))
-print(graph.run_key, *(f"{n.kind}/{n.key}" for n in closure(graph.targets)))
+print(graph.run_key, *(str(n.ref) for n in closure(graph.targets)))
 """
 
 
 def test_keys_are_the_same_in_every_process(child):
     found = {child(KEYS, PYTHONHASHSEED=seed).read() for seed in ("1", "2")}
     graph = Graph(get_experiment("digits"))
-    mine = (graph.run_key, *(f"{n.kind}/{n.key}" for n in closure(graph.targets)))
+    mine = (graph.run_key, *(str(n.ref) for n in closure(graph.targets)))
     assert found == {" ".join(mine)}
 
 
@@ -479,7 +481,7 @@ def test_everything_comes_after_its_inputs_and_once():
 def test_a_state_to_resume_from_is_named_like_a_checkpoint_but_is_none():
     graph = Graph(tiny())
     state, checkpoint = graph.resume(10), graph.checkpoint(10)
-    assert (state.kind, state.step, state.suffix) == ("resume", 10, checkpoint.suffix)
+    assert (state.kind, state.step, state.at_step) == ("resume", 10, checkpoint.at_step)
     assert (state.config, state.inputs) == (checkpoint.config, checkpoint.inputs)
     assert state.hash != checkpoint.hash
     assert state.hash == Graph(tiny(train={"steps": 30})).resume(30).hash
@@ -495,7 +497,7 @@ def test_every_kind_has_a_stage_and_a_version():
 def test_a_raised_version_renews_the_kind_and_what_is_made_from_it(monkeypatch):
     before = nodes(tiny())
     monkeypatch.setitem(VERSIONS, "images", VERSIONS["images"] + 1)
-    kept = {kind for kind, _ in nodes(tiny()) & before}
+    kept = {ref.kind for ref in nodes(tiny()) & before}
     assert kept == {"data", "extractor", "reference", "checkpoint"}
 
 

@@ -196,14 +196,14 @@ def test_an_experiment_cannot_have_a_name_that_acts(results):
 
 def test_what_is_missing_is_said(store, finished):
     node = finished.graph.curve[0].evaluate
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     found = stands_alone(run_page(collect(store, finished.graph)))
     assert "Not finished: 5 of 6 points are evaluated" in found.text
 
 
 def test_samples_that_were_collected_are_said_to_be_gone(store, finished):
     node = finished.graph.final[0].images[0]
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     found = stands_alone(run_page(collect(store, finished.graph)))
     assert len(found.all("img")) == 2
     assert "not in the store any more" in found.text

@@ -114,7 +114,7 @@ def test_a_run_that_has_measured_nothing_yet_has_no_plots(tmp_path):
 
 def test_a_run_without_the_comparison_yet_has_the_curve(store, finished, tmp_path):
     for point in finished.graph.final:
-        store.quarantine(point.evaluate.kind, point.evaluate.key)
+        store.quarantine(point.evaluate.ref)
     files = write_report(collect(store, finished.graph), tmp_path / "report")
     assert {path.name for path in files} == {"experiment.json", "results.csv", "fid_curve.png"}
 

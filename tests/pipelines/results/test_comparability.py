@@ -74,17 +74,17 @@ def measured_store(root, experiment, reference, images=10_000, used=None):
     store, graph = FolderStore(root), Graph(experiment)
     point = next(p for p in graph.final if p.guidance.ig_scale == experiment.guidance.ig_scale)
     node = point.evaluate
-    with store.publish(node.kind, node.key, {}) as folder:
+    with store.publish(node.ref, {}) as folder:
         metrics = {"fid": 18.0, "fid_low": 17.5, "fid_high": 18.5, "inception_score": 70.0}
         (folder / "metrics.json").write_text(json.dumps(metrics))
     node = graph.reference
-    with store.publish(node.kind, node.key, {}) as folder:
+    with store.publish(node.ref, {}) as folder:
         save_file(reference, folder / "moments.safetensors")
         if images:
             features = torch.zeros(images, 1, dtype=torch.uint8)
             save_file({"features": features}, folder / "features.safetensors")
     if used is not None:
-        with store.publish(graph.data.kind, graph.data.key, {}) as folder:
+        with store.publish(graph.data.ref, {}) as folder:
             (folder / "statistics.json").write_text(json.dumps({"count": used}))
     remember(store, experiment, graph.run_key)
     return store

@@ -17,16 +17,17 @@ from pipelines.results.measured_costs import (
 )
 from pipelines.stages.context import describe
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 from pipelines.study.findings import forecast
 from tests.pipelines.conftest import tiny
 from tests.pipelines.study.conftest import small_study
 
 
-def publish(store, kind, key, seconds, size, description):
+def publish(store, ref, seconds, size, description):
     """An artifact that cost so many seconds and has so many bytes."""
-    with store.publish(kind, key, description) as folder:
+    with store.publish(ref, description) as folder:
         (folder / "content").write_bytes(b"x" * size)
-    path = store.root / kind / key / "MANIFEST.json"
+    path = store.root / str(ref) / "MANIFEST.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": seconds}))
 
 
@@ -35,11 +36,11 @@ def store(tmp_path):
     """A store with one training of `tiny()` to step 10, its samples and their features."""
     store, graph = FolderStore(tmp_path), Graph(tiny())
     node = graph.checkpoints[0]
-    publish(store, node.kind, node.key, 20.0, 500, {**describe(node), "work_from_step": 0})
+    publish(store, node.ref, 20.0, 500, {**describe(node), "work_from_step": 0})
     point = graph.curve[0]
-    publish(store, "images", point.images[0].key, 50.0, 3000, describe(point.images[0]))
+    publish(store, point.images[0].ref, 50.0, 3000, describe(point.images[0]))
     features = point.evaluate.inputs["part-00000"]
-    publish(store, features.kind, features.key, 10.0, 2000, describe(features))
+    publish(store, features.ref, 10.0, 2000, describe(features))
     return store
 
 
@@ -82,7 +83,7 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", ["checkpoint", "images", "features"])
 def test_what_another_program_made_is_passed_over(store, kind, words):
     before = len(comparable_checkpoints(store, tiny()))
-    publish(store, kind, f"{0:064x}-00000010", 1e6, 500, FOREIGN[words])
+    publish(store, Ref(kind, f"{0:064x}-00000010"), 1e6, 500, FOREIGN[words])
     assert measured(store, tiny()) == EXPECTED
     assert len(comparable_checkpoints(store, tiny())) - before == (
         kind == "checkpoint" and FOREIGN[words].get("config") is CHECKPOINT
@@ -100,7 +101,7 @@ def test_other_models_samplers_and_steps_are_not_comparable(store):
 def test_a_study_is_forecast_in_a_home_where_images_were_judged(tmp_path):
     """`igdit evaluate` leaves images there that no sampler made."""
     store = FolderStore(tmp_path)
-    publish(store, "images", "a" * 20, 1.0, 10, FOREIGN["read by igdit evaluate"])
+    publish(store, Ref("images", "a" * 20), 1.0, 10, FOREIGN["read by igdit evaluate"])
     cost = forecast(small_study(), store, [], 8)
     assert (cost.trials, cost.hours, cost.gigabytes) == (8, None, None)
 
@@ -111,9 +112,9 @@ def test_hours_and_bytes_of_a_study_follow_from_what_was_measured(store):
     )
     assert forecast(study, store, [], 8).hours is None, "of another depth"
     node = Graph(study.experiment).checkpoints[0]
-    publish(store, node.kind, node.key, 30.0, 700, {**describe(node), "work_from_step": 0})
+    publish(store, node.ref, 30.0, 700, {**describe(node), "work_from_step": 0})
     images = Graph(study.experiment).curve[0].images[0]
-    publish(store, "images", images.key, 100.0, 3000, describe(images))
+    publish(store, images.ref, 100.0, 3000, describe(images))
     cost = forecast(study, store, [], 8)
     steps = 2 * 20
     images = 8 * 200 + 2 * 2 * 100 + 2 * 200

@@ -11,14 +11,14 @@ import torch
 from ig_core.config import Guidance
 from ig_core.training.state import HISTORY_COLUMNS
 from pipelines.commands.run import run_experiment
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.console.console import make_console
 from pipelines.graph.fingerprint import require_one_protocol
 from pipelines.graph.graph import Graph
 from pipelines.results.measurements import Measurement, Results, collect, preview
-from pipelines.store.base import Artifact
+from pipelines.store.base import Artifact, CorruptArtifactError
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
+from pipelines.store.keys import Ref
 from tests.pipelines.conftest import damage, tiny
 
 
@@ -34,7 +34,7 @@ def measured(point, fid: float, without: list[float]) -> Measurement:
         "recall": 0.25,
         "inception_score": 3.0,
     }
-    return Measurement(point, Artifact("evaluate", key, Path(key), {}), metrics)
+    return Measurement(point, Artifact(Ref("evaluate", key), Path(key), {}), metrics)
 
 
 def made_up(**fids: tuple[float, list[float]]) -> Results:
@@ -117,7 +117,7 @@ def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path):
 
 def test_nothing_is_chosen_while_a_scale_is_missing(store, finished):
     node = finished.graph.final[0].evaluate
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     results = collect(store, finished.graph)
     assert results.chosen_scale is None
     assert results.report == ()
@@ -163,7 +163,7 @@ def test_an_empty_store_has_no_results(tmp_path):
 
 def test_what_is_not_there_yet_is_left_out(store, finished):
     for point in (finished.graph.final[0], finished.graph.curve[1]):
-        store.quarantine(point.evaluate.kind, point.evaluate.key)
+        store.quarantine(point.evaluate.ref)
     results = collect(store, finished.graph)
     assert [m.scale for m in results.final] == [1.5]
     assert len(results.curve) == 3
@@ -173,7 +173,7 @@ def test_what_is_not_there_yet_is_left_out(store, finished):
 
 def test_damaged_numbers_are_not_shown(store, finished):
     node = finished.graph.final[0].evaluate
-    damage(store.root / node.kind / node.key / "metrics.json")
+    damage(store.root / str(node.ref) / "metrics.json")
     with pytest.raises(CorruptArtifactError, match=r"metrics\.json"):
         collect(store, finished.graph)
 
@@ -196,7 +196,7 @@ def test_the_history_has_a_row_for_each_step(finished):
 
 def test_the_history_is_of_the_newest_checkpoint_that_is_there(store, finished):
     last = finished.graph.checkpoints[-1]
-    store.quarantine(last.kind, last.key)
+    store.quarantine(last.ref)
     assert len(collect(store, finished.graph).history()) == 10
 
 
@@ -205,7 +205,7 @@ def test_the_preview_is_the_contact_sheet_of_the_samples(store, finished):
     sheet = preview(results, results.final[0])
     assert sheet.read_bytes().startswith(b"\x89PNG")
     node = finished.graph.final[0].evaluate.inputs["sample"]
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     assert preview(results, results.final[0]) is None
 
 
@@ -280,9 +280,7 @@ def test_costs_add_up_by_stage(finished):
     assert list(costs["artifacts"]) == [3, 2, 12 + reported, 12 + reported]
     for stage in costs.index:
         artifacts = [
-            finished.home.store.find(node.kind, node.key)
-            for node in finished.nodes
-            if node.stage == stage
+            finished.home.store.find(node.ref) for node in finished.nodes if node.stage == stage
         ]
         assert costs.loc[stage, "seconds"] == pytest.approx(sum(a.seconds for a in artifacts))
         assert costs.loc[stage, "bytes"] == sum(a.size for a in artifacts)
@@ -290,13 +288,13 @@ def test_costs_add_up_by_stage(finished):
 
 def test_a_checkpoint_costs_the_training_before_it(finished):
     node = finished.graph.checkpoints[-1]
-    artifact = finished.home.store.find(node.kind, node.key)
+    artifact = finished.home.store.find(node.ref)
     assert artifact.seconds == artifact.manifest["work_seconds"]
 
 
 def test_costs_leave_out_what_is_not_there(store, finished):
     for node in finished.graph.checkpoints:
-        store.quarantine(node.kind, node.key)
+        store.quarantine(node.ref)
     assert list(collect(store, finished.graph).costs().index) == ["data", "sample", "evaluate"]
 
 

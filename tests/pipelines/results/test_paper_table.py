@@ -236,7 +236,7 @@ def test_a_row_with_a_scale_costs_that_scale_alone(table, tmp_path):
     home = Home(tmp_path / "home")
     shown(home, run=True, rows=("guided",))
     checkpoints, evaluations = home.store.list("checkpoint"), home.store.list("evaluate")
-    assert [artifact.key[-8:] for artifact in checkpoints] == ["00000020"]
+    assert [artifact.ref.step for artifact in checkpoints] == [20]
     assert len(evaluations) == 1
     before = shown(home)
     assert before.count("not run") == 3  # plain, swept and longer

@@ -19,7 +19,8 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.plan import make_plan
 from pipelines.graph.resolve import resolve
 from pipelines.graph.source_checks import forget_sources
-from pipelines.stages.codec import LATENTS, STATISTICS, open_dataset
+from pipelines.stages.codec import open_dataset
+from pipelines.store.file_names import LATENTS_FILE, STATISTICS_FILE
 from pipelines.store.folder import FolderStore
 from tests.latent_sets import (
     CLASSES,
@@ -89,7 +90,7 @@ def latent(tmp_path):
 def rows_of(store: FolderStore, graph: Graph) -> dict[str, np.ndarray]:
     """All rows of an experiment's shards, copied."""
     nodes = [node for node in graph.data.inputs.values() if node.kind == "latents"]
-    shards = [Shard(store.open(n.kind, n.key).path / LATENTS) for n in nodes]
+    shards = [Shard(store.open(n.ref).path / LATENTS_FILE) for n in nodes]
     found = {
         name: np.concatenate([getattr(s, name) for s in shards])
         for name in ("index", "label", "latent")
@@ -100,7 +101,7 @@ def rows_of(store: FolderStore, graph: Graph) -> dict[str, np.ndarray]:
 
 
 def statistics_of(store: FolderStore, graph: Graph) -> dict:
-    return json.loads((store.open("data", graph.data.key).path / STATISTICS).read_text())
+    return json.loads((store.open(graph.data.ref).path / STATISTICS_FILE).read_text())
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -139,7 +140,7 @@ def read_first(store: FolderStore, graph: Graph) -> torch.Tensor:
     from ig_core.images.sets import read_images
 
     node = graph.final[0].images[0]
-    return read_images([store.open(node.kind, node.key).path / "images.parquet"]).image
+    return read_images([store.open(node.ref).path / "images.parquet"]).image
 
 
 def test_latents_that_are_there_become_the_same_shards(tmp_path, latent, sd_vae):
@@ -273,7 +274,7 @@ def test_a_killed_encoder_goes_on_where_it_was(tmp_path, latent, sd_vae, child):
     encoder.say()
     assert encoder.read() == "written"  # the first shard is published, the second is not
     encoder.kill()
-    assert len(store.names("latents")) == 1
+    assert len(store.refs("latents")) == 1
     graph = run_inline(store, experiment, [Graph(experiment).data])
     assert same(rows_of(store, graph), expected)
     built = [e["key"] for e in store.events() if e["event"] == "execute" and e["kind"] == "latents"]

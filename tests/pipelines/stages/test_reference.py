@@ -73,7 +73,7 @@ def built(store, experiment):
     """The folder of a reference, made in this process."""
     graph = Graph(experiment)
     run_inline(store, experiment, [graph.reference])
-    return store.open("reference", graph.reference.key).path
+    return store.open(graph.reference.ref).path
 
 
 def write_mixed(root, images):

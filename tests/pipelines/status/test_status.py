@@ -18,6 +18,7 @@ from pipelines.graph.graph import Graph
 from pipelines.status.activity import LAST, Activity, Build, ProcessState, Training, Trials
 from pipelines.status.read import Status, read_status
 from pipelines.store.home import Home
+from pipelines.store.keys import Ref
 from tests.pipelines.conftest import ROOT, run_inline, tiny, tree
 from tests.pipelines.status.test_activity import leave_behind
 from tests.test_house import loaded_after
@@ -28,11 +29,13 @@ from pathlib import Path
 from pipelines.status.activity import Activity
 from pipelines.store.home import Home
 from pipelines.graph.graph import Graph
+from pipelines.store.keys import Ref
 from pipelines.stages.jobs import TrainProgress
 from pipelines.execution.listener import NullListener
 from tests.pipelines.conftest import tiny
 home, name = Home(Path(sys.argv[1])), sys.argv[2]
-with Activity(home, "run", name) as activity, home.store.lease("train", "0123456789abcdef0123"):
+trajectory = Ref("train", "0123456789abcdef0123")
+with Activity(home, "run", name) as activity, home.store.lease(trajectory):
     followed = activity.follow(Graph(tiny()), NullListener(), name)
     followed.on_training(TrainProgress(5, 20, 0.5, 2.5, "far-away"))
     activity._write()
@@ -115,7 +118,7 @@ def test_a_training_is_told_with_its_lease(home, child):
     text = shown(status)
     assert "train   step 5 of 20, loss 0.5000, 2.5 steps/s, 0:06 left, 1 worker on far-away" in text
     (task,) = status.tasks
-    assert (task.kind, task.lease.pid, task.worker) == ("train", process.process.pid, None)
+    assert (task.ref.kind, task.lease.pid, task.worker) == ("train", process.process.pid, None)
     assert any(
         line.split()[:1] == ["train/01234567"] and "run mine" in line for line in text.splitlines()
     )
@@ -131,12 +134,12 @@ def test_what_is_built_is_told_with_its_worker_and_what_it_is_for(home):
     graph = run_inline(home.store, tiny(), targets=[Graph(tiny()).data])
     for node in (graph.final[1].images[0], graph.checkpoints[0], graph.resume(7), graph.data):
         with home.store.publish(
-            f"{node.kind}", node.key + "0" * (node is graph.data), {}
+            Ref(node.kind, node.key + "0" * (node is graph.data)), {}
         ) as folder:
             (folder / "experiment.json").write_text(experiment_to_json(tiny()))
             (task,) = read_status(home).tasks
             assert (task.worker.pid, task.worker.host) == (os.getpid(), platform.node())
-            assert task.key.startswith(node.key)
+            assert task.ref.key.startswith(node.key)
             expected = {
                 "images": "tiny, step 20, scale 1.5",
                 "checkpoint": "tiny, step 10",
@@ -231,7 +234,7 @@ def test_what_others_wrote_does_not_command_the_terminal(home):
 
 
 def test_events_that_cannot_be_read_are_left_out(home):
-    home.store.log("published", "images", "abcdefgh")
+    home.store.log("published", Ref("images", "abcdefgh"))
     with (home.store.root / "events.jsonl").open("a") as file:
         file.write('{"time": "x"}\n[]\n{"time": 1')
     assert [e["key"] for e in read_status(home).events] == ["abcdefgh"]
@@ -241,7 +244,7 @@ def test_the_end_of_a_long_log_is_read(home):
     home.store.root.mkdir(parents=True)
     line = '{"time": 1.0, "event": "published", "kind": "images", "key": "old"}\n'
     (home.store.root / "events.jsonl").write_text(line * 100_000)
-    home.store.log("published", "images", "new")
+    home.store.log("published", Ref("images", "new"))
     started = time.monotonic()
     events = read_status(home).events
     assert time.monotonic() - started < 0.5
@@ -249,7 +252,7 @@ def test_the_end_of_a_long_log_is_read(home):
 
 
 def test_it_fits_a_narrow_terminal(home):
-    with Activity(home, "run", "a-very-long-name-" * 5), home.store.lease("train", "a" * 20):
+    with Activity(home, "run", "a-very-long-name-" * 5), home.store.lease(Ref("train", "a" * 20)):
         assert max(map(len, shown(read_status(home), 60).splitlines())) <= 60
 
 
@@ -283,7 +286,7 @@ def test_watching_looks_again_and_again(home, monkeypatch):
 
     def stop(seconds):
         looks.append(seconds)
-        home.store.log("published", "images", f"look{len(looks)}")
+        home.store.log("published", Ref("images", f"look{len(looks)}"))
         if len(looks) == 3:
             raise KeyboardInterrupt
 

@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.common.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
-from pipelines.store.base import MANIFEST
+from pipelines.common.errors import ArtifactError, MissingArtifactError
+from pipelines.store.base import CorruptArtifactError
+from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.folder import FolderStore
-from pipelines.store.keys import canonical_json, content_key
+from pipelines.store.keys import Ref, canonical_json, content_key
 from tests.pipelines.conftest import damage, events, tree
 from tests.pipelines.store.test_locks import interfere
 from tests.pipelines.store_programs import LEASE, PUBLISH, WANT
 
 KEY = "0123abcd"
+REF = Ref("data", KEY)
 
 
 @pytest.fixture
@@ -30,11 +32,11 @@ def store(tmp_path) -> FolderStore:
 
 def put(store: FolderStore, kind: str = "data", key: str = KEY, text: str = "content"):
     """Publish an artifact of two files, one of them in a folder."""
-    with store.publish(kind, key, {"config": {"n": 1}}) as directory:
+    with store.publish(Ref(kind, key), {"config": {"n": 1}}) as directory:
         (directory / "a.txt").write_text(text)
         (directory / "deep").mkdir()
         (directory / "deep" / "b.bin").write_bytes(bytes(1000))
-    return store.find(kind, key)
+    return store.find(Ref(kind, key))
 
 
 def leftovers(store: FolderStore) -> list:
@@ -116,29 +118,29 @@ def test_a_key_is_twenty_hexadecimal_digits():
 
 def test_a_published_artifact_is_found_with_its_files_and_description(store):
     artifact = put(store)
-    assert (artifact.kind, artifact.key) == ("data", KEY)
+    assert artifact.ref == REF
     assert (artifact.path / "a.txt").read_text() == "content"
     assert set(artifact.manifest["files"]) == {"a.txt", "deep/b.bin"}
     assert artifact.manifest["config"] == {"n": 1}
     assert artifact.size == 1007
-    assert store.open("data", KEY) == artifact
+    assert store.open(REF) == artifact
     assert [e["key"] for e in events(store, "published")] == [KEY]
     assert leftovers(store) == []
 
 
 def test_cost_is_the_work_if_it_is_told_and_else_the_building(store):
-    assert put(store).seconds == store.find("data", KEY).manifest["seconds"]
-    with store.publish("checkpoint", "1", {"work_seconds": 12.5}):
+    assert put(store).seconds == store.find(REF).manifest["seconds"]
+    with store.publish(Ref("checkpoint", "1"), {"work_seconds": 12.5}):
         pass
-    assert store.find("checkpoint", "1").seconds == 12.5
+    assert store.find(Ref("checkpoint", "1")).seconds == 12.5
 
 
 def test_a_clock_that_is_set_changes_no_cost(store, monkeypatch):
     """The machine's clock is set right by a year while an artifact is made."""
     now, year = time.time, 365 * 86400
-    with store.publish("data", KEY, {}):
+    with store.publish(REF, {}):
         monkeypatch.setattr(time, "time", lambda: now() + year)
-    artifact = store.find("data", KEY)
+    artifact = store.find(REF)
     assert artifact.seconds < 60
     assert abs(artifact.built - now()) < 60
 
@@ -146,9 +148,9 @@ def test_a_clock_that_is_set_changes_no_cost(store, monkeypatch):
 def test_artifacts_made_together_share_their_cost(store, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with store.publish("data", KEY, {}, shares=4):
+    with store.publish(REF, {}, shares=4):
         clock[0] = 10.0
-    assert store.find("data", KEY).seconds == 2.5
+    assert store.find(REF).seconds == 2.5
 
 
 @pytest.mark.parametrize("told", [365 * 86400.0, -1.0, math.inf, math.nan])
@@ -156,7 +158,7 @@ def test_artifacts_made_together_share_their_cost(store, monkeypatch):
 def test_a_cost_that_cannot_be_is_none(store, told, name):
     created = put(store).manifest["created"]
     edit_manifest(store, lambda manifest: manifest.update({name: told}))
-    artifact = store.find("data", KEY)
+    artifact = store.find(REF)
     assert artifact.seconds == 0.0
     assert artifact.built == pytest.approx(created, abs=60)
 
@@ -173,33 +175,33 @@ def test_the_first_publisher_wins_only_if_it_is_there(store):
 
 def test_an_error_inside_the_block_publishes_nothing_and_leaves_nothing(store):
     def break_off():
-        with store.publish("data", KEY, {}) as directory:
+        with store.publish(REF, {}) as directory:
             (directory / "a.txt").write_text("half")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         break_off()
-    assert store.find("data", KEY) is None
+    assert store.find(REF) is None
     assert list(store.events()) == []
     assert leftovers(store) == []
 
 
 def test_readers_see_nothing_before_the_end(store):
-    with store.publish("data", KEY, {}) as directory:
+    with store.publish(REF, {}) as directory:
         (directory / "a.txt").write_text("content")
         reader = FolderStore(store.root)
-        assert reader.find("data", KEY) is None
+        assert reader.find(REF) is None
         assert reader.list() == []
         with pytest.raises(MissingArtifactError, match=f"data/{KEY}"):
-            reader.open("data", KEY)
-    assert reader.open("data", KEY).size == 7
+            reader.open(REF)
+    assert reader.open(REF).size == 7
 
 
 def test_the_first_publisher_of_a_key_wins(store):
-    with store.publish("data", KEY, {"who": "late"}) as directory:
+    with store.publish(REF, {"who": "late"}) as directory:
         (directory / "a.txt").write_text("late")
         put(store, text="first")
-    artifact = store.open("data", KEY)
+    artifact = store.open(REF)
     assert (artifact.path / "a.txt").read_text() == "first"
     assert len(events(store, "published")) == 1
     assert leftovers(store) == []
@@ -212,7 +214,7 @@ def test_of_many_publishers_at_once_exactly_one_wins(store, child):
         other.say()
     assert [other.read() for other in others] == ["done"] * 4
     assert len(events(store, "published")) == 1
-    assert (store.open("data", KEY).path / "a.txt").read_text().startswith("writer ")
+    assert (store.open(REF).path / "a.txt").read_text().startswith("writer ")
     assert leftovers(store) == []
 
 
@@ -222,14 +224,14 @@ def test_a_publisher_killed_midway_leaves_no_artifact_and_is_swept_while_a_live_
     dead, live = (child(PUBLISH, store.root, key, key) for key in ("dead", "live"))
     assert (dead.read(), live.read()) == ("writing", "writing")
     dead.kill()
-    assert store.find("data", "dead") is None
+    assert store.find(Ref("data", "dead")) is None
     assert store.list() == []
     assert store.sweep() == 1
     assert {path.name.split("-")[1] for path in (store.root / ".staging").iterdir()} == {"live"}
     assert store.sweep() == 0
     live.say()
     assert live.read() == "done"
-    assert (store.open("data", "live").path / "a.txt").read_text() == "live"
+    assert (store.open(Ref("data", "live")).path / "a.txt").read_text() == "live"
     assert leftovers(store) == []
 
 
@@ -237,7 +239,7 @@ def test_a_sweep_between_making_and_taking_a_builders_lock_does_no_harm(store, m
     """Every run begins with a sweep: it may meet the lock of a builder that is just starting."""
     interfere(monkeypatch, store.sweep)
     assert put(store) is not None
-    assert store.open("data", KEY).size == 1007
+    assert store.open(REF).size == 1007
 
 
 def test_sweeping_an_empty_store_does_nothing(store):
@@ -271,24 +273,24 @@ def test_a_waiter_takes_over_from_a_killed_holder(store, child):
 
 
 def test_a_waiter_gives_up_when_told_that_it_is_there(store):
-    with store.lease("data", KEY) as held:
+    with store.lease(REF) as held:
         assert held
         tries = iter([False, True])
-        with store.lease("data", KEY, lambda: next(tries)) as other:
+        with store.lease(REF, lambda: next(tries)) as other:
             assert not other
     assert next(tries, "all asked") == "all asked"
 
 
 def test_leases_of_different_artifacts_do_not_meet(store):
-    with store.lease("data", "a") as one, store.lease("data", "b") as other:
+    with store.lease(Ref("data", "a")) as one, store.lease(Ref("data", "b")) as other:
         assert one
         assert other
 
 
 def test_an_error_under_a_lease_frees_it(store):
-    with pytest.raises(ZeroDivisionError), store.lease("data", KEY):
+    with pytest.raises(ZeroDivisionError), store.lease(REF):
         raise ZeroDivisionError
-    with store.lease("data", KEY, lambda: True) as held:
+    with store.lease(REF, lambda: True) as held:
         assert held
 
 
@@ -296,7 +298,7 @@ def test_an_error_under_a_lease_frees_it(store):
 
 
 def edit_manifest(store: FolderStore, change) -> None:
-    path = store.root / "data" / KEY / MANIFEST
+    path = store.root / "data" / KEY / MANIFEST_FILE
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
@@ -317,10 +319,10 @@ DAMAGE = {
 def test_a_damaged_file_is_named_and_not_used(store, how, opened_before):
     artifact = put(store)
     if opened_before:
-        store.open("data", KEY)
+        store.open(REF)
     DAMAGE[how](artifact.path)
     with pytest.raises(CorruptArtifactError) as caught:
-        store.open("data", KEY)
+        store.open(REF)
     message = str(caught.value)
     assert f"artifact data/{KEY} is damaged" in message
     assert str(artifact.path / "a.txt") in message
@@ -330,17 +332,17 @@ def test_a_damaged_file_is_named_and_not_used(store, how, opened_before):
 def test_damage_in_a_folder_within_is_found(store):
     damage(put(store).path / "deep" / "b.bin")
     with pytest.raises(CorruptArtifactError, match=r"deep/b\.bin"):
-        store.open("data", KEY)
+        store.open(REF)
 
 
 def test_an_edit_that_restores_the_time_stamp_is_found(store):
     path = put(store).path / "a.txt"
-    store.open("data", KEY)
+    store.open(REF)
     before = path.stat()
     path.write_text("CONTENT")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(CorruptArtifactError, match=r"a\.txt"):
-        store.open("data", KEY)
+        store.open(REF)
 
 
 MANIFEST_TEXTS = {
@@ -370,23 +372,23 @@ def test_a_whole_manifest_with_one_wrong_value_is_damage(store, change):
     """Among them that of another artifact, which somebody copied here."""
     put(store)
     edit_manifest(store, lambda manifest: manifest.update(change))
-    with pytest.raises(CorruptArtifactError, match=f"data/{KEY} is damaged.*{MANIFEST}"):
-        store.find("data", KEY)
+    with pytest.raises(CorruptArtifactError, match=f"data/{KEY} is damaged.*{MANIFEST_FILE}"):
+        store.find(REF)
 
 
 @pytest.mark.parametrize("how", MANIFEST_TEXTS)
 def test_a_broken_manifest_is_damage_even_to_a_reader_that_only_looks(store, how):
-    path = put(store).path / MANIFEST
+    path = put(store).path / MANIFEST_FILE
     path.write_bytes(MANIFEST_TEXTS[how].encode(errors="surrogateescape"))
     for read in (store.find, store.open):
-        with pytest.raises(CorruptArtifactError, match=f"data/{KEY} is damaged.*{MANIFEST}"):
-            read("data", KEY)
+        with pytest.raises(CorruptArtifactError, match=f"data/{KEY} is damaged.*{MANIFEST_FILE}"):
+            read(REF)
 
 
 def test_a_missing_manifest_is_damage(store):
-    (put(store).path / MANIFEST).unlink()
-    with pytest.raises(CorruptArtifactError, match=f"{MANIFEST} is missing"):
-        store.find("data", KEY)
+    (put(store).path / MANIFEST_FILE).unlink()
+    with pytest.raises(CorruptArtifactError, match=f"{MANIFEST_FILE} is missing"):
+        store.find(REF)
 
 
 MANIFEST_EDITS = {
@@ -404,74 +406,63 @@ MANIFEST_EDITS = {
 def test_a_manifest_that_does_not_fit_its_files_is_damage(store, how, opened_before):
     put(store)
     if opened_before:
-        store.open("data", KEY)
+        store.open(REF)
     edit_manifest(store, MANIFEST_EDITS[how])
     with pytest.raises(CorruptArtifactError, match=f"data/{KEY} is damaged"):
-        store.open("data", KEY)
+        store.open(REF)
 
 
 def test_damage_survives_the_way_from_a_worker(store):
     damage(put(store).path / "a.txt")
     with pytest.raises(CorruptArtifactError) as caught:
-        store.open("data", KEY)
+        store.open(REF)
     again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(caught.value))))
     assert type(again) is CorruptArtifactError
     assert str(again) == str(caught.value)
-    assert (again.kind, again.key) == ("data", KEY)
+    assert again.ref == REF
 
 
 def test_what_is_missing_is_not_called_damaged(store):
-    assert store.find("data", KEY) is None
+    assert store.find(REF) is None
     with pytest.raises(MissingArtifactError, match=f"data/{KEY} is not in {store.root}"):
-        store.open("data", KEY)
+        store.open(REF)
 
 
 def test_setting_aside_keeps_every_byte_and_makes_room(store):
     artifact = put(store, text="damaged")
     before = tree(artifact.path)
-    aside = store.root / ".corrupt" / store.quarantine("data", KEY)
+    aside = store.root / ".corrupt" / store.quarantine(REF)
     assert tree(aside) == before
-    assert store.find("data", KEY) is None
+    assert store.find(REF) is None
     assert len(events(store, "quarantined")) == 1
     put(store, text="rebuilt")
-    assert (store.open("data", KEY).path / "a.txt").read_text() == "rebuilt"
+    assert (store.open(REF).path / "a.txt").read_text() == "rebuilt"
     assert tree(aside) == before
 
 
 def test_setting_aside_twice_keeps_both(store):
     put(store, text="one")
-    one = store.quarantine("data", KEY)
+    one = store.quarantine(REF)
     put(store, text="two")
-    two = store.quarantine("data", KEY)
+    two = store.quarantine(REF)
     folders = [store.root / ".corrupt" / name for name in (one, two)]
     assert [(folder / "a.txt").read_text() for folder in folders] == ["one", "two"]
     assert store.set_aside() == sorted((one, two))
 
 
 def test_setting_aside_what_is_not_there_does_nothing(store):
-    assert store.quarantine("data", KEY) is None
+    assert store.quarantine(REF) is None
     assert list(store.events()) == []
 
 
 # Names
 
 
-NAMING = {
-    "find": lambda store, *name: store.find(*name),
-    "open": lambda store, *name: store.open(*name),
-    "quarantine": lambda store, *name: store.quarantine(*name),
-    "publish": lambda store, *name: store.publish(*name, {}).__enter__(),
-    "lease": lambda store, *name: store.lease(*name).__enter__(),
-}
-
-
 @pytest.mark.parametrize("name", ["../x", "..", "", "a/b", ".hidden", "a.b"])
-@pytest.mark.parametrize("method", NAMING)
-def test_a_name_that_could_lead_elsewhere_is_refused(store, name, method):
+def test_a_name_that_could_lead_elsewhere_is_refused(name):
     for kind, key in ((name, KEY), ("data", name)):
         with pytest.raises(ValueError, match="letters, digits and '-'"):
-            NAMING[method](store, kind, key)
-    assert not store.root.exists()
+            Ref(kind, key)
 
 
 RECORDS = {
@@ -499,7 +490,7 @@ def test_a_record_or_lock_stays_in_the_store(store, name, method):
 @pytest.mark.parametrize("name", ["..", ".", ""])
 def test_only_what_was_set_aside_is_discarded(store, name):
     put(store)
-    store.quarantine("data", KEY)
+    store.quarantine(REF)
     with pytest.raises(ValueError, match="must stay in the store"):
         store.discard(name)
     assert len(store.set_aside()) == 1
@@ -513,12 +504,12 @@ def moved_and_linked(store: FolderStore, elsewhere):
     artifact = put(store)
     artifact.path.rename(elsewhere)
     artifact.path.symlink_to(elsewhere)
-    return store.open("data", KEY)
+    return store.open(REF)
 
 
 def test_of_a_linked_artifact_the_link_is_deleted_and_what_stays_is_named(store, tmp_path, caplog):
     store.delete(moved_and_linked(store, tmp_path / "elsewhere"))
-    assert store.find("data", KEY) is None
+    assert store.find(REF) is None
     assert (tmp_path / "elsewhere" / "a.txt").exists()
     assert str(store.root / "data" / KEY) in caplog.text
     assert str(tmp_path / "elsewhere") in caplog.text
@@ -527,7 +518,7 @@ def test_of_a_linked_artifact_the_link_is_deleted_and_what_stays_is_named(store,
 
 def test_a_linked_artifact_that_was_set_aside_is_discarded(store, tmp_path):
     moved_and_linked(store, tmp_path / "elsewhere")
-    store.discard(store.quarantine("data", KEY))
+    store.discard(store.quarantine(REF))
     assert store.set_aside() == []
     assert (tmp_path / "elsewhere" / "a.txt").exists()
 
@@ -537,14 +528,14 @@ def test_a_link_that_leads_nowhere_is_damage_and_not_work_that_is_lost(store, tm
     moved_and_linked(store, tmp_path / "elsewhere")
     (tmp_path / "elsewhere").rename(tmp_path / "away")
     with pytest.raises(CorruptArtifactError, match=f"data/{KEY}"):
-        store.find("data", KEY)
-    assert store.quarantine("data", KEY)
+        store.find(REF)
+    assert store.quarantine(REF)
     assert put(store)
 
 
 def test_what_was_set_aside_and_cannot_be_deleted_is_named(store, monkeypatch):
     put(store)
-    name = store.quarantine("data", KEY)
+    name = store.quarantine(REF)
 
     def refuse(path, **_):
         raise OSError(16, "Device or resource busy")
@@ -565,7 +556,7 @@ def test_a_kind_on_another_file_system_is_refused_before_work(store, tmp_path):
 def test_a_file_of_a_store_may_lie_on_another_file_system(store, monkeypatch):
     """In a container it does, where the image has it and the folder is of the layer above."""
     put(store)
-    store.log("opened", "data", KEY)
+    store.log("opened", REF)
     stat = Path.stat
 
     def of_a_layer(path, **options):
@@ -595,21 +586,21 @@ def test_all_that_a_run_writes_in_a_store_is_looked_at_before_work(store, monkey
 def test_listing_is_sorted_and_filters_by_kind_and_by_prefix(store):
     for kind, key in (("images", "b1"), ("data", "a2"), ("images", "b0"), ("images", "c")):
         put(store, kind, key)
-    assert [(a.kind, a.key) for a in store.list()] == [
-        ("data", "a2"),
-        ("images", "b0"),
-        ("images", "b1"),
-        ("images", "c"),
+    assert [a.ref for a in store.list()] == [
+        Ref("data", "a2"),
+        Ref("images", "b0"),
+        Ref("images", "b1"),
+        Ref("images", "c"),
     ]
-    assert [a.key for a in store.list("images", "b")] == ["b0", "b1"]
+    assert [a.ref.key for a in store.list("images", "b")] == ["b0", "b1"]
     assert store.list("nothing") == []
 
 
 def test_listing_leaves_out_what_cannot_be_read_or_is_not_finished(store):
     put(store, key="good")
-    (put(store, key="bad").path / MANIFEST).write_text("{")
-    with store.publish("data", "unfinished", {}):
-        assert [a.key for a in store.list()] == ["good"]
+    (put(store, key="bad").path / MANIFEST_FILE).write_text("{")
+    with store.publish(Ref("data", "unfinished"), {}):
+        assert [a.ref.key for a in store.list()] == ["good"]
 
 
 @pytest.mark.parametrize("name", [".nfs000012", ".DS_Store", "notes.txt"])
@@ -617,15 +608,15 @@ def test_a_stray_file_beside_the_artifacts_does_not_stop_listing(store, name):
     put(store)
     (store.root / "data" / name).write_text("left by a file system or a person")
     (store.root / "data" / ".snapshots").mkdir()
-    assert [a.key for a in store.list()] == [KEY]
-    assert list(store.names()) == [("data", KEY)]
+    assert [a.ref.key for a in store.list()] == [KEY]
+    assert list(store.refs()) == [REF]
 
 
 def test_deleting_removes_one_artifact_and_says_so(store):
     put(store, key="other")
     store.delete(put(store))
-    assert store.find("data", KEY) is None
-    assert [a.key for a in store.list()] == ["other"]
+    assert store.find(REF) is None
+    assert [a.ref.key for a in store.list()] == ["other"]
     assert [e["key"] for e in events(store, "deleted")] == [KEY]
     assert leftovers(store) == []
 
@@ -633,12 +624,13 @@ def test_deleting_removes_one_artifact_and_says_so(store):
 DELETE = """
 import shutil, sys
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 store = FolderStore(sys.argv[1])
 def stuck(*_, **__):
     print("deleting")
     input()
 shutil.rmtree = stuck
-store.delete(store.find("data", sys.argv[2]))
+store.delete(store.find(Ref("data", sys.argv[2])))
 """
 
 
@@ -646,7 +638,7 @@ def test_a_deletion_killed_midway_is_out_of_sight_and_swept_later(store, child):
     put(store)
     other = child(DELETE, store.root, KEY)
     assert other.read() == "deleting"
-    assert store.find("data", KEY) is None
+    assert store.find(REF) is None
     assert store.sweep() == 0
     other.kill()
     assert store.sweep() == 1
@@ -656,11 +648,12 @@ def test_a_deletion_killed_midway_is_out_of_sight_and_swept_later(store, child):
 LOG = """
 import sys
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 store = FolderStore(sys.argv[1])
 print("ready")
 input()
 for n in range(100):
-    store.log("tick", "data", sys.argv[2], n=n, text=sys.argv[2] * 9000)
+    store.log("tick", Ref("data", sys.argv[2]), n=n, text=sys.argv[2] * 9000)
 """
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from pipelines.commands import run as experiment_run
 from pipelines.commands.run import run_experiment
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.status.activity import _outcome
+from pipelines.store.base import CorruptArtifactError
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
+from pipelines.store.keys import Ref
 from pipelines.store.rights import explain, missing_right
 from tests.pipelines.conftest import ROOT, tiny
 
@@ -26,12 +27,13 @@ import json, os, sys
 from pathlib import Path
 from pipelines.graph.garbage import collect_garbage, in_use
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 from pipelines.store.locks import FileLock
 root, user, group, umask = Path(sys.argv[1]), *(int(word, 8) for word in sys.argv[2:5])
 os.setgroups([group]), os.setgid(group), os.setuid(user), os.umask(umask)
 store = FolderStore(root)
 def put(key):
-    with store.publish("data", key, {}) as folder:
+    with store.publish(Ref("data", key), {}) as folder:
         (folder / "deep").mkdir()
         for name in ("a.txt", "deep/b.txt"):
             (folder / name).write_text(key)
@@ -43,18 +45,18 @@ with in_use(store):
     for key in ("one", "other", "broken"):
         put(key)
     store.write_record(".runs/0123.json", "{}")
-    store.quarantine("data", "broken")
+    store.quarantine(Ref("data", "broken"))
     assert store.lock(".drivers/driver-1.lock").acquire()
-    with store.lease("data", "next"):
-        building = store._staging("data", "next")
+    with store.lease(Ref("data", "next")):
+        building = store._staging(Ref("data", "next"))
         building.__enter__().mkdir()
         sys.stdout.flush()
         os._exit(0)  # as if it were killed
 """
 USE = """
 store.prepare()
-assert store.open("data", "one").size == 6
-with in_use(store), store.lease("data", "next") as held:
+assert store.open(Ref("data", "one")).size == 6
+with in_use(store), store.lease(Ref("data", "next")) as held:
     assert held
     put("next")
 assert store.sweep() == 1
@@ -63,8 +65,8 @@ assert lock.acquire()
 lock.release(remove=True)
 store.remove_record(".runs/0123.json")
 [store.discard(name) for name in store.set_aside()]
-store.quarantine("data", "one")
-store.delete(store.open("data", "other"))
+store.quarantine(Ref("data", "one"))
+store.delete(store.open(Ref("data", "other")))
 print(len(list(store.events())))
 collect_garbage(store)
 assert store.list() == []
@@ -112,7 +114,7 @@ def test_a_store_that_others_may_only_read_is_refused_before_work(shared):
     message = second.stderr.strip().splitlines()[-1]
     assert f"{shared} belongs to 54322:{GROUP} with the rights drwxr-sr-x" in message
     assert "54323 may not write it. 54322 can mend it by: chmod -R g+rwX" in message
-    reading = run_as("print(store.find('data', 'one').size)", shared, 54323, 0o002)
+    reading = run_as("print(store.find(Ref('data', 'one')).size)", shared, 54323, 0o002)
     assert reading.stdout == "6\n"
 
 
@@ -128,10 +130,10 @@ def test_one_folder_of_a_store_that_cannot_be_written_is_refused_before_work(sha
 @pytest.mark.parametrize(
     ("name", "mode", "code", "right"),
     [
-        (".leases/data-next", 0o644, "store.lease('data', 'next').__enter__()", "write"),
-        ("data/one", 0o2750, "store.quarantine('data', 'one')", "write"),
-        ("data/one/a.txt", 0o000, "store.open('data', 'one')", "read"),
-        ("data/one", 0o000, "store.open('data', 'one')", "enter"),
+        (".leases/data-next", 0o644, "store.lease(Ref('data', 'next')).__enter__()", "write"),
+        ("data/one", 0o2750, "store.quarantine(Ref('data', 'one'))", "write"),
+        ("data/one/a.txt", 0o000, "store.open(Ref('data', 'one'))", "read"),
+        ("data/one", 0o000, "store.open(Ref('data', 'one'))", "enter"),
         ("data", 0o2755, "put('new')", "write"),
     ],
 )
@@ -169,7 +171,7 @@ def test_a_link_to_where_nobody_else_may_look_is_named_by_what_closes_it(shared)
 def test_everything_in_a_store_follows_the_umask(tmp_path, umask, mode):
     store, before = FolderStore(tmp_path / "store"), os.umask(umask)
     try:
-        with store.publish("data", "0123", {}) as folder:
+        with store.publish(Ref("data", "0123"), {}) as folder:
             for name in ("private", "usual"):
                 (folder / name).write_text(name)
             (folder / "private").chmod(0o600)
@@ -225,7 +227,7 @@ def test_how_a_run_ended_says_the_missing_right(tmp_path, monkeypatch):
 
 def test_a_file_that_may_not_be_looked_at_is_not_called_damaged(tmp_path, monkeypatch):
     store = FolderStore(tmp_path)
-    with store.publish("data", "0123", {}) as folder:
+    with store.publish(Ref("data", "0123"), {}) as folder:
         (folder / "a").write_text("a")
     stat = Path.stat
 
@@ -236,5 +238,5 @@ def test_a_file_that_may_not_be_looked_at_is_not_called_damaged(tmp_path, monkey
 
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(PermissionError):
-        store.open("data", "0123")
+        store.open(Ref("data", "0123"))
     assert not issubclass(CorruptArtifactError, PermissionError)

@@ -21,6 +21,7 @@ from pipelines.execution.machine import room_here
 from pipelines.execution.session import RunnerSession
 from pipelines.stages.build import WORK
 from pipelines.store.home import Home
+from pipelines.store.keys import Ref
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.findings import forecast
 from pipelines.study.ledger import StudyBook
@@ -100,8 +101,7 @@ def test_every_trial_has_its_fid_interval_curve_and_artifact(home, study, run):
     for trial in trials_of(home, study()):
         assert trial.facts["fid_low"] < trial.fid < trial.facts["fid_high"]
         assert sorted(trial.curve) == [2, 4, 6]
-        kind, _, key = trial.facts["evaluate"].partition("/")
-        assert home.store.find(kind, key) is not None
+        assert home.store.find(Ref.parse(trial.facts["evaluate"])) is not None
         assert trial.facts["point_seconds"] > 0
 
 
@@ -429,7 +429,7 @@ def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home
     assert len(home.store.events()) == known, "it is measured once"
     graph, scale = report_of(study(), found.best)
     node = graph.report(scale)[-1].evaluate
-    home.store.quarantine(node.kind, node.key)
+    home.store.quarantine(node.ref)
     assert findings(study(), trials, {}, home.store).reported is None
 
 

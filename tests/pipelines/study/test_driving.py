@@ -20,6 +20,7 @@ from pipelines.common.errors import (
 from pipelines.execution.session import RunnerSession
 from pipelines.stages.build import WORK
 from pipelines.store.home import Home
+from pipelines.store.keys import Ref
 from pipelines.study import driver as module
 from pipelines.study.driver import FAILURES_IN_A_ROW, Budget, StudyDriver
 from pipelines.study.trials import Trial
@@ -155,13 +156,13 @@ def test_a_training_fails_when_it_loses_its_workers_the_second_time(drive):
 
 def test_damage_is_set_aside_once(drive, tmp_path):
     store = Home(tmp_path).store
-    with store.publish("images", "a" * 20, {}) as folder:
+    with store.publish(Ref("images", "a" * 20), {}) as folder:
         (folder / "file").write_text("x")
-    broken = CorruptArtifactError("images", "a" * 20, tmp_path, "cut")
+    broken = CorruptArtifactError(Ref("images", "a" * 20), tmp_path, "cut")
     driver = drive(Book(units(1)), [broken, None])
     driver.run()
     assert driver.evaluated == [[0], [0]]
-    assert store.find("images", "a" * 20) is None
+    assert store.find(Ref("images", "a" * 20)) is None
     driver = drive(Book(units(1)), [broken, broken])
     with pytest.raises(CorruptArtifactError):
         driver.run()

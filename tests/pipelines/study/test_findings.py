@@ -9,14 +9,16 @@ import pandas as pd
 import pytest
 
 from pipelines.commands.study import StudyOptions
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.common.formatting import number
 from pipelines.console.console import make_console
 from pipelines.console.study import SHOWN, print_findings
 from pipelines.graph.graph import Graph
 from pipelines.reports.study_page import study_page
-from pipelines.results.measurements import METRICS, collect
+from pipelines.results.measurements import collect
+from pipelines.store.base import CorruptArtifactError
+from pipelines.store.file_names import METRICS_FILE
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 from pipelines.study.damage import rebuild_damaged
 from pipelines.study.driver import measured_trials
 from pipelines.study.findings import Findings, findings
@@ -154,13 +156,13 @@ def test_trials_that_were_measured_otherwise_are_not_compared(tmp_path):
 def test_what_is_damaged_is_built_again_once(tmp_path):
     store, said, tries = FolderStore(tmp_path), [], []
     for key in ("a" * 20, "b" * 20):
-        with store.publish("images", key, {}) as folder:
+        with store.publish(Ref("images", key), {}) as folder:
             (folder / "file").write_text("x")
 
     def act():
         tries.append(0)
         if len(tries) < 3:
-            raise CorruptArtifactError("images", "ab"[len(tries) - 1] * 20, tmp_path, "cut")
+            raise CorruptArtifactError(Ref("images", "ab"[len(tries) - 1] * 20), tmp_path, "cut")
         return "built"
 
     assert rebuild_damaged(store, act, said.append) == "built"
@@ -173,7 +175,7 @@ def test_what_is_damaged_is_built_again_once(tmp_path):
         tries.append(0)
         if len(tries) > 2:
             raise AssertionError("it is built again for ever")
-        raise CorruptArtifactError("images", "a" * 20, tmp_path, "cut")
+        raise CorruptArtifactError(Ref("images", "a" * 20), tmp_path, "cut")
 
     with pytest.raises(CorruptArtifactError):
         rebuild_damaged(store, never, said.append)
@@ -202,16 +204,16 @@ def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
     assert points_cost > 0
     assert whole.spent_seconds == pytest.approx(train + points_cost)
     assert whole.naive_seconds == pytest.approx(len(trials) * train + points_cost)
-    damage(store.root / "evaluate" / points[0].point.evaluate.key / METRICS)
+    damage(store.root / "evaluate" / points[0].point.evaluate.key / METRICS_FILE)
     manifest = store.root / "evaluate" / points[1].point.evaluate.key / "MANIFEST.json"
     manifest.write_text("{")
-    (store.root / graph.data.kind / graph.data.key / "MANIFEST.json").write_text("[]")
+    (store.root / str(graph.data.ref) / "MANIFEST.json").write_text("[]")
     store = FolderStore(tmp_path)
     found = findings(study, trials, {}, store)
     assert (found.best.fid, found.equals) == (whole.best.fid, ())
     assert 0 < found.spent_seconds < whole.spent_seconds
     assert number(found.best.fid) in study_page(found, store)
     foreign = trial(7, 99.0, facts=facts[0] | {"evaluate": "images/" + "a" * 20})
-    with store.publish("images", "a" * 20, {}) as folder:
-        (folder / METRICS).write_text("{}")
+    with store.publish(Ref("images", "a" * 20), {}) as folder:
+        (folder / METRICS_FILE).write_text("{}")
     assert findings(study, [*trials, foreign], {}, store).equals == ()

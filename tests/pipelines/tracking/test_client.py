@@ -182,7 +182,7 @@ IMAGE_ENDS = (".png", "+compressed.webp")
 def image(m, end: str) -> str:
     """Where MLflow looks for an image by step."""
     stamp = round(1000 * m.artifact.manifest["created"])
-    return f"images/samples+step+{m.point.step}+timestamp+{stamp}+{m.artifact.key}{end}"
+    return f"images/samples+step+{m.point.step}+timestamp+{stamp}+{m.artifact.ref.key}{end}"
 
 
 def test_a_grid_is_the_contact_sheet_of_its_samples(finished, results, tmp_path):
@@ -233,7 +233,7 @@ def test_throughput_counts_the_steps_that_the_seconds_were_spent_on(store):
     rates = {v.step: v.value for v in values if v.key == "train_steps_per_second"}
     spent = {5: 5, 10: 10, 15: 10, 20: 10}
     for node in graph.checkpoints:
-        step, artifact = int(node.suffix[1:]), store.find(node.kind, node.key)
+        step, artifact = node.step, store.find(node.ref)
         assert rates[step] == pytest.approx(spent[step] / max(artifact.seconds, 1e-3))
 
 
@@ -258,9 +258,9 @@ def test_an_empty_database_comes_to_show_the_same(results, page, finished, tmp_p
 
 def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, finished, tmp_path):
     last = [p.evaluate for p in (*finished.graph.curve[2:], *finished.graph.final)]
-    later = {node: store.root / node.kind / node.key for node in last}
+    later = {node: store.root / str(node.ref) for node in last}
     newest = finished.graph.checkpoints[-1]
-    later[newest] = store.root / newest.kind / newest.key
+    later[newest] = store.root / str(newest.ref)
     for path in later.values():
         path.rename(path.with_suffix(".later"))
     one = tracker(tmp_path)
@@ -343,7 +343,7 @@ def test_what_was_built_again_later_is_not_logged_again(store, finished, tmp_pat
     one.sync(collect(store, finished.graph), finished=True)
     before = shown(tmp_path)
     for node in (finished.graph.final[0].evaluate, finished.graph.curve[1].evaluate):
-        store.quarantine(node.kind, node.key)
+        store.quarantine(node.ref)
     run_inline(store, tiny())
     one.sync(collect(store, finished.graph), finished=True)
     assert shown(tmp_path) == before
@@ -470,10 +470,10 @@ def test_a_run_without_its_tracking_server_ends_well_with_a_warning(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     node, screen = finished.graph.final[-1].evaluate, io.StringIO()
-    store.quarantine(node.kind, node.key)
+    store.quarantine(node.ref)
     home = Home(tmp_path / "home")
     assert run_experiment(tiny(), home, make_console(file=screen, width=300)) == 0
-    assert store.find(node.kind, node.key) is not None
+    assert store.find(node.ref) is not None
     assert f"MLflow at {NOWHERE} could not be updated" in screen.getvalue()
     assert "Plots, samples and table" in screen.getvalue()
     assert "Compare in MLflow" not in screen.getvalue()

@@ -16,6 +16,7 @@ from pipelines.stages.jobs import TrainJob, TrainOutcome
 from pipelines.stages.training import publisher as saving
 from pipelines.stages.training.worker import train_worker
 from pipelines.store.folder import FolderStore
+from pipelines.store.keys import Ref
 from tests.ig_core.training.test_loop import assert_same
 from tests.pipelines.conftest import events, run_inline, tiny
 from tests.pipelines.stages.training.test_publisher import ALWAYS, trained
@@ -69,7 +70,7 @@ def test_what_is_written_is_the_state_of_its_step_however_far_the_training_went(
     for step in (20, 40, 60):
         key = graph.checkpoint(step).key
         found, expected = (
-            load_checkpoint(each.open("checkpoint", key).path) for each in (store, whole)
+            load_checkpoint(each.open(Ref("checkpoint", key)).path) for each in (store, whole)
         )
         assert_same(found, expected)
 

@@ -95,7 +95,7 @@ def test_the_averaged_weights_are_what_is_sampled(tmp_path):
     home = Home(tmp_path / "home")
     graph = Graph(experiment)
     run_inline(home.store, experiment, targets=graph.checkpoints)
-    folder = home.store.open("checkpoint", graph.checkpoints[0].key).path
+    folder = home.store.open(graph.checkpoints[0].ref).path
     ours = save_official(load_ema(folder))
     held = torch.load(tmp_path / "published.pt", weights_only=False)
     assert ours.keys() == held["ema"].keys()

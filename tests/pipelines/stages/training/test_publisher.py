@@ -12,7 +12,6 @@ import torch
 
 from experiments import experiment_from_json, experiment_to_json
 from ig_core.checkpoints.own import load_checkpoint
-from pipelines.common.errors import CorruptArtifactError
 from pipelines.graph.graph import Graph
 from pipelines.graph.plan import make_plan
 from pipelines.graph.trajectory import published_steps, resume_steps, starting_points, starting_step
@@ -20,6 +19,7 @@ from pipelines.stages.jobs import TrainJob, TrainOutcome
 from pipelines.stages.training import publisher as saving
 from pipelines.stages.training.publisher import TRAINING, Meetings, Orders
 from pipelines.stages.training.worker import train_worker
+from pipelines.store.base import CorruptArtifactError
 from pipelines.store.folder import FolderStore
 from tests.ig_core.training.test_loop import assert_same, leave, process_group
 from tests.pipelines.conftest import damage, events, run_inline, tiny
@@ -50,13 +50,13 @@ def every_step(monkeypatch):
 def trained(store: FolderStore, experiment, **kwargs) -> tuple[Graph, TrainOutcome]:
     """Train what is missing in this process."""
     graph = run_inline(store, experiment, [Graph(experiment).data])
-    steps = tuple(node.step for node in graph.checkpoints if not store.find("checkpoint", node.key))
+    steps = tuple(node.step for node in graph.checkpoints if not store.find(node.ref))
     job = TrainJob(str(store.root), experiment_to_json(experiment), steps)
     return graph, train_worker(job, 0, 1, lambda progress: None, **kwargs)
 
 
 def state_of(store: FolderStore, graph: Graph, step: int):
-    return load_checkpoint(store.open("checkpoint", graph.checkpoint(step).key).path)
+    return load_checkpoint(store.open(graph.checkpoint(step).ref).path)
 
 
 def assert_as_if_undisturbed(store: FolderStore, graph: Graph, folder) -> None:
@@ -131,7 +131,7 @@ def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_onc
     store, experiment = FolderStore(tmp_path), tiny(train=LONG, resources=ALWAYS)
     graph = interrupted(store, experiment, 11)
     assert (published_steps(store, graph), resume_steps(store, graph)) == ([], [11])
-    left = store.find("resume", graph.resume(11).key).manifest
+    left = store.find(graph.resume(11).ref).manifest
     assert (left["work_from_step"], left["work_seconds"] > 0) == (0, True)
     assert starting_step(store, graph, [30, 60]) == 11
 
@@ -139,7 +139,7 @@ def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_onc
     assert starts(store) == [0, 11]
     # What was there before this training began stays.
     assert (published_steps(store, graph), resume_steps(store, graph)) == ([30, 60], [11])
-    first, last = (store.find("checkpoint", graph.checkpoint(s).key).manifest for s in (30, 60))
+    first, last = (store.find(graph.checkpoint(s).ref).manifest for s in (30, 60))
     assert (first["work_from_step"], last["work_from_step"]) == (0, 30)
     assert first["work_seconds"] > left["work_seconds"]
 
@@ -159,7 +159,7 @@ def test_the_same_training_after_its_workers_were_replaced_tidies_up(tmp_path):
 
     with pytest.raises(ConnectionError):
         train_worker(job, 0, 1, lambda progress: None, fail)
-    assert store.find("resume", graph.resume(11).key).manifest[TRAINING] == job.id
+    assert store.find(graph.resume(11).ref).manifest[TRAINING] == job.id
     assert train_worker(job, 0, 1, lambda progress: None) == TrainOutcome(60)
     assert (published_steps(store, graph), resume_steps(store, graph)) == ([30, 60], [])
 
@@ -170,11 +170,11 @@ def test_a_checkpoint_that_was_there_before_is_continued_from_and_stays(tmp_path
     store = FolderStore(tmp_path)
     other = tiny(train={"steps": 11, "checkpoint_every": 11}, resources={"save_minutes": None})
     graph, _ = trained(store, other)
-    before = store.find("checkpoint", graph.checkpoint(11).key).manifest
+    before = store.find(graph.checkpoint(11).ref).manifest
     graph, _ = trained(store, tiny(train=LONG, resources=ALWAYS))
     assert starts(store) == [0, 11]
     assert published_steps(store, graph) == [11, 30, 60]
-    assert store.find("checkpoint", graph.checkpoint(11).key).manifest == before
+    assert store.find(graph.checkpoint(11).ref).manifest == before
 
 
 @pytest.mark.usefixtures("every_step")
@@ -185,8 +185,8 @@ def test_a_state_that_another_training_published_first_is_not_deleted(tmp_path):
     theirs = graph.resume(5)
 
     def publish_before_us() -> bool:
-        if not store.find("resume", theirs.key):
-            with store.publish("resume", theirs.key, {"work_from_step": 0}) as directory:
+        if not store.find(theirs.ref):
+            with store.publish(theirs.ref, {"work_from_step": 0}) as directory:
                 (directory / "state.json").write_text("{}")
         return False
 
@@ -197,12 +197,12 @@ def test_a_state_that_another_training_published_first_is_not_deleted(tmp_path):
 def test_of_a_checkpoint_and_a_state_of_one_step_the_checkpoint_is_continued(tmp_path):
     store, graph = FolderStore(tmp_path), Graph(tiny(train=LONG))
     for node in (graph.resume(11), graph.checkpoint(11), graph.resume(7), graph.resume(40)):
-        with store.publish(node.kind, node.key, {}) as directory:
+        with store.publish(node.ref, {}) as directory:
             (directory / "state.json").write_text("{}")
-    names = store.names()
-    points = starting_points(names, graph, [30, 60])
+    refs = store.refs()
+    points = starting_points(refs, graph, [30, 60])
     assert [(n.kind, n.step) for n in points] == [("checkpoint", 11), ("resume", 11), ("resume", 7)]
-    assert [n.step for n in starting_points(names, graph, [60])] == [40, 11, 11, 7]
+    assert [n.step for n in starting_points(refs, graph, [60])] == [40, 11, 11, 7]
     assert starting_step(store, graph, [7]) == 0
 
 
@@ -211,7 +211,7 @@ def test_workers_that_are_replaced_go_on_from_what_those_before_them_published(t
     store, graph = FolderStore(tmp_path), Graph(tiny(train=LONG))
     for step in (10, 20):
         node = graph.checkpoint(step)
-        with store.publish(node.kind, node.key, {}) as directory:
+        with store.publish(node.ref, {}) as directory:
             (directory / "state.json").write_text("{}")
     assert starting_step(store, graph, [10, 20, 30, 40]) == 20
     assert starting_step(store, graph, [5, 10, 20, 30]) == 0  # what is missing before it is made
@@ -222,7 +222,7 @@ def test_workers_that_are_replaced_go_on_from_what_those_before_them_published(t
 
 
 def with_damage(store: FolderStore, node) -> None:
-    damage(store.root / node.kind / node.key / "model.safetensors")
+    damage(store.root / str(node.ref) / "model.safetensors")
 
 
 @pytest.mark.usefixtures("every_step")
@@ -306,10 +306,10 @@ def damaged_for_one(rank: int, world_size: int, folder, text: str, blind: int) -
     job = TrainJob(str(folder), text, (60,))
     opened = FolderStore.open
 
-    def read(store, kind, key):
-        if kind == "checkpoint" and rank == blind:
-            raise CorruptArtifactError(kind, key, folder, "it is")
-        return opened(store, kind, key)
+    def read(store, ref):
+        if ref.kind == "checkpoint" and rank == blind:
+            raise CorruptArtifactError(ref, folder, "it is")
+        return opened(store, ref)
 
     FolderStore.open = read
     with process_group(rank, world_size, folder / "group"):

@@ -115,12 +115,12 @@ def test_whatever_a_worker_opens_it_uses_until_it_is_done(store, monkeypatch):
         def __exit__(self, *_):
             blocks.remove(self)
 
-    def note(store, kind, key):
-        opened.append((kind, bool(blocks)))
-        return real(store, kind, key)
+    def note(store, ref):
+        opened.append((ref.kind, bool(blocks)))
+        return real(store, ref)
 
     for artifact in store.list():
-        if artifact.kind not in ("data", "extractor", "reference"):
+        if artifact.ref.kind not in ("data", "extractor", "reference"):
             store.delete(artifact)
     monkeypatch.setattr(FolderStore, "using", lambda store: Block())
     monkeypatch.setattr(FolderStore, "open", note)

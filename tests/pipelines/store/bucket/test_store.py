@@ -12,20 +12,22 @@ import fsspec
 import pytest
 
 from cluster.services import S3
-from pipelines.common.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
+from pipelines.common.errors import ArtifactError, MissingArtifactError
 from pipelines.graph.garbage import collect_garbage, in_use
 from pipelines.stages.context import open_store
-from pipelines.store.base import Store
+from pipelines.store.base import CorruptArtifactError, Store
 from pipelines.store.bucket import leases as bucket_locks
 from pipelines.store.bucket import objects as bucket
 from pipelines.store.bucket.leases import BucketLock, Leases
 from pipelines.store.bucket.store import MARK, PROBED, BucketStore
+from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
 from tests.pipelines.conftest import events, tree
 from tests.pipelines.store_programs import LEASE, PUBLISH, WANT
 from tests.processes import wait_for
 
 KEY = "0123abcd"
+REF = Ref("data", KEY)
 SECONDS = 3.0
 """How long a lease lasts here."""
 
@@ -65,11 +67,11 @@ def store(use) -> Store:
 
 
 def put(store: Store, kind: str = "data", key: str = KEY, text: str = "content"):
-    with store.publish(kind, key, {"config": {"n": 1}}) as directory:
+    with store.publish(Ref(kind, key), {"config": {"n": 1}}) as directory:
         (directory / "a.txt").write_text(text)
         (directory / "deep").mkdir()
         (directory / "deep" / "b.bin").write_bytes(bytes(1000))
-    return store.find(kind, key)
+    return store.find(Ref(kind, key))
 
 
 def objects(store: Store, *folders: str) -> list[str]:
@@ -91,29 +93,29 @@ def test_a_published_artifact_is_found_and_opened_by_another_machine(
     put(store)
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "elsewhere"))
     other = make_store(use)
-    artifact = other.open("data", KEY)
+    artifact = other.open(REF)
     assert artifact.path.is_relative_to(tmp_path / "elsewhere")
-    assert tree(artifact.path) == tree(store.open("data", KEY).path)
+    assert tree(artifact.path) == tree(store.open(REF).path)
     assert (artifact.size, artifact.manifest["config"]) == (1007, {"n": 1})
-    assert [(a.kind, a.key) for a in other.list()] == [("data", KEY)]
+    assert [a.ref for a in other.list()] == [REF]
     assert len(objects(store)) == 3  # two files and the manifest; no lock is left
 
 
 def test_what_was_built_here_is_not_fetched_again(store, monkeypatch):
     put(store)
     monkeypatch.setattr(store.bucket, "download", None)
-    assert store.open("data", KEY).size == 1007
+    assert store.open(REF).size == 1007
 
 
 def test_an_error_inside_the_block_publishes_nothing_and_leaves_nothing(store):
     def fail():
-        with store.publish("data", KEY, {}) as directory:
+        with store.publish(REF, {}) as directory:
             (directory / "a.txt").write_text("half")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert store.find("data", KEY) is None
+    assert store.find(REF) is None
     assert objects(store) == []
     assert list((store.cache.folder / ".staging").iterdir()) == []
 
@@ -138,7 +140,7 @@ def test_of_many_publishers_at_once_exactly_one_wins(store, child, use):
         other.say()
     assert [other.read() for other in others] == ["done"] * 4
     assert len(events(store, "published")) == 1
-    assert (store.open("data", KEY).path / "a.txt").read_text().startswith("writer ")
+    assert (store.open(REF).path / "a.txt").read_text().startswith("writer ")
     assert len(objects(store)) == 2
 
 
@@ -152,7 +154,7 @@ def test_a_publisher_killed_midway_is_swept_while_a_live_one_is_not(store, child
     assert [name.split("-")[1] for name in store.held(".staging/")] == ["live"]
     live.say()
     assert live.read() == "done"
-    assert (store.open("data", "live").path / "a.txt").read_text() == "live"
+    assert (store.open(Ref("data", "live")).path / "a.txt").read_text() == "live"
     assert len(objects(store)) == 2
 
 
@@ -175,11 +177,11 @@ def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monke
         if not swept:
             attempt = next(iter(files)).split("/")[3]
             swept.append(attempt)
-            make_store(store.uri)._publication.abandon("data", KEY, attempt)
+            make_store(store.uri)._publication.abandon(REF, attempt)
 
     monkeypatch.setattr(store.bucket, "upload", sleep_after)
     put(store)
-    artifact = elsewhere(store, monkeypatch, tmp_path).open("data", KEY)
+    artifact = elsewhere(store, monkeypatch, tmp_path).open(REF)
     assert artifact.size == 1007
     assert artifact.manifest["attempt"] not in swept
     assert len(objects(store)) == 3
@@ -187,8 +189,8 @@ def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monke
 
 def test_a_sweeper_that_comes_too_late_leaves_what_was_published(store, monkeypatch, tmp_path):
     attempt = put(store).manifest["attempt"]
-    store._publication.abandon("data", KEY, attempt)
-    assert elsewhere(store, monkeypatch, tmp_path).open("data", KEY).size == 1007
+    store._publication.abandon(REF, attempt)
+    assert elsewhere(store, monkeypatch, tmp_path).open(REF).size == 1007
     assert store.bucket.list(".fences") == {}
 
 
@@ -351,25 +353,26 @@ def test_damage_in_the_bucket_is_named_and_not_used(store, use, monkeypatch, tmp
         store.bucket.write(name, b"conten" if how == "cut" else b"CONTENT")
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(CorruptArtifactError, match=r"data/0123abcd is damaged: .*s3://lab/"):
-        make_store(use).open("data", KEY)
-    assert store.open("data", KEY).path == artifact.path  # the copy here is whole
+        make_store(use).open(REF)
+    assert store.open(REF).path == artifact.path  # the copy here is whole
 
 
 def test_a_damaged_copy_is_fetched_again(store):
     artifact = put(store)
     (artifact.path / "a.txt").write_text("CONTENT")
-    assert (store.open("data", KEY).path / "a.txt").read_text() == "content"
+    assert (store.open(REF).path / "a.txt").read_text() == "content"
     (artifact.path / "deep" / "b.bin").unlink()
-    assert (store.open("data", KEY).path / "deep" / "b.bin").stat().st_size == 1000
+    assert (store.open(REF).path / "deep" / "b.bin").stat().st_size == 1000
 
 
 OPEN = """
 import sys
+from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
 store = make_store(sys.argv[1])
 print("ready")
 input()
-print(store.open("data", "0123abcd").size)
+print(store.open(Ref("data", "0123abcd")).size)
 """
 
 
@@ -389,7 +392,7 @@ def test_a_broken_manifest_is_damage(store, text):
     put(store)
     store.bucket.write(f"manifests/data/{KEY}.json", text.encode("latin-1"))
     with pytest.raises(CorruptArtifactError):
-        make_store(store.uri).find("data", KEY)
+        make_store(store.uri).find(REF)
     assert make_store(store.uri).list() == []
 
 
@@ -401,7 +404,7 @@ def test_a_manifest_cannot_have_files_written_elsewhere(store, name, tmp_path):
     store.bucket.write(f"manifests/data/{KEY}.json", json.dumps(manifest).encode())
     before = tree(tmp_path)
     with pytest.raises(CorruptArtifactError, match="does not stay in the artifact"):
-        make_store(store.uri).open("data", KEY)
+        make_store(store.uri).open(REF)
     assert tree(tmp_path) == before
 
 
@@ -412,22 +415,22 @@ def test_a_manifest_cannot_lead_elsewhere_by_its_attempt(store, attempt):
     manifest["attempt"] = attempt
     store.bucket.write(f"manifests/data/{KEY}.json", json.dumps(manifest).encode())
     with pytest.raises(CorruptArtifactError):
-        make_store(store.uri).open("data", KEY)
+        make_store(store.uri).open(REF)
 
 
 def test_what_is_missing_is_not_called_damaged(store):
     with pytest.raises(MissingArtifactError, match=f"data/{KEY} is not in {store.uri}"):
-        store.open("data", KEY)
+        store.open(REF)
 
 
 def test_setting_aside_keeps_every_byte_and_makes_room(store):
     put(store, text="damaged")
     before = set(objects(store, "files/"))
-    aside = store.quarantine("data", KEY)
-    assert store.find("data", KEY) is None
+    aside = store.quarantine(REF)
+    assert store.find(REF) is None
     assert before <= set(objects(store))
     put(store, text="rebuilt")
-    assert (store.open("data", KEY).path / "a.txt").read_text() == "rebuilt"
+    assert (store.open(REF).path / "a.txt").read_text() == "rebuilt"
     assert store.set_aside() == [aside]
     store.discard(aside)
     assert len(objects(store)) == 3
@@ -441,7 +444,7 @@ def test_garbage_collection_waits_for_no_run_and_leaves_nothing(store):
     put(store)
     with in_use(store), pytest.raises(ArtifactError, match="a run is using the store"):
         collect_garbage(store)
-    assert [a.key for a in collect_garbage(store).artifacts] == [KEY]
+    assert [a.ref.key for a in collect_garbage(store).artifacts] == [KEY]
     assert objects(store) == []
     assert not list(store.cache.folder.glob("data*"))
 
@@ -457,7 +460,7 @@ def test_records_are_written_once(store):
 
 def test_the_last_events_are_read_without_the_others(store, monkeypatch):
     for number in range(5):
-        store.log("made", "data", str(number))
+        store.log("made", Ref("data", str(number)))
     assert [event["key"] for event in store.events()] == list("01234")
     read = []
     monkeypatch.setattr(store.bucket, "read", lambda name: read.append(name) or b"{}")
@@ -468,18 +471,18 @@ def test_the_cache_keeps_to_its_size_and_what_was_used_last(store, monkeypatch):
     store.cache.limit, store.cache._keep = 2500, 0.0
     for key in ("a", "b", "c"):
         put(store, key=key)
-        store.open("data", "a")
+        store.open(Ref("data", "a"))
         time.sleep(0.02)
     names = {path.name.split(".")[1] for path in store.cache.folder.glob("data*") if path.is_dir()}
     assert names == {"a", "c"}
-    assert store.open("data", "b").size == 1007
+    assert store.open(Ref("data", "b")).size == 1007
 
 
 def test_what_was_used_lately_stays_however_much_it_is(store):
     store.cache.limit = 1
     put(store, key="a")
     put(store, key="b")
-    assert all((store.open("data", key).path / "a.txt").exists() for key in "ab")
+    assert all((store.open(Ref("data", key)).path / "a.txt").exists() for key in "ab")
 
 
 def test_what_a_dead_process_was_fetching_goes_and_counts_until_then(store):
@@ -498,7 +501,7 @@ def test_what_a_dead_process_was_fetching_goes_and_counts_until_then(store):
 def test_an_entry_that_is_used_meanwhile_is_not_evicted(store):
     path = put(store).path
     seen = path.stat().st_mtime
-    assert store.open("data", KEY)
+    assert store.open(REF)
     store.cache._drop_unused(path.name, seen)
     assert path.exists()
     store.cache._drop_unused(path.name, path.stat().st_mtime)
@@ -515,7 +518,7 @@ def test_a_listing_asks_for_the_keys_that_begin_so(store, monkeypatch):
         return find(path, **options)
 
     monkeypatch.setattr(store.bucket._fs, "find", note)
-    assert [key for _, key in store.names("checkpoint", "aa-")] == ["aa-00000001", "aa-00000002"]
+    assert [ref.key for ref in store.refs("checkpoint", "aa-")] == ["aa-00000001", "aa-00000002"]
     assert asked[0]["prefix"] == "aa-"
 
 
@@ -557,7 +560,7 @@ def test_work_goes_on_after_an_outage(store, server):
         put(store, key="during")
     finally:
         back.join()
-    assert {a.key for a in make_store(store.uri).list()} == {"before", "during"}
+    assert {a.ref.key for a in make_store(store.uri).list()} == {"before", "during"}
     assert len(events(store, "published")) == 2
     assert objects(store, ".locks") == []
 
@@ -570,7 +573,7 @@ def test_a_worker_that_starts_during_an_outage_waits_for_its_end(store, server, 
     back = threading.Timer(3.0, server.start)
     back.start()
     try:
-        assert open_store(store.uri).find("data", KEY) is not None
+        assert open_store(store.uri).find(REF) is not None
     finally:
         back.join()
 
@@ -580,7 +583,7 @@ def test_an_outage_that_lasts_ends_the_work_with_one_message(store, server, monk
     server.stop()
     try:
         with pytest.raises(ArtifactError, match="cannot be used"):
-            store.find("data", KEY)
+            store.find(REF)
     finally:
         server.start()
 

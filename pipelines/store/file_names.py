@@ -1,0 +1,37 @@
+"""Names of the files inside artifacts, by which writers and readers find each other.
+
+The files of a checkpoint are named in `ig_core.checkpoints.own`, which defines their format.
+"""
+
+from __future__ import annotations
+
+MANIFEST_FILE = "MANIFEST.json"
+"""Every artifact: what it was made from, and the size and digest of its files."""
+EXPERIMENT_FILE = "experiment.json"
+"""Every artifact, and every report: the resolved experiment."""
+IMAGES_FILE = "images.parquet"
+"""data, latents, images: pixels, by index and label."""
+STATISTICS_FILE = "statistics.json"
+"""data, reference: what the images or latents are, and what was wrong with some."""
+LISTING_FILE = "listing.parquet"
+"""listing: the images of a source."""
+NORMALISATION_FILE = "normalisation.json"
+"""listing: mean and deviation that lie beside the latents of a source."""
+LATENTS_FILE = "latents.arrow"
+"""latents: a shard."""
+SHARD_FILE = "shard.json"
+"""latents: what is in the shard."""
+WEIGHTS_FILE = "weights.safetensors"
+"""extractor: its weights."""
+EXTRACTOR_FILE = "report.json"
+"""extractor: how well one that was trained here knows its data."""
+FEATURES_FILE = "features.safetensors"
+"""features, reference: features of images."""
+MOMENTS_FILE = "moments.safetensors"
+"""reference: mean and covariance of the features."""
+SAMPLE_FILE = "sample.json"
+"""sample: the shards that it binds."""
+PREVIEW_FILE = "preview.png"
+"""sample: some of its images, for people."""
+METRICS_FILE = "metrics.json"
+"""evaluate: the metrics."""
