@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.verdict import findings
 from pipelines.store.bucket.store import BucketStore
 from pipelines.store.keys import Ref
+from tests.equipment.verdict import findings
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_files_without_a_manifest_and_manifests_without_files_are_found(store):
 
 @pytest.mark.slow
 def test_a_study_on_a_cluster_outlives_everything(short_folder):
-    """Ten minutes: nodes, servers, workers and the driver are killed; see cluster/chaos.py."""
-    from cluster import chaos
+    """Ten minutes: nodes, servers, workers and the driver are killed, one after the other."""
+    from tests.equipment import chaos
 
     assert chaos.run(short_folder, 10, print) == []

@@ -20,7 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from cluster.processes import free_port
 from pipelines.commands.study import parse_study
 from pipelines.submit.job import SECRET_NAME, SETTINGS, check_addresses
-from tests.processes import kill_tree, wait_for
+from tests.equipment.processes import kill_tree, wait_for
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 LOCK = (CLUSTER.parent / "requirements.lock").read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.local import BUCKET, LocalCluster, main
 from cluster.processes import Process
-from tests.processes import is_loopback, listeners
+from tests.equipment.processes import is_loopback, listeners
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from ig_core.checkpoints.inspection import inspect_checkpoint
 from ig_core.checkpoints.official import load_official
 from ig_core.codecs.files import open_codec
+from tests.equipment.latent_sets import make_va_vae
 from tests.ig_core.checkpoints.test_official import SIT, published
-from tests.latent_sets import make_va_vae
 
 AVERAGE, RAW = published(SIT, 0), published(SIT, 1)
 FIRST = "x_embedder.proj.weight"

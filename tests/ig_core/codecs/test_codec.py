@@ -11,8 +11,8 @@ from ig_core.codecs.codec import load_codec
 from ig_core.codecs.files import open_codec
 from ig_core.config import SettingError
 from ig_core.images.sets import from_uint8, to_uint8
-from tests.latent_sets import autoencoder_class, make_sd_vae, make_va_vae
-from tests.ldm_autoencoder import LdmAutoencoder
+from tests.equipment.latent_sets import autoencoder_class, make_sd_vae, make_va_vae
+from tests.equipment.ldm_autoencoder import LdmAutoencoder
 
 
 @pytest.fixture(scope="module")

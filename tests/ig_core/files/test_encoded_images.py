@@ -20,7 +20,7 @@ from ig_core.data.sources.source import list_source
 from ig_core.files import encoded_images as image_bytes
 from ig_core.files.npz import open_array, open_npz
 from ig_core.images.crop import read_pixels
-from tests.latent_sets import CLASSES, IMAGE_FORMATS, pictures
+from tests.equipment.latent_sets import CLASSES, IMAGE_FORMATS, pictures
 
 
 @pytest.mark.parametrize("name", IMAGE_FORMATS)

@@ -10,7 +10,7 @@ from ig_core.metrics.digits_net import DigitsNet, train_digits_net
 from ig_core.metrics.extractors import FEATURE_LAYERS, make_extractor
 from ig_core.metrics.frechet import FeatureStats, frechet_distance
 from ig_core.metrics.scores import inception_score, kernel_distance, precision_recall
-from tests.inception import untrained_inception
+from tests.equipment.inception import untrained_inception
 
 
 def digits(count, seed):

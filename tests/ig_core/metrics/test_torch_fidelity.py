@@ -18,7 +18,7 @@ from ig_core.metrics.extractors import FEATURE_LAYERS, ImageFeatures, make_image
 from ig_core.metrics.frechet import FeatureStats, frechet_distance
 from ig_core.metrics.reference import SPATIAL_WIDTH
 from ig_core.metrics.scores import inception_score, kernel_distance, precision_recall
-from tests.inception import untrained_inception
+from tests.equipment.inception import untrained_inception
 
 SUBSETS, SUBSET, SPLITS = 20, 10, 3
 ROUNDING = 2.0**-24

@@ -439,7 +439,7 @@ def latents_in_a_store(tmp_path, spread=5.5, classes=4):
     from pipelines.graph.graph import Graph
     from pipelines.graph.resolve import resolve
     from pipelines.store.folder import FolderStore
-    from tests.latent_sets import make_sd_vae, sd_moments, write_npy
+    from tests.equipment.latent_sets import make_sd_vae, sd_moments, write_npy
     from tests.pipelines.conftest import run_inline, tiny
 
     path = write_npy(tmp_path / "npy", sd_moments(7, spread=spread), np.arange(7) % 3)
@@ -541,7 +541,7 @@ def test_a_path_with_spaces_can_be_pasted(tmp_path, capsys):
 
 
 def test_a_decoder_is_recognised_and_tried(tmp_path, capsys):
-    from tests.latent_sets import make_sd_vae
+    from tests.equipment.latent_sets import make_sd_vae
 
     folder = make_sd_vae(tmp_path / "sd vae")
     for path in (folder, folder / "diffusion_pytorch_model.safetensors"):
@@ -573,7 +573,7 @@ def test_a_decoder_is_recognised_and_tried(tmp_path, capsys):
 
 
 def test_a_va_vae_is_recognised_and_tried(tmp_path, capsys):
-    from tests.latent_sets import make_va_vae
+    from tests.equipment.latent_sets import make_va_vae
 
     path, network = make_va_vae(tmp_path / "vavae.pt")
     assert main(["inspect", str(path)]) == 0

@@ -23,7 +23,7 @@ from pipelines.commands.evaluate import EvaluateOptions, evaluate_images
 from pipelines.console.console import make_console
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home
-from tests.inception import untrained_inception
+from tests.equipment.inception import untrained_inception
 from tests.pipelines.conftest import tiny
 
 INLINE = Resources(runner="inline", num_workers=1, sample_batch=16)

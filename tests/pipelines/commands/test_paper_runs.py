@@ -20,7 +20,13 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.graph.resolve import resolve, unnamed_files
 from pipelines.store.folder import FolderStore
-from tests.latent_sets import make_sd_vae, make_va_vae, sd_moments, write_npy, write_safetensors
+from tests.equipment.latent_sets import (
+    make_sd_vae,
+    make_va_vae,
+    sd_moments,
+    write_npy,
+    write_safetensors,
+)
 from tests.pipelines.conftest import run_inline
 from tests.pipelines.stages.training.test_imported import write_published
 

@@ -18,8 +18,8 @@ from pipelines.graph.garbage import recorded_runs
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home
 from pipelines.tracking.metrics import comparison_name
+from tests.equipment.shown import client, database, shown, shown_at
 from tests.pipelines.conftest import OUTSIDE, tiny, tree
-from tests.pipelines.shown import client, database, shown, shown_at
 from tests.pipelines.study.conftest import small_study
 
 

@@ -18,8 +18,8 @@ from pipelines.console.console import make_console
 from pipelines.store.home import Home
 from pipelines.tracking.background import BackgroundSync
 from pipelines.tracking.messages import behind, where_to_compare
+from tests.equipment.shown import shown
 from tests.pipelines.conftest import tiny, tree
-from tests.pipelines.shown import shown
 
 SAID = [
     ("http://me:s3cret@host:5000/x", "http://me:***@host:5000/x"),
@@ -41,7 +41,7 @@ SAID = [
 ]
 
 
-@pytest.fingerprint.parametrize(("text", "expected"), SAID)
+@pytest.mark.parametrize(("text", "expected"), SAID)
 def test_passwords_in_addresses_are_hidden(text, expected):
     found = discreet(text)
     assert "s3cret" not in found
@@ -49,7 +49,7 @@ def test_passwords_in_addresses_are_hidden(text, expected):
     assert expected in (None, found)
 
 
-@pytest.fingerprint.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
 def test_values_of_the_environment_are_hidden(name, monkeypatch):
     monkeypatch.setenv(name, "s3cret")
     assert discreet(ValueError("header 'Bearer s3cret' refused")) == "header 'Bearer ***' refused"

@@ -12,8 +12,8 @@ from pipelines.graph.graph import Graph
 from pipelines.stages.jobs import TrainProgress
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
+from tests.equipment.processes import wait_for
 from tests.pipelines.conftest import tiny
-from tests.processes import wait_for
 
 
 def display(tmp_path, *, width: int = 200, terminal: bool = False) -> ProgressDisplay:

@@ -18,9 +18,9 @@ from pipelines.graph.trajectory import resume_steps
 from pipelines.stages.jobs import TrainJob
 from pipelines.stages.training.worker import train_worker
 from pipelines.store.folder import FolderStore
+from tests.equipment.processes import kill_tree, wait_for
+from tests.equipment.ray_nodes import Nodes
 from tests.pipelines.conftest import events
-from tests.processes import kill_tree, wait_for
-from tests.ray_nodes import Nodes
 
 SETTINGS = {
     # It is stopped when all has been seen, however fast the machine.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.equipment.processes import kill_tree
 from tests.pipelines.execution.test_ray import Run, events, fids
-from tests.processes import kill_tree
 
 pytestmark = [
     pytest.mark.gpu,

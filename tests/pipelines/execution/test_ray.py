@@ -17,7 +17,7 @@ from experiments import experiment_from_json
 from pipelines.graph.graph import Graph
 from pipelines.store.folder import FolderStore
 from pipelines.store.locks import FileLock
-from tests.processes import alive, is_loopback, kill_tree, listeners, wait_for
+from tests.equipment.processes import alive, is_loopback, kill_tree, listeners, wait_for
 
 SETTINGS = {
     # Slow enough that a signal sent at one checkpoint lands before the next.

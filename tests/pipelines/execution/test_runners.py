@@ -14,7 +14,7 @@ from pipelines.common.errors import StoppedError
 from pipelines.execution import machine
 from pipelines.execution.runners import InlineRunner
 from pipelines.stages.jobs import TrainJob, TrainProgress, Work
-from tests.processes import is_loopback, listeners
+from tests.equipment.processes import is_loopback, listeners
 
 
 def output_of(code: str, **environment: str) -> str:

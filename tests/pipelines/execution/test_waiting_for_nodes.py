@@ -11,7 +11,7 @@ from pipelines.common.errors import StoppedError
 from pipelines.execution.ray_env import prepare_ray_environment
 from pipelines.execution.session import RunnerSession
 from pipelines.stages.build import WORK
-from tests.processes import wait_for
+from tests.equipment.processes import wait_for
 
 
 class Cluster:

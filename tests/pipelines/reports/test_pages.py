@@ -28,9 +28,9 @@ from pipelines.store.home import Home
 from pipelines.study.storage import stored_studies
 from pipelines.tracking.client import import_mlflow
 from pipelines.tracking.metrics import comparison_name
+from tests.equipment.processes import is_loopback, kill_tree, listeners, wait_for
 from tests.pipelines.conftest import OUTSIDE, ROOT, tiny
 from tests.pipelines.study.conftest import small_study
-from tests.processes import is_loopback, kill_tree, listeners, wait_for
 
 CHROMIUM = shutil.which("chromium")
 TRIALS, LONG = 8, 180.0

@@ -28,8 +28,8 @@ from pipelines.store.home import Home
 from pipelines.tracking.client import MlflowTracker
 from pipelines.tracking.metrics import comparison_name
 from pipelines.tracking.table import track_table
+from tests.equipment.shown import database, shown_at
 from tests.pipelines.conftest import tiny, tree
-from tests.pipelines.shown import database, shown_at
 
 PUBLISHED = Published(method="tiny", epochs=1, fid=100.0, inception_score=2.0)
 

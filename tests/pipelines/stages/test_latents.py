@@ -22,7 +22,7 @@ from pipelines.graph.source_checks import forget_sources
 from pipelines.stages.codec import open_dataset
 from pipelines.store.file_names import LATENTS_FILE, STATISTICS_FILE
 from pipelines.store.folder import FolderStore
-from tests.latent_sets import (
+from tests.equipment.latent_sets import (
     CLASSES,
     IMAGE_FORMATS,
     make_sd_vae,

@@ -31,7 +31,7 @@ from pipelines.stages import features as features_stage
 from pipelines.stages import reference as reference_stage
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
-from tests.latent_sets import CLASSES, IMAGE_FORMATS, pictures
+from tests.equipment.latent_sets import CLASSES, IMAGE_FORMATS, pictures
 from tests.pipelines.conftest import run_inline, tiny
 
 SIDE = 16

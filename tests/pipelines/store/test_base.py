@@ -16,9 +16,9 @@ from pipelines.store.base import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import Ref, canonical_json, content_key
+from tests.equipment.store_programs import LEASE, PUBLISH, WANT
 from tests.pipelines.conftest import damage, events, tree
 from tests.pipelines.store.test_locks import interfere
-from tests.pipelines.store_programs import LEASE, PUBLISH, WANT
 
 KEY = "0123abcd"
 REF = Ref("data", KEY)

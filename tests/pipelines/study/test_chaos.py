@@ -19,8 +19,8 @@ from cluster.services import Postgres
 from experiments import PruningConfig
 from pipelines.store.folder import FolderStore
 from pipelines.study.ledger import StudyBook
+from tests.equipment.processes import kill_tree, wait_for
 from tests.pipelines.study.conftest import small_study
-from tests.processes import kill_tree, wait_for
 
 SCRIPT = """
 import sys

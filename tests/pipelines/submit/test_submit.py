@@ -27,8 +27,8 @@ from pipelines.graph.resolve import resolve
 from pipelines.submit import client as submitting
 from pipelines.submit.job import EXCLUDES, Submission
 from pipelines.submit.ray_jobs import JobServer, files_to_upload
+from tests.equipment.job_server import FakeJobServer
 from tests.pipelines.conftest import tiny
-from tests.pipelines.job_server import FakeJobServer
 
 PG = "postgresql+psycopg://igdit@db/igdit"
 ON_CLUSTER = {

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.local import LocalCluster
 from cluster.processes import descendants
-from tests.processes import LOOPBACK, listeners, wait_for
+from tests.equipment.processes import LOOPBACK, listeners, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [

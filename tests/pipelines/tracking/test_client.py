@@ -18,8 +18,8 @@ from pipelines.store.home import Home
 from pipelines.tracking.background import BackgroundSync
 from pipelines.tracking.client import MlflowTracker, import_mlflow
 from pipelines.tracking.metrics import comparable_parameters, comparison_name, metric_values
+from tests.equipment.shown import client, database, shown
 from tests.pipelines.conftest import run_inline, tiny
-from tests.pipelines.shown import client, database, shown
 
 NAME = f"tiny {Graph(tiny()).run_key[:8]}"
 """Of an experiment that is not in the registry, so that it is not known what differs."""

@@ -17,7 +17,7 @@ from cluster.processes import descendants
 from pipelines.store.home import Home
 from pipelines.tracking.metrics import comparison_name
 from pipelines.tracking.ui import GUARD, newest_pages, serve_ui
-from tests.processes import alive, wait_for
+from tests.equipment.processes import alive, wait_for
 
 
 @pytest.fixture

@@ -9,7 +9,13 @@ import torch
 
 from ig_core.data.sources.formats import detect
 from ig_core.data.sources.source import list_source
-from tests.latent_sets import pictures, write_folder, write_npy, write_parquet, write_safetensors
+from tests.equipment.latent_sets import (
+    pictures,
+    write_folder,
+    write_npy,
+    write_parquet,
+    write_safetensors,
+)
 
 
 @pytest.fixture

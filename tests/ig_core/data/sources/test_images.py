@@ -16,7 +16,7 @@ from ig_core.data.sources.listing import identify, read_listing
 from ig_core.data.sources.rows import image_files
 from ig_core.data.sources.source import list_source
 from ig_core.data.sources.walk import walk
-from tests.latent_sets import pictures, write_folder
+from tests.equipment.latent_sets import pictures, write_folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from ig_core.data.sources.labels import parse_labels
 from ig_core.data.sources.listing import identify
 from ig_core.data.sources.source import list_source
-from tests.latent_sets import pictures, write_folder, write_npy, write_zip
+from tests.equipment.latent_sets import pictures, write_folder, write_npy, write_zip
 
 
 @pytest.fixture

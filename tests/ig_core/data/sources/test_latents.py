@@ -11,7 +11,7 @@ from ig_core.data.sources import listing as sources
 from ig_core.data.sources.listing import identify
 from ig_core.data.sources.rows import latent_rows, read_normalisation
 from ig_core.data.sources.source import list_source
-from tests.latent_sets import write_safetensors
+from tests.equipment.latent_sets import write_safetensors
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -14,7 +14,7 @@ from ig_core.data.sources import listing as sources
 from ig_core.data.sources.listing import identify, read_listing
 from ig_core.data.sources.rows import image_files, latent_rows, read_normalisation
 from ig_core.data.sources.source import list_source
-from tests.latent_sets import (
+from tests.equipment.latent_sets import (
     CLASSES,
     IMAGE_FORMATS,
     pictures,

@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.store.bucket.cache import Cache
 from pipelines.store.folder import FolderStore
+from tests.equipment.processes import wait_for
 from tests.pipelines.conftest import run_inline, tiny
-from tests.processes import wait_for
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from pipelines.store.bucket.leases import BucketLock, Leases
 from pipelines.store.bucket.store import MARK, PROBED, BucketStore
 from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
+from tests.equipment.processes import wait_for
+from tests.equipment.store_programs import LEASE, PUBLISH, WANT
 from tests.pipelines.conftest import events, tree
-from tests.pipelines.store_programs import LEASE, PUBLISH, WANT
-from tests.processes import wait_for
 
 KEY = "0123abcd"
 REF = Ref("data", KEY)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ig_core.files.torchvision_shim import declare_missing_operators
-from tests.ldm_autoencoder import LdmAutoencoder
+from tests.equipment.ldm_autoencoder import LdmAutoencoder
 
 CLASSES = ("n01", "n02", "n03")
 SIDE = 40

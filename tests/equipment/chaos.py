@@ -1,6 +1,6 @@
 """Break everything in turn while a study runs, and see that it ends as if nothing had happened.
 
-    python -m cluster.chaos [--folder FOLDER] [--trials 12]
+    python -m tests.equipment.chaos [--folder FOLDER] [--trials 12]
 
 Starts three Ray nodes, an S3, a PostgreSQL and an MLflow server on this machine, submits a small
 study of the digits, and kills a training worker, a node, the job's driver (the same command then
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.local import LocalCluster
 from cluster.processes import end_of, title
-from cluster.verdict import findings, published, runs_in_mlflow
 from pipelines.store.open import make_store
 from pipelines.study.storage import stored_study
+from tests.equipment.verdict import findings, published, runs_in_mlflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipelines.store.base import Store
     from pipelines.study.trials import Trial
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "train.steps": 120,
     "train.checkpoint-every": 30,
@@ -196,7 +196,7 @@ class Chaos:
         self._wait(lambda: len(published(store)) > before, "work")
         act()
 
-    def _wait(self, find: Callable[[], Any], what: str, seconds: float = 300) -> Any:  # noqa: ANN401
+    def _wait(self, find: Callable[[], Any], what: str, seconds: float = 300) -> Any:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if found := find():
@@ -280,7 +280,7 @@ def run(folder: Path, trials: int, say: Callable[[str], None]) -> list[str]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m cluster.chaos",
+        prog="python -m tests.equipment.chaos",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
