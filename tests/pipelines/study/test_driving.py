@@ -10,7 +10,6 @@ import pytest
 from experiments import Point
 from pipelines.common.errors import (
     ArtifactError,
-    CorruptArtifactError,
     SamplingFailedError,
     StoppedError,
     StudyError,
@@ -19,6 +18,7 @@ from pipelines.common.errors import (
 )
 from pipelines.execution.session import RunnerSession
 from pipelines.stages.build import WORK
+from pipelines.store.base import CorruptArtifactError
 from pipelines.store.home import Home
 from pipelines.store.keys import Ref
 from pipelines.study import driver as module
