@@ -1,6 +1,6 @@
 """Evaluation protocols by name: what makes one FID comparable with another.
 
-A protocol is an `EvaluationConfig`. Banks of noise, sizes of shards and where files lie are no part
+A protocol is an `EvaluationConfig`. Seeds of noise, sizes of shards and where files lie are no part
 of it; everything else is. `igdit evaluate --protocol NAME` takes one of these, an experiment calls
 one. A number is only ever compared with numbers of the same fingerprint
 (`pipelines.graph.fingerprint`), of which the protocol is the part that a person names.
@@ -21,7 +21,7 @@ NO_PART = (
     "reference",
     "shard_size",
     "seed",
-    "report_seed",
+    "holdout_seed",
     "curve_samples",
     "groups",
     "weights_sha256",

@@ -62,11 +62,11 @@ class EvaluationConfig:
     shard_size: int = 1000
     """Images that one task samples; shards of different sizes are not shared."""
     seed: int = 0
-    """Bank of the sampling noise on which curves are drawn and scales are chosen; image i of a bank
-    has the same noise everywhere."""
-    report_seed: int | None = None
-    """Bank on which the scale that was chosen is sampled anew, since it had no part in the choice.
-    None: the next one, seed + 1."""
+    """Seed of the sampling noise on which curves are drawn and guidances are chosen; image i of a
+    seed has the same noise everywhere."""
+    holdout_seed: int | None = None
+    """Seed of the holdout noise: the guidance that was chosen is sampled on it too, since it had no
+    part in the choice. None: the next one, seed + 1."""
     labels: Literal["balanced", "random"] = "balanced"
     """balanced: as many images of each class; random: labels drawn at random. random reports both,
     from one pool of samples."""
@@ -106,19 +106,19 @@ class EvaluationConfig:
             self.curve_samples,
             f"at most num_samples={self.num_samples:,}, the first of which are on the curve",
         )
-        for name, bank in (("seed", self.seed), ("report_seed", self.report_bank)):
-            require(0 <= bank < 2**63, f"evaluation.{name}", bank, "in 0..2^63 - 1")
+        for name, seed in (("seed", self.seed), ("holdout_seed", self.holdout_noise_seed)):
+            require(0 <= seed < 2**63, f"evaluation.{name}", seed, "in 0..2^63 - 1")
         require(
-            self.report_seed != self.seed,
-            "evaluation.report_seed",
-            self.report_seed,
-            f"another bank than seed={self.seed}, on which the scale is chosen",
+            self.holdout_seed != self.seed,
+            "evaluation.holdout_seed",
+            self.holdout_seed,
+            f"another one than seed={self.seed}, on whose noise the guidance is chosen",
         )
 
     @property
-    def report_bank(self) -> int:
-        """Bank of noise on which what was chosen is reported."""
-        return self.seed + 1 if self.report_seed is None else self.report_seed
+    def holdout_noise_seed(self) -> int:
+        """Seed of the noise that has no part in choosing a guidance."""
+        return self.seed + 1 if self.holdout_seed is None else self.holdout_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,12 +375,6 @@ class Experiment:
             "0 for a model without auxiliary head (model.aux_layer None)",
         )
         require(
-            len({round(100 * s) for s in self.scales}) == len(self.scales),
-            "ig scales",
-            self.scales,
-            "at least 0.01 apart (their step in the tracked curve)",
-        )
-        require(
             self.sampler.method != "dopri5",
             "sampler.method",
             self.sampler.method,
@@ -433,6 +427,23 @@ class Experiment:
     def scales(self) -> tuple[float, ...]:
         """Internal guidance scales to compare, ascending; 1 and the curve's are among them."""
         return tuple(sorted({1.0, float(self.guidance.ig_scale), *map(float, self.ig_scales)}))
+
+    @property
+    def guidances(self) -> tuple[Guidance, ...]:
+        """Guidances to compare at the last checkpoint, canonical, each once, in a fixed order.
+
+        `baseline` and `guidance` are among them.
+        """
+        return tuple(map(self.guidance_at, self.scales))
+
+    @property
+    def baseline(self) -> Guidance:
+        """Guidance that the others are compared with: without internal guidance."""
+        return self.guidance_at(1.0)
+
+    def guidance_at(self, ig_scale: float) -> Guidance:
+        """Return the experiment's guidance at another internal guidance scale, canonical."""
+        return dataclasses.replace(self.guidance, ig_scale=float(ig_scale)).canonical()
 
 
 def experiment_to_json(experiment: Experiment) -> str:

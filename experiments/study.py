@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from experiments.schema import Experiment, read_dataclass
 from ig_core.config import require, require_file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ig_core.config import Guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +170,6 @@ class Study:
             layers,
             f"in 1..{depth - 1} (depth - 1)",
         )
-        scale = self.space.ig_scale
-        grid = {round(100 * scale.value(index)) for index in range(scale.count)}
-        own = {100.0, 100 * self.experiment.guidance.ig_scale}
-        require(
-            len(grid) == scale.count
-            and all(any(round(v) == k or abs(v - k) >= 1 for k in grid) for v in own),
-            "space.ig_scale.step",
-            scale.step,
-            "at least 0.01",
-        )
         require(
             self.space.aux_weight.low >= 0,
             "space.aux_weight",
@@ -199,6 +194,15 @@ class Study:
             loss=replace(base.loss, aux_weight=aux_weight),
             ig_scales=scales,
         )
+
+    def training_of(self, points: Iterable[Point]) -> Experiment:
+        """Return the experiment of the training that points share, evaluated at each of them."""
+        points = tuple(points)
+        return self.at(*points[0].training, tuple(point.ig_scale for point in points))
+
+    def guidance_at(self, point: Point) -> Guidance:
+        """Return the guidance under which a point is evaluated, canonical."""
+        return self.experiment.guidance_at(point.ig_scale)
 
     def fixed(self) -> dict[str, object]:
         """What must not change while a study goes on: all but its length and its resources."""

@@ -55,9 +55,11 @@ class TableRow:
     """What a reader must know."""
 
     @property
-    def chosen(self) -> bool:
-        """Whether our scale is chosen by a sweep."""
-        return self.scale is None
+    def guidance(self) -> Guidance | None:
+        """Guidance of our number; None: a sweep chooses it, or nothing is run."""
+        if self.experiment is None or self.scale is None:
+            return None
+        return self.experiment.guidance_at(self.scale)
 
 
 def main_table() -> tuple[TableRow, ...]:

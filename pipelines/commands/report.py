@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments import Experiment
+    from ig_core.config import Guidance
     from pipelines.graph.graph import Point
     from pipelines.store.base import Store
 
@@ -110,7 +111,7 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
 
 
 def export_samples(
-    home: Home, experiment: Experiment, target: Path, ig_scale: float | None, *, report: bool
+    home: Home, experiment: Experiment, target: Path, ig_scale: float | None, *, holdout: bool
 ) -> int:
     """Write the samples of the last checkpoint as an ADM .npz or as a folder of PNG files.
 
@@ -119,7 +120,7 @@ def export_samples(
         experiment: Whose samples; they must be in the store.
         target: `NAME.npz` (arr_0 images, arr_1 labels), or a folder for `000000.png`, ...
         ig_scale: Internal guidance scale; None: the experiment's own.
-        report: Take the bank of noise on which what was chosen is reported.
+        holdout: Take the samples on noise that had no part in choosing a guidance.
 
     Returns:
         How many images were written.
@@ -135,7 +136,8 @@ def export_samples(
         raise ValueError(f"target must be new, but {target} exists")
     store, graph = home.store, Graph(experiment)
     with in_use(store):
-        point = _point(store, graph, ig_scale, report=report)
+        guidance = None if ig_scale is None else experiment.guidance_at(ig_scale)
+        point = _point(store, graph, guidance, holdout=holdout)
         rows, labels = _chosen(graph, point)
 
         def batches() -> Iterator[Tensor]:
@@ -154,28 +156,23 @@ def export_samples(
     return len(rows)
 
 
-def _point(store: Store, graph: Graph, ig_scale: float | None, *, report: bool) -> Point:
-    scale, points = ig_scale, graph.final
-    if scale is None:
-        chosen = collect(store, graph).chosen_scale if report else None
-        scale = graph.experiment.guidance.ig_scale if chosen is None else chosen
-    if report:
-        every = {*graph.experiment.scales, scale}
-        points = tuple(dict.fromkeys(point for one in every for point in graph.report(one)))
-    found = next((point for point in points if point.guidance.ig_scale == scale), None)
-    if found is None or not all(store.find(node.ref) for node in found.images):
-        there = sorted(
-            {
-                f"{p.guidance.ig_scale:g}"
-                for p in points
-                if all(store.find(node.ref) for node in p.images)
-            }
-        )
+def _point(store: Store, graph: Graph, guidance: Guidance | None, *, holdout: bool) -> Point:
+    if guidance is None:
+        chosen = collect(store, graph).chosen if holdout else None
+        guidance = graph.experiment.guidance.canonical() if chosen is None else chosen
+    points = graph.holdout(*graph.final, guidance) if holdout else graph.final
+    sampled = {
+        each: point
+        for each, point in points.items()
+        if all(store.find(node.ref) for node in point.images)
+    }
+    if guidance not in sampled:
+        there = ", ".join(f"{each.ig_scale:g}" for each in sampled)
         raise ValueError(
-            f"ig_scale must be one that was sampled ({', '.join(there) or 'none'}), "
-            f"but got {scale:g}"
+            f"ig_scale must be one that was sampled ({there or 'none'}), "
+            f"but got {guidance.ig_scale:g}"
         )
-    return found
+    return sampled[guidance]
 
 
 def _chosen(graph: Graph, point: Point) -> tuple[Tensor, Tensor]:
@@ -230,8 +227,8 @@ class ExportOptions:
 
     ig_scale: float | None = None
     """Internal guidance scale; None: the experiment's own."""
-    report: bool = False
-    """Samples of the bank on which what was chosen is reported."""
+    holdout: bool = False
+    """Samples on noise that had no part in choosing a guidance; without --ig-scale the chosen."""
 
 
 def export_command(arguments: list[str]) -> int:
@@ -248,6 +245,6 @@ def export_command(arguments: list[str]) -> int:
     home = Home.default()
     exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
     run = find_run(home, word, exact)
-    count = export_samples(home, run, Path(target), options.ig_scale, report=options.report)
+    count = export_samples(home, run, Path(target), options.ig_scale, holdout=options.holdout)
     log(make_console(), f"{count:,} images: {target}")
     return 0

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ig_core.config import Guidance
     from pipelines.execution.runner import Runner
     from pipelines.graph.node import Node
     from pipelines.graph.plan import Plan
@@ -94,15 +95,15 @@ def run_experiment(
     return 0
 
 
-def measure_scales(
-    experiment: Experiment, scales: Iterable[float] | None, home: Home, console: Console
+def measure_guidances(
+    experiment: Experiment, wanted: Iterable[Guidance], home: Home, console: Console
 ) -> None:
-    """Build no more than the last checkpoint's numbers at some guidance scales.
+    """Build no more than the last checkpoint's numbers under some guidances.
 
     Args:
         experiment: What is measured.
-        scales: Internal guidance scales; None: all of the experiment, and then the best anew on
-            other noise.
+        wanted: Guidances of the experiment. If all of them are, the best is then measured on
+            holdout noise.
         home: Where results lie.
         console: Where progress goes.
 
@@ -113,8 +114,7 @@ def measure_scales(
     home.prepare()
     began, experiment = time.time(), resolve(experiment)
     graph, store = Graph(experiment), home.store
-    wanted = experiment.scales if scales is None else tuple(scales)
-    targets = [p.evaluate for p in graph.final if p.guidance.ig_scale in wanted]
+    targets = [graph.final[guidance].evaluate for guidance in dict.fromkeys(wanted)]
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, experiment, graph.run_key, shown=True)
         store.sweep()
@@ -143,7 +143,7 @@ def _has_work(plan: Plan, store: Store, graph: Graph) -> bool:
 def _execute(
     graph: Graph, targets: Sequence[Node], home: Home, console: Console, activity: Activity
 ) -> Results:
-    """Build the targets, then what is reported of them: the scale with the lowest FID, anew."""
+    """Build the targets, then the guidance with the lowest FID on holdout noise."""
     from pipelines.tracking.background import BackgroundSync
     from pipelines.tracking.client import MlflowTracker
 
@@ -169,11 +169,11 @@ def _execute(
             listener = activity.follow(graph, display, experiment.name)
             try:
                 Pipeline(store, experiment, start_runner, listener).run(targets)
-                chosen = collect(store, graph).chosen_scale
+                chosen = collect(store, graph).chosen
                 if chosen is not None:
-                    reported = [point.evaluate for point in graph.chosen_anew(chosen)]
-                    display.expect(make_plan(store, reported).missing)
-                    Pipeline(store, experiment, session.runner, listener).run(reported)
+                    holdout = [p.evaluate for p in graph.chosen_holdout(chosen).values()]
+                    display.expect(make_plan(store, holdout).missing)
+                    Pipeline(store, experiment, session.runner, listener).run(holdout)
             finally:
                 listener.close()
     finally:
@@ -183,12 +183,13 @@ def _execute(
 
 
 def _all_missing(graph: Graph, targets: Iterable[Node], store: Store) -> dict[Node, None]:
-    """All that is to be built; the scale that will be reported is not known, and costs as any."""
+    """All that is to be built; the guidance that will be chosen is not known, and costs as any."""
     missing = dict.fromkeys(make_plan(store, targets).missing)
-    final = {point.evaluate for point in graph.final}
+    final = {point.evaluate for point in graph.final.values()}
     if final <= set(targets) and final & missing.keys():
-        report = [p.evaluate for p in graph.chosen_anew(max(graph.experiment.scales))]
-        missing |= dict.fromkeys(make_plan(store, report).missing)
+        *_, any_of_them = graph.final
+        holdout = [p.evaluate for p in graph.chosen_holdout(any_of_them).values()]
+        missing |= dict.fromkeys(make_plan(store, holdout).missing)
     return missing
 
 

@@ -31,7 +31,7 @@ from pipelines.graph.garbage import in_use
 from pipelines.graph.resolve import resolve
 from pipelines.reports.study_page import headline, write_study_page
 from pipelines.reports.study_plots import write_findings
-from pipelines.results.measurements import read_reported
+from pipelines.results.measurements import read_holdout
 from pipelines.stages.build import WORK
 from pipelines.status.activity import Activity, Trials
 from pipelines.store.command_times import command_times, record_end, record_start
@@ -41,7 +41,7 @@ from pipelines.store.rights import explain
 from pipelines.study.confirm import confirm, summarise
 from pipelines.study.damage import rebuild_damaged
 from pipelines.study.driver import Budget, StudyDriver
-from pipelines.study.findings import Forecast, findings, forecast, report_of
+from pipelines.study.findings import Forecast, findings, forecast, holdout_of
 from pipelines.tracking.messages import behind, where_to_compare
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         finally:
             book.close()
         if _is_over(found, budget):
-            found = _measured_anew(found, home, partial(log, console), activity)
+            found = _with_holdout(found, home, partial(log, console), activity)
         else:
             log(console, _why_unfinished(found, budget))
             options = replace(options, confirm_seeds=0)
@@ -147,31 +147,31 @@ def _why_unfinished(found: Findings, budget: Budget) -> str:
     why = "the hours are spent" if budget.hours is not None else "no new point is left in the space"
     return (
         f"{complete} of {budget.trials} trials are complete: {why}. The best point is measured "
-        f"on other noise, and confirmed, when all are."
+        f"on holdout noise, and confirmed, when all are."
     )
 
 
-def _measured_anew(
+def _with_holdout(
     found: Findings, home: Home, log: Callable[[str], None], activity: Activity
 ) -> Findings:
     """The findings with the best point measured on noise that had no part in the choice."""
-    if found.best is None or found.reported is not None:
+    if found.best is None or found.holdout is not None:
         return found
-    graph, scale = report_of(found.study, found.best)
+    graph, chosen = holdout_of(found.study, found.best)
     experiment = graph.experiment
-    activity.update(phase="measuring the best point on other noise")
+    activity.update(phase="measuring the best point on holdout noise")
     session = RunnerSession(WORK, experiment.resources, home.scratch, 1)
     try:
         listener = activity.follow(graph, NullListener(), found.best.point.training_name)
-        targets = [point.evaluate for point in graph.report(scale)]
+        targets = [point.evaluate for point in graph.holdout(chosen).values()]
         pipeline = Pipeline(home.store, experiment, session.runner, listener)
         rebuild_damaged(home.store, lambda: pipeline.run(targets), log)
     except (PipelineError, OSError) as error:  # the study itself is safe
         reason = explain(error) if isinstance(error, OSError) else error
-        log(discreet(f"The best point could not be measured on other noise: {reason}"))
+        log(discreet(f"The best point could not be measured on holdout noise: {reason}"))
     finally:
         session.close()
-    return replace(found, reported=read_reported(home.store, graph, scale))
+    return replace(found, holdout=read_holdout(home.store, graph, chosen))
 
 
 def _report(

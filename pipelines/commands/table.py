@@ -152,7 +152,7 @@ def _run(
     console: Console,
 ) -> None:
     """Measure what rows lack, and no more: rows of one experiment together."""
-    from pipelines.commands.run import measure_scales
+    from pipelines.commands.run import measure_guidances
 
     todo = [
         line.row
@@ -176,9 +176,11 @@ def _run(
         key = Graph(resolve(given[row.name])).run_key
         together.setdefault(key, []).append(row)
     for group in together.values():
-        scales = [row.scale for row in group if row.scale is not None]
-        every = len(scales) < len(group)
-        measure_scales(given[group[0].name], None if every else scales, home, console)
+        experiment = given[group[0].name]
+        wanted = [row.guidance for row in group if row.guidance is not None]
+        if len(wanted) < len(group):  # of one the guidance is chosen
+            wanted = list(experiment.guidances)
+        measure_guidances(experiment, wanted, home, console)
 
 
 def _track(name: str, lines: Sequence[TableLine], path: Path, home: Home, console: Console) -> None:

@@ -129,7 +129,7 @@ def _record(line: TableLine) -> dict[str, object]:
         "method": published.method,
         "epochs": published.epochs,
         "cfg": published.cfg,
-        "ig_scale": measured.scale if measured else line.row.scale,
+        "ig_scale": measured.guidance.ig_scale if measured else line.row.scale,
         "fid_low": ours.get("fid_low"),
         "fid_high": ours.get("fid_high"),
         "fid_difference": line.difference,

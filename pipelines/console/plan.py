@@ -81,8 +81,8 @@ def estimate_costs(results: Results, plan: Plan, assumption: Assumption) -> list
             )
             each = total / images / rate
         found.append(Estimate("sampling", images, each, per_image is not None))
-        if results.chosen_scale is None and (most := results.graph.most_images_anew):
-            name = "of the scale that is chosen and of scale 1 on other noise, at most"
+        if results.chosen is None and (most := results.graph.most_holdout_images):
+            name = "of the scale that is chosen and of scale 1 on holdout noise, at most"
             found.append(Estimate(name, most, each, per_image is not None))
     return found
 
@@ -180,10 +180,10 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
     title = f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}"
     columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
     print_table(ScreenTable(title, columns, rows, keys=2), console)
-    if results.chosen_scale is None and (count := graph.most_images_anew):
+    if results.chosen is None and (count := graph.most_holdout_images):
         console.print(
-            f"Then the scale with the lowest FID, and scale 1, anew on another bank of "
-            f"noise: up to {count:,} images."
+            f"Then the scale with the lowest FID, and scale 1, on holdout noise, which has no part "
+            f"in the choice: up to {count:,} images."
         )
     if not plan.missing:
         console.print("Everything is there: running it only prints the results.")
@@ -205,12 +205,10 @@ def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) 
         count = sum(node.config["stop"] - node.config["start"] for node in missing)
         return f"{count:,} {kind}"
     if kind == "evaluate":
-        reports = (p for scale in graph.experiment.scales for p in graph.report(scale))
-        points = [
-            p
-            for p in dict.fromkeys((*graph.curve, *graph.final, *reports))
-            if p.evaluate in missing
-        ]
+        every = (graph.curve, graph.final, graph.holdout(*graph.final))
+        points = dict.fromkeys(
+            p for points in every for p in points.values() if p.evaluate in missing
+        )
         texts = [
             f"step {p.step} at ig scale {p.guidance.ig_scale:g} ({p.num_samples:,} samples)"
             for p in points

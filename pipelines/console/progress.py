@@ -126,8 +126,8 @@ class ProgressDisplay:
         self.console, self.store, self.graph = console, store, graph
         self.evaluated = evaluated
         self.ahead = WorkAhead(graph)
-        reports = [p for scale in graph.experiment.scales for p in graph.report(scale)]
-        points = (*reports, *graph.curve, *graph.final)
+        holdout = graph.holdout(*graph.final)
+        points = (*holdout.values(), *graph.curve.values(), *graph.final.values())
         self._points = {p.evaluate: p for p in points}
         self._places: dict[Node, str] = {}
         for point in points:

@@ -56,20 +56,20 @@ def _scale_table(results: Results) -> ScreenTable:
     names = ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS")
     rows = [
         (
-            f"{m.scale:g}",
+            f"{m.guidance.ig_scale:g}",
             number(m.fid),
             metric_interval(m.metrics),
             "" if gain is None else change(gain),
             *(_number(m.metrics, name) for name in ("precision", "recall", "inception_score")),
         )
-        for m, gain in zip(results.final, results.improvements(), strict=True)
+        for m, gain in zip(results.final.values(), results.improvements().values(), strict=True)
     ]
     return ScreenTable(
         f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
         f"{experiment.evaluation.num_samples:,} samples a scale",
         numbers(*names),
         rows,
-        marked=[i for i, m in enumerate(results.final) if best and m is best[0]],
+        marked=[i for i, m in enumerate(results.final.values()) if best and m is best[0]],
     )
 
 
@@ -110,27 +110,29 @@ def _number(metrics: dict[str, Any], name: str) -> str:
 
 def _verdict(results: Results) -> Iterator[str | Text]:
     headline, best = results.headline(), results.best()
-    if headline is not None and headline.scale != 1:
-        gain = results.improvements()[results.final.index(headline)]
+    if headline is not None:
+        gain = results.improvements()[headline.guidance]
         if gain is not None:
             yield (
-                f"At the experiment's own scale {headline.scale:g}: FID {change(gain)} "
+                f"At the experiment's own scale {headline.guidance.ig_scale:g}: FID {change(gain)} "
                 f"against scale 1, same noise and labels."
             )
     if best is not None:
         lowest, equal = best
-        text = f"Lowest FID at scale {lowest.scale:g}"
+        text = f"Lowest FID at scale {lowest.guidance.ig_scale:g}"
         if equal:
-            text += f"; not to be told from it: {', '.join(f'{s:g}' for s in equal)}"
+            scales = ", ".join(f"{m.guidance.ig_scale:g}" for m in equal)
+            text += f"; not to be told from it: {scales}"
         yield f"{text}."
-    reported = results.reported()
-    if reported is not None:
-        m, gain = reported
+    holdout = results.chosen_holdout()
+    if holdout is not None:
+        m, gain = holdout
+        scale = m.guidance.ig_scale
         against = "" if gain is None else f", {change(gain)} against scale 1"
         yield Text.assemble(
-            (f"Reported: scale {m.scale:g}, FID {metric(m.metrics)}{against}", "bold"),
-            f", on noise that had no part in the choice (bank "
-            f"{results.experiment.evaluation.report_bank}){_infinity(m.metrics)}.",
+            (f"Reported: scale {scale:g}, FID {metric(m.metrics)}{against}", "bold"),
+            f", on noise that had no part in the choice (noise seed "
+            f"{results.experiment.evaluation.holdout_noise_seed}){_infinity(m.metrics)}.",
         )
     yield "Intervals are of the sampling alone, for FID at this number of samples."
     yield f"Protocol: {_protocol(results)}"
@@ -138,7 +140,7 @@ def _verdict(results: Results) -> Iterator[str | Text]:
 
 def _protocol(results: Results) -> str:
     """How the numbers by scale were measured, in a line."""
-    fingerprint = results.final[0].fingerprint
+    fingerprint = next(iter(results.final.values())).fingerprint
     name = protocol_name(results.experiment.evaluation)
     return (
         f"{name} ({fingerprint.id}): {fingerprint.num_samples:,} {fingerprint.labels} samples, "
@@ -148,15 +150,15 @@ def _protocol(results: Results) -> str:
 
 
 def _curve_table(results: Results) -> ScreenTable:
-    scales = sorted({m.scale for m in results.curve})
-    names = ("step", *("unguided" if scale == 1 else f"ig scale {scale:g}" for scale in scales))
+    curves = results.curves()
+    names = ("unguided" if g.ig_scale == 1 else f"ig scale {g.ig_scale:g}" for g in curves)
     rows = []
-    for step in sorted({m.point.step for m in results.curve}):
-        found = {m.scale: m for m in results.curve if m.point.step == step}
-        cells = [metric(found[scale].metrics) if scale in found else "-" for scale in scales]
-        rows.append((str(step), *cells))
+    for step in dict.fromkeys(step for step, _ in results.curve):
+        found = [curve.get(step) for curve in curves.values()]
+        rows.append((str(step), *("-" if m is None else metric(m.metrics) for m in found)))
     samples = results.experiment.evaluation.curve_samples
-    return ScreenTable(f"FID over training: {samples:,} samples a point", numbers(*names), rows)
+    columns = numbers("step", *names)
+    return ScreenTable(f"FID over training: {samples:,} samples a point", columns, rows)
 
 
 def _cost_table(results: Results) -> ScreenTable:

@@ -131,8 +131,8 @@ def print_findings(found: Findings, console: Console) -> None:
             f"(same noise, paired 95 % interval); it was chosen on these very "
             f"samples."
         )
-    if found.reported is not None:
-        metrics, gain = found.reported.measurement.metrics, found.reported.gain
+    if found.holdout is not None:
+        metrics, gain = found.holdout.measurement.metrics, found.holdout.gain
         against = "" if gain is None else f", {change(gain)} against scale 1"
         console.print(
             f"The best point on noise that had no part in the choice: "
@@ -173,7 +173,7 @@ def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
     """Print what held on other seeds."""
     seeds = int(summary["seeds"].max())
     title = (
-        f"Confirmed on {seeds} other training seeds and another bank of noise "
+        f"Confirmed on {seeds} other training seeds and other noise "
         f"(mean, 95 % interval over seeds)"
     )
     rows = []

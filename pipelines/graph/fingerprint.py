@@ -1,8 +1,9 @@
 """Fingerprint of an evaluation: numbers compare if their fingerprints are equal.
 
 It holds everything that moves an FID besides the model and its guidance: reference, number of
-samples, labels, bank of noise, sampler and its number of network evaluations, precision, rounding
-to uint8, decoder, extractor and its weights. Numbers of different fingerprints are never ranked.
+samples, labels, seed of the noise, sampler and its number of network evaluations, precision,
+rounding to uint8, decoder, extractor and its weights. Numbers of different fingerprints are never
+ranked.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Fingerprint:
     """Number of images."""
     labels: str
     """balanced or random."""
-    bank: int | None
+    noise_seed: int | None
     """Seed of the noise; None: made elsewhere."""
     shuffled: bool
     """The images were put into a random order before they were grouped."""
@@ -85,7 +86,7 @@ def fingerprint(evaluate: Node) -> Fingerprint:
         extractor=f"{extractor.config['name']} {weights}",
         num_samples=sample.config["num_samples"],
         labels=sample.config.get("labels", images.config.get("labels", "as given")),
-        bank=images.config.get("seed"),
+        noise_seed=images.config.get("seed"),
         shuffled="shuffle_seed" in evaluate.config,
         sampler=sampler,
         network_evaluations=_network_evaluations(sampler),

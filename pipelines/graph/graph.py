@@ -15,7 +15,7 @@ from pipelines.graph.node import INCEPTION, Node, key_part
 from pipelines.store.keys import content_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from experiments import Experiment
     from ig_core.config import Guidance
@@ -27,6 +27,7 @@ class Point:
 
     step: int
     guidance: Guidance
+    """In canonical form, so that it is found by equality."""
     num_samples: int
     evaluate: Node
     images: tuple[Node, ...]
@@ -42,64 +43,78 @@ class Graph:
         self.extractor = self._extractor()
         self.reference = self._reference()
         self.checkpoints = tuple(map(self.checkpoint, experiment.train.checkpoint_steps))
-        base = experiment.guidance
-        curve = {base.ig_scale, 1.0}
-        self.curve = tuple(
-            self.point(step, dataclasses.replace(base, ig_scale=scale), evaluation.curve_samples)
+        self.curve: Mapping[tuple[int, Guidance], Point] = {
+            (step, guidance): self.point(step, guidance, evaluation.curve_samples)
             for step in experiment.train.checkpoint_steps
-            for scale in sorted(curve)
-        )
-        self.final = tuple(
-            self.point(
-                experiment.train.last_step,
-                dataclasses.replace(base, ig_scale=scale),
-                evaluation.num_samples,
-            )
-            for scale in experiment.scales
-        )
-
-    def report(self, scale: float) -> tuple[Point, ...]:
-        """The last checkpoint unguided and under a scale that was chosen, on the other bank."""
-        base, evaluation = self.experiment.guidance, self.experiment.evaluation
-        return tuple(
-            self.point(
-                self.experiment.train.last_step,
-                dataclasses.replace(base, ig_scale=each),
-                evaluation.num_samples,
-                seed=evaluation.report_bank,
-            )
-            for each in sorted({1.0, scale})
-        )
-
-    def chosen_anew(self, scale: float) -> tuple[Point, ...]:
-        """`report` of the scale with the lowest FID; of one scale alone nothing was chosen."""
-        return self.report(scale) if len(self.experiment.scales) > 1 else ()
+            for guidance in _in_order(experiment.baseline, experiment.guidance)
+        }
+        """FID over training: each checkpoint under the baseline and under the own guidance."""
+        self.final: Mapping[Guidance, Point] = {
+            guidance: self.point(experiment.train.last_step, guidance, evaluation.num_samples)
+            for guidance in experiment.guidances
+        }
+        """The last checkpoint by guidance."""
 
     @property
-    def most_images_anew(self) -> int:
-        """Images of `chosen_anew` at most, whichever scale it will be."""
+    def baseline(self) -> Point:
+        """The last checkpoint under the guidance that others are compared with."""
+        return self.final[self.experiment.baseline]
+
+    @property
+    def headline(self) -> Point:
+        """The last checkpoint under the experiment's own guidance."""
+        return self.final[self.experiment.guidance.canonical()]
+
+    def curve_of(self, guidance: Guidance) -> dict[int, Point]:
+        """Return the points of the curve under a guidance, by step."""
+        wanted = guidance.canonical()
+        return {step: point for (step, each), point in self.curve.items() if each == wanted}
+
+    def holdout(self, *guidances: Guidance) -> dict[Guidance, Point]:
+        """Return the last checkpoint under the baseline and other guidances, on holdout noise.
+
+        That noise had no part in choosing among guidances: a number on it may be quoted.
+        """
+        evaluation = self.experiment.evaluation
+        return {
+            guidance: self.point(
+                self.experiment.train.last_step,
+                guidance,
+                evaluation.num_samples,
+                noise_seed=evaluation.holdout_noise_seed,
+            )
+            for guidance in _in_order(self.experiment.baseline, *guidances)
+        }
+
+    def chosen_holdout(self, chosen: Guidance) -> dict[Guidance, Point]:
+        """Return `holdout` of the guidance with the lowest FID; empty if there was no choice."""
+        return self.holdout(chosen) if len(self.final) > 1 else {}
+
+    @property
+    def most_holdout_images(self) -> int:
+        """Images of `chosen_holdout` at most, whichever guidance it will be."""
         return max(
             sum(
                 int(node.config["stop"] - node.config["start"])
-                for point in self.chosen_anew(scale)
+                for point in self.chosen_holdout(guidance).values()
                 for node in point.images
             )
-            for scale in self.experiment.scales
+            for guidance in self.final
         )
 
     @property
     def needed(self) -> tuple[Node, ...]:
-        """`targets`, and whatever may come to be reported."""
-        reports = (point for scale in self.experiment.scales for point in self.report(scale))
-        return tuple(dict.fromkeys((*self.targets, *(point.evaluate for point in reports))))
+        """`targets`, and the holdout of every guidance that may be chosen."""
+        holdout = self.holdout(*self.final).values()
+        return tuple(dict.fromkeys((*self.targets, *(point.evaluate for point in holdout))))
 
     @property
     def targets(self) -> tuple[Node, ...]:
         """What the report shows; everything else is made on the way."""
-        points = (*self.curve, *self.final)
+        points = (*self.curve.values(), *self.final.values())
         # A published checkpoint is judged without the data that it was trained on.
         data = () if self.experiment.train.imported else (self.data,)
-        shown = (*data, *(point.images[0] for point in self.final))
+        shown = (*data, *(point.images[0] for point in self.final.values()))
         return tuple(dict.fromkeys((*shown, *(point.evaluate for point in points))))
 
     @property
@@ -152,7 +167,7 @@ class Graph:
         return dataclasses.replace(self.checkpoint(step), kind="resume")
 
     def point(
-        self, step: int, guidance: Guidance, num_samples: int, seed: int | None = None
+        self, step: int, guidance: Guidance, num_samples: int, noise_seed: int | None = None
     ) -> Point:
         """`num_samples` images of a checkpoint under a guidance, and their evaluation.
 
@@ -160,12 +175,12 @@ class Graph:
             step: Step of the checkpoint.
             guidance: How they are guided.
             num_samples: How many.
-            seed: Bank of noise; None: that of the evaluation.
+            noise_seed: Seed of the sampling noise; None: that of the evaluation.
         """
-        evaluation = self.experiment.evaluation
-        seed = evaluation.seed if seed is None else seed
+        evaluation, guidance = self.experiment.evaluation, guidance.canonical()
+        seed = evaluation.seed if noise_seed is None else noise_seed
         sampling = {
-            "guidance": key_part(guidance.canonical()),
+            "guidance": key_part(guidance),
             "sampler": key_part(self.experiment.sampler.canonical()),
             "seed": seed,
         }
@@ -258,6 +273,11 @@ class Graph:
             return Node("extractor", config | {"weights_sha256": evaluation.weights_sha256})
         config |= {"epochs": evaluation.extractor_epochs, "seed": evaluation.extractor_seed}
         return Node("extractor", config, {"data": self.data})
+
+
+def _in_order(*guidances: Guidance) -> list[Guidance]:
+    """Canonical forms, each once, by their fields: internal guidance scale ascending, and so on."""
+    return sorted({guidance.canonical() for guidance in guidances}, key=dataclasses.astuple)
 
 
 def _shards(count: int, size: int) -> list[dict[str, int]]:

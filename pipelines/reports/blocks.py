@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from experiments import Experiment
     from pipelines.graph.node import Node
-    from pipelines.results.measurements import Measurement, Reported, Results
+    from pipelines.results.measurements import Holdout, Measurement, Results
     from pipelines.store.base import Artifact, Store
 
 FILE = "report.html"
@@ -116,15 +116,15 @@ def _metric(metrics: dict[str, Any], name: str) -> str:
     return metric(metrics, name)
 
 
-def reported_sentence(reported: Reported) -> str:
-    """What was chosen, on a bank of noise that had no part in the choice."""
-    m, gain = reported
+def holdout_sentence(holdout: Holdout) -> str:
+    """Say what the chosen guidance gives on noise that had no part in the choice."""
+    m, gain = holdout
     against = "" if gain is None else f", {change(gain)} against scale 1 there"
     infinite = ""
     if "fid_infinity" in m.metrics:
         infinite = f"; of infinitely many samples FID is {metric(m.metrics, 'fid_infinity')}"
     return (
-        f"On a bank of noise that had no part in the choice its FID is {metric(m.metrics)}"
+        f"On noise that had no part in the choice its FID is {metric(m.metrics)}"
         f"{against}{infinite}."
     )
 
@@ -138,7 +138,7 @@ def protocol(measurement: Measurement) -> Html:
     ]
     return markup(
         paragraph(
-            f"Fingerprint {fingerprint.id}. Numbers compare only if these agree; banks of noise, "
+            f"Fingerprint {fingerprint.id}. Numbers compare only if these agree; seeds of noise, "
             f"numbers of samples and the like are part of it.",
             class_="note",
         ),

@@ -61,15 +61,14 @@ def _band(axes: Any, x: list[float], points: list[Measurement], **style: Any) ->
 
 def _draw_curve(results: Results, path: Path) -> None:
     figure, axes = _figure(6.4, 4.2)
-    for scale in sorted({m.scale for m in results.curve}):
-        points = [m for m in results.curve if m.scale == scale]
-        label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
+    for guidance, curve in results.curves().items():
+        scale = guidance.ig_scale
         _band(
             axes,
-            [m.point.step for m in points],
-            points,
+            list(curve),
+            list(curve.values()),
             color=UNGUIDED if scale == 1 else GUIDED,
-            label=label,
+            label="unguided" if scale == 1 else f"internal guidance, scale {scale:g}",
         )
     axes.set_yscale("log")
     axes.set_xlabel("training step")
@@ -84,13 +83,14 @@ def _draw_curve(results: Results, path: Path) -> None:
 
 def _draw_scales(results: Results, path: Path) -> None:
     figure, axes = _figure(6.4, 4.2)
-    _band(axes, [m.scale for m in results.final], list(results.final), color=GUIDED)
-    base = next((m for m in results.final if m.scale == 1), None)
+    scales = [guidance.ig_scale for guidance in results.final]
+    _band(axes, scales, list(results.final.values()), color=GUIDED)
+    base = results.baseline
     if base is not None:
         axes.axhline(base.fid, color=UNGUIDED, linestyle="--", linewidth=1)
         axes.annotate(
             "unguided",
-            (results.final[-1].scale, base.fid),
+            (scales[-1], base.fid),
             color=UNGUIDED,
             xytext=(0, 4),
             textcoords="offset points",
@@ -98,10 +98,11 @@ def _draw_scales(results: Results, path: Path) -> None:
         )
     best = results.best()
     if best is not None:
-        text = f"lowest here: {number(best[0].fid)} at {best[0].scale:g}"
+        scale = best[0].guidance.ig_scale
+        text = f"lowest here: {number(best[0].fid)} at {scale:g}"
         axes.annotate(
             text,
-            (best[0].scale, best[0].fid),
+            (scale, best[0].fid),
             ha="center",
             xytext=(0, -18),
             textcoords="offset points",
@@ -124,12 +125,12 @@ def _draw_samples(results: Results, path: Path) -> None:
     from ig_core.images.sets import contact_sheet
 
     best = results.best()
-    base = next((m for m in results.final if m.scale == 1), None)
+    base = results.baseline
     panels = [("real", real_images(results))] if has_real_images(results) else []
     if base is not None:
         panels.append((f"unguided: FID {number(base.fid)}", sampled_images(results, base)))
     if best is not None and best[0] is not base:
-        title = f"internal guidance {best[0].scale:g}: FID {number(best[0].fid)}"
+        title = f"internal guidance {best[0].guidance.ig_scale:g}: FID {number(best[0].fid)}"
         panels.append((title, sampled_images(results, best[0])))
     if not panels:
         return

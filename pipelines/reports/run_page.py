@@ -18,7 +18,7 @@ from pipelines.store.files import replace_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ig_core.config import TrainConfig
+    from ig_core.config import Guidance, TrainConfig
     from pipelines.results.measurements import Measurement, Results
 
 UNGUIDED, GUIDED = 0, 1
@@ -74,20 +74,20 @@ def run_page(results: Results) -> Html:
                 "is this experiment, completely resolved: save it and run it.",
             ),
         ),
-        section("Measured by", page.protocol(results.final[0]) if results.final else None),
+        section("Measured by", *(page.protocol(m) for m in [*results.final.values()][:1])),
         section("Reading the numbers", _notes(results)),
     )
 
 
 def headline(results: Results) -> str:
     """What was found, in a sentence, at the scale that was fixed before the run."""
-    own, base = results.headline(), results.headline(1.0)
+    own, base = results.headline(), results.baseline
     if own is None:
         return "Nothing is measured at the last checkpoint yet."
-    scale = f"internal guidance of scale {own.scale:g}"
-    if own is base or own.scale == 1:
+    scale = f"internal guidance of scale {own.guidance.ig_scale:g}"
+    if own is base:
         return f"Without guidance FID is {metric(own.metrics)} after {own.point.step:,} steps."
-    gain = results.improvements()[results.final.index(own)]
+    gain = results.improvements()[own.guidance]
     if base is None or gain is None:
         return (
             f"With {scale} FID is {metric(own.metrics)} after {own.point.step:,} "
@@ -119,11 +119,12 @@ def _second(results: Results) -> Html | None:
     if best is None or len(results.final) < 2:
         return None
     lowest, equal = best
-    text = f"Of the scales compared, {lowest.scale:g} has the lowest FID"
+    text = f"Of the scales compared, {lowest.guidance.ig_scale:g} has the lowest FID"
     if equal:
-        text += f"; {', '.join(f'{s:g}' for s in equal)} cannot be told from it"
-    reported = results.reported()
-    text += ". " + ("" if reported is None else f"{page.reported_sentence(reported)} ")
+        scales = ", ".join(f"{m.guidance.ig_scale:g}" for m in equal)
+        text += f"; {scales} cannot be told from it"
+    holdout = results.chosen_holdout()
+    text += ". " + ("" if holdout is None else f"{page.holdout_sentence(holdout)} ")
     return paragraph(
         f"{text}The scale of the sentence above was fixed before the run. Brackets "
         f"hold 95 % intervals of the sampling."
@@ -148,13 +149,10 @@ def _point(m: Measurement, x: float, what: str) -> Sample:
 def curve_series(results: Results) -> list[Series]:
     """FID over training, a line for each guidance."""
     lines = []
-    for scale in sorted({m.scale for m in results.curve}):
+    for guidance, curve in results.curves().items():
+        scale = guidance.ig_scale
         label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
-        points = tuple(
-            _point(m, m.point.step, f"step {m.point.step}, {label}")
-            for m in results.curve
-            if m.scale == scale
-        )
+        points = tuple(_point(m, step, f"step {step}, {label}") for step, m in curve.items())
         lines.append(Series(label, points, UNGUIDED if scale == 1 else GUIDED))
     return lines
 
@@ -170,8 +168,11 @@ def _curve_chart(results: Results) -> Html:
 
 
 def _scale_chart(results: Results) -> Html:
-    points = tuple(_point(m, m.scale, f"scale {m.scale:g}") for m in results.final)
-    base = results.headline(1.0)
+    points = tuple(
+        _point(m, guidance.ig_scale, f"scale {guidance.ig_scale:g}")
+        for guidance, m in results.final.items()
+    )
+    base = results.baseline
     return line_chart(
         "FID by internal guidance scale",
         [Series("FID with its 95 % interval", points, GUIDED)],
@@ -183,7 +184,7 @@ def _scale_chart(results: Results) -> Html:
 
 def samples(results: Results) -> Html | None:
     """Unguided, at the experiment's own scale, and at the lowest if that is another one."""
-    base, own, best = results.headline(1.0), results.headline(), results.best()
+    base, own, best = results.baseline, results.headline(), results.best()
     chosen = [("Unguided", base)]
     if own is not base:
         chosen.append(("Internal guidance, scale {:g}", own))
@@ -191,13 +192,13 @@ def samples(results: Results) -> Html | None:
         note = "lowest FID" if not best[1] else "lowest FID, not alone"
         chosen.append((f"Internal guidance, scale {{:g}} ({note})", best[0]))
     grids = page.sample_grids(
-        results, [(title.format(m.scale), m) for title, m in chosen if m is not None]
+        results, [(title.format(m.guidance.ig_scale), m) for title, m in chosen if m is not None]
     )
     if grids is None:
         return None
     return markup(
         paragraph(
-            "The first samples of each bank, not chosen: the same place holds the "
+            "The first samples of each set, not chosen: the same place holds the "
             "same noise and the same class.",
             class_="note",
         ),
@@ -211,15 +212,15 @@ def _trained(train: TrainConfig) -> str:
     return f"{train.steps:,} training steps"
 
 
-def marks(results: Results) -> dict[float, Html]:
-    """Scale -> whether it is the lowest, cannot be told from it, or is higher."""
+def marks(results: Results) -> dict[Guidance, Html]:
+    """Guidance -> whether it is the lowest, cannot be told from it, or is higher."""
     best = results.best()
     if best is None:
         return {}
     lowest, equal = best
-    found = {m.scale: badge("higher", "plain") for m in results.final}
-    found |= {scale: badge("equal", "equal") for scale in equal}
-    return found | {lowest.scale: badge("lowest", "lowest")}
+    found = {guidance: badge("higher", "plain") for guidance in results.final}
+    found |= {m.guidance: badge("equal", "equal") for m in equal}
+    return found | {lowest.guidance: badge("lowest", "lowest")}
 
 
 def scale_tables(results: Results) -> Html | None:
@@ -227,13 +228,12 @@ def scale_tables(results: Results) -> Html | None:
     if not results.final:
         return None
     marked, checkpoint = marks(results), checkpoint_name(results.experiment.train)
+    scales, gains = [f"{g.ig_scale:g}" for g in results.final], results.improvements()
     rows = [
-        [f"{m.scale:g}", metric(m.metrics), "" if gain is None else change(gain), marked[m.scale]]
-        for m, gain in zip(results.final, results.improvements(), strict=True)
+        [scale, metric(m.metrics), "" if gain is None else change(gain), marked[m.guidance]]
+        for scale, m, gain in zip(scales, results.final.values(), gains.values(), strict=True)
     ]
-    own = [
-        i for i, m in enumerate(results.final) if m.scale == results.experiment.guidance.ig_scale
-    ]
+    own = [i for i, m in enumerate(results.final.values()) if m is results.headline()]
     return markup(
         table(
             ["scale", "FID", "FID against scale 1, paired", "paired with the lowest"],
@@ -248,9 +248,9 @@ def scale_tables(results: Results) -> Html | None:
             class_="note",
         ),
         page.metrics_table(
-            results.final,
+            list(results.final.values()),
             ["scale"],
-            [[f"{m.scale:g}"] for m in results.final],
+            [[scale] for scale in scales],
             f"All metrics, {checkpoint}",
         ),
     )
@@ -298,10 +298,12 @@ def _curve_table(results: Results) -> Html | None:
     if not results.curve:
         return None
     cells = [
-        [f"{m.point.step:,}", "off" if m.scale == 1 else f"{m.scale:g}"] for m in results.curve
+        [f"{step:,}", "off" if guidance.ig_scale == 1 else f"{guidance.ig_scale:g}"]
+        for step, guidance in results.curve
     ]
+    measured = list(results.curve.values())
     return page.metrics_table(
-        results.curve, ["step", "guidance"], cells, "All metrics at each checkpoint"
+        measured, ["step", "guidance"], cells, "All metrics at each checkpoint"
     )
 
 

@@ -100,8 +100,8 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
 def _nodes(found: Findings) -> list[Node]:
     """All that the study's points are made from, each once."""
     nodes: dict[Node, None] = {}
-    for training, members in by_training(found.trials).items():
-        graph = Graph(found.study.at(*training, tuple(t.point.ig_scale for t in members)))
+    for members in by_training(found.trials).values():
+        graph = Graph(found.study.training_of(t.point for t in members))
         nodes |= dict.fromkeys(closure(graph.targets))
     return list(nodes)
 
@@ -119,7 +119,7 @@ def headline(found: Findings) -> str:
         f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
         f"{_fid(best)}; {others} on the same noise."
     )
-    return text if found.reported is None else f"{text} {page.reported_sentence(found.reported)}"
+    return text if found.holdout is None else f"{text} {page.holdout_sentence(found.holdout)}"
 
 
 def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:
@@ -280,16 +280,13 @@ def samples(found: Findings, store: Store) -> Html | None:
     """The best training unguided, and at the best scale."""
     if found.best is None:
         return None
-    training, scale = found.best.point.training, found.best.point.ig_scale
-    results = collect(store, Graph(found.study.at(*training, (scale,))), pass_over_damaged=True)
-    titles = (
-        {1.0: "Unguided"} | {scale: f"Internal guidance, scale {scale:g}"}
-        if scale != 1
-        else {1.0: "Unguided"}
-    )
-    return page.sample_grids(
-        results, [(titles[m.scale], m) for m in results.final if m.scale in titles]
-    )
+    point = found.best.point
+    results = collect(store, Graph(found.study.training_of([point])), pass_over_damaged=True)
+    base, best = results.baseline, results.headline(found.study.guidance_at(point))
+    titled = [("Unguided", base)]
+    if best is not base:
+        titled.append((f"Internal guidance, scale {point.ig_scale:g}", best))
+    return page.sample_grids(results, [(title, m) for title, m in titled if m is not None])
 
 
 def trials_table(found: Findings) -> Html | None:
@@ -336,11 +333,7 @@ def _again(found: Findings) -> Html:
         words += [] if study.name == words[1] else ["--name", study.name]
         words += ["--trials", str(len(_complete(found)))]
     point = found.best.point if found.best else None
-    experiment = (
-        study.experiment
-        if point is None
-        else study.at(point.aux_layer, point.aux_weight, (point.ig_scale,))
-    )
+    experiment = study.experiment if point is None else study.training_of([point])
     what = (
         "the experiment that the study varies"
         if point is None

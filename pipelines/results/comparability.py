@@ -108,7 +108,7 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
     ours, theirs = measured.fingerprint, row.protocol
     found = [
         f"pixels: {ours.pixels}, published {theirs.pixels}",
-        f"noise: addressed by image (bank {ours.bank}), published with {theirs.noise}",
+        f"noise: addressed by image (seed {ours.noise_seed}), published with {theirs.noise}",
     ]
     if theirs.cfg_channels is not None and run.guidance.cfg_scale != 1:
         found.append(
@@ -127,7 +127,7 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
         if run.train.checkpoint_sha256 not in row.checkpoints:
             found += _averaging(Path(str(run.train.from_checkpoint)), run.train.checkpoint_sha256)
     if row.scale is None:
-        found.append(f"scale {measured.scale:g}: {row.note}")
+        found.append(f"scale {measured.guidance.ig_scale:g}: {row.note}")
     elif row.note:
         found.append(row.note)
     return tuple(found)

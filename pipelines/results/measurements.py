@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -16,16 +16,19 @@ from pipelines.store.base import CorruptArtifactError
 from pipelines.store.file_names import METRICS_FILE, PREVIEW_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from experiments import Experiment
-    from ig_core.config import TrainConfig
+    from ig_core.config import Guidance, TrainConfig
     from ig_core.metrics.jackknife import Jackknife
     from pipelines.graph.fingerprint import Fingerprint
     from pipelines.graph.graph import Graph, Point
     from pipelines.graph.node import Node
     from pipelines.store.base import Artifact, Store
+
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Measurement:
     metrics: dict[str, Any]
 
     @property
-    def scale(self) -> float:
-        """Internal guidance scale."""
-        return self.point.guidance.ig_scale
+    def guidance(self) -> Guidance:
+        """How the samples were guided, canonical."""
+        return self.point.guidance
 
     @property
     def fid(self) -> float:
@@ -52,12 +55,16 @@ class Measurement:
         return fingerprint(self.point.evaluate)
 
 
-class Reported(NamedTuple):
-    """What was chosen, measured on a bank of noise that had no part in the choice."""
+Gain = tuple[float, float, float]
+"""Relative fall of FID against the baseline, with the ends of its paired 95 % interval."""
+
+
+class Holdout(NamedTuple):
+    """The chosen guidance, measured on noise that had no part in the choice."""
 
     measurement: Measurement
-    gain: tuple[float, float, float] | None
-    """Relative fall of FID against scale 1 there, with its paired 95 % interval; None: it is 1."""
+    gain: Gain | None
+    """Against the baseline on the same noise; None: the baseline itself was chosen."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,13 @@ class Results:
 
     graph: Graph
     store: Store
-    curve: tuple[Measurement, ...]
-    """By checkpoint: the unguided and the guided point."""
-    final: tuple[Measurement, ...]
-    """The last checkpoint by guidance scale, ascending."""
-    report: tuple[Measurement, ...] = ()
-    """Unguided and at the scale with the lowest FID in `final`, on a bank of noise that had no part
-    in the choice; ascending. Of an experiment with one scale it is not asked for."""
+    curve: Mapping[tuple[int, Guidance], Measurement]
+    """By step and guidance, those of `Graph.curve`."""
+    final: Mapping[Guidance, Measurement]
+    """The last checkpoint by guidance, those of `Graph.final`."""
+    holdout: Mapping[Guidance, Measurement] = field(default_factory=dict)
+    """The baseline and the guidance with the lowest FID in `final`, on noise that had no part in
+    the choice. Of an experiment with one guidance it is not asked for."""
 
     @property
     def experiment(self) -> Experiment:
@@ -82,31 +89,52 @@ class Results:
     @property
     def complete(self) -> bool:
         """Everything was measured."""
-        chosen = self.chosen_scale
+        chosen = self.chosen
         return (
             chosen is not None
             and len(self.curve) == len(self.graph.curve)
-            and len(self.report) >= len(self.graph.chosen_anew(chosen))
+            and len(self.holdout) >= len(self.graph.chosen_holdout(chosen))
         )
 
     @property
-    def targets(self) -> tuple[Node, ...]:
-        """What the experiment makes, the report among it once that is known."""
-        chosen = self.chosen_scale
-        report = () if chosen is None else self.graph.chosen_anew(chosen)
-        return (*self.graph.targets, *(point.evaluate for point in report))
+    def measurements(self) -> tuple[Measurement, ...]:
+        """All of them: the curve, the last checkpoint, the holdout."""
+        return (*self.curve.values(), *self.final.values(), *self.holdout.values())
 
     @property
-    def chosen_scale(self) -> float | None:
-        """Scale with the lowest FID in `final`, once all of that is there."""
+    def targets(self) -> tuple[Node, ...]:
+        """What the experiment makes, the holdout among it once the choice is known."""
+        chosen = self.chosen
+        holdout = {} if chosen is None else self.graph.chosen_holdout(chosen)
+        return (*self.graph.targets, *(point.evaluate for point in holdout.values()))
+
+    @property
+    def chosen(self) -> Guidance | None:
+        """Guidance with the lowest FID in `final`, once all of that is there."""
         if len(self.final) < len(self.graph.final):
             return None
-        return min(self.final, key=lambda m: m.fid).scale
+        return min(self.final.values(), key=lambda m: m.fid).guidance
 
-    def headline(self, scale: float | None = None) -> Measurement | None:
-        """The last checkpoint under a guidance scale (None: the experiment's own)."""
-        scale = self.experiment.guidance.ig_scale if scale is None else scale
-        return next((m for m in self.final if m.scale == scale), None)
+    @property
+    def baseline(self) -> Measurement | None:
+        """The last checkpoint under the guidance that others are compared with."""
+        return self.final.get(self.experiment.baseline)
+
+    def headline(self, guidance: Guidance | None = None) -> Measurement | None:
+        """Return the last checkpoint under a guidance (None: the experiment's own)."""
+        own = self.experiment.guidance if guidance is None else guidance
+        return self.final.get(own.canonical())
+
+    def curve_of(self, guidance: Guidance) -> dict[int, Measurement]:
+        """Return the curve under a guidance, by step."""
+        wanted = guidance.canonical()
+        return {step: m for (step, each), m in self.curve.items() if each == wanted}
+
+    def curves(self) -> dict[Guidance, dict[int, Measurement]]:
+        """Return the curve under each guidance of which something is measured, by step."""
+        guidances = dict.fromkeys(guidance for _, guidance in self.graph.curve)
+        found = {guidance: self.curve_of(guidance) for guidance in guidances}
+        return {guidance: curve for guidance, curve in found.items() if curve}
 
     def history(self) -> pd.DataFrame | None:
         """Losses by step of the newest checkpoint, if one was trained here."""
@@ -122,25 +150,27 @@ class Results:
                 return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="step"))
         return None
 
-    def improvements(self) -> list[tuple[float, float, float] | None]:
-        """Relative fall of FID against scale 1 with its paired 95 % interval, for `final`."""
-        base = next((m for m in self.final if m.scale == 1.0), None)
-        return [None if base is None or m is base else _improvement(m, base) for m in self.final]
+    def improvements(self) -> dict[Guidance, Gain | None]:
+        """Return the gain of each guidance in `final`; None: the baseline, or it is not there."""
+        base = self.baseline
+        return {
+            guidance: None if base is None or m is base else _improvement(m, base)
+            for guidance, m in self.final.items()
+        }
 
-    def reported(self) -> Reported | None:
-        """The chosen scale on the other bank."""
-        return _reported_among(self.report, self.chosen_scale)
+    def chosen_holdout(self) -> Holdout | None:
+        """Return the chosen guidance on holdout noise; None: it is not measured."""
+        return None if self.chosen is None else _holdout_of(self.graph, self.holdout, self.chosen)
 
-    def best(self) -> tuple[Measurement, list[float]] | None:
-        """Scale with the lowest FID, and the scales that its interval cannot tell from it.
+    def best(self) -> tuple[Measurement, list[Measurement]] | None:
+        """Return the lowest FID in `final`, and those that its interval cannot tell from it.
 
         The choice is made on the very samples that are reported.
         """
         if not self.final:
             return None
-        best = min(self.final, key=lambda m: m.fid)
-        equal = [m.scale for m in self.final if m is not best and _overlaps(best, m)]
-        return best, equal
+        best = min(self.final.values(), key=lambda m: m.fid)
+        return best, [m for m in self.final.values() if m is not best and _overlaps(best, m)]
 
     def costs(self) -> pd.DataFrame:
         """Artifacts, seconds of work and bytes of each stage, whenever they were made."""
@@ -149,15 +179,19 @@ class Results:
     def table(self) -> pd.DataFrame:
         """All measurements as one tidy table."""
         rows = []
-        parts = (("curve", self.curve), ("final", self.final), ("report", self.report))
-        for part, measurements in parts:
+        parts = {
+            "curve": self.curve.values(),
+            "final": self.final.values(),
+            "holdout": self.holdout.values(),
+        }
+        for part, measurements in parts.items():
             for m in measurements:
                 values = {k: v for k, v in m.metrics.items() if not isinstance(v, list | dict)}
                 rows.append(
                     {
                         "part": part,
                         "step": m.point.step,
-                        "ig_scale": m.scale,
+                        "ig_scale": m.guidance.ig_scale,
                         "fingerprint": m.fingerprint.id,
                         **values,
                     }
@@ -208,41 +242,43 @@ def collect(store: Store, graph: Graph, *, pass_over_damaged: bool = False) -> R
         CorruptArtifactError: a measurement is damaged, and is not to be passed over.
     """
 
-    def read(points: Iterable[Point]) -> tuple[Measurement, ...]:
+    def read(points: Mapping[Key, Point]) -> dict[Key, Measurement]:
         return _read(store, points, pass_over_damaged=pass_over_damaged)
 
     found = Results(graph, store, read(graph.curve), read(graph.final))
-    chosen = found.chosen_scale
-    return found if chosen is None else replace(found, report=read(graph.report(chosen)))
+    chosen = found.chosen
+    return found if chosen is None else replace(found, holdout=read(graph.holdout(chosen)))
 
 
-def read_reported(store: Store, graph: Graph, scale: float) -> Reported | None:
-    """Read a scale on the bank of noise for reports; None: it is not measured, or damaged."""
-    return _reported_among(_read(store, graph.report(scale), pass_over_damaged=True), scale)
+def read_holdout(store: Store, graph: Graph, chosen: Guidance) -> Holdout | None:
+    """Read a guidance that was chosen on holdout noise; None: it is not measured, or damaged."""
+    measured = _read(store, graph.holdout(chosen), pass_over_damaged=True)
+    return _holdout_of(graph, measured, chosen)
+
+
+def _holdout_of(
+    graph: Graph, measured: Mapping[Guidance, Measurement], chosen: Guidance
+) -> Holdout | None:
+    found, base = measured.get(chosen), measured.get(graph.experiment.baseline)
+    if found is None or base is None:
+        return None
+    return Holdout(found, None if found is base else _improvement(found, base))
 
 
 def _read(
-    store: Store, points: Iterable[Point], *, pass_over_damaged: bool
-) -> tuple[Measurement, ...]:
-    found = []
-    for point in points:
+    store: Store, points: Mapping[Key, Point], *, pass_over_damaged: bool
+) -> dict[Key, Measurement]:
+    found = {}
+    for key, point in points.items():
         try:
             if store.find(point.evaluate.ref):
                 artifact = store.open(point.evaluate.ref)
                 metrics = json.loads((artifact.path / METRICS_FILE).read_text(encoding="utf-8"))
-                found.append(Measurement(point, artifact, metrics))
+                found[key] = Measurement(point, artifact, metrics)
         except CorruptArtifactError:
             if not pass_over_damaged:
                 raise
-    return tuple(found)
-
-
-def _reported_among(report: Iterable[Measurement], scale: float | None) -> Reported | None:
-    by_scale = {m.scale: m for m in report}
-    if scale not in by_scale or 1.0 not in by_scale:
-        return None
-    chosen, base = by_scale[scale], by_scale[1.0]
-    return Reported(chosen, None if chosen is base else _improvement(chosen, base))
+    return found
 
 
 def preview(results: Results, measurement: Measurement) -> Path | None:
@@ -269,8 +305,10 @@ def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:
     )
 
 
-def _improvement(measurement: Measurement, base: Measurement) -> tuple[float, float, float]:
-    require_one_protocol((f"scale {m.scale:g}", m.fingerprint) for m in (base, measurement))
+def _improvement(measurement: Measurement, base: Measurement) -> Gain:
+    require_one_protocol(
+        (f"scale {m.guidance.ig_scale:g}", m.fingerprint) for m in (base, measurement)
+    )
     gain = fid_jackknife_of(measurement.metrics).improvement_over(fid_jackknife_of(base.metrics))
     return (gain.value, *gain.interval())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,30 +106,30 @@ def _published_at(line: TableLine) -> float:
 
 
 def _measured(row: TableRow, results: Results) -> Measurement | None:
-    """Return the row's number: at its scale, or at the scale that was chosen, on the other bank."""
-    if row.scale is None:
-        reported = results.reported()
-        return None if reported is None else reported.measurement
-    return results.headline(row.scale)
+    """Return the row's number: under its guidance, or under the chosen one on holdout noise."""
+    if row.guidance is None:
+        holdout = results.chosen_holdout()
+        return None if holdout is None else holdout.measurement
+    return results.headline(row.guidance)
 
 
 def matches(row: TableRow, run: Experiment) -> bool:
     """Check whether a run is the row's experiment, but for files, workers, scales and protocol."""
-    if row.experiment is None or _science(row, row.experiment) != _science(row, run):
+    if row.experiment is None:
+        return False
+    scale = row.experiment.guidance.ig_scale if row.scale is None else row.scale
+    if _science(row.experiment, scale) != _science(run, scale):
         return False
     if run.train.imported:
         return run.train.checkpoint_sha256 in row.checkpoints
     return _training(row.experiment) == _training(run)
 
 
-def _science(row: TableRow, experiment: Experiment) -> dict[str, Any]:
-    guidance = dataclasses.asdict(experiment.guidance.canonical())
-    for name in ("ig_scale", *(["ig_interval"] if row.scale == 1 else [])):
-        del guidance[name]
+def _science(experiment: Experiment, scale: float) -> dict[str, Any]:
     return {
         "model": experiment.model,
         "sampler": experiment.sampler.canonical(),
-        "guidance": guidance,
+        "guidance": experiment.guidance_at(scale),
         "codec": experiment.data.codec,
     }
 

@@ -130,7 +130,7 @@ class _Labels:
         name = graph.experiment.name
         if ref.has_step:
             return f"{name}, step {ref.step}"
-        for point in dict.fromkeys((*graph.curve, *graph.final)):
+        for point in dict.fromkeys((*graph.curve.values(), *graph.final.values())):
             own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
             if any(node.ref == ref for node in own):
                 return f"{name}, step {point.step}, scale {point.guidance.ig_scale:g}"

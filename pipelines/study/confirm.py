@@ -1,7 +1,7 @@
 """Does the study's answer hold? The best point of each layer on other training seeds and noise.
 
 A study picks its best point on the very samples it reports. Here the winner of each layer, and the
-model without auxiliary head, are trained anew from other seeds and sampled from another bank of
+model without auxiliary head, are trained anew from other seeds and sampled from other
 noise, which had no part in the choice.
 """
 
@@ -53,12 +53,12 @@ class Candidate:
     point: Point | None
 
     def experiment(self, study: Study, seed: int) -> Experiment:
-        """The candidate, trained from a seed and sampled from that seed's bank of noise."""
+        """The candidate, trained from a seed and sampled from that seed's noise."""
         base = study.experiment
         other = {
             "name": f"{study.name}-confirm",
             "train": replace(base.train, seed=seed),
-            "evaluation": replace(base.evaluation, seed=seed, report_seed=None),
+            "evaluation": replace(base.evaluation, seed=seed, holdout_seed=None),
             "ig_scales": (),
         }
         if self.point is None:
@@ -156,8 +156,6 @@ class _Runs:
 
     def _one(self, label: str, experiment: Experiment) -> None:
         graph, store = Graph(experiment), self._home.store
-        scale = experiment.guidance.ig_scale
-        target = next(p for p in graph.final if p.guidance.ig_scale == scale)
         remember(store, experiment, graph.run_key)
         listener = self._activity.follow(graph, NullListener(), label)
         pipeline = Pipeline(store, experiment, self._session.runner, listener)
@@ -166,7 +164,7 @@ class _Runs:
                 raise StoppedError("the work was stopped")
             self._pipelines.append(pipeline)
         try:
-            rebuild_damaged(store, lambda: pipeline.run([target.evaluate]), self._log)
+            rebuild_damaged(store, lambda: pipeline.run([graph.headline.evaluate]), self._log)
         except (TrainingFailedError, SamplingFailedError, WorkerLostError) as error:
             self._log(discreet(f"confirm   failed: {label}: {error}"))
             return

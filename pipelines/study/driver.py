@@ -231,8 +231,7 @@ class StudyDriver:
 
     def _evaluate(self, unit: list[Trial]) -> None:
         """Build what the trials need and enter what comes out."""
-        layer, weight = unit[0].point.training
-        experiment = self.study.at(layer, weight, tuple(t.point.ig_scale for t in unit))
+        experiment = self.study.training_of(t.point for t in unit)
         graph, store = Graph(experiment), self.home.store
         remember(store, experiment, graph.run_key)
         watch = Watch(self.book, store, graph, unit, self._on_measured)
@@ -287,7 +286,7 @@ class StudyDriver:
         """A point of a training was evaluated."""
         self._log(
             f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
-            f"{measured_trials(unit, done, self.study)}, scale {done.scale:g}, "
+            f"{measured_trials(unit, done, self.study)}, scale {done.guidance.ig_scale:g}, "
             f"step {done.point.step}, {done.point.num_samples:,} samples"
         )
 
@@ -299,7 +298,7 @@ def measured_trials(unit: Sequence[Trial], done: Measurement, study: Study) -> s
     samples, which belongs to all trials of the training.
     """
     experiment, point = study.experiment, done.point
-    own = [trial for trial in unit if trial.point.ig_scale == done.scale]
+    own = [trial for trial in unit if study.guidance_at(trial.point) == done.guidance]
     if (point.step, point.num_samples) != (
         experiment.train.last_step,
         experiment.evaluation.num_samples,

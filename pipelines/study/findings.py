@@ -13,7 +13,7 @@ from pipelines.common.errors import ArtifactError
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.results.measured_costs import checkpoint_bytes, image_costs, seconds_per_step
-from pipelines.results.measurements import fid_jackknife_of, read_reported, work_seconds
+from pipelines.results.measurements import fid_jackknife_of, read_holdout, work_seconds
 from pipelines.store.file_names import METRICS_FILE
 from pipelines.store.keys import Ref
 from pipelines.study.trials import by_training
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from experiments.study import Study
+    from ig_core.config import Guidance
     from ig_core.metrics.jackknife import Jackknife
-    from pipelines.results.measurements import Reported
+    from pipelines.results.measurements import Holdout
     from pipelines.store.base import Store
     from pipelines.study.trials import Trial
 
@@ -43,8 +44,8 @@ class Findings:
     equals: tuple[Trial, ...]
     """Points whose FID cannot be told from the best one's (paired 95 % interval)."""
     importances: dict[str, float]
-    reported: Reported | None
-    """The best point on a bank of noise that had no part in the choice, once it is measured."""
+    holdout: Holdout | None
+    """The best point on noise that had no part in the choice, once it is measured."""
     spent_seconds: float
     """Work on all its trainings and points, each counted once."""
     naive_seconds: float
@@ -77,7 +78,7 @@ def findings(
     table = pd.DataFrame([_row(t, costs) for t in trials])
     training_costs = {t.point.training: costs[t.number][0] for t in trials}
     point_seconds = sum(costs[t.number][1] for t in complete)
-    reported = None if best is None else read_reported(store, *report_of(study, best))
+    holdout = None if best is None else read_holdout(store, *holdout_of(study, best))
     return Findings(
         study,
         tuple(trials),
@@ -85,16 +86,15 @@ def findings(
         best,
         tuple(sorted(equals, key=lambda t: t.fid or 0)),
         importances,
-        reported,
+        holdout,
         spent_seconds=sum(training_costs.values()) + point_seconds,
         naive_seconds=sum(costs[t.number][0] for t in complete) + point_seconds,
     )
 
 
-def report_of(study: Study, best: Trial) -> tuple[Graph, float]:
-    """The training of the best point, and its scale: `Graph.report` of it is what is quoted."""
-    scale = best.point.ig_scale
-    return Graph(study.at(*best.point.training, (scale,))), scale
+def holdout_of(study: Study, best: Trial) -> tuple[Graph, Guidance]:
+    """Return the training of the best point and its guidance: their `Graph.holdout` is quoted."""
+    return Graph(study.training_of([best.point])), study.guidance_at(best.point)
 
 
 def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, object]:
@@ -117,17 +117,13 @@ def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, objec
 def _costs(study: Study, trials: Sequence[Trial], store: Store) -> dict[int, tuple[float, float]]:
     """Trial -> seconds of its training with the FID curve, and of its own samples."""
     found = {}
-    for training, members in by_training(trials).items():
-        graph = Graph(study.at(*training, tuple(t.point.ig_scale for t in members)))
-        curve = [
-            p.evaluate
-            for p in graph.curve
-            if p.guidance.ig_scale == study.experiment.guidance.ig_scale
-        ]
+    for members in by_training(trials).values():
+        graph = Graph(study.training_of(t.point for t in members))
+        curve = [p.evaluate for p in graph.curve_of(study.experiment.guidance).values()]
         shared = {n for n in closure(curve) if n.stage != "data"}
         train = work_seconds(store, {*shared, *graph.checkpoints})
         for trial in members:
-            own = next(p for p in graph.final if p.guidance.ig_scale == trial.point.ig_scale)
+            own = graph.final[study.guidance_at(trial.point)]
             mine = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
             found[trial.number] = (train, work_seconds(store, mine - shared))
     return found
@@ -188,7 +184,7 @@ def forecast(
     steps, evaluation = experiment.train.checkpoint_steps, experiment.evaluation
     images = left * evaluation.num_samples + trainings * len(steps) * evaluation.curve_samples
     if left:
-        images += 2 * evaluation.num_samples  # the best point and scale 1, on other noise
+        images += 2 * evaluation.num_samples  # the best point and scale 1, on holdout noise
     confirmations = confirm_seeds * (2 + study.layers[1] - study.layers[0])
     trainings, images = trainings + confirmations, images + confirmations * evaluation.num_samples
     per_step = seconds_per_step(store, experiment)

@@ -116,7 +116,7 @@ def curve_to_json(curve: Curve) -> str:
 def point_key(study: Study) -> str:
     """Key of one point's evaluation: it changes when a stage comes to give other results."""
     lowest = study.at(study.layers[0], study.space.aux_weight.low, ())
-    return Graph(lowest).final[0].evaluate.key
+    return next(iter(Graph(lowest).final.values())).evaluate.key
 
 
 def with_defaults(known: dict[str, Any], name: str) -> dict[str, Any]:

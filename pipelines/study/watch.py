@@ -14,6 +14,7 @@ from pipelines.study.trials import Curve, CurvePoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ig_core.config import Guidance
     from pipelines.execution.scheduler import Pipeline
     from pipelines.graph.graph import Graph
     from pipelines.graph.node import Node
@@ -50,10 +51,9 @@ class Watch:
         self.pipeline: Pipeline | None = None
         self._lock, self._open = threading.Lock(), list(unit)
         self.curve: Curve = {}
-        scale = graph.experiment.guidance.ig_scale
-        curve = [p for p in graph.curve if p.guidance.ig_scale == scale]
-        wanted = {t.point.ig_scale for t in unit}
-        final = [p for p in graph.final if p.guidance.ig_scale in wanted]
+        curve = graph.curve_of(graph.experiment.guidance).values()
+        wanted = {self._guidance_of(trial) for trial in unit}
+        final = [point for guidance, point in graph.final.items() if guidance in wanted]
         self._curve_nodes = {p.evaluate for p in curve}
         self._nodes = {p.evaluate for p in (*curve, *final)}
         self.targets = [p.evaluate for p in (*curve, *final)]
@@ -77,7 +77,8 @@ class Watch:
         with self._lock:
             results = collect(self._store, self._graph)
             # One evaluation can be the end of the curve and a point of its own.
-            measured = {m.point.evaluate: m for m in (*results.curve, *results.final)}
+            found = (*results.curve.values(), *results.final.values())
+            measured = {m.point.evaluate: m for m in found}
             if news in measured:
                 self._on_measured(self.unit, measured[news])
             curve = self._without_gaps(results)
@@ -93,17 +94,20 @@ class Watch:
                 return
             # What is said of trials must not depend on which of their parts came first.
             judged = len(curve) == len(self._curve_nodes)
-            for m in results.final if judged else ():
-                for trial in [t for t in self._open if t.point.ig_scale == m.scale]:
+            for guidance, m in results.final.items() if judged else ():
+                for trial in [t for t in self._open if self._guidance_of(t) == guidance]:
                     self._book.complete(trial, m.fid, _facts(m, results.store))
                     self._open.remove(trial)
+
+    def _guidance_of(self, trial: Trial) -> Guidance:
+        return self._book.study.guidance_at(trial.point)
 
     def _without_gaps(self, results: Results) -> Curve:
         """The FID curve up to the first checkpoint that is not evaluated yet.
 
         What comes early counts when its turn is, so that nothing depends on who was faster.
         """
-        found = {m.point.step: m for m in results.curve if m.point.evaluate in self._curve_nodes}
+        found = results.curve_of(self._graph.experiment.guidance)
         steps = itertools.takewhile(
             found.__contains__, self._graph.experiment.train.checkpoint_steps
         )

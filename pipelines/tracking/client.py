@@ -271,12 +271,11 @@ class MlflowTracker:
 
     def _register(self, experiment_id: str, run_id: str, results: Results) -> None:
         """Register evaluated checkpoints as models with their FID, so that they can be ranked."""
-        scale = results.experiment.guidance.ig_scale
+        own = results.experiment.guidance
         known = self._registered(experiment_id, run_id)
         outputs = self.client.get_run(run_id).outputs
         linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
-        for measurement in (m for m in results.curve if m.scale == scale):
-            step = measurement.point.step
+        for step, measurement in results.curve_of(own).items():
             node = results.graph.checkpoint(step)
             model_id, complete = known.get(node.key, (None, False))
             if complete:
@@ -289,7 +288,7 @@ class MlflowTracker:
                     name=f"step-{step}",
                     source_run_id=run_id,
                     tags={CHECKPOINT_TAG: node.key, "igdit.uri": uri},
-                    params={"step": str(step), "ig_scale": f"{scale:g}"},
+                    params={"step": str(step), "ig_scale": f"{own.ig_scale:g}"},
                     model_type="checkpoint",
                 )
                 model_id = model.model_id
@@ -328,14 +327,14 @@ class MlflowTracker:
         for path in files:
             self.client.log_artifact(run_id, str(path))
         have = {item.path for item in self.client.list_artifacts(run_id, "grids")}
-        for m in (*results.curve, *results.final):
-            name = f"step-{m.point.step:08d}-ig-{m.scale:g}.png"
+        for m in (*results.curve.values(), *results.final.values()):
+            name = f"step-{m.point.step:08d}-ig-{m.guidance.ig_scale:g}.png"
             sheet = preview(results, m)
             if f"grids/{name}" not in have and sheet is not None:
                 self.log_as(run_id, sheet, name, "grids")
                 have.add(f"grids/{name}")
-        own = results.experiment.guidance.ig_scale
-        self.log_samples(run_id, results, [m for m in results.curve if m.scale == own])
+        curve = results.curve_of(results.experiment.guidance)
+        self.log_samples(run_id, results, curve.values())
 
     def log_samples(self, run_id: str, results: Results, measured: Iterable[Measurement]) -> None:
         """Log the sample sheets of measurements as images by step, which MLflow compares.

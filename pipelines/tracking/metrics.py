@@ -2,7 +2,7 @@
 
     fid                   the run's or trial's own number: the last checkpoint, at its own scale
     fid_curve             FID over training, at the scale of the curve; the step is the training's
-    fid_by_ig_scale_x100  FID of the last checkpoint at each scale; the step is 100 times the scale
+    fid_by_ig_scale_x100  FID of the last checkpoint at each scale; the step is `scale_step` of it
     fid_report            FID of the chosen scale on noise that had no part in the choice
 
 The step of every other metric is the training's.
@@ -25,8 +25,9 @@ from pipelines.tracking.views import SCALE_AXIS, STUDIED
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ig_core.config import Guidance
     from pipelines.graph.graph import Graph
-    from pipelines.results.measurements import Measurement, Reported, Results
+    from pipelines.results.measurements import Holdout, Measurement, Results
     from pipelines.store.base import Artifact
 
 
@@ -61,22 +62,23 @@ class Value:
     timestamp_ms: int
 
 
-def comparable_parameters(results: Results, scale: float | None = None) -> dict[str, object]:
+def comparable_parameters(results: Results, guidance: Guidance | None = None) -> dict[str, object]:
     """What a person compares; the same keys on every run.
 
     Args:
         results: What was measured.
-        scale: Guidance scale that the run stands for, if not the experiment's own.
+        guidance: Guidance that the run stands for, if not the experiment's own.
     """
-    e, protocol = results.experiment, fingerprint(results.graph.final[0].evaluate)
+    e, protocol = results.experiment, fingerprint(results.graph.headline.evaluate)
+    own = e.guidance if guidance is None else guidance
     return {
         "experiment": e.name,
         "aux_layer": e.model.aux_layer,
         "aux_weight": e.loss.aux_weight,
-        "ig_scale": e.guidance.ig_scale if scale is None else scale,
-        "ig_interval": _interval(e.guidance.ig_interval),
-        "cfg_scale": e.guidance.cfg_scale,
-        "cfg_interval": _interval(e.guidance.cfg_interval),
+        "ig_scale": own.ig_scale,
+        "ig_interval": _interval(own.ig_interval),
+        "cfg_scale": own.cfg_scale,
+        "cfg_interval": _interval(own.cfg_interval),
         "model": f"{e.model.backbone} {e.model.depth}x{e.model.width}/{e.model.patch_size}",
         "codec": e.data.codec,
         "target_guidance": e.loss.target_guidance,
@@ -115,7 +117,7 @@ def comparison_name(graph: Graph) -> str:
 
 def commit_tags(results: Results) -> dict[str, str]:
     """Tags of the code that made what a run shows; none where no commit was recorded."""
-    made = [m.artifact for m in (*results.curve, *results.final, *results.report)]
+    made = [m.artifact for m in results.measurements]
     made += [
         artifact
         for node in results.graph.checkpoints
@@ -143,40 +145,52 @@ def in_order(values: Iterable[Value]) -> list[Value]:
     return sorted(set(values), key=lambda v: (v.key != "fid", v.key, v.step))
 
 
-def metric_values(results: Results, headline_scale: float | None = None) -> Iterable[Value]:
+def metric_values(results: Results, guidance: Guidance | None = None) -> Iterable[Value]:
     """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses.
 
     Args:
         results: What was measured.
-        headline_scale: Guidance scale of the headline numbers, if not the experiment's own.
+        guidance: Guidance of the headline numbers, if not the experiment's own.
     """
-    scale = results.experiment.guidance.ig_scale
-    for m in results.curve:
-        key = "fid_curve" if m.scale == scale else "fid_curve_unguided"
-        yield Value(key, m.point.step, m.fid, timestamp_ms(m))
-    for m in results.final:
-        step, stamp = round(100 * m.scale), timestamp_ms(m)
-        yield Value("fid_by_ig_scale_x100", step, m.fid, stamp)
-        yield Value(SCALE_AXIS, step, m.scale, stamp)
-    headline = results.headline(headline_scale)
+    own = results.curve_of(results.experiment.guidance)
+    for (step, _), m in results.curve.items():
+        key = "fid_curve" if m is own.get(step) else "fid_curve_unguided"
+        yield Value(key, step, m.fid, timestamp_ms(m))
+    by_step: dict[int, Measurement] = {}
+    for m in results.final.values():
+        by_step.setdefault(scale_step(m.guidance.ig_scale), m)
+    for step, m in by_step.items():
+        yield Value("fid_by_ig_scale_x100", step, m.fid, timestamp_ms(m))
+        yield Value(SCALE_AXIS, step, m.guidance.ig_scale, timestamp_ms(m))
+    headline = results.headline(guidance)
     if headline is not None:
         step, stamp = headline.point.step, timestamp_ms(headline)
         for key in HEADLINE_METRICS:
             if key in headline.metrics:  # a reference of moments alone gives fewer
                 yield Value(key, step, float(headline.metrics[key]), stamp)
-    reported = results.reported()
-    if reported is not None:
-        yield from reported_values(reported)
+    holdout = results.chosen_holdout()
+    if holdout is not None:
+        yield from holdout_values(holdout)
     yield from _losses(results)
 
 
-def reported_values(reported: Reported) -> Iterable[Value]:
-    """What was chosen, on noise that had no part in the choice."""
-    m = reported.measurement
+def scale_step(scale: float) -> int:
+    """Return the step of FID at a scale: a function of it alone, since no logged step is changed.
+
+    It is 100 times the scale where that is a whole number. Scales between two of those would share
+    a step; theirs is 1e10 times the scale. The chart takes its axis from SCALE_AXIS, not from it.
+    """
+    hundredths = round(100 * scale)
+    return hundredths if abs(100 * scale - hundredths) < 1e-6 else round(1e10 * scale)
+
+
+def holdout_values(holdout: Holdout) -> Iterable[Value]:
+    """The metrics of what was chosen, on noise that had no part in the choice."""
+    m = holdout.measurement
     step, stamp = m.point.step, timestamp_ms(m)
     for name in ("fid", "fid_low", "fid_high"):
         yield Value(name.replace("fid", "fid_report"), step, float(m.metrics[name]), stamp)
-    yield Value("ig_scale_report", step, m.scale, stamp)
+    yield Value("ig_scale_report", step, m.guidance.ig_scale, stamp)
 
 
 def _losses(results: Results) -> Iterable[Value]:
@@ -226,7 +240,8 @@ def started_ms(results: Results) -> int | None:
 def run_ended_ms(results: Results) -> int | None:
     """When the command ended that made the results, or their last number was published."""
     ended = command_times(results.store, results.graph.run_key).ended_ms
-    return ended_ms((*results.curve, *results.final)) if ended is None else ended
+    measured = (*results.curve.values(), *results.final.values())
+    return ended_ms(measured) if ended is None else ended
 
 
 def ended_ms(measurements: Iterable[Measurement]) -> int | None:

@@ -12,18 +12,19 @@ from pipelines.common.formatting import metric
 from pipelines.common.redaction import discreet
 from pipelines.graph.graph import Graph
 from pipelines.reports.reproduce import study_command
-from pipelines.results.measurements import collect, preview, read_reported
+from pipelines.results.measurements import collect, preview, read_holdout
 from pipelines.store.command_times import command_times
 from pipelines.store.keys import content_key
+from pipelines.study.findings import holdout_of
 from pipelines.tracking.client import NOTE_TAG, source_tags
 from pipelines.tracking.metrics import (
     COMPARED,
     commit_tags,
     comparable_parameters,
     ended_ms,
+    holdout_values,
     in_order,
     metric_values,
-    reported_values,
     started_ms,
 )
 from pipelines.tracking.views import METRICS_NOTE, STUDIED, study_view
@@ -113,10 +114,8 @@ class StudyTracker:
 
     def _results(self, trial: Trial, trials: Sequence[Trial]) -> Results:
         """What there is of a trial's training, at the scales of all trials that share it."""
-        scales = tuple(
-            sorted(t.point.ig_scale for t in trials if t.point.training == trial.point.training)
-        )
-        return collect(self.store, Graph(self.study.at(*trial.point.training, scales)))
+        same = (t.point for t in trials if t.point.training == trial.point.training)
+        return collect(self.store, Graph(self.study.training_of(same)))
 
     def _parent(self, experiment: str, trials: Sequence[Trial], runs: dict[str, Any]) -> Any:  # noqa: ANN401
         """The run of the study itself, which says what its trials have in common."""
@@ -147,13 +146,12 @@ class StudyTracker:
         best = min(complete, key=lambda t: (t.fid, t.number), default=None)
         if best is None:
             return
-        graph = Graph(self.study.at(*best.point.training, (best.point.ig_scale,)))
-        reported = read_reported(self.store, graph, best.point.ig_scale)
+        holdout = read_holdout(self.store, *holdout_of(self.study, best))
         note = f"{BEST} {_name(best)}, FID {metric(best.facts | {'fid': best.fid})}"
-        if reported is not None:
+        if holdout is not None:
             run = self._runs(parent.info.experiment_id)[str(best.number)]
-            self._tracker.log(run.info.run_id, list(reported_values(reported)))
-            note += f"; {metric(reported.measurement.metrics)} on noise it was not chosen on"
+            self._tracker.log(run.info.run_id, list(holdout_values(holdout)))
+            note += f"; {metric(holdout.measurement.metrics)} on noise it was not chosen on"
         if parent.data.tags.get(NOTE_TAG, BEST).startswith(BEST):  # else somebody wrote their own
             self._tracker.set_tags(parent, {NOTE_TAG: note, BEST_TAG: str(best.number)})
 
@@ -170,8 +168,8 @@ class StudyTracker:
         run: Any,  # noqa: ANN401
     ) -> int | None:
         """Bring a trial's run up to date; returns when its last number was published."""
-        point, results = trial.point, self._results(trial, trials)
-        parameters = comparable_parameters(results, point.ig_scale)
+        guidance, results = self.study.guidance_at(trial.point), self._results(trial, trials)
+        parameters = comparable_parameters(results, guidance)
         shared = {
             f"igdit.{name}": str(value)
             for name, value in parameters.items()
@@ -195,10 +193,10 @@ class StudyTracker:
         self._tracker.set_tags(run, tags)
         self._tracker.log_parameters(run, {name: parameters[name] for name in COMPARED})
         if results.curve or results.final:  # losses come with the first FID, not before it
-            self._tracker.log(run_id, in_order(metric_values(results, point.ig_scale)))
-        own = [m for m in (results.headline(point.ig_scale),) if m is not None]
+            self._tracker.log(run_id, in_order(metric_values(results, guidance)))
+        own = [m for m in (results.headline(guidance),) if m is not None]
         self._attach_samples(run_id, results, own)
-        ended = ended_ms([*results.curve, *own])
+        ended = ended_ms([*results.curve.values(), *own])
         if trial.state in STATUS:
             self._end(run, STATUS[trial.state], ended)
         self._client.set_tag(run_id, SYNCED_TAG, _state(trial, trials))

@@ -78,7 +78,7 @@ def _create(
             "epochs": row.published.epochs,
             "cfg": row.published.cfg,
             "source": row.published.source,
-            "ig_scale": line.measured.scale if line.measured else row.scale,
+            "ig_scale": line.measured.guidance.ig_scale if line.measured else row.scale,
         },
     )
     tracker.client.set_terminated(run.info.run_id, "FINISHED", started)

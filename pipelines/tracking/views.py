@@ -19,7 +19,7 @@ METRICS_NOTE = """\
 - **fid_curve**, **fid_curve_unguided**: FID over training, of fewer samples, at the scale of the
   curve and at scale 1. The step is the training's. Trials that share a training share their curve.
 - **fid_by_ig_scale_x100**: FID of the last checkpoint at each guidance scale. The step is 100 times
-  the scale: 100 is unguided, 180 is scale 1.8.
+  the scale: 100 is unguided, 180 is scale 1.8 (1e10 times, where that is no whole number).
 - **fid_report**: FID of the scale that was chosen (`ig_scale_report`), on noise that had no part in
   the choice.
 - FIDs compare where the parameter `protocol` is the same.

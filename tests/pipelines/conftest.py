@@ -130,8 +130,7 @@ class Finished:
     @property
     def nodes(self) -> list:
         """Everything that it built."""
-        reported = [m.point.evaluate for m in collect(self.home.store, self.graph).report]
-        return list(closure((*self.graph.targets, *reported)))
+        return list(closure(collect(self.home.store, self.graph).targets))
 
     def copy_store(self, target: Path) -> FolderStore:
         """A store of one's own with the same artifacts."""

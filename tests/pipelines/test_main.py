@@ -245,7 +245,7 @@ def test_an_override_of_a_file_builds_only_what_it_changes(store, file, home, ca
     assert igdit("run", file, "--ig-scales", "1.5", "2.5") == 0
     executed = [e["kind"] for e in events(store, "execute")[known:]]
     changed = Graph(tiny(ig_scales=(1.5, 2.5)))
-    chosen = collect(store, changed).chosen_scale  # maybe the new one, to be reported then
+    chosen = collect(store, changed).chosen  # maybe the new one, to be reported then
     for kind, count in {"evaluate": 1, "sample": 1, "images": 2, "features": 2}.items():
         assert executed.count(kind) == count * (2 if chosen == 2.5 else 1)
     assert len(executed) in (6, 12)
@@ -329,9 +329,9 @@ def one_line(err: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("part", ["final", "report"])
+@pytest.mark.parametrize("part", ["final", "holdout"])
 def test_damage_is_explained_and_a_rebuild_mends_it(store, file, finished, capsys, part):
-    node = getattr(collect(store, finished.graph), part)[0].point.evaluate
+    node = next(iter(getattr(collect(store, finished.graph), part).values())).point.evaluate
     path = store.root / str(node.ref) / "metrics.json"
     before = path.read_bytes()
     damage(path)

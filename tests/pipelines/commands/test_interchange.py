@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from experiments import Resources
+from ig_core.config import Guidance
 from ig_core.images.folders import read_image_batches, read_labels
 from ig_core.images.sets import read_images
 from ig_core.metrics.extractors import INCEPTION
@@ -275,7 +276,7 @@ def test_samples_are_exported_as_they_are(finished, tmp_path, monkeypatch, capsy
     assert main(["export", finished.graph.run_key[:8], str(target)]) == 0
     assert "200 images" in capsys.readouterr().out
     images = torch.cat(list(read_image_batches(target, 64)))
-    point = next(p for p in finished.graph.final if p.guidance.ig_scale == 1.5)
+    point = finished.graph.final[Guidance(ig_scale=1.5)]
     paths = [finished.home.store.root / str(n.ref) / "images.parquet" for n in point.images]
     stored = read_images(paths)
     assert torch.equal(images, stored.image)
@@ -302,13 +303,13 @@ def test_an_export_overwrites_nothing_and_names_what_there_is(
 
 
 def test_a_chosen_scale_of_zero_is_exported_as_such(monkeypatch):
-    experiment = tiny(ig_scales=(0.0,))
-    monkeypatch.setattr(export_command, "collect", lambda *_: SimpleNamespace(chosen_scale=0.0))
+    experiment, chosen = tiny(ig_scales=(0.0,)), Guidance(ig_scale=0.0)
+    monkeypatch.setattr(export_command, "collect", lambda *_: SimpleNamespace(chosen=chosen))
     store = SimpleNamespace(find=lambda *_: True)
     graph = Graph(experiment)
-    point = export_command._point(store, graph, None, report=True)
-    assert point == graph.report(0.0)[0]
-    assert export_command._point(store, graph, None, report=False).guidance.ig_scale == 1.5
+    point = export_command._point(store, graph, None, holdout=True)
+    assert point == graph.holdout(chosen)[chosen]
+    assert export_command._point(store, graph, None, holdout=False) == graph.headline
 
 
 def test_random_labels_are_exported_and_measured_from_the_same_pool(tmp_path, monkeypatch):
@@ -320,16 +321,16 @@ def test_random_labels_are_exported_and_measured_from_the_same_pool(tmp_path, mo
     experiment = tiny(evaluation={"labels": "random"})
     graph = run_inline(home.store, experiment)
     target = tmp_path / "random.npz"
-    assert export_samples(home, experiment, target, None, report=False) == 200
+    assert export_samples(home, experiment, target, None, holdout=False) == 200
     labels = read_labels(target)
     counts = torch.bincount(labels, minlength=10)
     assert counts.sum() == 200
     assert len(set(counts.tolist())) > 1
     results = collect(home.store, graph)
-    for m in results.final:
+    for m in results.final.values():
         assert m.metrics["fid"] != m.metrics["balanced_fid"]
         assert m.metrics["balanced_fid_low"] < m.metrics["balanced_fid_high"]
         assert m.fingerprint.labels == "random"
     balanced = collect(home.store, run_inline(home.store, tiny()))
-    for one, other in zip(results.final, balanced.final, strict=True):
+    for one, other in zip(results.final.values(), balanced.final.values(), strict=True):
         assert one.metrics["balanced_fid"] == other.fid

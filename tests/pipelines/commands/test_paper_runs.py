@@ -99,7 +99,7 @@ def reduced(name, files, **train):
 def images_of(store, graph):
     from ig_core.images.sets import read_images
 
-    node = graph.final[-1].images[0]
+    node = graph.headline.images[0]
     return read_images([store.open(node.ref).path / "images.parquet"]).image
 
 
@@ -110,7 +110,7 @@ def test_it_trains_two_steps_and_samples_and_round_trips(name, files, tmp_path):
     assert again == experiment
     assert Graph(again).run_key == Graph(experiment).run_key
     store = FolderStore(tmp_path / "store")
-    graph = run_inline(store, again, Graph(again).final[-1].images[:1])
+    graph = run_inline(store, again, Graph(again).headline.images[:1])
     checkpoint = store.open(graph.checkpoints[-1].ref)
     assert checkpoint.key.endswith("-00000002")
     images = images_of(store, graph)
@@ -128,7 +128,7 @@ def test_a_published_checkpoint_is_sampled_without_training_data(name, files, tm
         experiment = replace(experiment, data=replace(experiment.data, path=None))
     experiment = resolve(experiment)
     store = FolderStore(tmp_path / "store")
-    graph = run_inline(store, experiment, Graph(experiment).final[-1].images[:1])
+    graph = run_inline(store, experiment, Graph(experiment).headline.images[:1])
     kinds = {node.kind for node in closure(graph.targets)}
     assert not kinds & {"latents", "data"}
     assert images_of(store, graph).float().std() > 1
@@ -147,7 +147,7 @@ def test_statistics_alone_are_enough_for_a_published_lightningdit(alone, files, 
     found = []
     for each in (experiment, with_latents):
         resolved, store = resolve(each), FolderStore(tmp_path / f"store-{len(found)}")
-        graph = run_inline(store, resolved, Graph(resolved).final[-1].images[:1])
+        graph = run_inline(store, resolved, Graph(resolved).headline.images[:1])
         found.append(images_of(store, graph))
     assert torch.equal(*found)
     training = reduced(name, files)

@@ -181,7 +181,7 @@ def test_a_trial_that_lost_something_has_it_again(home, tracked):
 
 def test_what_is_damaged_is_named_and_the_rest_is_shown(home, tracked, capsys):
     (experiment,) = (e for e in recorded_runs(home.store).values() if e.train.steps == 20)
-    node = Graph(experiment).final[0].evaluate
+    node = Graph(experiment).baseline.evaluate
     manifest = home.store.find(node.ref)
     metrics = home.store.root / str(node.ref) / "metrics.json"
     assert manifest is not None

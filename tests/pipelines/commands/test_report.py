@@ -94,7 +94,7 @@ def test_the_command_prints_the_path(words, home, finished, capsys):
 
 
 def test_damage_is_explained(home, finished, capsys):
-    node = finished.graph.final[0].evaluate
+    node = finished.graph.baseline.evaluate
     damage(home.store.root / str(node.ref) / "metrics.json")
     assert main(["report", "tiny"]) == 1
     assert "is damaged" in capsys.readouterr().err

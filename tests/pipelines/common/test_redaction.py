@@ -130,7 +130,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
 ):
     """Afterwards the same command, with a server that answers, logs what is missing."""
     home, screen = Home(tmp_path / "home"), io.StringIO()
-    node = finished.graph.final[-1].evaluate
+    node = finished.graph.headline.evaluate
     store.quarantine(node.ref)
     caplog.set_level(logging.DEBUG)
     started = time.monotonic()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from ig_core.config import Guidance
 from pipelines.console.eta import WorkAhead
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
@@ -41,6 +42,11 @@ def of_kind(run: Run, kind: str, step: int | None = None) -> list:
     ]
 
 
+def _holdout(graph: Graph, scale: float) -> list:
+    """Evaluations of a scale and of the baseline on holdout noise."""
+    return [p.evaluate for p in graph.holdout(Guidance(ig_scale=scale)).values()]
+
+
 def test_one_bar_over_everything_rises_to_its_end_once():
     run = Run()
     assert run.ahead.share() == 0  # nothing is known yet: not that all of it is done
@@ -60,9 +66,7 @@ def test_one_bar_over_everything_rises_to_its_end_once():
 def test_what_is_not_known_yet_does_not_let_the_bar_go_back():
     """The scale that is measured anew is known when all the others are there."""
     run = Run()
-    run.nodes += [
-        n for n in closure([p.evaluate for p in run.graph.report(1.5)]) if n not in run.nodes
-    ]
+    run.nodes += [n for n in closure(_holdout(run.graph, 1.5)) if n not in run.nodes]
     run.expect()
     first = [n for n in run.nodes if n in set(closure(run.graph.targets))]
     for node in first:
@@ -70,9 +74,7 @@ def test_what_is_not_known_yet_does_not_let_the_bar_go_back():
         run.build(node, 1.0)
     before = run.ahead.share()
     assert before < 1
-    run.ahead.expect(
-        n for n in closure([p.evaluate for p in run.graph.report(1.0)]) if n not in first
-    )
+    run.ahead.expect(n for n in closure(_holdout(run.graph, 1.0)) if n not in first)
     assert before <= run.ahead.share() < 1
 
 
@@ -178,7 +180,7 @@ def test_a_training_that_begins_again_farther_back_has_done_nothing():
 def test_evaluations_made_anew_move_the_bar_though_the_last_noise_is_still_to_be_sampled():
     run = Run()
     evaluations = of_kind(run, "evaluate")
-    last = closure([p.evaluate for p in run.graph.report(1.5)])
+    last = closure(_holdout(run.graph, 1.5))
     samples = [n for n in last if n.kind == "images" and n not in run.nodes]
     assert samples, "noise that nothing else uses"
     run.nodes = [*evaluations, *samples]

@@ -62,14 +62,14 @@ def test_work_is_taken_to_be_as_fast_as_its_precision_allows(precision, tf32, sh
     assert hours[1] == pytest.approx(share * hours[0])
 
 
-def test_of_one_scale_nothing_is_chosen_and_nothing_sampled_anew(tmp_path, capsys):
+def test_of_one_scale_nothing_is_chosen_and_there_is_no_holdout(tmp_path, capsys):
     results, plan = planned(FolderStore(tmp_path), get_experiment("sit_b2"))
     assert [e.name for e in estimate_costs(results, plan, Assumption())] == [
         "training",
         "sampling",
     ]
     assert main(["plan", "sit_b2"]) == 0
-    assert "anew" not in capsys.readouterr().out
+    assert "holdout" not in capsys.readouterr().out
 
 
 def test_what_was_measured_is_taken_first_and_said_to_be(finished):

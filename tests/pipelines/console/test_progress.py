@@ -35,7 +35,7 @@ def test_it_says_what_runs_now_and_not_what_is_finished(tmp_path):
     shown = display(tmp_path)
     assert "starting" in bar(shown)
     assert "time left not known yet" in bar(shown)
-    point = shown.graph.curve[0]
+    point = next(iter(shown.graph.curve.values()))
     shown.on_started([shown.graph.checkpoint(20)])
     assert "starting the training" in bar(shown)
     shown.on_training(TrainProgress(10, 20, 0.004, 0.05))
@@ -63,11 +63,13 @@ def test_nothing_of_it_is_cut_on_a_narrow_screen(tmp_path, width):
 
 def test_the_measurement_of_the_chosen_scale_is_expected_from_the_beginning(tmp_path):
     graph, store = Graph(tiny()), FolderStore(tmp_path / "store")
+    guidance = tiny().guidance
     missing = _all_missing(graph, graph.targets, store)
-    assert set(missing) >= {point.evaluate for point in graph.report(1.5)}
+    assert set(missing) >= {p.evaluate for p in graph.holdout(guidance).values()}
     alone = Graph(tiny(ig_scales=()))
-    one = [alone.curve[0].evaluate]
-    assert not set(_all_missing(alone, one, store)) & {p.evaluate for p in alone.report(1.5)}
+    one = [next(iter(alone.curve.values())).evaluate]
+    holdout = {p.evaluate for p in alone.holdout(guidance).values()}
+    assert not set(_all_missing(alone, one, store)) & holdout
 
 
 def test_without_a_terminal_its_heart_beats(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from ig_core.config import Guidance
 from pipelines.common.formatting import in_words, number
 from pipelines.console.console import make_console
 from pipelines.console.plan import print_plan
@@ -48,9 +49,9 @@ def results(finished):
 def test_the_table_by_scale_shows_every_number(results):
     text = printed(print_report, results)
     assert "FID by internal guidance scale: step 20, 200 samples a scale" in text
-    for m in results.final:
+    for m in results.final.values():
         expected = [
-            f"{m.scale:g}",
+            f"{m.guidance.ig_scale:g}",
             f"{m.fid:.2f}",
             f"{m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f}",
             number(m.metrics["precision"]),
@@ -66,7 +67,7 @@ def test_the_curve_shows_both_scales_at_every_step(results):
     curve = text[text.index("FID over training: 100 samples a point") :]
     assert "unguided" in curve
     assert "ig scale 1.5" in curve
-    for m in results.curve:
+    for m in results.curve.values():
         cell = f"{m.fid:.2f} ({m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f})"
         assert any(
             cell in line for line in curve.splitlines() if line.split()[:1] == [str(m.point.step)]
@@ -74,7 +75,7 @@ def test_the_curve_shows_both_scales_at_every_step(results):
 
 
 def test_a_point_that_is_missing_is_a_dash(store, finished):
-    point = finished.graph.curve[0]
+    point = next(iter(finished.graph.curve.values()))
     store.quarantine(point.evaluate.ref)
     text = printed(print_report, collect(store, finished.graph))
     (row,) = rows(text[text.index("FID over training") :], "10")
@@ -95,7 +96,7 @@ def test_costs_are_listed_by_stage(results):
 def test_gains_are_changes_of_the_fid_with_their_interval_in_order():
     """A fall of 20 % is printed as -20 %, with the larger fall first."""
     made = made_up(s1=spread(10.0, *WIDE), s1_5=spread(8.0, *WIDE))
-    (_, (_, low, high)) = made.improvements()
+    (_, (_, low, high)) = made.improvements().values()
     text = printed(print_report, made)
     assert f"-20 % ({-100 * high:+.0f} .. {-100 * low:+.0f})" in text
     assert "own scale 1.5: FID -20 %" in text
@@ -118,7 +119,7 @@ def test_results_fit_a_narrow_terminal(results):
     screen = io.StringIO()
     print_report(results, make_console(file=screen, width=80))
     assert max(len(line) for line in screen.getvalue().splitlines()) <= 80
-    for m in results.final:
+    for m in results.final.values():
         assert f"{m.fid:.2f}" in screen.getvalue()
 
 
@@ -174,7 +175,7 @@ def test_a_plan_starts_from_a_state_to_resume_but_does_not_count_it(store, finis
 
 def test_a_plan_trains_no_further_than_is_missing(store, finished):
     """The first checkpoint and all that was made from it are gone; the last one is there."""
-    first, curve = finished.graph.checkpoints[0], finished.graph.curve[0]
+    first, curve = finished.graph.checkpoints[0], next(iter(finished.graph.curve.values()))
     for node in (first, curve.images[0], *curve.evaluate.inputs.values(), curve.evaluate):
         if node.kind != "reference" and store.find(node.ref):
             store.quarantine(node.ref)
@@ -212,7 +213,7 @@ def test_garbage_is_listed_one_by_one_with_its_total(store, finished):
     aside = store.quarantine(finished.graph.data.ref)
     garbage = find_garbage(store)
     text = printed(print_garbage, garbage, deleted=False)
-    evaluate = graph.final[-1].evaluate
+    evaluate = graph.final[Guidance(ig_scale=2.5)].evaluate
     assert f"evaluate/{evaluate.key}" in text
     assert f"set aside: {aside}" in text
     assert "Would delete 6 artifacts" in text

@@ -90,7 +90,7 @@ def test_everything_that_the_commands_print_fits(finished, width):
     text = screen.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert max(map(len, text.splitlines())) <= width
-    for m in (*results.final, *results.curve):
+    for m in (*results.final.values(), *results.curve.values()):
         assert f"{m.fid:.2f}" in text
         assert f"{m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f}" in text
 

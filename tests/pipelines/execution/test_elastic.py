@@ -211,7 +211,7 @@ def test_shards_that_were_lost_with_a_node_are_made_elsewhere(tmp_path, short_fo
             cluster.kill_node(victim)
             assert run.driver.wait(300) == 0, (tmp_path / "home.log").read_text()[-4000:]
     graph = the_run(store)
-    for point in graph.final:
+    for point in graph.final.values():
         assert store.find(point.evaluate.ref)
     executed = Counter((e["kind"], e["key"]) for e in events(store, "execute"))
     assert set(executed.values()) <= {1, 2}

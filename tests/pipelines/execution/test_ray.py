@@ -115,7 +115,8 @@ def final_weights(store: FolderStore, name: str) -> bytes:
 
 def fids(store: FolderStore) -> list[float]:
     graph = final_graph(store)
-    paths = [store.open(p.evaluate.ref).path / "metrics.json" for p in graph.final]
+    refs = [point.evaluate.ref for point in graph.final.values()]
+    paths = [store.open(ref).path / "metrics.json" for ref in refs]
     return [json.loads(path.read_text())["fid"] for path in paths]
 
 

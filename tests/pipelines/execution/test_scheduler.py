@@ -103,7 +103,7 @@ def test_one_more_scale_executes_one_sample_and_one_evaluation(store):
 
 
 def test_images_are_the_same_whatever_the_batch_of_the_sampler(store, finished):
-    node = finished.graph.final[1].images[0]
+    node = finished.graph.headline.images[0]
     before = contents(store, node)
     store.quarantine(node.ref)
     run_inline(store, tiny(resources={"sample_batch": 7}), [node])
@@ -257,12 +257,13 @@ def test_a_plan_has_inputs_first_and_changes_nothing(tmp_path):
 
 def test_a_plan_looks_no_further_than_what_is_there(store, finished):
     shutil.rmtree(store.root / "images")
-    evaluations = [p.evaluate for p in (*finished.graph.curve, *finished.graph.final)]
+    points = (*finished.graph.curve.values(), *finished.graph.final.values())
+    evaluations = [p.evaluate for p in points]
     assert make_plan(store, evaluations).missing == ()
 
 
 def test_a_plan_takes_along_what_the_missing_needs(store, finished):
-    point = finished.graph.final[1]
+    point = finished.graph.headline
     features = point.evaluate.inputs["part-00001"]
     wanted = (point.images[1], features, point.evaluate)
     for node in wanted:
@@ -522,7 +523,7 @@ torch.set_num_threads(1)
 store, graph = FolderStore(sys.argv[1]), Graph(tiny())
 print("ready")
 input()
-run_inline(store, tiny(), [point.evaluate.inputs["sample"] for point in graph.curve])
+run_inline(store, tiny(), [point.evaluate.inputs["sample"] for point in graph.curve.values()])
 print("done")
 """
 

@@ -127,7 +127,7 @@ def test_other_noise_resamples_and_trains_nothing():
 
 def test_random_labels_sample_besides_what_balanced_ones_lack():
     balanced, both = Graph(tiny()), Graph(tiny(evaluation={"labels": "random"}))
-    for before, after in zip(balanced.final, both.final, strict=True):
+    for before, after in zip(balanced.final.values(), both.final.values(), strict=True):
         count = len(before.images)
         assert after.images[:count] == before.images
         beyond = sum(n.config["stop"] - n.config["start"] for n in after.images[count:])
@@ -144,16 +144,17 @@ def test_random_labels_sample_besides_what_balanced_ones_lack():
     }
 
 
-def test_what_is_reported_is_sampled_from_another_bank():
+def test_the_holdout_is_sampled_from_other_noise():
     graph = Graph(tiny())
-    reported, final = graph.report(1.5), graph.final
-    assert [point.guidance.ig_scale for point in reported] == [1.0, 1.5]
-    assert not {p.evaluate for p in reported} & {p.evaluate for p in final}
-    assert {n.config["seed"] for p in reported for n in p.images} == {1}
-    assert {p.evaluate for p in reported} <= set(graph.needed) - set(graph.targets)
-    assert [p.guidance.ig_scale for p in graph.report(1.0)] == [1.0]
-    other = Graph(tiny(evaluation={"report_seed": 7})).report(1.5)
-    assert {n.config["seed"] for p in other for n in p.images} == {7}
+    holdout, final = graph.holdout(Guidance(ig_scale=1.5)), graph.final.values()
+    points = holdout.values()
+    assert [guidance.ig_scale for guidance in holdout] == [1.0, 1.5]
+    assert not {p.evaluate for p in points} & {p.evaluate for p in final}
+    assert {n.config["seed"] for p in points for n in p.images} == {1}
+    assert {p.evaluate for p in points} <= set(graph.needed) - set(graph.targets)
+    assert [guidance.ig_scale for guidance in graph.holdout(Guidance())] == [1.0]
+    other = Graph(tiny(evaluation={"holdout_seed": 7})).holdout(Guidance(ig_scale=1.5))
+    assert {n.config["seed"] for p in other.values() for n in p.images} == {7}
 
 
 def test_a_reference_file_is_known_by_its_content_and_pinned(tmp_path):
@@ -203,10 +204,9 @@ def test_more_final_samples_keep_those_that_are_there():
 
 def test_curve_samples_are_shards_of_the_final_ones():
     graph = Graph(tiny())
-    final = {point.guidance.ig_scale: point.images for point in graph.final}
-    for point in graph.curve:
-        if point.step == 20:
-            assert point.images == final[point.guidance.ig_scale][: len(point.images)]
+    for (step, guidance), point in graph.curve.items():
+        if step == 20:
+            assert point.images == graph.final[guidance].images[: len(point.images)]
 
 
 @given(
@@ -226,7 +226,7 @@ def test_shards_cover_every_index_once(counts, shard_size):
         )
     )
     for points, count in ((graph.curve, curve_samples), (graph.final, num_samples)):
-        for point in points:
+        for point in points.values():
             spans = [(node.config["start"], node.config["stop"]) for node in point.images]
             assert [i for start, stop in spans for i in (start, stop)] == sorted(
                 [0, count, *(2 * list(range(shard_size, count, shard_size)))]
@@ -446,15 +446,15 @@ def test_frozen_keys():
         "reference": graph.reference.key,
         "checkpoint": graph.checkpoints[0].key,
         "resume": graph.resume(10).key,
-        "images": graph.final[1].images[0].key,
-        "sample": graph.final[1].evaluate.inputs["sample"].key,
-        "features": graph.final[1].evaluate.inputs["part-00000"].key,
-        "evaluate": graph.final[1].evaluate.key,
+        "images": graph.headline.images[0].key,
+        "sample": graph.headline.evaluate.inputs["sample"].key,
+        "features": graph.headline.evaluate.inputs["part-00000"].key,
+        "evaluate": graph.headline.evaluate.key,
     } == FROZEN
 
 
 FROZEN = {
-    "run": "a7dd0f161544e07bdb45",
+    "run": "c6e8130f533ee0aa3f1b",
     "data": "8c1d909fa443498f717d",
     "extractor": "5dd5cf38aa3da93adf1b",
     "reference": "820c9002b9854b7f99d8",
@@ -517,5 +517,5 @@ def test_every_evaluation_is_a_target_once():
 
 def test_without_guidance_there_is_one_curve():
     graph = Graph(tiny(guidance=Guidance(), ig_scales=()))
-    assert [(p.step, p.guidance.ig_scale) for p in graph.curve] == [(10, 1.0), (20, 1.0)]
-    assert [p.guidance.ig_scale for p in graph.final] == [1.0]
+    assert [(p.step, p.guidance.ig_scale) for p in graph.curve.values()] == [(10, 1.0), (20, 1.0)]
+    assert [p.guidance.ig_scale for p in graph.final.values()] == [1.0]

@@ -141,7 +141,7 @@ def test_a_run_writes_its_page_and_says_where(finished):
 
 
 def test_the_page_says_every_number(document, results):
-    for m in (*results.final, *results.curve):
+    for m in (*results.final.values(), *results.curve.values()):
         number = f"{m.fid:.2f} ({m.metrics['fid_low']:.2f} .. {m.metrics['fid_high']:.2f})"
         assert number in document.text
     for stage in ("data", "train", "sample", "evaluate"):
@@ -169,7 +169,7 @@ def test_the_page_says_what_it_was_made_with_and_how_to_do_it_again(document, re
     import base64
     import platform
 
-    artifact = results.final[0].artifact
+    artifact = results.baseline.artifact
     for value in (*artifact.manifest["packages"].values(), platform.node()):
         assert value in document.text
     (link,) = document.all("a")
@@ -195,14 +195,14 @@ def test_an_experiment_cannot_have_a_name_that_acts(results):
 
 
 def test_what_is_missing_is_said(store, finished):
-    node = finished.graph.curve[0].evaluate
+    node = next(iter(finished.graph.curve.values())).evaluate
     store.quarantine(node.ref)
     found = stands_alone(run_page(collect(store, finished.graph)))
     assert "Not finished: 5 of 6 points are evaluated" in found.text
 
 
 def test_samples_that_were_collected_are_said_to_be_gone(store, finished):
-    node = finished.graph.final[0].images[0]
+    node = finished.graph.baseline.images[0]
     store.quarantine(node.ref)
     found = stands_alone(run_page(collect(store, finished.graph)))
     assert len(found.all("img")) == 2

@@ -63,14 +63,14 @@ def test_the_curves_are_there_guided_and_unguided(finished, tmp_path, name):
 
     def apart(points):
         doubled = ("fid", "fid_low", "fid_high")
-        return tuple(
-            dataclasses.replace(
+        return {
+            key: dataclasses.replace(
                 m, metrics={k: 2 * v if k in doubled else v for k, v in m.metrics.items()}
             )
-            if m.scale == 1
+            if m.guidance.ig_scale == 1
             else m
-            for m in points
-        )
+            for key, m in points.items()
+        }
 
     made = dataclasses.replace(results, curve=apart(results.curve), final=apart(results.final))
     write_report(made, tmp_path)
@@ -88,9 +88,8 @@ def test_the_table_has_all_measurements(report, finished):
     with (report[0] / "results.csv").open() as file:
         table = list(csv.DictReader(file))
     results = collect(finished.home.store, finished.graph)
-    shown = (*results.curve, *results.final, *results.report)
-    assert [float(row["fid"]) for row in table] == [m.fid for m in shown]
-    assert {row["part"] for row in table} == {"curve", "final", "report"}
+    assert [float(row["fid"]) for row in table] == [m.fid for m in results.measurements]
+    assert {row["part"] for row in table} == {"curve", "final", "holdout"}
 
 
 def test_the_experiment_beside_the_report_is_the_one_that_was_run(report, finished):
@@ -113,7 +112,7 @@ def test_a_run_that_has_measured_nothing_yet_has_no_plots(tmp_path):
 
 
 def test_a_run_without_the_comparison_yet_has_the_curve(store, finished, tmp_path):
-    for point in finished.graph.final:
+    for point in finished.graph.final.values():
         store.quarantine(point.evaluate.ref)
     files = write_report(collect(store, finished.graph), tmp_path / "report")
     assert {path.name for path in files} == {"experiment.json", "results.csv", "fid_curve.png"}
@@ -131,10 +130,10 @@ def test_without_guidance_there_is_one_panel_beside_the_real_images(store, tmp_p
 def test_a_negative_fid_in_an_interval_does_not_stop_the_plot(finished, tmp_path):
     """Intervals of few samples may reach below zero, where a logarithmic axis has no place."""
     results = collect(finished.home.store, finished.graph)
-    curve = tuple(
-        dataclasses.replace(m, metrics={**m.metrics, "fid": 1.0, "fid_low": -2.0, "fid_high": 4.0})
-        for m in results.curve
-    )
+    below = {"fid": 1.0, "fid_low": -2.0, "fid_high": 4.0}
+    curve = {
+        key: dataclasses.replace(m, metrics=m.metrics | below) for key, m in results.curve.items()
+    }
     write_report(dataclasses.replace(results, curve=curve), tmp_path / "report")
     assert pixels(tmp_path / "report" / "fid_curve.png").std() > 10
 

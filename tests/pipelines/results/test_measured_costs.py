@@ -37,7 +37,7 @@ def store(tmp_path):
     store, graph = FolderStore(tmp_path), Graph(tiny())
     node = graph.checkpoints[0]
     publish(store, node.ref, 20.0, 500, {**describe(node), "work_from_step": 0})
-    point = graph.curve[0]
+    point = next(iter(graph.curve.values()))
     publish(store, point.images[0].ref, 50.0, 3000, describe(point.images[0]))
     features = point.evaluate.inputs["part-00000"]
     publish(store, features.ref, 10.0, 2000, describe(features))
@@ -113,7 +113,7 @@ def test_hours_and_bytes_of_a_study_follow_from_what_was_measured(store):
     assert forecast(study, store, [], 8).hours is None, "of another depth"
     node = Graph(study.experiment).checkpoints[0]
     publish(store, node.ref, 30.0, 700, {**describe(node), "work_from_step": 0})
-    images = Graph(study.experiment).curve[0].images[0]
+    images = next(iter(Graph(study.experiment).curve.values())).images[0]
     publish(store, images.ref, 100.0, 3000, describe(images))
     cost = forecast(study, store, [], 8)
     steps = 2 * 20

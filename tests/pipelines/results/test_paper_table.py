@@ -60,9 +60,9 @@ def test_what_is_there_fills_the_rows_and_the_rest_was_not_run(finished):
     from pipelines.results.measurements import collect
 
     results = collect(finished.home.store, finished.graph)
-    assert lines["plain"].measured.fid == results.headline(1.0).fid
-    assert lines["guided"].measured.fid == results.headline(1.5).fid
-    assert lines["swept"].measured.fid == results.reported().measurement.fid
+    assert lines["plain"].measured.fid == results.baseline.fid
+    assert lines["guided"].measured.fid == results.headline().fid
+    assert lines["swept"].measured.fid == results.chosen_holdout().measurement.fid
     assert lines["swept"].measured.point.images[0].config["seed"] == 1
 
 
@@ -116,7 +116,7 @@ def test_our_own_rows_are_told_apart_by_their_fingerprints(finished):
     lines = fill(rows(), finished.home.store, {})
     said = own_differences(lines)
     assert [text.partition(":")[0] for text in said] == ["plain and swept"]
-    assert "bank 0 and 1" in said[0]
+    assert "noise seed 0 and 1" in said[0]
 
 
 @pytest.fixture

@@ -126,20 +126,20 @@ def test_images_are_learnt_and_samples_decoded(tmp_path, latent, sd_vae):
     path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
     experiment = resolve(latent(path, sd_vae))
     store, graph = FolderStore(tmp_path / "store"), Graph(experiment)
-    run_inline(store, experiment, graph.final[0].images)
+    run_inline(store, experiment, graph.baseline.images)
     images = read_first(store, graph)
     assert images.shape == (12, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert images.float().std() > 1
     again = FolderStore(tmp_path / "again")
-    run_inline(again, experiment, graph.final[0].images)
+    run_inline(again, experiment, graph.baseline.images)
     assert torch.equal(read_first(again, graph), images)
 
 
 def read_first(store: FolderStore, graph: Graph) -> torch.Tensor:
     from ig_core.images.sets import read_images
 
-    node = graph.final[0].images[0]
+    node = graph.baseline.images[0]
     return read_images([store.open(node.ref).path / "images.parquet"]).image
 
 
@@ -166,7 +166,7 @@ def test_latents_of_lightningdit_are_normalised_by_their_own_statistics(tmp_path
     path = write_safetensors(tmp_path / "safetensors", latents, flipped, labels)
     experiment = resolve(latent(path, va_vae, source="latents", flip=True, **VA))
     store = FolderStore(tmp_path / "store")
-    graph = run_inline(store, experiment, Graph(experiment).final[0].images)
+    graph = run_inline(store, experiment, Graph(experiment).baseline.images)
     rows = rows_of(store, graph)
     assert np.array_equal(rows["latent"], latents.numpy())
     assert np.array_equal(rows["mirror"], flipped.numpy())
@@ -210,7 +210,7 @@ def test_pixels_can_be_learnt_without_a_codec(tmp_path, latent):
     pixels = {"codec": "none", "channels": 3, "side": 16, "resolution": 16, "flip": True}
     experiment = resolve(latent(path, None, **pixels))
     store = FolderStore(tmp_path / "store")
-    graph = run_inline(store, experiment, Graph(experiment).final[0].images)
+    graph = run_inline(store, experiment, Graph(experiment).baseline.images)
     assert rows_of(store, graph)["latent"].dtype == np.uint8
     dataset, positions = open_dataset(store, graph), torch.arange(7)
     x = dataset.draw(dataset.rows(torch.arange(7), positions, 0)[0], positions, 0)
@@ -376,7 +376,7 @@ def test_a_decoder_that_changed_is_refused(tmp_path, latent, sd_vae):
     run_inline(store, experiment, [Graph(experiment).checkpoints[0]])
     behind = dataclasses.replace(experiment, data=swapped)
     with pytest.raises(ValueError, match="changed since the run began"):
-        run_inline(store, behind, Graph(behind).final[0].images)
+        run_inline(store, behind, Graph(behind).baseline.images)
 
 
 def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
@@ -396,7 +396,7 @@ def test_a_decoder_of_other_latents_is_refused_where_samples_are_decoded(
 
     monkeypatch.setattr(stage, "read_statistics", edited)
     with pytest.raises(ValueError, match="must belong to the encoder sd-vae 000"):
-        run_inline(store, experiment, graph.final[0].images)
+        run_inline(store, experiment, graph.baseline.images)
 
 
 def redecoded(folder, target):
@@ -413,10 +413,10 @@ def test_another_decoder_of_the_same_encoder_encodes_and_trains_nothing(tmp_path
     path = IMAGE_FORMATS["folder"](tmp_path / "images", pictures())
     experiment = resolve(latent(path, sd_vae))
     store = FolderStore(tmp_path / "store")
-    one = run_inline(store, experiment, Graph(experiment).final[0].images)
+    one = run_inline(store, experiment, Graph(experiment).baseline.images)
     two = resolve(latent(path, redecoded(sd_vae, tmp_path / "mse")))
     built = len(list(store.events()))
-    graph = run_inline(store, two, Graph(two).final[0].images)
+    graph = run_inline(store, two, Graph(two).baseline.images)
     kinds = {e["kind"] for e in list(store.events())[built:] if e["event"] == "execute"}
     assert kinds == {"images"}
     assert graph.checkpoints == one.checkpoints
@@ -454,7 +454,7 @@ def test_ready_latents_can_be_decoded_by_another_decoder_without_training(tmp_pa
     two = Graph(resolve(latent(path, other, source="latents")))
     assert one.data == two.data
     assert one.checkpoints == two.checkpoints
-    assert not {*one.final[0].images} & {*two.final[0].images}
+    assert not {*one.baseline.images} & {*two.baseline.images}
 
 
 def test_latents_without_their_normalisation_are_refused(tmp_path, latent, va_vae):

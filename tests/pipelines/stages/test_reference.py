@@ -152,7 +152,7 @@ def test_what_the_reference_is_shows_in_its_key_and_fingerprint(tmp_path, colour
     evaluation = dataclasses.replace(smaller.evaluation, reference_resolution=8)
     experiments.append(dataclasses.replace(smaller, evaluation=evaluation))
     graphs = [Graph(resolve(each)) for each in experiments]
-    marks = [fingerprint(graph.final[0].evaluate).reference for graph in graphs]
+    marks = [fingerprint(graph.baseline.evaluate).reference for graph in graphs]
     assert marks[1] == marks[2]
     assert len(set(marks)) == 3
     assert len({graph.run_key for graph in graphs}) == 3

@@ -132,7 +132,7 @@ def test_what_is_built_is_told_with_its_worker_and_what_it_is_for(home):
     from experiments import experiment_to_json
 
     graph = run_inline(home.store, tiny(), targets=[Graph(tiny()).data])
-    for node in (graph.final[1].images[0], graph.checkpoints[0], graph.resume(7), graph.data):
+    for node in (graph.headline.images[0], graph.checkpoints[0], graph.resume(7), graph.data):
         with home.store.publish(
             Ref(node.kind, node.key + "0" * (node is graph.data)), {}
         ) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ig_core.config import Guidance
 from pipelines.common.revision import code_commit, commit_of, split_commit
 from pipelines.common.settings import COMMIT
 from pipelines.graph.garbage import collect_garbage, remember
@@ -35,7 +36,7 @@ def test_the_times_of_a_run_are_those_of_its_command_and_go_with_its_record(stor
     results = collect(store, finished.graph)
     times = command_times(store, finished.graph.run_key)
     assert (started_ms(results), run_ended_ms(results)) == (times.started_ms, times.ended_ms)
-    stamps = [1000 * m.artifact.manifest["created"] for m in (*results.curve, *results.report)]
+    stamps = [1000 * m.artifact.manifest["created"] for m in results.measurements]
     assert times.started_ms <= min(stamps)
     assert max(stamps) <= times.ended_ms
     collect_garbage(store, (finished.graph.run_key,))
@@ -50,7 +51,7 @@ def test_artifacts_name_the_code_that_made_them(store, monkeypatch):
     tags = commit_tags(results)
     assert tags["mlflow.source.git.commit"] == tags["igdit.git.commit"] == "0123456789abcdef"
     assert tags["igdit.git.dirty"] == "yes"
-    page = str(provenance([m.artifact for m in results.final if m.scale == 1.25]))
+    page = str(provenance([results.final[Guidance(ig_scale=1.25)].artifact]))
     assert "0123456789ab with uncommitted changes" in page
 
 

@@ -44,7 +44,7 @@ def test_the_best_point_of_each_layer_is_confirmed_beside_a_model_without_the_he
     assert (first.model.aux_layer, first.loss.aux_weight, first.guidance.ig_scale) == (1, 0.5, 1.5)
     for experiment in (base, first):
         assert (experiment.train.seed, experiment.evaluation.seed) == (7, 7)
-        assert experiment.evaluation.report_seed is None
+        assert experiment.evaluation.holdout_seed is None
         assert experiment.ig_scales == ()
 
 

@@ -409,28 +409,28 @@ def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(monkeyp
 
 
 def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home, study, run):
-    from pipelines.study.findings import findings, report_of
+    from pipelines.study.findings import findings, holdout_of
 
     text = run(study())
     assert "The best point on noise that had no part in the choice: FID" in text
     trials = trials_of(home, study())
     found = findings(study(), trials, {}, home.store)
-    m = found.reported.measurement
-    assert (m.scale, m.fingerprint.bank) == (found.best.point.ig_scale, 1)
+    m = found.holdout.measurement
+    assert (m.guidance.ig_scale, m.fingerprint.noise_seed) == (found.best.point.ig_scale, 1)
     assert m.fid != found.best.fid
     assert f"FID {m.fid:.2f} (" in text
     _, runs, _ = runs_of(home)
     assert runs[str(found.best.number)].data.metrics["fid_report"] == m.fid
     assert "fid_report" not in runs[""].data.metrics, "the study's run has no number of its own"
-    if m.scale != 1:
-        assert found.reported.gain is not None
+    if m.guidance.ig_scale != 1:
+        assert found.holdout.gain is not None
     known = len(home.store.events())
     run(study())
     assert len(home.store.events()) == known, "it is measured once"
-    graph, scale = report_of(study(), found.best)
-    node = graph.report(scale)[-1].evaluate
+    graph, chosen = holdout_of(study(), found.best)
+    node = graph.holdout(chosen)[chosen].evaluate
     home.store.quarantine(node.ref)
-    assert findings(study(), trials, {}, home.store).reported is None
+    assert findings(study(), trials, {}, home.store).holdout is None
 
 
 def test_a_target_ends_the_study(home, study, run):

@@ -47,7 +47,7 @@ def shown(trials, **changes):
     given = {
         "equals": (),
         "importances": {},
-        "reported": None,
+        "holdout": None,
         "spent_seconds": 0.0,
         "naive_seconds": 0.0,
     } | changes
@@ -66,7 +66,9 @@ def test_a_table_that_is_cut_says_so(count):
 
 
 def measurement(scale, step, num_samples):
-    return SimpleNamespace(scale=scale, point=SimpleNamespace(step=step, num_samples=num_samples))
+    guidance = small_study().experiment.guidance_at(scale)
+    point = SimpleNamespace(step=step, num_samples=num_samples)
+    return SimpleNamespace(guidance=guidance, point=point)
 
 
 def test_a_line_tells_a_trial_from_the_curve_at_its_place():
@@ -187,8 +189,8 @@ def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
     store, study = FolderStore(tmp_path), small_study()
     experiment = study.at(1, 0.5, (1.0, 1.5))
     graph = Graph(experiment)
-    run_inline(store, experiment, [p.evaluate for p in graph.final])
-    points = collect(store, graph).final
+    run_inline(store, experiment, [p.evaluate for p in graph.final.values()])
+    points = list(collect(store, graph).final.values())
     facts = [
         {
             "fid_low": m.metrics["fid_low"],
@@ -197,7 +199,9 @@ def test_a_study_is_shown_though_its_artifacts_are_damaged(tmp_path):
         }
         for m in points
     ]
-    trials = [trial(n, m.fid, scale=m.scale, facts=facts[n]) for n, m in enumerate(points)]
+    trials = [
+        trial(n, m.fid, scale=m.guidance.ig_scale, facts=facts[n]) for n, m in enumerate(points)
+    ]
     whole = findings(study, trials, {}, store)
     train, points_cost = whole.table["train_seconds"][0], whole.table["point_seconds"].sum()
     assert train > 0

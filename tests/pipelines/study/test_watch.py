@@ -9,7 +9,7 @@ import pytest
 
 from experiments import PruningConfig
 from pipelines.graph.graph import Graph
-from pipelines.results.measurements import Measurement
+from pipelines.results.measurements import Measurement, Results
 from pipelines.store.folder import FolderStore
 from pipelines.study.trials import CurvePoint
 from pipelines.study.watch import Watch
@@ -59,16 +59,16 @@ class Watched:
     def _results(self, store):
         nodes = {m.point.evaluate: m for m in self.measured}
         curve, final = (
-            [nodes[p.evaluate] for p in points if p.evaluate in nodes]
+            {key: nodes[p.evaluate] for key, p in points.items() if p.evaluate in nodes}
             for points in (self.graph.curve, self.graph.final)
         )
-        return SimpleNamespace(store=store, curve=curve, final=final)
+        return Results(self.graph, store, curve, final)
 
     def measure(self, fid, *steps, half_width=1.0, scales=()):
         """Put the curve at these steps there, and the last checkpoint at these scales."""
-        own = self.graph.experiment.guidance.ig_scale
-        points = [p for p in self.graph.curve if p.step in steps and p.guidance.ig_scale == own]
-        points += [p for p in self.graph.final if p.guidance.ig_scale in scales]
+        curve = self.graph.curve_of(self.graph.experiment.guidance)
+        points = [point for step, point in curve.items() if step in steps]
+        points += [p for g, p in self.graph.final.items() if g.ig_scale in scales]
         self.measured += [
             Measurement(
                 p,
@@ -227,10 +227,9 @@ def test_what_a_pipeline_builds_is_entered(open_book, study, tmp_path):
     watch = Watch(book, store, graph, unit, lambda unit, m: None)
     run_inline(store, experiment, watch.targets)
     watch.look()
-    own = experiment.guidance.ig_scale
-    points = {p.evaluate for p in graph.curve if p.guidance.ig_scale == own}
+    points = {p.evaluate for p in graph.curve_of(experiment.guidance).values()}
     scales = {t.point.ig_scale for t in unit}
-    points |= {p.evaluate for p in graph.final if p.guidance.ig_scale in scales}
+    points |= {p.evaluate for g, p in graph.final.items() if g.ig_scale in scales}
     assert set(watch.targets) == points
     done = book.trials()
     assert [t.state for t in done] == 3 * ["COMPLETE"]

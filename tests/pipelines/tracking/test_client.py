@@ -17,9 +17,18 @@ from pipelines.results.measurements import Results, collect, preview
 from pipelines.store.home import Home
 from pipelines.tracking.background import BackgroundSync
 from pipelines.tracking.client import MlflowTracker, import_mlflow
-from pipelines.tracking.metrics import comparable_parameters, comparison_name, metric_values
+from pipelines.tracking.metrics import (
+    comparable_parameters,
+    comparison_name,
+    metric_values,
+    scale_step,
+)
 from tests.equipment.shown import client, database, shown
 from tests.pipelines.conftest import run_inline, tiny
+from tests.pipelines.results.test_measurements import made_up, spread
+
+GUIDED = Guidance(ig_scale=1.5)
+"""The guidance of `tiny()`."""
 
 NAME = f"tiny {Graph(tiny()).run_key[:8]}"
 """Of an experiment that is not in the registry, so that it is not known what differs."""
@@ -64,7 +73,7 @@ def test_the_run_is_finished_and_names_its_origin(page, finished):
 
 
 def test_parameters_are_what_a_person_compares(page, results):
-    fingerprint = results.final[0].fingerprint
+    fingerprint = results.baseline.fingerprint
     assert page["params"] == {
         "experiment": "tiny",
         "aux_layer": "1",
@@ -98,8 +107,8 @@ def test_every_run_has_the_same_parameters(results, tmp_path):
 
 def test_the_curve_has_a_name_of_its_own(page, results):
     expected = {
-        key: [(m.point.step, m.fid) for m in results.curve if m.scale == scale]
-        for key, scale in (("fid_curve", 1.5), ("fid_curve_unguided", 1.0))
+        key: [(step, m.fid) for step, m in results.curve_of(guidance).items()]
+        for key, guidance in (("fid_curve", GUIDED), ("fid_curve_unguided", Guidance()))
     }
     for key, curve in expected.items():
         assert [(step, value) for step, value, _ in page["metrics"][key]] == curve
@@ -107,7 +116,7 @@ def test_the_curve_has_a_name_of_its_own(page, results):
 
 def test_fid_by_scale_has_a_hundred_steps_for_each_unit_and_an_axis(page, results):
     curve = [(step, value) for step, value, _ in page["metrics"]["fid_by_ig_scale_x100"]]
-    assert curve == [(100, results.final[0].fid), (150, results.final[1].fid)]
+    assert curve == [(100, results.baseline.fid), (150, results.headline().fid)]
     axis = [(step, value) for step, value, _ in page["metrics"]["ig_scale_axis"]]
     assert axis == [(100, 1.0), (150, 1.5)]
     chart = next(
@@ -118,9 +127,27 @@ def test_fid_by_scale_has_a_hundred_steps_for_each_unit_and_an_axis(page, result
     assert (chart["xAxisKey"], chart["selectedXAxisMetricKey"]) == ("metric", "ig_scale_axis")
 
 
+def test_close_scales_have_steps_of_their_own_and_others_keep_theirs():
+    hundredths = range(-200, 1000)
+    assert [scale_step(number / 100) for number in hundredths] == list(hundredths)
+    made = made_up(s1=spread(9.0), s1_001=spread(8.5), s1_005=spread(8.0), s1_5=spread(7.0))
+    final = {
+        guidance: dataclasses.replace(
+            m, artifact=dataclasses.replace(m.artifact, manifest={"created": 1.0})
+        )
+        for guidance, m in made.final.items()
+    }
+    found = list(metric_values(dataclasses.replace(made, final=final)))
+    axis = {v.step: v.value for v in found if v.key == "ig_scale_axis"}
+    curve = {v.step: v.value for v in found if v.key == "fid_by_ig_scale_x100"}
+    shown = [(axis[step], fid) for step, fid in curve.items()]
+    assert shown == [(1.0, 9.0), (1.001, 8.5), (1.005, 8.0), (1.5, 7.0)]
+    assert {axis[100], axis[150]} == {1.0, 1.5}
+
+
 def test_what_was_chosen_is_shown_at_its_training_step_with_its_scale(page, results):
-    reported = results.reported().measurement
-    for key, value in (("fid_report", reported.fid), ("ig_scale_report", reported.scale)):
+    m = results.chosen_holdout().measurement
+    for key, value in (("fid_report", m.fid), ("ig_scale_report", m.guidance.ig_scale)):
         assert [(step, found) for step, found, _ in page["metrics"][key]] == [(20, value)]
 
 
@@ -152,7 +179,7 @@ def test_losses_and_throughput_are_shown_by_step(page, results):
 
 def test_time_stamps_are_those_of_the_artifacts(page, results):
     for (_, _, stamp), m in zip(
-        page["metrics"]["fid_by_ig_scale_x100"], results.final, strict=True
+        page["metrics"]["fid_by_ig_scale_x100"], results.final.values(), strict=True
     ):
         assert stamp == round(1000 * m.artifact.manifest["created"])
 
@@ -171,7 +198,7 @@ def test_sample_grids_and_the_report_are_attached(page, results):
                 for step in (10, 20)
                 for scale in ("1", "1.5")
             ),
-            *(image(m, end) for m in results.curve if m.scale == 1.5 for end in IMAGE_ENDS),
+            *(image(m, end) for m in results.curve_of(GUIDED).values() for end in IMAGE_ENDS),
         ]
     )
 
@@ -190,12 +217,12 @@ def test_a_grid_is_the_contact_sheet_of_its_samples(finished, results, tmp_path)
     experiment = api.get_experiment_by_name(comparison_name(finished.graph))
     (run,) = api.search_runs([experiment.experiment_id])
     local = api.download_artifacts(run.info.run_id, "grids/step-00000010-ig-1.5.png", str(tmp_path))
-    assert Path(local).read_bytes() == preview(results, results.curve[1]).read_bytes()
+    assert Path(local).read_bytes() == preview(results, results.curve[10, GUIDED]).read_bytes()
 
 
 def test_checkpoints_can_be_found_by_their_fid(page, results):
     """The models, best first."""
-    guided = sorted((m for m in results.curve if m.scale == 1.5), key=lambda m: m.fid)
+    guided = sorted(results.curve_of(GUIDED).values(), key=lambda m: m.fid)
     assert len(page["models"]) == page["outputs"] == 2
     for model, m in zip(page["models"], guided, strict=True):
         node = results.graph.checkpoint(m.point.step)
@@ -257,7 +284,8 @@ def test_an_empty_database_comes_to_show_the_same(results, page, finished, tmp_p
 
 
 def test_a_run_that_is_synced_in_pieces_comes_to_show_the_same(store, results, finished, tmp_path):
-    last = [p.evaluate for p in (*finished.graph.curve[2:], *finished.graph.final)]
+    points = [p for p in finished.graph.curve.values() if p.step == 20]
+    last = [p.evaluate for p in (*points, *finished.graph.final.values())]
     later = {node: store.root / str(node.ref) for node in last}
     newest = finished.graph.checkpoints[-1]
     later[newest] = store.root / str(newest.ref)
@@ -342,7 +370,7 @@ def test_what_was_built_again_later_is_not_logged_again(store, finished, tmp_pat
     one = tracker(tmp_path)
     one.sync(collect(store, finished.graph), finished=True)
     before = shown(tmp_path)
-    for node in (finished.graph.final[0].evaluate, finished.graph.curve[1].evaluate):
+    for node in (finished.graph.baseline.evaluate, finished.graph.curve[10, GUIDED].evaluate):
         store.quarantine(node.ref)
     run_inline(store, tiny())
     one.sync(collect(store, finished.graph), finished=True)
@@ -469,7 +497,7 @@ def test_a_run_without_its_tracking_server_ends_well_with_a_warning(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    node, screen = finished.graph.final[-1].evaluate, io.StringIO()
+    node, screen = finished.graph.headline.evaluate, io.StringIO()
     store.quarantine(node.ref)
     home = Home(tmp_path / "home")
     assert run_experiment(tiny(), home, make_console(file=screen, width=300)) == 0

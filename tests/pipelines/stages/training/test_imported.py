@@ -80,8 +80,8 @@ def test_a_published_checkpoint_ends_as_an_fid_against_a_reference(tmp_path):
     assert run_experiment(experiment, home, make_console(file=output, width=200)) == 0
     results = collect(home.store, Graph(resolve(experiment)))
     assert results.complete
-    assert [m.point.step for m in results.curve] == [0, 0]
-    assert all(m.fid > 0 for m in results.final)
+    assert [m.point.step for m in results.curve.values()] == [0, 0]
+    assert all(m.fid > 0 for m in results.final.values())
     assert results.history() is None
     assert {e["kind"] for e in events(home.store, "execute")} >= {"checkpoint", "evaluate"}
     assert not [e for e in events(home.store, "execute", "checkpoint") if "world_size" in e]
