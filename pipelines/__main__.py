@@ -95,12 +95,7 @@ def _commands() -> dict[str, Callable[[list[str]], int]]:
     from pipelines.commands.rebuild import track_command
     from pipelines.commands.report import export_command, report_command
     from pipelines.commands.run import parse_run, plan_command, run_command
-    from pipelines.commands.store import (
-        inspect_command,
-        status_command,
-        store_command,
-        ui_command,
-    )
+    from pipelines.commands.store import inspect_command, status_command, store_command, ui_command
     from pipelines.commands.study import parse_study, study_command
     from pipelines.commands.submit import submit_command
     from pipelines.commands.table import table_command

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.graph.node import Node, closure
 from pipelines.graph.trajectory import published_steps
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipelines.graph.fingerprint import fingerprint, require_one_protocol
 from pipelines.graph.node import closure
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import METRICS_FILE, PREVIEW_FILE
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pipelines.graph.node import Node
-    from pipelines.store.base import CorruptArtifactError
+    from pipelines.store.errors import CorruptArtifactError
 
 
 @dataclass(frozen=True)

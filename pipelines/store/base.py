@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pipelines.common.errors import ArtifactError, MissingArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.files import follow_umask, remove_tree
 from pipelines.store.keys import Ref, check_file_name, file_digest
@@ -61,27 +62,6 @@ class Artifact:
     def built(self) -> float:
         """When it was ready, in seconds since the epoch."""
         return float(self.manifest["created"]) + _credible(self.manifest["seconds"])
-
-
-class CorruptArtifactError(ArtifactError):
-    """An artifact's files are not those that were published."""
-
-    def __init__(self, ref: Ref, path: Path | str, reason: str) -> None:
-        super().__init__(
-            f"artifact {ref} is damaged: {reason} ({path}). It was not used. Run the same "
-            f"command with --rebuild to set it aside and build it again."
-        )
-        self.ref = ref
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Raised in workers: exceptions pickle their message only, not these arguments.
-        return _rebuild_corrupt, (str(self), self.ref)
-
-
-def _rebuild_corrupt(message: str, ref: Ref) -> CorruptArtifactError:
-    error = CorruptArtifactError(ref, Path(), "")
-    error.args = (message,)
-    return error
 
 
 class SharedRecords(ABC):

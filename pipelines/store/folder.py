@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.errors import ArtifactError
-from pipelines.store.base import Artifact, CorruptArtifactError, Store
+from pipelines.store.base import Artifact, Store
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.files import (
     read_if_there,

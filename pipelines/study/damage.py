@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

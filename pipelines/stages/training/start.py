@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.common.errors import MissingArtifactError
 from pipelines.graph.trajectory import _states, starting_points
-from pipelines.store.base import Artifact, CorruptArtifactError
+from pipelines.store.base import Artifact
+from pipelines.store.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,7 +14,7 @@ from pipelines.graph.graph import Graph
 from pipelines.stages.context import open_store
 from pipelines.stages.jobs import TrainJob, TrainOutcome, TrainProgress
 from pipelines.stages.training.start import Team, open_data, open_start
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.keys import Ref
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.errors import ArtifactError
-from pipelines.store.base import Artifact, CorruptArtifactError, Store
+from pipelines.store.base import Artifact, Store
 from pipelines.store.bucket.cache import Cache
 from pipelines.store.bucket.leases import LEASE_SECONDS, BucketLock, Leases, read_holder
 from pipelines.store.bucket.objects import Bucket, EventLog
@@ -34,6 +34,7 @@ from pipelines.store.bucket.publication import (
     files_name,
     manifest_name,
 )
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.keys import Ref, check_name, file_digest, is_name
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pipelines.graph.node import Node, closure
 from pipelines.graph.plan import make_plan, set_corrupt_aside
 from pipelines.stages import data as data_stage
 from pipelines.stages.jobs import Job, TrainOutcome
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import Ref

@@ -15,7 +15,8 @@ from pipelines.console.console import make_console
 from pipelines.graph.fingerprint import require_one_protocol
 from pipelines.graph.graph import Graph
 from pipelines.results.measurements import Measurement, Results, collect, preview
-from pipelines.store.base import Artifact, CorruptArtifactError
+from pipelines.store.base import Artifact
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.store.keys import Ref

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.common.errors import ArtifactError, MissingArtifactError
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import Ref, canonical_json, content_key

@@ -14,7 +14,7 @@ import pytest
 from pipelines.commands import run as experiment_run
 from pipelines.commands.run import run_experiment
 from pipelines.status.activity import _outcome
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.store.keys import Ref

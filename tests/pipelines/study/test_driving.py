@@ -18,7 +18,7 @@ from pipelines.common.errors import (
 )
 from pipelines.execution.session import RunnerSession
 from pipelines.stages.build import WORK
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.home import Home
 from pipelines.store.keys import Ref
 from pipelines.study import driver as module

@@ -15,7 +15,7 @@ from pipelines.console.study import SHOWN, print_findings
 from pipelines.graph.graph import Graph
 from pipelines.reports.study_page import study_page
 from pipelines.results.measurements import collect
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import METRICS_FILE
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import Ref

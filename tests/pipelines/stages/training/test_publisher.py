@@ -19,7 +19,7 @@ from pipelines.stages.jobs import TrainJob, TrainOutcome
 from pipelines.stages.training import publisher as saving
 from pipelines.stages.training.publisher import TRAINING, Meetings, Orders
 from pipelines.stages.training.worker import train_worker
-from pipelines.store.base import CorruptArtifactError
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.folder import FolderStore
 from tests.ig_core.training.test_loop import assert_same, leave, process_group
 from tests.pipelines.conftest import damage, events, run_inline, tiny

@@ -15,11 +15,12 @@ from cluster.services import S3
 from pipelines.common.errors import ArtifactError, MissingArtifactError
 from pipelines.graph.garbage import collect_garbage, in_use
 from pipelines.stages.context import open_store
-from pipelines.store.base import CorruptArtifactError, Store
+from pipelines.store.base import Store
 from pipelines.store.bucket import leases as bucket_locks
 from pipelines.store.bucket import objects as bucket
 from pipelines.store.bucket.leases import BucketLock, Leases
 from pipelines.store.bucket.store import MARK, PROBED, BucketStore
+from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.keys import Ref
 from pipelines.store.open import make_store
 from tests.equipment.processes import wait_for
