@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from experiments import Experiment, get_experiment
 from pipelines.execution.runners import InlineRunner
-from pipelines.execution.scheduler import Deaf, Pipeline
+from pipelines.execution.scheduler import NullListener, Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node, closure
 from pipelines.graph.plan import make_plan
@@ -64,9 +64,9 @@ def build(store: Store, experiment: Experiment) -> list[Node]:
     """Bring the experiment into the store; returns all of its artifacts."""
     store.prepare()
     graph = Graph(experiment)
-    Pipeline(store, experiment, InlineRunner, Deaf()).run(graph.targets)
+    Pipeline(store, experiment, InlineRunner, NullListener()).run(graph.targets)
     targets = collect(store, graph).targets
-    Pipeline(store, experiment, InlineRunner, Deaf()).run(targets)
+    Pipeline(store, experiment, InlineRunner, NullListener()).run(targets)
     return list(closure(targets))
 
 
@@ -99,7 +99,7 @@ def measure(uri: str) -> None:
     def rerun() -> None:
         store = make_store(uri)
         targets = collect(store, graph).targets
-        Pipeline(store, experiment, InlineRunner, Deaf()).run(targets)
+        Pipeline(store, experiment, InlineRunner, NullListener()).run(targets)
         collect(store, graph)
 
     tasks: dict[str, Callable[[], object]] = {

@@ -76,8 +76,8 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
 
 
 def in_ray(config: dict[str, Any]) -> None:
-    """The worker of the group: the pipeline's loop; a turn ends where it asks for notices."""
-    from pipelines.execution.ray_train import departure
+    """The worker of the group: the pipeline's loop; a turn ends where it asks for preemption."""
+    from pipelines.execution.ray_train import preemption
 
     turns, rounds, count = Turns(config["folder"], "group", "bare"), config["rounds"], [0]
     reported = [0]
@@ -86,14 +86,14 @@ def in_ray(config: dict[str, Any]) -> None:
         reported[0] = progress.step
         config["board"].write.remote(progress)
 
-    def notice() -> bool:
-        leaving = departure.notice()
+    def is_preempted() -> bool:
+        preempted = preemption.is_preempted()
         if reported[0] % config["steps"] == 0 and reported[0]:
             turns.done(reported[0])
             count[0] += 1
-        return leaving or count[0] > rounds
+        return preempted or count[0] > rounds
 
-    train_worker(config["job"], 0, 1, post, notice)
+    train_worker(config["job"], 0, 1, post, is_preempted)
 
 
 def start_group(config: dict[str, Any]) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""What an experiment is: one frozen value from which everything else follows."""
+"""Schema of an experiment: one frozen value from which everything else follows."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ MOST_SHARDS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How samples are judged."""
+    """Evaluation of samples."""
 
     extractor: Literal["digits-cnn", "inception-v3-compat"] = "digits-cnn"
     """Feature extractor, by its name in torch-fidelity's registry."""
     extractor_weights: str | None = field(default=None, metadata=NOT_IN_KEY)
-    """Weights file of inception-v3-compat, which a run needs; digits-cnn is trained by the data
+    """Weights file of inception-v3-compat, which needs it; digits-cnn is trained by the data
     stage."""
     weights_sha256: str | None = None
-    """SHA-256 of that file; a run fills it in, and an experiment that has it takes no other."""
+    """SHA-256 of that file. A run fills it in; an experiment that has it accepts no other."""
     reference: str | None = field(default=None, metadata=NOT_IN_KEY)
     """Real images: an .npz of the ADM protocol (statistics mu, sigma, and for sFID mu_s, sigma_s;
     images in arr_0 for precision and recall), or images: a folder of .npz shards, or what
@@ -44,23 +44,23 @@ class EvaluationConfig:
     files, tars, a zip), cropped to the samples' size as ADM does where they have another. None: the
     images to learn, cropped likewise; a run on latents, which has none, needs one."""
     reference_sha256: str | None = None
-    """SHA-256 of that file, or of a folder of the samples' format; a run fills it in, and an
-    experiment that has it takes no other."""
+    """SHA-256 of that file, or of a folder of .npz shards. A run fills it in; an experiment that
+    has it accepts no other."""
     reference_content: str | None = None
-    """Identity of images that are cropped, given or to learn; a run fills it in, and an experiment
-    that has it takes no others."""
+    """Identity of reference images that are cropped. A run fills it in; an experiment that has it
+    accepts no others."""
     reference_resolution: int | None = None
-    """Side in pixels to which they are cropped. None: that of the samples."""
+    """Side in pixels to which reference images are cropped. None: that of the samples."""
     extractor_epochs: int = 15
-    """digits-cnn: passes over the data."""
+    """Epochs of the training of digits-cnn."""
     extractor_seed: int = 0
-    """digits-cnn: seed of its training."""
+    """Seed of the training of digits-cnn."""
     num_samples: int = 5000
-    """Images for each guidance scale at the last checkpoint."""
+    """Samples for each guidance scale at the last checkpoint."""
     curve_samples: int = 1000
-    """Images for each point of the FID curve over training; the first of those above."""
+    """Samples for each point of the FID curve over training: the first of `num_samples`."""
     shard_size: int = 1000
-    """Images that one task samples; shards of different sizes are not shared."""
+    """Images that one task samples; experiments share shards of equal size only."""
     seed: int = 0
     """Seed of the sampling noise on which curves are drawn and guidances are chosen; image i of a
     seed has the same noise everywhere."""
@@ -71,11 +71,11 @@ class EvaluationConfig:
     """balanced: as many images of each class; random: labels drawn at random. random reports both,
     from one pool of samples."""
     groups: int = 50
-    """Groups of the jackknife behind the 95 % intervals."""
+    """Groups of the jackknife that gives the 95 % intervals."""
     kid_subsets: int = 20
-    """Random subsets of the kernel distance."""
+    """Random subsets of the kernel distance (KID)."""
     kid_subset_size: int = 500
-    """Images in each of them."""
+    """Images in each subset of the kernel distance."""
     isc_splits: int = 10
     """Splits of the Inception Score."""
 
@@ -123,51 +123,52 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is learnt."""
+    """Training data."""
 
     source: Literal["digits", "latents", "images"] = "digits"
-    """digits: the 1,797 handwritten 8x8 digits that ship with scikit-learn. images: a class folder,
-    Parquet files, WebDataset tars or an ADM zip. latents: those of SiT and REPA (.npy), or those of
+    """digits: the 1,797 handwritten 8x8 digits of scikit-learn. images: class folders, Parquet
+    files, WebDataset tars or an ADM zip file. latents: in the format of SiT and REPA (.npy) or of
     LightningDiT (safetensors)."""
     path: str | None = field(default=None, metadata=NOT_IN_KEY)
-    """images and latents: the folder, the file, or a pattern in the last part of the name
+    """Folder or file of images or latents, or a pattern in the last part of the name
     (`train-*.parquet`, `set-{000..099}.tar`)."""
     classes: str | None = field(default=None, metadata=NOT_IN_KEY)
-    """A JSON file {folder or file: label} that labels them, wherever it lies. None: what lies with
-    the data does, else the order of the class folders."""
+    """JSON file {folder or file: label} with the labels. None: the labels beside the data, else the
+    order of the class folders."""
     content: str | None = None
-    """Identity of what lies there; a run fills it in, and an experiment that has it takes no
-    other."""
+    """Identity of the data at `path`. A run fills it in; an experiment that has it accepts no other
+    data."""
     count: int | None = field(default=None, metadata=NOT_IN_KEY)
-    """Images or latents that lie there; a run fills it in."""
+    """Number of images or latents at `path`; a run fills it in."""
     codec: Literal["none", "sd-vae", "va-vae"] = "none"
-    """What makes latents of images and images of samples. none: the model learns pixels."""
+    """Codec that encodes images and decodes samples. none: the model learns pixels."""
     codec_path: str | None = field(default=None, metadata=NOT_IN_KEY)
     """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
     codec_sha256: str | None = None
-    """SHA-256 of these; a run fills it in, and an experiment that has it takes no others."""
+    """SHA-256 of the codec's weights. A run fills it in; an experiment that has it accepts no
+    others."""
     encoder_sha256: str | None = None
-    """SHA-256 of the part of these that encodes; a run fills it in. What is made of images depends
-    on nothing else of the codec."""
+    """SHA-256 of the encoder's part of these weights, the only part that latents of images depend
+    on; a run fills it in."""
     channels: int = 1
-    """Channels of what the model learns."""
+    """Channels of the images or latents that the model learns."""
     side: int = 8
-    """Its rows and columns."""
+    """Rows and columns of the images or latents that the model learns."""
     num_classes: int = 10
-    """Classes of the labels."""
+    """Number of classes."""
     flip: bool = False
-    """Mirror every other image at random. Of latents both must be there: the latent of a mirrored
-    image is not the mirrored latent."""
+    """Mirror each image with probability 1/2. Latents must hold both versions, because the latent
+    of a mirrored image is not the mirrored latent."""
     resolution: int = 256
-    """Side of the images in pixels: they are cropped to the centre as ADM does, samples are decoded
-    to it."""
+    """Side of the images in pixels, to which images are centre-cropped as in ADM and samples are
+    decoded."""
     shard_size: int = 10_000
-    """Images or latents that one task encodes; what an interrupted encoder loses at most."""
+    """Images or latents that one task encodes; an interrupted encoder loses no more."""
     max_broken: int = field(default=100, metadata=NOT_IN_KEY)
-    """Images that may be unreadable, of more than 8 bits, or CMYK; they are named. With more than
-    these the run ends."""
+    """Most faulty images (unreadable, of more than 8 bits, or CMYK) that a run accepts and
+    names; with more of them it ends."""
     check_statistics: bool = field(default=True, metadata=NOT_IN_KEY)
-    """Refuse latents whose values are not what their codec gives, or their statistics say."""
+    """Refuse latents whose values do not fit their codec or their statistics."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "side", "num_classes", "resolution", "shard_size"):
@@ -223,42 +224,42 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Who computes: never changes what is reused, and a result at most by rounding."""
+    """Workers and batch sizes: never part of a key, and change results by rounding at most."""
 
     num_workers: int = 2
-    """Training workers; 1 trains in a plain task and saves the set-up of a worker group."""
+    """Training workers; 1 trains in a plain task, without the set-up of a worker group."""
     min_workers: int | None = None
-    """Elastic training: goes on with as few workers as this when nodes are lost, and grows to
-    num_workers when there is room again. None: always num_workers."""
+    """Fewest workers of elastic training, which shrinks when nodes are lost and grows again to
+    num_workers when there is room. None: always num_workers."""
     cpus_per_worker: int = 1
     """CPU threads of a training worker."""
     use_gpu: bool = False
     """One GPU for each training worker and each sampling task."""
     micro_batch: int | None = None
-    """Most images of a batch that a worker holds at once; more are accumulated. None: all.
-    Half the batch makes one and two workers agree bit for bit, on CPUs of one kind."""
+    """Most images that a worker processes at once; gradients of more are accumulated. None: all. At
+    half the batch, one and two workers agree bit for bit on CPUs of one kind."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more work, same result."""
     compile_blocks: bool = False
     """Compile the transformer's blocks (torch.compile); results change by rounding."""
     sharding: Literal["none", "fsdp"] = "none"
-    """fsdp (FSDP2): each training worker keeps a part of the state, for models that do not fit."""
+    """fsdp (FSDP2): shard the state over the training workers, for models that do not fit."""
     tf32: bool = True
     """On a GPU, round the factors of float32 products to TF32; results change by rounding."""
     save_minutes: float | None = 10.0
-    """Most minutes of training that are lost with a worker: what is trained is published as often,
-    and the one before it deleted. None: only the checkpoints of the experiment."""
+    """Minutes between states published for recovery, the most training that is lost with a worker;
+    each replaces the one before it. None: only the checkpoints of the experiment."""
     sample_tasks: int = 2
-    """Sampling and evaluation tasks at a time."""
+    """Sampling and evaluation tasks that run at once."""
     sample_batch: int = 250
     """Images that a sampling task integrates at once."""
     max_failures: int = 3
-    """Lost workers that a training survives before it gives up."""
+    """Times that workers may be lost before a training fails."""
     wait_minutes: float = 0.0
-    """How long to wait for nodes that an autoscaler, or a person, is to bring to the cluster; with
-    0, a training that asks for more than is there is refused at once."""
+    """Minutes to wait for nodes that an autoscaler or a person adds to the cluster. 0: refuse a
+    training that needs more resources than the cluster has."""
     runner: Literal["ray", "inline"] = "ray"
-    """inline: everything in this process, for debuggers; one training worker."""
+    """ray: tasks of Ray. inline: everything in this process, with one worker, for debuggers."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker", "sample_tasks", "sample_batch"):
@@ -306,25 +307,25 @@ class Experiment:
     """data -> train -> sample -> evaluate, completely specified."""
 
     name: str = field(metadata=NOT_IN_KEY)
-    """Name in the registry; labels results, changes none."""
+    """Name in the registry; a label that changes no result."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What is learnt."""
+    """Training data."""
     model: ModelConfig
-    """Architecture."""
+    """Architecture of the model."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Objective."""
+    """Training loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and weight average."""
+    """Optimizer and moving average of the weights."""
     train: TrainConfig
-    """Length, batch and seed."""
+    """Length, batch size and seed of the training."""
     guidance: Guidance = field(default_factory=Guidance)
     """Guidance of the FID curve over training (drawn beside the unguided one)."""
     ig_scales: tuple[float, ...] = ()
     """Internal guidance scales compared at the last checkpoint, beside 1 (off) and the curve's."""
     sampler: SamplerConfig
-    """Integrator."""
+    """Sampler."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Samples, features, intervals."""
+    """Number of samples, features, reference and intervals."""
     resources: Resources = field(default_factory=Resources, metadata=NOT_IN_KEY)
     """Workers and batch sizes."""
 
@@ -514,4 +515,4 @@ def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
 CODEC_FACTOR = {"none": 1, "sd-vae": 8, "va-vae": 16}
 """Codec -> pixels along one side of a latent's cell."""
 CODEC_CHANNELS = {"none": 3, "sd-vae": 4, "va-vae": 32}
-"""Codec -> channels of what the model learns."""
+"""Codec -> channels of the images or latents that the model learns."""

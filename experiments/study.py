@@ -119,22 +119,23 @@ class Study:
     name: str
     """Name of the study; the same name continues it."""
     experiment: Experiment
-    """What every trial is but for the point; its guidance is that of the FID curve."""
+    """Experiment of every trial but for the searched parameters; its guidance is that of the
+    curve."""
     space: SearchSpace = field(default_factory=SearchSpace)
-    """What varies."""
+    """Searched parameters."""
     mode: Literal["nested", "joint"] = "nested"
     """nested: each training is evaluated at several scales, refined around the best; joint: one
     scale a trial."""
     scales_per_training: int = 5
-    """nested: points for each training."""
+    """Guidance scales evaluated for each training in the nested mode."""
     startup_trainings: int = 4
-    """Trainings spread evenly over layers and weights before tpe or gp learn from them."""
+    """Trainings spread evenly over layers and weights before tpe or gp propose points."""
     sampler: Literal["tpe", "gp", "random"] = "tpe"
-    """What proposes points: multivariate TPE, a Gaussian process, or chance."""
+    """Optuna's sampler: multivariate TPE, a Gaussian process, or random search."""
     seed: int = 0
-    """Seed of the sampler: the same trials one by one give the same study, however interrupted."""
+    """Seed of the sampler: without parallel trainings, interruptions do not change the study."""
     default_trials: int = 30
-    """Points to evaluate if the command does not say."""
+    """Trials to complete unless --trials is given."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
     """When a training is given up."""
 

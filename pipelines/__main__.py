@@ -10,6 +10,7 @@ import difflib
 import logging
 import signal
 import sys
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from experiments import EXPERIMENTS
@@ -29,38 +30,42 @@ if TYPE_CHECKING:
 USAGE = f"""\
 igdit - train, sample, sweep and compare diffusion transformers with Internal Guidance
 
-  igdit run NAME [options]     run an experiment; what is in the store is not done again
-  igdit plan NAME [options]    say what is cached and what would run; changes nothing
-  igdit study NAME [options]   search layer, weight and guidance scale; the same command resumes
-  igdit table NAME [options]   one of the paper's tables ({", ".join(TABLES)}: both),
-                               published numbers beside ours; --run runs the rows that are missing,
-                               --track makes it one comparison in MLflow; without NAME the tables
-                               are listed
-  igdit report [RUN]           write a run as one HTML page that can be mailed; RUN is a NAME, the
-                               first digits of a run's key, or none for the last run
-  igdit report study NAME      the same of a study
-  igdit status [--watch]       say what runs here, how far it is and who waits for whom
+  igdit run NAME [options]     run an experiment; artifacts in the store are not built again
+  igdit plan NAME [options]    show what is cached, what would run and what it would cost
+  igdit study NAME [options]   search the auxiliary layer, its weight and the guidance scale;
+                               the same command resumes
+  igdit table NAME [options]   compare own results with a table of the paper
+                               ({", ".join(TABLES)});
+                               --run runs the missing rows, --track compares them in MLflow;
+                               without NAME: list the tables
+  igdit report [RUN]           write the report of a run as one HTML page; RUN is a NAME or the
+                               first digits of a run's key; without RUN: the last run
+  igdit report study NAME      write the report of a study as one HTML page
+  igdit status [--watch]       show the running processes, their progress and what they wait for
   igdit evaluate PATH [options]
-                               judge images that any program made: a folder of PNG files, an .npz,
-                               a folder of .npz shards
-  igdit inspect PATH           say what a checkpoint, a codec or a folder of latents is, and what
-                               would go wrong with it
-  igdit export NAME TARGET     samples of a run as an .npz of the ADM protocol or as PNG files
-  igdit store ls|gc [options]  list artifacts; collect what no experiment needs
+                               compute FID and other metrics of images from any program: a
+                               folder of PNG files, an .npz file, or a folder of .npz shards
+  igdit inspect PATH           describe a checkpoint, a codec or a folder of latents, and list
+                               its problems
+  igdit export RUN TARGET      export the samples of a run as an .npz file of the ADM protocol,
+                               or as PNG files
+  igdit store ls|gc [options]  list artifacts, or delete those that no recorded run needs
   igdit ui                     open the results in MLflow
-  igdit track rebuild          make MLflow's pages again, from the store and the studies
+  igdit track rebuild          rebuild MLflow's pages from the store and the studies
   igdit submit study NAME --address http://HEAD:8265 [options]
-                               the same on a Ray cluster, followed from here (also: submit run NAME)
+                               run a study on a Ray cluster and follow its log (also: submit run)
 
-NAME is one of {", ".join(EXPERIMENTS)}, or the experiment.json of an earlier run.
-`igdit COMMAND --help` says what a command takes, `igdit run NAME --help` lists every setting with
-its value, `igdit --version` says the version. Results lie in ./runs or $IGDIT_HOME.
+NAME is the experiment.json of an earlier run, or one of
+{fill(", ".join(EXPERIMENTS), 98, initial_indent="  ", subsequent_indent="  ")}
+
+`igdit COMMAND --help` explains a command, `igdit run NAME --help` lists every setting with its
+value, `igdit --version` prints the version. Results are kept in ./runs or $IGDIT_HOME.
 """
 REMEDY = (
     "fewer programs on this machine, --resources.micro-batch, --resources.sample-batch or "
     "--resources.sample-tasks"
 )
-"""What mends memory that ran out in the program itself."""
+"""Options that save memory, for an error about memory in this process."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,17 +157,17 @@ def _main(commands: dict[str, Callable[[list[str]], int]], arguments: list[str] 
             raise
         return code
     except KeyboardInterrupt:
-        _log_error("stopped; the same command continues from what was published")
+        _log_error("stopped; run the same command to continue from the published artifacts")
         return 130
 
 
 def _explain(error: Exception) -> int | None:
-    """Say in a line what went wrong; returns the exit code, None for what is a fault of ours."""
+    """Print an error in one line; returns the exit code, None for an error of the program."""
     if isinstance(error, ValueError | OSError | PipelineError | MissingLibraryError):
         said = explain(error) if isinstance(error, OSError) else error
         _log_error(discreet(said))
         if not isinstance(error, UsageError | PipelineError | MissingLibraryError):
-            _log_error("(IGDIT_DEBUG=1 shows where)")
+            _log_error("set IGDIT_DEBUG=1 to see the traceback")
         return 2 if isinstance(error, ValueError) else 1
     cause = ran_out_of_memory(error)
     if cause is None:
@@ -179,7 +184,7 @@ def _log_error(text: str) -> None:
 
 
 def _speak_discreetly() -> None:
-    """Log records and tracebacks are shown to others as well: in a job's log, in a mail."""
+    """Redact log records and tracebacks, which others see as well: in a job's log, in a mail."""
     handler = logging.StreamHandler()
     handler.setFormatter(DiscreetFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -187,7 +192,7 @@ def _speak_discreetly() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does: workers are let go, what is published stays."""
+    """End a run on SIGTERM as on Ctrl-C: workers are stopped, published artifacts stay."""
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""`igdit evaluate`: judge images that any program made, as our own samples are judged."""
+"""`igdit evaluate`: evaluate images of any program in the same way as own samples."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 
 def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: Console) -> int:
-    """Print the metrics of images, which are kept in the store; returns the exit code.
+    """Evaluate images, keep the results in the store and print them; returns the exit code.
 
     Raises:
-        ValueError: what is there cannot be judged; said before any work.
+        ValueError: the images cannot be evaluated; raised before any work.
     """
     from ig_core.images.folders import count_images
 
@@ -93,7 +93,7 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
 
 
 def _check_weights(evaluation: EvaluationConfig) -> None:
-    """Read the weights of an extractor now; that they are missing is said with what else is."""
+    """Read the weights of an extractor before any work; missing ones are reported later."""
     from ig_core.files.tensors import read_weights
 
     given = evaluation.extractor_weights
@@ -102,7 +102,7 @@ def _check_weights(evaluation: EvaluationConfig) -> None:
 
 
 def _check_statistics(evaluation: EvaluationConfig) -> None:
-    """Read statistics now, so that a wrong file does not show after hours of work."""
+    """Read the reference statistics now, so that a wrong file fails before hours of work."""
     from ig_core.files.npz import has_arrays
     from ig_core.metrics.extractors import FEATURE_LAYERS
     from ig_core.metrics.reference import read_reference
@@ -115,7 +115,7 @@ def _check_statistics(evaluation: EvaluationConfig) -> None:
 
 
 def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:
-    """Copy the numbers out of the store, which is a cache for these: no run leads to them."""
+    """Copy the metrics out of the store, where no run keeps them from garbage collection."""
     target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     replace_text(target, metrics.read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def _side(path: Path) -> int:
 
 
 def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
-    """An experiment of which only the evaluation matters."""
+    """Make an experiment of which only the evaluation matters."""
     reference = None if options.reference is None else str(options.reference)
     weights = None if options.weights is None else str(options.weights)
     changes: dict[str, Any] = {"groups": options.groups, "reference_resolution": side}
@@ -169,7 +169,7 @@ def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
 
 
 def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None) -> None:
-    """Compare the first images with what the extractor and the protocol take."""
+    """Compare the shape of the first images with what the extractor and the protocol take."""
     from ig_core.images.folders import read_image_batches
 
     expected = {"digits-cnn": (1, 8, 8)}.get(evaluation.extractor)
@@ -202,7 +202,7 @@ def _has_images(path: Path) -> bool:
 
 
 def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) -> list[Node]:
-    """Bring images into the store, in shards; those that are there are not read again."""
+    """Copy images into the store in shards; shards in the store are not read again."""
     from ig_core.images.sets import write_images
     from pipelines.stages.context import describe, write_experiment
 
@@ -267,43 +267,46 @@ def _build(
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How `igdit evaluate` judges a folder of PNG files, an .npz file or a set of shards."""
+    """Options of `igdit evaluate`."""
 
     reference: Path | None = None
-    """What they are compared with: an .npz of the ADM protocol (mu, sigma), images of any of the
-    kinds above, or other images (folders of JPEG and others, with class folders or without;
-    Parquet files, tars, a zip), cropped to the size of those that are judged. None: scikit-learn's
-    digits."""
+    """Reference: statistics (an .npz file of the ADM protocol with mu and sigma), images in a
+    format that PATH may have, or other images (a folder of JPEG, PNG and others with or without
+    class folders, Parquet files, tars, a zip file), which are cropped to the size of those at PATH.
+    None: scikit-learn's digits."""
     protocol: str | None = None
-    """Protocol to follow to the letter; None: the metrics of all images that there are."""
+    """Evaluation protocol to follow exactly. None: compute the metrics of all images."""
     extractor: str = "digits-cnn"
-    """Without a protocol: feature extractor, digits-cnn or inception-v3-compat."""
+    """Feature extractor if no protocol is given: digits-cnn or inception-v3-compat."""
     weights: Path | None = None
     """Weights file of inception-v3-compat."""
     num_samples: int | None = None
-    """Judge the first so many images; None: all, or as many as the protocol says."""
+    """Number of images to evaluate, from the first. None: all, or the protocol's number."""
     groups: int = 50
-    """Groups of the jackknife behind the intervals."""
+    """Groups of the jackknife that gives the confidence intervals."""
     in_order: bool = False
     """Any run of the images is a fair sample of all, as rows in the order of their drawing are.
     Otherwise they are shuffled, as files that are sorted by class must be."""
     resources: Resources = field(default_factory=Resources)
-    """Workers."""
+    """Workers and batch sizes."""
 
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """What `igdit evaluate` takes."""
+    """Options of `igdit evaluate`."""
 
     options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]
 
 
 def evaluate_command(arguments: list[str]) -> int:
-    """`igdit evaluate`."""
+    """Run `igdit evaluate`."""
     if asks_for_help(arguments):
         arguments = ["PATH", *arguments]
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError("igdit evaluate needs images: a folder of PNG files or an .npz file")
+        raise UsageError(
+            "igdit evaluate needs a path: a folder of PNG files, an .npz file, or a folder of "
+            ".npz shards"
+        )
     path, *rest = arguments
     one = replace(EvaluateOptions().resources, num_workers=1)
     default = EvaluateCommand(EvaluateOptions(resources=one))

@@ -1,4 +1,4 @@
-"""Help of the commands that need a word before their options, and the program's version."""
+"""Help of commands that need a word before their options, and the program's version."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ HELP = ("-h", "--help")
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether the first word after a command asks what the command takes."""
+    """Return whether the first word after a command asks for help."""
     return bool(arguments) and arguments[0] in HELP
 
 
 def help_of(command: str) -> str:
-    """Say what a command takes that was given without the word that it needs."""
+    """Return the help of a command that was given without the word that it needs."""
     return HELP_TEXTS[command]().rstrip()
 
 
 def program_version() -> str:
-    """Name the version of the installed package."""
+    """Return the version of the installed package."""
     try:
         return f"igdit {version('igdit')}"
     except PackageNotFoundError:
@@ -32,7 +32,7 @@ def program_version() -> str:
 
 
 def _names(table: Mapping[str, Callable[..., object]]) -> str:
-    """Names with the first lines of what they build."""
+    """Format names with the first line of the docstring of what they build."""
     return "\n".join(
         f"  {name:<24}{(make.__doc__ or '').strip().splitlines()[0]}"
         for name, make in table.items()
@@ -43,13 +43,13 @@ def _run() -> str:
     return f"""\
 usage: igdit run NAME [options]
 
-Run an experiment: what is in the store is not done again, so that the same command continues what
-was interrupted, and of a finished experiment prints the results.
+Run an experiment. Artifacts that are in the store are not built again: the same command continues
+an interrupted run, and prints the results of a finished one.
 
 NAME is the experiment.json of an earlier run, or one of
 {_names(EXPERIMENTS)}
 
-options: every setting of the experiment, and --rebuild. `igdit run NAME --help` lists them with
+options: --rebuild and every setting of the experiment; `igdit run NAME --help` lists them with
 their values.
 """
 
@@ -58,13 +58,13 @@ def _plan() -> str:
     return f"""\
 usage: igdit plan NAME [options]
 
-Say what of an experiment is in the store, what would run, and what that is going to take. Changes
-nothing.
+Show which artifacts of an experiment are cached, what would run, and what it would cost. Nothing is
+changed.
 
 NAME is the experiment.json of an earlier run, or one of
 {_names(EXPERIMENTS)}
 
-options: those of `igdit run`, --assume-tflops and --assume-utilisation. `igdit plan NAME --help`
+options: those of `igdit run`, --assume-tflops and --assume-utilisation; `igdit plan NAME --help`
 lists them with their values.
 """
 
@@ -73,13 +73,14 @@ def _study() -> str:
     return f"""\
 usage: igdit study NAME [options]
 
-Search the auxiliary layer, the auxiliary weight and the guidance scale. The same command resumes.
+Search the auxiliary layer, its loss weight and the internal guidance scale. The same command
+resumes an interrupted study.
 
 NAME is one of
 {_names(STUDIES)}
 
-options: --trials, --parallel, --hours and others, and every setting of the study. `igdit study NAME
---help` lists them with their values.
+options: --trials, --parallel, --hours and others, and every setting of the study;
+`igdit study NAME --help` lists them with their values.
 """
 
 
@@ -89,10 +90,11 @@ usage: igdit report [RUN]
        igdit report NAME [options]
        igdit report study NAME [--storage URL]
 
-Write a run or a study as one HTML page that can be mailed; the page's path is printed.
+Write the report of a run or a study as one self-contained HTML page, and print its path.
 
 RUN is the name of an experiment or the first digits of a run's key (`igdit store ls` lists them);
-without it the last run is taken. With options, those of `igdit run`, it is that very experiment.
+without it the last run is reported. Options are those of `igdit run`: they select the run with
+exactly these settings.
 """
 
 
@@ -100,8 +102,8 @@ def _inspect() -> str:
     return """\
 usage: igdit inspect PATH
 
-Say what lies at PATH, and what would go wrong with it: a checkpoint (SiT, LightningDiT, REPA), a
-codec (SD-VAE, VA-VAE), or a folder of latents. Exit code 1 if something would.
+Describe what is at PATH - a checkpoint (SiT, LightningDiT, REPA), a codec (SD-VAE, VA-VAE) or a
+folder of latents - and list its problems. The exit code is 1 if there are problems.
 """
 
 
@@ -110,9 +112,9 @@ def _store() -> str:
 usage: igdit store ls
        igdit store gc [options]
 
-  ls    List recorded runs, and what the store holds of each kind.
-  gc    Say what no recorded run needs; with --delete, delete it. --forget KEY drops the record of a
-        run. `igdit store gc --help` lists its options.
+  ls    List the recorded runs, and the artifacts of each kind.
+  gc    List the artifacts that no recorded run needs; --delete deletes them, --forget KEY deletes
+        the record of a run first. `igdit store gc --help` lists its options.
 """
 
 
@@ -120,8 +122,8 @@ def _track() -> str:
     return """\
 usage: igdit track rebuild [--storage URL]
 
-Make MLflow's pages again, from the store and the studies' database, also on an empty server. Doing
-it again changes nothing. `igdit track rebuild --help` lists its options.
+Rebuild MLflow's pages from the store and the studies' database; the server may be empty. Repeating
+the command changes nothing. `igdit track rebuild --help` lists its options.
 """
 
 
@@ -129,11 +131,11 @@ def _table() -> str:
     return """\
 usage: igdit table NAME [options]
 
-Show one of the paper's tables, published numbers beside what was measured here. With --run the rows
-that are missing are run.
+Compare a table of the paper with own results, row by row. --run runs the rows that are missing.
 
-options: --run, --rows and files that rows need. `igdit table NAME --help` lists them.
-NAME is one of these:
+options: --run, --track, --rows and the files that rows need; `igdit table NAME --help` lists them.
+
+NAME is one of
 """
 
 

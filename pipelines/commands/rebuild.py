@@ -1,4 +1,4 @@
-"""`igdit track rebuild`: MLflow's pages again, from the store and the studies' database."""
+"""`igdit track rebuild`: rebuild MLflow's pages from the store and the studies' database."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CONFIRMED = ("confirmed.parquet", "fid_confirmed.png")
 
 
 def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
-    """Bring every page up to date, in an empty server too; doing it again changes nothing.
+    """Bring every page up to date, on an empty server as well; repeating it changes nothing.
 
     Args:
         home: Whose results.
@@ -88,15 +88,15 @@ def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
                 log(name)
             except ArtifactError as error:
                 left += 1
-                log(discreet(f"{name}: left as it is, {error}"))
+                log(discreet(f"{name}: not updated: {error}"))
             except TrackingError as error:
                 # Of a server that is gone the others need not be tried.
                 _reached(home, tracker.client.search_experiments)
                 left += 1
-                log(f"{name}: left as it is, {error}")
+                log(f"{name}: not updated: {error}")
     log(
-        f"MLflow at {discreet(home.tracking_uri)} shows {len(work) - left} of {len(work)} "
-        f"experiments, studies and tables as they are in the store."
+        f"MLflow at {discreet(home.tracking_uri)} is up to date for {len(work) - left} of "
+        f"{len(work)} experiments, studies and tables."
     )
     return 1 if left else 0
 
@@ -204,14 +204,14 @@ def _show_table(
 
 @dataclass(frozen=True)
 class TrackOptions:
-    """What `igdit track rebuild` takes."""
+    """Options of `igdit track rebuild`."""
 
     storage: str | None = None
-    """Database of the studies (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
+    """Database of the studies (SQLAlchemy URL). None: IGDIT_STUDY_STORAGE, else study.db."""
 
 
 def track_command(arguments: list[str]) -> int:
-    """`igdit track rebuild`."""
+    """Run `igdit track rebuild`."""
     if asks_for_help(arguments):
         log(make_console(), help_of("track"))
         return 0

@@ -192,14 +192,14 @@ def _chosen(graph: Graph, point: Point) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class StudyReportOptions:
-    """What `igdit report study NAME` takes."""
+    """Options of `igdit report study`."""
 
     storage: str | None = None
-    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
+    """Database of the study (SQLAlchemy URL). None: IGDIT_STUDY_STORAGE, else study.db."""
 
 
 def report_command(arguments: list[str]) -> int:
-    """`igdit report`."""
+    """Run `igdit report`."""
     if asks_for_help(arguments):
         log(make_console(), help_of("report"))
         return 0
@@ -223,22 +223,22 @@ def report_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `igdit export` takes."""
+    """Options of `igdit export`."""
 
     ig_scale: float | None = None
-    """Internal guidance scale; None: the experiment's own."""
+    """Internal guidance scale of the samples. None: the experiment's own."""
     holdout: bool = False
-    """Samples on noise that had no part in choosing a guidance; without --ig-scale the chosen."""
+    """Export the samples of the holdout noise; without --ig-scale those of the chosen scale."""
 
 
 def export_command(arguments: list[str]) -> int:
-    """`igdit export`."""
+    """Run `igdit export`."""
     if asks_for_help(arguments[:1]) or asks_for_help(arguments[1:2]):
         arguments = ["RUN", "TARGET", "--help"]
     if len(arguments) < 2 or any(word.startswith("-") for word in arguments[:2]):
         raise UsageError(
             "igdit export needs a run (a name, or the first digits of its key) and a "
-            "target (NAME.npz, or a folder for PNG files)"
+            "target (FILE.npz, or a folder for PNG files)"
         )
     word, target, *rest = arguments
     options = parse_options(ExportOptions, rest, f"igdit export {word} {target}")
@@ -246,5 +246,5 @@ def export_command(arguments: list[str]) -> int:
     exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
     run = find_run(home, word, exact)
     count = export_samples(home, run, Path(target), options.ig_scale, holdout=options.holdout)
-    log(make_console(), f"{count:,} images: {target}")
+    log(make_console(), f"Exported {count:,} images to {target}")
     return 0

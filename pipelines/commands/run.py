@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 def run_experiment(
     experiment: Experiment, home: Home, console: Console, *, rebuild: bool = False
 ) -> int:
-    """Run what is missing, then report and track; returns the exit code.
+    """Build what is missing, then report and track the results; returns the exit code.
 
     Raises:
         ArtifactError: an artifact that is needed is damaged (and `rebuild` was not asked for).
@@ -67,7 +67,7 @@ def run_experiment(
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
-            log(console, f"set aside damaged {node.ref}")
+            log(console, f"quarantined damaged {node.ref}")
         targets = (*collect(store, graph).targets, *aside)
         plan = make_plan(store, targets)
         works = _has_work(plan, store, graph)
@@ -98,14 +98,14 @@ def run_experiment(
 def measure_guidances(
     experiment: Experiment, wanted: Iterable[Guidance], home: Home, console: Console
 ) -> None:
-    """Build no more than the last checkpoint's numbers under some guidances.
+    """Measure the last checkpoint under some guidances, and nothing else.
 
     Args:
-        experiment: What is measured.
+        experiment: The experiment to measure.
         wanted: Guidances of the experiment. If all of them are, the best is then measured on
             holdout noise.
-        home: Where results lie.
-        console: Where progress goes.
+        home: Where to store results.
+        console: Where to show progress.
 
     Raises:
         ArtifactError: an artifact that is needed is damaged.
@@ -135,7 +135,7 @@ def measure_guidances(
 
 
 def _has_work(plan: Plan, store: Store, graph: Graph) -> bool:
-    """Whether this command does anything, so that its times are those of the run."""
+    """Return whether this command has work to do: then its times are those of the run."""
     times = command_times(store, graph.run_key)
     return bool(plan.missing) or times.started_ms is None or times.is_open
 
@@ -143,7 +143,7 @@ def _has_work(plan: Plan, store: Store, graph: Graph) -> bool:
 def _execute(
     graph: Graph, targets: Sequence[Node], home: Home, console: Console, activity: Activity
 ) -> Results:
-    """Build the targets, then the guidance with the lowest FID on holdout noise."""
+    """Build the targets, then measure the guidance with the lowest FID on holdout noise."""
     from pipelines.tracking.background import BackgroundSync
     from pipelines.tracking.client import MlflowTracker
 
@@ -161,7 +161,7 @@ def _execute(
 
             def start_runner() -> Runner:
                 where = describe_runner(experiment.resources)
-                activity.update(phase="at work", where=where)
+                activity.update(phase="running", where=where)
                 display.log(f"start     {where}")
                 return session.runner()
 
@@ -183,7 +183,7 @@ def _execute(
 
 
 def _all_missing(graph: Graph, targets: Iterable[Node], store: Store) -> dict[Node, None]:
-    """All that is to be built; the guidance that will be chosen is not known, and costs as any."""
+    """Return all that is to be built; any guidance stands in for the one that will be chosen."""
     missing = dict.fromkeys(make_plan(store, targets).missing)
     final = {point.evaluate for point in graph.final.values()}
     if final <= set(targets) and final & missing.keys():
@@ -194,7 +194,7 @@ def _all_missing(graph: Graph, targets: Iterable[Node], store: Store) -> dict[No
 
 
 def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:
-    """Show in MLflow that the command is over; being unable to is said, and loses nothing."""
+    """Bring MLflow up to date at the end; a failure is logged and loses nothing."""
     from pipelines.tracking.client import MlflowTracker
 
     try:
@@ -215,7 +215,7 @@ def _print_end(console: Console, report: Path, where: str | None, seconds: float
 
 
 def _command() -> str:
-    """How this program is called from here: by name if a shell would find it."""
+    """Return how to call this program from here: by name if a shell finds it."""
     if shutil.which("igdit"):
         return "igdit"
     script = Path(sys.executable).with_name("igdit")
@@ -226,11 +226,11 @@ def _command() -> str:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `igdit run` and `igdit plan` take."""
+    """Options of `igdit run` and `igdit plan`."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     rebuild: bool = False
-    """Check every artifact of the experiment, set damaged ones aside and build them again."""
+    """Check every artifact of the experiment, quarantine damaged ones and build them again."""
 
 
 Options = TypeVar("Options", bound=RunOptions)
@@ -238,13 +238,13 @@ Options = TypeVar("Options", bound=RunOptions)
 
 @dataclass(frozen=True)
 class PlanOptions(RunOptions):
-    """What `igdit plan` takes besides."""
+    """Options of `igdit plan`."""
 
     assume_tflops: float | None = None
-    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work that nothing comparable was measured of
-    (half of it in TF32, a sixteenth in float32); None: 312, an A100, and nothing for CPUs."""
+    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work of which nothing comparable was measured
+    (TF32 has half of it, float32 a sixteenth). None: 312, an A100; for CPUs no estimate."""
     assume_utilisation: float = 0.3
-    """Part of that peak that is taken to be reached."""
+    """Share of the peak that is assumed to be reached."""
 
 
 def _options(arguments: list[str], command: str, kind: type[Options]) -> Options:
@@ -265,7 +265,7 @@ def _options(arguments: list[str], command: str, kind: type[Options]) -> Options
 
 
 def _named(name: str) -> Experiment:
-    """The experiment of that name, or of that file."""
+    """Return the experiment of a name or of a JSON file."""
     if not name.endswith(".json"):
         return get_experiment(name)
     path = Path(name)
@@ -275,14 +275,14 @@ def _named(name: str) -> Experiment:
 
 
 def run_command(arguments: list[str]) -> int:
-    """`igdit run`."""
+    """Run `igdit run`."""
     options = _options(arguments, "run", RunOptions)
     console = make_console()
     return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
 
 
 def plan_command(arguments: list[str]) -> int:
-    """`igdit plan`."""
+    """Run `igdit plan`."""
     from pipelines.console.plan import print_costs, print_plan
     from pipelines.execution.machine import require_cores
     from pipelines.results.costs import Assumption
@@ -302,5 +302,5 @@ def plan_command(arguments: list[str]) -> int:
 
 
 def parse_run(arguments: list[str]) -> Experiment:
-    """The experiment that the words after `igdit run` mean."""
+    """Parse the words after `igdit run`."""
     return _options(arguments, "run", RunOptions).experiment

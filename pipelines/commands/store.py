@@ -1,4 +1,4 @@
-"""Commands of `igdit` that look at results, or judge what others made."""
+"""Commands of `igdit` that read results, or evaluate images of other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.store.home import Home
 
 
 def inspect_command(arguments: list[str]) -> int:
-    """`igdit inspect`."""
+    """Run `igdit inspect`."""
     from pipelines.inspection.checkpoint import inspect
 
     if set(HELP) & set(arguments):
@@ -30,12 +30,12 @@ def inspect_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class StatusOptions:
-    """What `igdit status` takes."""
+    """Options of `igdit status`."""
 
     watch: bool = False
-    """Keep it on the screen until Ctrl-C."""
+    """Refresh the status until Ctrl-C."""
     every: float = 1.0
-    """Seconds between looks, with --watch."""
+    """Seconds between two refreshes with --watch."""
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.every < float("inf"):
@@ -43,7 +43,7 @@ class StatusOptions:
 
 
 def status_command(arguments: list[str]) -> int:
-    """`igdit status`."""
+    """Run `igdit status`."""
     from pipelines.console.status import view, watch_status
     from pipelines.status.read import read_status
 
@@ -59,7 +59,7 @@ def status_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """What `igdit store ls` takes: nothing."""
+    """Options of `igdit store ls`: none."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class CollectOptions:
     """What `igdit store gc` takes."""
 
     forget: tuple[str, ...] = ()
-    """Recorded runs (the first digits of their key) whose artifacts are not kept any more."""
+    """First digits of the keys of recorded runs to forget: their artifacts are not kept."""
     delete: bool = False
-    """Delete; without it the command only says what would go."""
+    """Delete the artifacts. Without it the command only lists them."""
 
 
 def store_command(arguments: list[str]) -> int:
-    """`igdit store ls` and `igdit store gc`."""
+    """Run `igdit store ls` and `igdit store gc`."""
     from pipelines.console.results import print_garbage, print_store
     from pipelines.graph.garbage import collect_garbage, find_garbage
 
@@ -95,14 +95,14 @@ def store_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class UiOptions:
-    """What `igdit ui` takes."""
+    """Options of `igdit ui`."""
 
     port: int = 5000
-    """Port on loopback."""
+    """Port of the server, on loopback."""
 
 
 def ui_command(arguments: list[str]) -> int:
-    """`igdit ui`."""
+    """Run `igdit ui`."""
     from pipelines.tracking.ui import serve_ui
 
     options = parse_options(UiOptions, arguments, "igdit ui")

@@ -1,4 +1,4 @@
-"""`igdit study`: start or resume a study, then say what was found."""
+"""`igdit study`: start or resume a study, then report its findings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 
 def run_study(study: Study, options: StudyOptions, home: Home, console: Console) -> int:
-    """Work on a study until its budget is spent, then say what was found; returns the exit code.
+    """Work on a study until its budget is spent, then report; returns the exit code.
 
     Raises:
         ValueError: the storage cannot be used, or holds another study of that name.
@@ -87,7 +87,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             try:
                 _work(book, home, budget, options.parallel, console, activity)
             except PipelineError:
-                log(console, "Stopped by an error (below). Found so far:")
+                log(console, "The study stopped at the error below. Findings so far:")
                 print_findings(findings(study, book.last_seen, {}, store), console)
                 raise
             found = findings(study, book.trials(), book.importances(), store)
@@ -109,14 +109,14 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
 
 
 def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console) -> Budget | None:
-    """What there is to do; None: it is too much for the person who was asked."""
+    """Return the budget of this command; None if the person who was asked declined it."""
     study, trials = book.study, book.trials()
     wanted = options.wanted(study, trials, book.goal(0))
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
     complete = sum(trial.state == "COMPLETE" for trial in trials)
     log(
         console,
-        f"Study {study.name}: {wanted} trials in all, {complete} are complete",
+        f"Study {study.name}: {complete} of {wanted} trials are complete",
     )
     print_forecast(cost, console)
     if not _agreed(cost, options, console):
@@ -126,14 +126,14 @@ def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console
 
 
 def _has_work(book: StudyBook, budget: Budget) -> bool:
-    """Whether this command does anything, so that its times are those of the study's run."""
+    """Return whether this command has work to do: then its times are those of the study."""
     times = command_times(book.store, book.identity)
     complete = sum(trial.state == "COMPLETE" for trial in book.trials())
     return complete < budget.trials or times.started_ms is None or times.is_open
 
 
 def _is_over(found: Findings, budget: Budget) -> bool:
-    """Whether the study has what was asked for: then its answer is worth measuring."""
+    """Return whether the study reached its goal, so that its best point is to be measured."""
     reached = (
         budget.target_fid is not None
         and found.best is not None
@@ -144,17 +144,17 @@ def _is_over(found: Findings, budget: Budget) -> bool:
 
 def _why_unfinished(found: Findings, budget: Budget) -> str:
     complete = sum(t.state == "COMPLETE" for t in found.trials)
-    why = "the hours are spent" if budget.hours is not None else "no new point is left in the space"
+    why = "the hours are spent" if budget.hours is not None else "the space has no new point"
     return (
         f"{complete} of {budget.trials} trials are complete: {why}. The best point is measured "
-        f"on holdout noise, and confirmed, when all are."
+        f"on holdout noise, and confirmed, when all trials are complete."
     )
 
 
 def _with_holdout(
     found: Findings, home: Home, log: Callable[[str], None], activity: Activity
 ) -> Findings:
-    """The findings with the best point measured on noise that had no part in the choice."""
+    """Return the findings with the best point measured on holdout noise."""
     if found.best is None or found.holdout is not None:
         return found
     graph, chosen = holdout_of(found.study, found.best)
@@ -177,7 +177,7 @@ def _with_holdout(
 def _report(
     found: Findings, options: StudyOptions, home: Home, console: Console, activity: Activity
 ) -> list[Path]:
-    """Say what was found, confirm it if that is asked for, and write it all down."""
+    """Print the findings, confirm them if asked to, and write the report."""
     print_findings(found, console)
     directory = home.study_folder(found.study.name)
     files = write_findings(found, directory)
@@ -195,7 +195,7 @@ def _report(
         print_confirmation(summarise(confirmed), console)
         files = write_findings(found, directory, confirmed)
     files.append(write_study_page(found, home.store, directory))
-    log(console, f"Table and plots: {directory}\nAll of it in one page: {files[-1]}")
+    log(console, f"Table and plots:     {directory}\nReport, as one page: {files[-1]}")
     return files
 
 
@@ -207,7 +207,7 @@ def _work(
     console: Console,
     activity: Activity,
 ) -> None:
-    """Drive the study, with MLflow and `igdit status` following in the background."""
+    """Run the study; MLflow and the state for `igdit status` follow in the background."""
     from pipelines.tracking.background import BackgroundSync
 
     def sync() -> None:
@@ -233,7 +233,7 @@ def _work(
         background.request()
 
     at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
-    activity.update(phase="at work", where=describe_runner(book.study.experiment.resources))
+    activity.update(phase="running", where=describe_runner(book.study.experiment.resources))
     session = RunnerSession(WORK, book.study.experiment.resources, home.scratch, parallel)
     background = BackgroundSync(sync)
     try:
@@ -252,7 +252,7 @@ def _tracker(study: Study, identity: str, home: Home) -> StudyTracker:
 
 
 def _track(found: Findings, identity: str, files: list[Path], home: Home, console: Console) -> None:
-    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    """Bring MLflow up to date; a failure is logged and loses nothing."""
     try:
         page = _tracker(found.study, identity, home).sync(found.trials, files, finished=True)
         log(console, where_to_compare(home.tracking_uri, page, "this study"))
@@ -261,39 +261,39 @@ def _track(found: Findings, identity: str, files: list[Path], home: Home, consol
 
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
-    """Whether to go on; asks a person if it becomes expensive."""
+    """Return whether to start; asks a person if the study is expensive."""
     if options.yes or cost.hours is None or cost.hours <= options.ask_above:
         return True
     if not console.is_terminal:
         raise ValueError(
-            f"the study is to take {number(cost.hours, separator=',')} worker-hours, more than "
-            f"--ask-above {options.ask_above:g}: add --yes to start it"
+            f"the study is estimated to take {number(cost.hours, separator=',')} worker-hours, "
+            f"more than --ask-above {options.ask_above:g}: add --yes to start it"
         )
     return ask(console, f"Spend {number(cost.hours, separator=',')} worker-hours?")
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """How `igdit study` goes about it; changes no result."""
+    """Options of `igdit study` that change no result."""
 
     trials: str | None = None
-    """Completed trials wanted in all, or +N for N more than were asked for before; None: as many as
-    were asked for, at first the study's number."""
+    """Trials to complete in all, or +N for N more than the last command asked for. None: as many as
+    the last command asked for, at first the study's default."""
     parallel: int | None = None
-    """Trainings at a time; None: as many as this machine has cores for."""
+    """Trainings that run at once. None: as many as there are cores for."""
     storage: str | None = None
-    """Database of the study (SQLAlchemy URL); None: that of IGDIT_STUDY_STORAGE, or study.db."""
+    """Database of the study (SQLAlchemy URL). None: IGDIT_STUDY_STORAGE, else study.db."""
     hours: float | None = None
-    """Begin nothing new after so many hours."""
+    """Start no new training after this many hours of the command."""
     target_fid: float | None = None
-    """Begin nothing new once a trial is as good."""
+    """Start no new training once a trial reaches this FID."""
     confirm_seeds: int = 0
-    """Afterwards train the best point of each layer, and the model without auxiliary loss, from so
-    many other seeds (at least 2 give intervals)."""
+    """Number of other seeds (at least 2) from which to train, at the end, the best point of each
+    layer and the model without auxiliary loss."""
     ask_above: float = 1.0
-    """Ask before work of more worker-hours than this, where it can be foreseen."""
+    """Ask before a study that is estimated to take more worker-hours than this."""
     yes: bool = False
-    """Ask nothing."""
+    """Start without asking."""
 
     def __post_init__(self) -> None:
         if self.trials is not None:
@@ -314,7 +314,7 @@ class StudyOptions:
             raise ValueError(f"ask_above must be at least 0, but got {self.ask_above}")
 
     def wanted(self, study: Study, trials: Sequence[Trial], goal: int = 0) -> int:
-        """Completed trials that there are to be.
+        """Return the number of trials that are to be complete.
 
         Args:
             study: The study.
@@ -332,20 +332,20 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class StudyCommand:
-    """What `igdit study` takes."""
+    """Options of `igdit study`."""
 
     study: Annotated[Study, tyro.conf.arg(name="")]
     options: Annotated[StudyOptions, tyro.conf.arg(name="")]
 
 
 def study_command(arguments: list[str]) -> int:
-    """`igdit study`."""
+    """Run `igdit study`."""
     command = parse_study(arguments)
     return run_study(command.study, command.options, Home.default(), make_console())
 
 
 def parse_study(arguments: list[str]) -> StudyCommand:
-    """What the words after `igdit study` mean."""
+    """Parse the words after `igdit study`."""
     if asks_for_help(arguments):
         log(make_console(), help_of("study"))
         raise SystemExit(0)

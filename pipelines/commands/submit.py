@@ -1,4 +1,4 @@
-"""`igdit submit`: the same commands, as jobs of a cluster."""
+"""`igdit submit`: run a command as a job of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """What `igdit submit` takes besides the command that it sends."""
+    """Options of `igdit submit`, beside those of the command that it submits."""
 
     address: str | None = None
-    """The cluster's dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if
-    that is one."""
+    """Address of the cluster's dashboard, http://HOST:8265. None: RAY_API_SERVER_ADDRESS, or
+    RAY_ADDRESS if it starts with http."""
     detach: bool = False
-    """Send the job and do not wait for it."""
+    """Submit the job and do not follow its log."""
     dry_run: bool = False
-    """Say what would be sent, and send nothing."""
+    """Print what would be submitted, and submit nothing."""
     again: bool = False
-    """Send another attempt though one is running."""
+    """Submit another attempt even if one is running."""
     shared: bool = False
-    """Folders and files that addresses name are seen by all nodes under the same path."""
+    """Confirm that all nodes see the named folders and files under the same path."""
     python: str = "python"
-    """The interpreter on the nodes; an absolute path is safest."""
+    """Python interpreter on the nodes; an absolute path is safest."""
     working_dir: Path | None = None
-    """Folder to upload; None: the project's, found from here upwards."""
+    """Folder to upload. None: the project's folder, searched from here upwards."""
     secrets: str | None = None
-    """File of secrets on the nodes; None: what IGDIT_SECRETS says."""
+    """File of secrets on the nodes. None: IGDIT_SECRETS."""
     env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUE for the job's environment, nothing secret; may be given several times."""
+    """NAME=VALUE for the job's environment, not for secrets; may be given several times."""
 
 
 FLAGS = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.type == "bool")
@@ -75,7 +75,7 @@ def submit_command(
     parse_study: Callable[[list[str]], StudyCommand],
     parse_run: Callable[[list[str]], Experiment],
 ) -> int:
-    """`igdit submit`; the commands that it sends are parsed by their own parsers."""
+    """Run `igdit submit`; the parsers of the submitted commands are passed in."""
     from pipelines.submit.client import submit
 
     ours, words = split_words(arguments)
@@ -138,7 +138,7 @@ def submit_command(
 
 
 def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
-    """Key of the run that a job will do: its own where every file that it names lies here.
+    """Return the key of the run that a job will do: its own if every file it names lies here.
 
     What this machine cannot read counts by its path.
     """
@@ -147,7 +147,7 @@ def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The options of `submit`, wherever they stand, and all other words.
+    """Split the words into options of `submit`, wherever they stand, and all others.
 
     After `--` nothing is ours.
     """
@@ -171,7 +171,7 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _what_is_needed(words: Sequence[str]) -> str:
     text = (
-        f"igdit submit needs what to send: study NAME ({', '.join(STUDIES)}) or run NAME "
+        f"igdit submit needs a command: study NAME ({', '.join(STUDIES)}) or run NAME "
         f"({', '.join(EXPERIMENTS)})"
     )
     if not words:
@@ -183,7 +183,11 @@ def _what_is_needed(words: Sequence[str]) -> str:
 
 
 def _address(options: SubmitOptions) -> str:
-    """The dashboard's address."""
+    """Return the dashboard's address from the option or the environment.
+
+    Raises:
+        UsageError: it is missing, malformed or holds a password.
+    """
     given, name = options.address, "--address"
     if given is None:
         found = dashboard_address()
@@ -207,7 +211,7 @@ def _address(options: SubmitOptions) -> str:
 
 
 def _uploaded(words: list[str], root: Path) -> list[str]:
-    """The words with an experiment's file named as the job sees it, in the folder it starts in."""
+    """Return the words with the experiment's file relative to the folder that is uploaded."""
     if not words or not words[0].endswith(".json"):
         return words
     path = Path(words[0]).absolute()
@@ -220,16 +224,20 @@ def _uploaded(words: list[str], root: Path) -> list[str]:
 
 
 def _agreed(submission: Submission, ask_above: float, console: Console) -> Submission:
-    """The submission of which a person said that it may cost what it costs."""
+    """Ask whether the study may exceed --ask-above; returns the submission with --yes added.
+
+    Raises:
+        UsageError: nobody can be asked, or the answer is no.
+    """
     if not console.is_terminal or not sys.stdin.isatty():
         raise UsageError(
             f"study {submission.name} may take more than --ask-above {ask_above:g} worker-hours, "
-            f"and nobody can be asked on the cluster: add --yes"
+            f"and nobody can be asked on the cluster: add --yes to allow it"
         )
     question = (
         f"Nobody can be asked on the cluster. May study {submission.name} take more than "
         f"{ask_above:g} worker-hours?"
     )
     if not ask(console, question):
-        raise UsageError("nothing was sent")
+        raise UsageError("nothing was submitted")
     return dataclasses.replace(submission, words=(*submission.words, "--yes"))

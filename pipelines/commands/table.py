@@ -42,7 +42,7 @@ OPTIONS = {
 
 
 def show_table(name: str, options: TableOptions, home: Home, console: Console) -> int:
-    """Run what is asked for, then print the table and track it if asked; returns the exit code.
+    """Run rows if asked to, then print the table and track it if asked to; returns the exit code.
 
     Raises:
         ValueError: there is no such table or row, or a file is not named that a run needs.
@@ -72,7 +72,7 @@ def show_table(name: str, options: TableOptions, home: Home, console: Console) -
 def _candidates(
     given: dict[str, Experiment], files: dict[str, str], store: Store
 ) -> dict[str, list[Experiment]]:
-    """Row -> runs that were named for it in any table; a file that is named now replaces them."""
+    """Return row -> runs that any table named for it; a file that is named now replaces them."""
     found: dict[str, list[Experiment]] = {}
     for named in shown_tables(store).values() if store.exists() else ():
         for row, runs in named.items():
@@ -84,7 +84,7 @@ def _candidates(
 
 
 def _rows(name: str, options: TableOptions) -> list[TableRow]:
-    """The rows that are asked for."""
+    """Return the rows that the options select."""
     if name not in TABLES:
         raise ValueError(f"table must be one of {', '.join(TABLES)}, but got {name!r}")
     rows = list(TABLES[name]())
@@ -96,7 +96,7 @@ def _rows(name: str, options: TableOptions) -> list[TableRow]:
 
 
 def _checkpoints(rows: Sequence[TableRow], options: TableOptions) -> dict[str, str]:
-    """Row -> the published checkpoint that is named for it."""
+    """Parse --from-checkpoint: row -> published checkpoint."""
     names = [row.name for row in rows if row.experiment is not None]
     files: dict[str, str] = {}
     for entry in options.from_checkpoint:
@@ -118,7 +118,7 @@ def _checkpoints(rows: Sequence[TableRow], options: TableOptions) -> dict[str, s
 def _given(
     rows: Sequence[TableRow], files: dict[str, str], options: TableOptions
 ) -> dict[str, Experiment]:
-    """Row -> its experiment with the files that the options name, pinned as far as they go."""
+    """Return row -> its experiment with the files of the options, resolved if they are named."""
     found = {}
     for row in rows:
         if row.experiment is not None:
@@ -151,7 +151,7 @@ def _run(
     home: Home,
     console: Console,
 ) -> None:
-    """Measure what rows lack, and no more: rows of one experiment together."""
+    """Measure the missing rows, those of one experiment together."""
     from pipelines.commands.run import measure_guidances
 
     todo = [
@@ -168,8 +168,7 @@ def _run(
     if missing:
         named = "; ".join(f"{option} PATH: {what}" for option, what in missing.items())
         raise ValueError(
-            f"the rows {', '.join(row.name for row in todo)} need files that are not "
-            f"named yet: {named}"
+            f"the rows {', '.join(row.name for row in todo)} need files that are not named: {named}"
         )
     together: dict[str, list[TableRow]] = {}
     for row in todo:
@@ -184,7 +183,7 @@ def _run(
 
 
 def _track(name: str, lines: Sequence[TableLine], path: Path, home: Home, console: Console) -> None:
-    """Bring MLflow up to date; being unable to is said, and loses nothing."""
+    """Bring MLflow up to date; a failure is logged and loses nothing."""
     from pipelines.tracking.client import MlflowTracker
     from pipelines.tracking.table import track_table
 
@@ -199,35 +198,35 @@ def _track(name: str, lines: Sequence[TableLine], path: Path, home: Home, consol
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What `igdit table` takes."""
+    """Options of `igdit table`."""
 
     run: bool = False
-    """Run the rows that are not measured yet, and track the table; without it the table shows what
-    is there, and changes nothing in MLflow."""
+    """Run the rows that are not measured yet, and track the table in MLflow. Without it the table
+    shows what is measured, and MLflow is not changed."""
     track: bool = False
-    """Make the table one comparison in MLflow, from what is there."""
+    """Track the table as one comparison in MLflow, without running anything."""
     rows: tuple[str, ...] = ()
-    """Run and print these rows only; none: all. The CSV file and the comparison have them all."""
+    """Rows to run and print; none: all. The CSV file and the comparison always hold all rows."""
     from_checkpoint: tuple[str, ...] = ()
-    """ROW=FILE: the published checkpoint that stands for the training of a row; may be repeated."""
+    """ROW=FILE: published checkpoint that replaces the training of a row; several may be given."""
     sd_latents: str | None = None
-    """SD-VAE latents, for the rows of SiT."""
+    """Folder of SD-VAE latents, for the rows of SiT."""
     sd_vae: str | None = None
     """Weights of SD-VAE."""
     va_latents: str | None = None
-    """VA-VAE latents, for the rows of LightningDiT."""
+    """Folder of VA-VAE latents, for the rows of LightningDiT."""
     va_vae: str | None = None
     """Weights of VA-VAE."""
     extractor_weights: str | None = None
-    """Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)."""
+    """Weights of the Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)."""
     reference: str | None = None
-    """VIRTUAL_imagenet256_labeled.npz."""
+    """ADM's reference for ImageNet 256 x 256 (VIRTUAL_imagenet256_labeled.npz)."""
     resources: Resources = GPUS
-    """Workers."""
+    """Workers and batch sizes."""
 
 
 def table_command(arguments: list[str]) -> int:
-    """`igdit table`."""
+    """Run `igdit table`."""
     from pipelines.console.paper_table import print_tables
 
     if not arguments or asks_for_help(arguments):

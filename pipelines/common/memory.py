@@ -1,4 +1,4 @@
-"""Memory that ran out, in whatever words of whichever library, and what asks for less of it."""
+"""Out-of-memory errors of any library, and the options that save memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONGEST = 200
 
 
 def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
-    """Find the error among one and its causes that says that memory ran out, if there is one."""
+    """Return the out-of-memory error among an error and its causes; None if there is none."""
     while error is not None:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return error
@@ -42,21 +42,21 @@ def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
 
 
 def explanation(error: BaseException, doing: str, remedy: str) -> str:
-    """Say in a line that memory ran out, where, in what, and what mends it."""
+    """Explain in a line where memory ran out, in what work, and what saves memory."""
     lines = [line for line in discreet(error).splitlines() if line.strip()]
     said = next(
         (line for line in lines if any(each.lower() in line.lower() for each in PHRASES)),
         lines[0] if lines else type(error).__name__,
     )
     return (
-        f"memory ran out on {platform.node()} {doing}: {said.strip()[:LONGEST]}. What is "
-        f"published stays; ask for less at once: {remedy}"
+        f"memory ran out on {platform.node()} {doing}: {said.strip()[:LONGEST]}. Published "
+        f"artifacts stay; to use less memory: {remedy}"
     )
 
 
 @contextmanager
 def explaining_memory(kind: str, resources: Resources) -> Iterator[None]:
-    """Raise memory that runs out as one clear error.
+    """Replace an out-of-memory error by one clear error.
 
     Args:
         kind: Kind of the artifact that is made.

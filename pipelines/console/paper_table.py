@@ -1,4 +1,4 @@
-"""A table of published numbers and ours: on the screen, and as CSV."""
+"""A table of the paper beside own results: on the screen, and as CSV."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def print_tables(console: Console) -> None:
-    """Print which tables there are."""
+    """Print the names of the tables and what they show."""
     facts = {}
     for name, make in TABLES.items():
         what = str(make.__doc__).partition("\n")[0].rstrip(".")
@@ -34,14 +34,14 @@ def print_tables(console: Console) -> None:
     print_facts(facts, console)
     log(
         console,
-        "igdit table NAME shows one; --track makes it one comparison in MLflow; --help "
-        "says how to run its rows.",
+        "`igdit table NAME` shows a table; `igdit table NAME --help` lists the options that "
+        "run its rows and track it in MLflow.",
     )
 
 
 def print_paper_table(name: str, lines: Sequence[TableLine], console: Console) -> None:
-    """Print published numbers and ours, and in what the protocols differ."""
-    title = f"Table {name}: published numbers, and ours"
+    """Print published and own numbers, and the differences between their protocols."""
+    title = f"Table {name}: published numbers and ours"
     print_table(ScreenTable(title, COLUMNS, map(_cells, lines)), console)
     for text, rows in _by_text((line, line.incomparable_because) for line in lines).items():
         log(
@@ -54,8 +54,8 @@ def print_paper_table(name: str, lines: Sequence[TableLine], console: Console) -
             f"Differs from the published protocol ({', '.join(rows)}): {text}.",
         )
     for text in own_differences(lines):
-        log(console, f"Ours differ: {text}.")
-    log(console, "Intervals are of the sampling alone; published numbers come without any.")
+        log(console, f"Own results differ: {text}.")
+    log(console, "Intervals cover the sampling error alone; published numbers have none.")
 
 
 def _cells(line: TableLine) -> list[str]:
@@ -85,7 +85,7 @@ def _cells(line: TableLine) -> list[str]:
 
 
 def _by_text(found: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, list[str]]:
-    """Text -> the rows that it is said of."""
+    """Group the names of rows by the texts about them."""
     texts: dict[str, list[str]] = {}
     for line, said in found:
         for text in said:
@@ -94,7 +94,7 @@ def _by_text(found: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, li
 
 
 def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
-    """Write every metric, published and ours, as CSV; returns the file."""
+    """Write every published and own metric as CSV; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.csv"
     names = [f"{metric}_{whose}" for metric in METRICS for whose in ("published", "ours")]

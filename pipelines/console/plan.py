@@ -82,7 +82,7 @@ def estimate_costs(results: Results, plan: Plan, assumption: Assumption) -> list
             each = total / images / rate
         found.append(Estimate("sampling", images, each, per_image is not None))
         if results.chosen is None and (most := results.graph.most_holdout_images):
-            name = "of the scale that is chosen and of scale 1 on holdout noise, at most"
+            name = "sampling of the chosen scale and of scale 1 on holdout noise, at most"
             found.append(Estimate(name, most, each, per_image is not None))
     return found
 
@@ -95,7 +95,7 @@ def print_costs(results: Results, plan: Plan, assumption: Assumption, console: C
         log(
             console,
             f"Model: {parameter_count(experiment.model):,} parameters, "
-            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP an evaluation.",
+            f"{forward_flops(experiment.model) / 1e9:,.4g} GFLOP a forward pass.",
         )
         for estimate in estimates:
             log(console, _sentence(estimate, experiment))
@@ -104,12 +104,15 @@ def print_costs(results: Results, plan: Plan, assumption: Assumption, console: C
     sizes = disk_bytes(results, plan)
     if sizes:
         parts = ", ".join(f"{name} {data_size(size)}" for name, size in sizes.items())
-        log(console, f"Disk, from shapes: {data_size(sum(sizes.values()))} ({parts}).")
+        log(
+            console,
+            f"Disk space (computed from shapes): {data_size(sum(sizes.values()))} ({parts}).",
+        )
     if experiment.data.source != "digits" and "latents" in sizes and experiment.data.count is None:
         log(
             console,
-            f"Latents are counted as those of ImageNet's {IMAGENET_TRAIN:,} images, until they are "
-            f"named.",
+            f"The size of the latents assumes ImageNet's {IMAGENET_TRAIN:,} images until "
+            f"--data.path is given.",
         )
     # All that are counted as cached above, not only those that need not be looked behind.
     held = [results.store.find(node.ref) for node in closure(results.targets)]
@@ -117,10 +120,10 @@ def print_costs(results: Results, plan: Plan, assumption: Assumption, console: C
     if there:
         log(
             console,
-            f"There already: {len(there):,} artifacts, {data_size(sum(a.size for a in there))}.",
+            f"Cached: {len(there):,} artifacts, {data_size(sum(a.size for a in there))}.",
         )
     for field, what in unnamed_files(experiment).items():
-        log(console, f"Still to be named: {option(field)} PATH: {what}.")
+        log(console, f"A run also needs {option(field)} PATH: {what}.")
 
 
 def _assumed(experiment: Experiment, assumption: Assumption) -> str:
@@ -133,11 +136,11 @@ def _assumed(experiment: Experiment, assumption: Assumption) -> str:
     )
     who = "GPU" if experiment.resources.use_gpu else "worker"
     return (
-        f"Assumed, not measured: peaks in TFLOP/s a {who} of {peaks} (--assume-tflops: that of "
-        f"half precision, of which TF32 has a half and float32 a sixteenth), "
-        f"{100 * assumption.utilisation:g} % of them reached (--assume-utilisation); three "
-        f"forward passes for a training step. Encoding, decoding and features are not in "
-        f"it."
+        f"Assumed, not measured: peak TFLOP/s per {who} of {peaks} (--assume-tflops sets that of "
+        f"half precision; TF32 has half of it, float32 a sixteenth), "
+        f"{100 * assumption.utilisation:g} % of them reached (--assume-utilisation), and a "
+        f"training step of three forward passes. Encoding, decoding and feature extraction are "
+        f"not included."
     )
 
 
@@ -146,15 +149,15 @@ def _sentence(estimate: Estimate, experiment: Experiment) -> str:
     start = f"{estimate.name.capitalize()}: {estimate.images:,} images"
     if estimate.seconds_each is None or estimate.hours is None:
         return (
-            f"{start}; nothing comparable was measured here, and of CPUs nothing is assumed "
-            f"(--assume-tflops)."
+            f"{start}; time unknown, as nothing comparable was measured here (--assume-tflops "
+            f"gives an estimate for CPUs)."
         )
     how = "measured here" if estimate.measured else "assumed"
     rate, hours = (
         number(1 / estimate.seconds_each, separator=","),
         number(estimate.hours, separator=","),
     )
-    return f"{start}, {rate} images a second and {who} ({how}): {hours} {who}-hours."
+    return f"{start} at {rate} images a second per {who} ({how}): {hours} {who}-hours."
 
 
 def print_plan(results: Results, plan: Plan, console: Console) -> None:
@@ -165,7 +168,7 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
     for kind, stage in STAGES.items():
         own = [node for node in nodes if node.kind == kind]
         if not own:
-            continue  # states to resume from are nobody's aim
+            continue  # states to resume from are no target
         missing = [node for node in own if node in plan.missing]
         cached = sum(store.find(node.ref) is not None for node in own)
         rows.append(
@@ -182,18 +185,18 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
     print_table(ScreenTable(title, columns, rows, keys=2), console)
     if results.chosen is None and (count := graph.most_holdout_images):
         console.print(
-            f"Then the scale with the lowest FID, and scale 1, on holdout noise, which has no part "
-            f"in the choice: up to {count:,} images."
+            f"Then the scale with the lowest FID, and scale 1, are sampled from holdout noise, "
+            f"which is not used to choose: up to {count:,} images."
         )
     if not plan.missing:
-        console.print("Everything is there: running it only prints the results.")
+        console.print("All artifacts are cached: running the experiment only prints its results.")
 
 
 def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) -> str:
     if not missing:
         return ""
     if kind == "checkpoint" and graph.experiment.train.imported:
-        return f"reading {graph.experiment.train.from_checkpoint}"
+        return f"import of {graph.experiment.train.from_checkpoint}"
     if kind == "checkpoint":
         steps = [node.step for node in missing]
         return f"training from step {starting_step(store, graph, steps)} to {max(steps)}"

@@ -1,4 +1,4 @@
-"""What a person sees while it runs: one bar on a terminal, lines elsewhere."""
+"""Progress of a run: one bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 HEARTBEAT_SECONDS = 30.0
-"""Between lines that say how far it is where there is no terminal."""
+"""Seconds between two lines of progress where there is no terminal."""
 WIDEST_BAR = 40
 MOST_BROKEN = 10
-"""Faulty images that are named here; all of them are in the data's statistics."""
+"""Most faulty images that are named; the data's statistics list all of them."""
 DATA_NAMES = {
     "listing": "list of the source",
     "data": "training images",
@@ -52,7 +52,7 @@ DOING = {
     "features": "extracting features",
     "evaluate": "evaluating",
 }
-"""Kind -> what is done while one is built; of others their name in DATA_NAMES is said."""
+"""Kind of artifact -> the work that builds one; of other kinds DATA_NAMES is shown."""
 
 
 class LiveProgress:
@@ -68,10 +68,10 @@ class LiveProgress:
         """Prepare to show progress; nothing is shown before it is entered.
 
         Args:
-            console: Where.
-            share: Part that is done, of 1.
-            how_far: The same in words, with time left.
-            what_runs: What is being done now.
+            console: Where to show it.
+            share: Returns the part of the work that is done, in [0, 1].
+            how_far: Returns the same in words, with the time left.
+            what_runs: Returns what is being done now.
         """
         self.console, self._share = console, share
         self._how_far, self._what_runs = how_far, what_runs
@@ -100,7 +100,7 @@ class LiveProgress:
             self._heart.join()
 
     def bar(self) -> RenderableType:
-        """What a terminal shows."""
+        """Return what a terminal shows: a bar, and a line of what runs."""
         text = self._how_far()
         width = min(WIDEST_BAR, self.console.width - len(text) - 2)
         line: RenderableType = Text(text)
@@ -145,10 +145,10 @@ class ProgressDisplay:
         self.live.__exit__()
 
     def expect(self, nodes: Iterable[Node]) -> None:
-        """Take what is missing now for the whole of what is left.
+        """Set the artifacts that are missing now as all that is left.
 
         Args:
-            nodes: All that is to be built, stand-ins for what is not known yet included.
+            nodes: All artifacts to build, with stand-ins for those that are not known yet.
         """
         nodes = list(nodes)
         steps = [node.step for node in nodes if node.trained]
@@ -205,18 +205,18 @@ class ProgressDisplay:
         for each in broken[:MOST_BROKEN]:
             self.log(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
         if broken:
-            self.log(f"{node.stage:<9} faulty images: {len(broken)}, all of them in {path}")
+            self.log(f"{node.stage:<9} {len(broken)} faulty images, listed in {path}")
 
     def _how_far(self) -> str:
-        """Part that is done, time left and time spent."""
+        """Return the part that is done, the time left and the time elapsed."""
         left = self.ahead.seconds_left()
-        until = "time left not known yet" if left is None else f"{clock(left)} left"
-        # What is not there yet is not 100 %.
+        until = "time left unknown" if left is None else f"{clock(left)} left"
+        # 100 % means that everything is published.
         share = min(int(100 * self.ahead.share()), 99)
-        return f"{share} %  {until}  {clock(time.monotonic() - self._began)} so far"
+        return f"{share} %  {until}  {clock(time.monotonic() - self._began)} elapsed"
 
     def _what_runs(self) -> str:
-        """What is being built now."""
+        """Describe what is being built now."""
         parts, progress = [], self.ahead.progress
         running = [n for n in self.ahead.running if progress is None or not n.trained]
         if progress is not None:
@@ -238,7 +238,7 @@ class ProgressDisplay:
 
 
 def _ago(then: float, now: float) -> str:
-    """How long ago; clocks of hosts differ a little, so that never less than now."""
+    """Write how long ago a time was; at least 0 s, as the clocks of hosts differ a little."""
     seconds = max(now - then, 0.0)
     if seconds < 60:
         return f"{seconds:.0f} s ago"
@@ -248,7 +248,7 @@ def _ago(then: float, now: float) -> str:
 
 
 def training_text(training: Training, now: float) -> str:
-    """Step, loss, rate, time left, where."""
+    """Write the step, the loss, the rate, the time left and the host of a training."""
     rate = training.steps_per_second
     left = ""
     if rate > 0:
@@ -257,7 +257,7 @@ def training_text(training: Training, now: float) -> str:
     workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
     place = f", {workers} on {training.host}" if training.host else ""
     quiet = now - training.reported_at
-    silent = f" (said {_ago(training.reported_at, now)})" if quiet > 30 else ""
+    silent = f" (reported {_ago(training.reported_at, now)})" if quiet > 30 else ""
     return (
         f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
         f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"

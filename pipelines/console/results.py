@@ -1,4 +1,4 @@
-"""What a person reads on the screen: results, plans, what the store holds."""
+"""Results, plans, the store and its garbage, printed on the terminal."""
 
 from __future__ import annotations
 
@@ -93,18 +93,18 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
     )
     columns = [*words("metric"), *numbers("value", "95 % interval")]
     print_table(ScreenTable(title, columns, rows), console)
-    log(console, f"All of it: {path}")
+    log(console, f"All metrics: {path}")
 
 
 def _infinity(metrics: dict[str, Any]) -> str:
-    """FID without the bias of its number of samples, where there are enough of them."""
+    """Write FID-infinity, which has no bias of the number of samples, if it was computed."""
     if "fid_infinity" not in metrics:
         return ""
-    return f"; of infinitely many samples: {metric(metrics, 'fid_infinity')}"
+    return f"; extrapolated to infinitely many samples: {metric(metrics, 'fid_infinity')}"
 
 
 def _number(metrics: dict[str, Any], name: str) -> str:
-    """A metric, or a dash where the reference or the number of samples does not give it."""
+    """Write a metric; a dash if the reference or the number of samples does not allow it."""
     return number(metrics[name]) if name in metrics else "-"
 
 
@@ -122,7 +122,7 @@ def _verdict(results: Results) -> Iterator[str | Text]:
         text = f"Lowest FID at scale {lowest.guidance.ig_scale:g}"
         if equal:
             scales = ", ".join(f"{m.guidance.ig_scale:g}" for m in equal)
-            text += f"; not to be told from it: {scales}"
+            text += f"; statistically indistinguishable: {scales}"
         yield f"{text}."
     holdout = results.chosen_holdout()
     if holdout is not None:
@@ -131,21 +131,21 @@ def _verdict(results: Results) -> Iterator[str | Text]:
         against = "" if gain is None else f", {change(gain)} against scale 1"
         yield Text.assemble(
             (f"Reported: scale {scale:g}, FID {metric(m.metrics)}{against}", "bold"),
-            f", on noise that had no part in the choice (noise seed "
+            f", on holdout noise (noise seed "
             f"{results.experiment.evaluation.holdout_noise_seed}){_infinity(m.metrics)}.",
         )
-    yield "Intervals are of the sampling alone, for FID at this number of samples."
+    yield "Intervals cover the sampling error alone, at this number of samples."
     yield f"Protocol: {_protocol(results)}"
 
 
 def _protocol(results: Results) -> str:
-    """How the numbers by scale were measured, in a line."""
+    """Describe the protocol of the numbers by scale in a line."""
     fingerprint = next(iter(results.final.values())).fingerprint
     name = protocol_name(results.experiment.evaluation)
     return (
         f"{name} ({fingerprint.id}): {fingerprint.num_samples:,} {fingerprint.labels} samples, "
         f"{fingerprint.network_evaluations} network evaluations each, "
-        f"{fingerprint.extractor.split()[0]}; only numbers with the same fingerprint compare."
+        f"{fingerprint.extractor.split()[0]}; compare only numbers with the same fingerprint."
     )
 
 
@@ -172,7 +172,7 @@ def _cost_table(results: Results) -> ScreenTable:
         for stage, row in results.costs().iterrows()
     ]
     columns = [*words("stage"), *numbers("artifacts", "work", "size")]
-    return ScreenTable("Cost: work, whenever it was done", columns, rows)
+    return ScreenTable("Cost: all artifacts, cached ones included", columns, rows)
 
 
 def print_store(store: Store, console: Console) -> None:
@@ -186,7 +186,7 @@ def print_store(store: Store, console: Console) -> None:
         )
         for key, experiment in recorded_runs(store).items()
     ]
-    runs += [(key[:8], "(its record cannot be read)", "", "") for key in unreadable_runs(store)]
+    runs += [(key[:8], "(unreadable record)", "", "") for key in unreadable_runs(store)]
     columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
     print_table(ScreenTable("Recorded runs", columns, runs), console)
     kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
@@ -200,22 +200,22 @@ def _length(experiment: Experiment) -> str:
 
 
 def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
-    """Print what collection removed or would remove."""
+    """Print the artifacts that were deleted, or would be."""
     for artifact in garbage.artifacts:
         log(console, f"{artifact.ref}  {data_size(artifact.size)}")
     for name in garbage.set_aside:
-        log(console, f"set aside: {name}")
+        log(console, f"quarantined: {name}")
     total = data_size(sum(artifact.size for artifact in garbage.artifacts))
     verb = "Deleted" if deleted else "Would delete"
     console.print(
         f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
-        f"{len(garbage.set_aside)} set aside.",
+        f"{len(garbage.set_aside)} quarantined ones.",
     )
     if garbage.unreadable:
         keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)
         console.print(
-            f"All artifacts are kept: what a run whose record cannot be read needs is not known. "
-            f"Run it again, or forget it: {keys}",
+            f"All artifacts are kept, because a run with an unreadable record may need them. Run "
+            f"it again, or forget it: {keys}",
         )
     if not deleted and (garbage.artifacts or garbage.set_aside):
-        console.print("Nothing was deleted; add --delete to do it.")
+        console.print("Nothing was deleted; add --delete to delete.")

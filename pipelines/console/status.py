@@ -1,4 +1,4 @@
-"""A home's status on the screen."""
+"""The status of a home on the terminal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 SHOWN = 12
-"""Tasks that are listed; the rest are counted."""
+"""Most tasks that are listed; the rest are counted."""
 LEAST_DONE = 3
-"""Artifacts or trials that a pace is judged by."""
+"""Fewest artifacts or trials from which a pace is computed."""
 
 
 def watch_status(home: Home, console: Console, every: float) -> None:
-    """Show it until interrupted."""
+    """Show the status until interrupted."""
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(view(read_status(home)), refresh=True)
@@ -42,7 +42,7 @@ def watch_status(home: Home, console: Console, every: float) -> None:
 
 
 def view(status: Status) -> RenderableType:
-    """Everything, for a console."""
+    """Lay the status out for a console."""
     parts: list[RenderableType] = [*_head(status)]
     for process in status.working:
         parts += ["", *_process(process, status.now)]
@@ -57,7 +57,7 @@ def view(status: Status) -> RenderableType:
 
 
 def _line(text: str, style: str = "") -> Text:
-    """A line in which nothing is taken for markup, or for a command to the terminal."""
+    """Make a line without control characters, which a terminal would obey."""
     return Text(_printable(text), style=style, overflow="fold")
 
 
@@ -68,12 +68,12 @@ def _printable(text: str) -> str:
 def _head(status: Status) -> Iterator[Text]:
     count = len(status.working)
     if count:
-        what = "1 process is at work" if count == 1 else f"{count} processes are at work"
+        what = "1 process is running" if count == 1 else f"{count} processes are running"
         yield _line(f"{what} in {status.root}", "bold")
     elif status.tasks:
-        yield _line(f"No run or study is at work in {status.root}, but these tasks are", "bold")
+        yield _line(f"No run or study is running in {status.root}, but these tasks are", "bold")
     else:
-        yield _line(f"Nothing runs in {status.root}", "bold")
+        yield _line(f"Nothing is running in {status.root}", "bold")
     last = status.last
     if last is not None and not count:
         took = clock(max(last.updated - last.started, 0))
@@ -87,8 +87,8 @@ def _head(status: Status) -> Iterator[Text]:
 
 def _process(process: ProcessState, now: float) -> Iterator[Text]:
     yield _line(
-        f"{process.title}: {process.phase}, for {clock(max(now - process.started, 0))}, on "
-        f"{process.host} (pid {process.pid}), last word {_ago(process.updated, now)}",
+        f"{process.title}: {process.phase} for {clock(max(now - process.started, 0))}, on "
+        f"{process.host} (pid {process.pid}), updated {_ago(process.updated, now)}",
         "bold cyan",
     )
     if process.where:
@@ -118,16 +118,16 @@ def _process(process: ProcessState, now: float) -> Iterator[Text]:
 
 def _build(build: Build, now: float) -> Iterator[Text]:
     left = _pace(build.done, build.total - build.done, now - build.started)
-    count = f"{build.done} of {build.total} artifacts" if build.total else "nothing is there yet"
+    count = f"{build.done} of {build.total} artifacts" if build.total else "no artifact yet"
     yield _line(f"  {build.name}: {count}{left}")
     if build.training is not None:
         yield _line(f"    train   {training_text(build.training, now)}")
     if build.waiting:
-        yield _line(f"    waits   for {build.waiting}, which another process builds")
+        yield _line(f"    waiting for {build.waiting}, which another process builds")
 
 
 def _pace(done: int, left: int, seconds: float) -> str:
-    """Time left, as far as the pace since the beginning tells."""
+    """Write the time left at the pace so far; empty if too little is done."""
     if done < LEAST_DONE or left <= 0 or seconds <= 0:
         return ""
     return f", about {clock(left * seconds / done)} left at this pace"
@@ -169,7 +169,7 @@ def _where(found: Holder) -> str:
 
 def _gone(process: ProcessState, now: float) -> Text:
     text = (
-        f"{process.title} is gone: killed or lost on {process.host} (pid {process.pid}); last word "
+        f"{process.title} died on {process.host} (pid {process.pid}); last update "
         f"{_ago(process.updated, now)}"
     )
     steps = [
@@ -178,7 +178,7 @@ def _gone(process: ProcessState, now: float) -> Text:
         if w.training is not None
     ]
     text += f": {'; '.join(steps)}" if steps else ""
-    return _line(f"{text}. The same command goes on from what was published.", "red")
+    return _line(f"{text}. Run the same command to continue from the published artifacts.", "red")
 
 
 def _events(status: Status) -> Iterator[Text]:

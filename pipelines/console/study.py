@@ -1,4 +1,4 @@
-"""How far a study is, what it trains now, and how long the rest takes at this pace."""
+"""Progress of a study: trials, trainings at work, and the time left at this pace."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 
 LEAST_PROGRESS = 0.5
-"""Trials that a pace is judged by; a part of one counts."""
+"""Fewest trials from which a pace is computed; a part of one counts."""
 
 
 def study_progress(console: Console, activity: Activity) -> LiveProgress:
-    """Show one bar over all trials of a study, from what the process says of itself."""
+    """Return one bar over all trials of a study, from the state of the process."""
     pace = Pace(lambda: activity.process)
     return LiveProgress(console, pace.share, pace.how_far, pace.what_runs)
 
 
 class Pace:
-    """Trials that are done, those that run by the part of them that is done."""
+    """Pace of a study; a running trial counts by the part of it that is done."""
 
     def __init__(
         self, process: Callable[[], ProcessState], clock: Callable[[], float] = time.monotonic
@@ -49,7 +49,7 @@ class Pace:
         self._began, self._furthest = clock(), 0.0
 
     def _done(self) -> float:
-        """Trials, and parts of trials."""
+        """Count the finished trials and the finished parts of running ones."""
         process = self._process_state()
         if process.trials is None:
             return 0.0
@@ -58,14 +58,14 @@ class Pace:
         return process.trials.complete + running
 
     def share(self) -> float:
-        """Part of the trials that is done, of 1; it never falls."""
+        """Return the part of the trials that is done, in [0, 1]; it never falls."""
         trials = self._process_state().trials
         if trials is not None and trials.wanted:
             self._furthest = max(self._furthest, min(self._done() / trials.wanted, 1.0))
         return self._furthest
 
     def seconds_left(self) -> float | None:
-        """Time to the last trial at the pace since the beginning; None: too little is done."""
+        """Return the seconds to the last trial at the pace so far; None: too little is done."""
         trials = self._process_state().trials
         if trials is None:
             return None
@@ -76,18 +76,18 @@ class Pace:
         return max(trials.wanted - done, 0.0) * (self._clock() - self._began) / gained
 
     def how_far(self) -> str:
-        """Part that is done, trials, time left and time spent."""
+        """Return the part that is done, the trials, the time left and the time elapsed."""
         trials, left = self._process_state().trials, self.seconds_left()
         count = "" if trials is None else f"  {trials.complete} of {trials.wanted} trials"
-        until = "time left not known yet" if left is None else f"{clock(left)} left"
+        until = "time left unknown" if left is None else f"{clock(left)} left"
         spent = clock(self._clock() - self._began)
-        return f"{min(int(100 * self.share()), 99)} %{count}  {until}  {spent} so far"
+        return f"{min(int(100 * self.share()), 99)} %{count}  {until}  {spent} elapsed"
 
     def what_runs(self) -> str:
-        """Each training that is at work."""
+        """Describe each training that is at work."""
         texts = []
         for build in self._process_state().builds:
-            text = f"{build.done} of {build.total} artifacts" if build.total else "beginning"
+            text = f"{build.done} of {build.total} artifacts" if build.total else "starting"
             if build.waiting:
                 text = f"waiting for {build.waiting}, which another process builds"
             elif build.training is not None:
@@ -101,7 +101,7 @@ SHOWN = 10
 
 
 def print_findings(found: Findings, console: Console) -> None:
-    """Print the best points, what cannot be told apart, importances and cost."""
+    """Print the best points, which of them are indistinguishable, importances and cost."""
     states = found.table["state"].value_counts().to_dict() if len(found.table) else {}
     counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
     complete = sorted((t for t in found.trials if t.fid is not None), key=lambda t: t.fid or 0)
@@ -127,15 +127,14 @@ def print_findings(found: Findings, console: Console) -> None:
     print_table(ScreenTable(title, columns, rows), console)
     if found.best is not None:
         console.print(
-            f"{counted(len(found.equals), 'point')} cannot be told from the best one "
-            f"(same noise, paired 95 % interval); it was chosen on these very "
-            f"samples."
+            f"{counted(len(found.equals), 'point')} statistically indistinguishable from the best "
+            f"one (same noise, paired 95 % interval), which was chosen on these samples."
         )
     if found.holdout is not None:
         metrics, gain = found.holdout.measurement.metrics, found.holdout.gain
         against = "" if gain is None else f", {change(gain)} against scale 1"
         console.print(
-            f"The best point on noise that had no part in the choice: "
+            f"The best point on noise that was not used to choose it: "
             f"FID {metric(metrics)}{against}",
             style="bold",
         )
@@ -144,20 +143,20 @@ def print_findings(found: Findings, console: Console) -> None:
         console.print(f"Importance for FID: {', '.join(texts)}")
     if found.naive_seconds:
         console.print(
-            f"Work: {in_words(found.spent_seconds)}; one training for each point would "
-            f"have cost {in_words(found.naive_seconds)} "
+            f"Worker time: {in_words(found.spent_seconds)}; a training for each point would have "
+            f"taken {in_words(found.naive_seconds)} "
             f"(ratio {number(found.spent_seconds / found.naive_seconds)})"
         )
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things, in words."""
+    """Write a count with its noun, like `1 trial` or `3 trials`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def print_forecast(cost: Forecast, console: Console) -> None:
-    """Print what is left to do."""
-    hours = "unknown (nothing comparable was run here yet)"
+    """Print the estimated cost of what is left."""
+    hours = "unknown (no comparable run here yet)"
     if cost.hours is not None:
         parts = (cost.hours, cost.train_hours or 0.0, cost.sample_hours or 0.0)
         hours = "{} (training {}, samples {})".format(*(number(p, separator=",") for p in parts))
@@ -166,14 +165,14 @@ def print_forecast(cost: Forecast, console: Console) -> None:
         f"{counted(cost.trials, 'trial')}, {counted(cost.trainings, 'training')}, "
         f"{cost.images:,} images"
     )
-    log(console, f"Forecast: {work}; worker-hours {hours}; disk {disk}")
+    log(console, f"Estimate for the rest: {work}; worker-hours {hours}; disk {disk}")
 
 
 def print_confirmation(summary: pd.DataFrame, console: Console) -> None:
-    """Print what held on other seeds."""
+    """Print the confirmation on other seeds."""
     seeds = int(summary["seeds"].max())
     title = (
-        f"Confirmed on {seeds} other training seeds and other noise "
+        f"Confirmed with {seeds} other training seeds and other noise "
         f"(mean, 95 % interval over seeds)"
     )
     rows = []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def room_here(resources: Resources) -> int:
-    """Experiments that this machine has cores and GPUs for, at least 1."""
+    """Return how many experiments this machine has cores and GPUs for, at least 1."""
     if resources.runner == "inline":
         return 1
     room = cores_here() // (resources.fewest_workers * resources.cpus_per_worker)
@@ -32,7 +32,7 @@ def cores_here() -> int:
 
 
 def require_cores(resources: Resources) -> None:
-    """Refuse more training workers than this machine has cores for, if it is to be this machine.
+    """Refuse more training workers than this machine has cores for, unless a cluster is used.
 
     A cluster is asked for what it has when it is joined.
 

@@ -65,7 +65,7 @@ class RayRunner:
         self._await_resources(given_up or threading.Event())
 
     def _await_resources(self, given_up: threading.Event) -> None:
-        """Wait for what a training needs to run at all: Ray itself would wait for ever, in silence.
+        """Wait for the resources of a training; Ray itself would wait forever, in silence.
 
         Raises:
             ValueError: it is not there in time.
@@ -78,7 +78,7 @@ class RayRunner:
             raise ValueError(f"resources ask for {lacks}{hint * bool(ray_address())}")
         if not lacks:
             return
-        logger.warning("waits up to %g minutes for nodes: a training needs %s", minutes, lacks)
+        logger.warning("waiting up to %g minutes for nodes: a training needs %s", minutes, lacks)
         sampling = {"CPU": 1, "GPU": self._bundle()["GPU"]}
         bundles = [self._bundle()] * self.resources.num_workers + [sampling]
         until = time.monotonic() + 60 * minutes
@@ -87,7 +87,7 @@ class RayRunner:
                 if second % 10 == 0:  # a cluster has one request: another driver's took its place
                     request_resources(bundles=bundles)
                 if given_up.wait(1.0):
-                    raise StoppedError("the cluster's nodes were not waited for any more")
+                    raise StoppedError("waiting for the cluster's nodes was stopped")
                 lacks = self._lacks()
                 if not lacks:
                     return
@@ -97,7 +97,7 @@ class RayRunner:
             request_resources(bundles=[])
 
     def _lacks(self) -> str:
-        """What of the needs the cluster does not have, in words; empty: nothing."""
+        """Describe the resources that the cluster lacks; empty if it has enough."""
         there = ray.cluster_resources()
         return ", ".join(
             f"{need} {kind}s to train on, but the cluster has {there.get(kind, 0):g}"
@@ -106,11 +106,11 @@ class RayRunner:
         )
 
     def _bundle(self) -> dict[str, int]:
-        """What one training worker holds."""
+        """Return the resources of one training worker."""
         return {"CPU": self.resources.cpus_per_worker, "GPU": int(self.resources.use_gpu)}
 
     def _needs(self) -> dict[str, int]:
-        """What the workers of a training hold, at least."""
+        """Return the least resources of all workers of a training."""
         return {
             kind: self.resources.fewest_workers * count for kind, count in self._bundle().items()
         }
@@ -210,7 +210,7 @@ class RayRunner:
 
 
 class _Board:
-    """Where a training worker leaves its progress for the driver; a Ray actor."""
+    """Holds the progress of a training worker for the driver; a Ray actor."""
 
     def __init__(self) -> None:
         self.progress: TrainProgress | None = None
@@ -223,7 +223,7 @@ class _Board:
 
 
 def _here() -> NodeAffinitySchedulingStrategy:
-    """On the driver's node if it can be had there."""
+    """Schedule on the driver's node if possible."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 

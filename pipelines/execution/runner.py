@@ -20,10 +20,10 @@ class Runner(Protocol):
         """Train and publish checkpoints; `post` gets progress while it runs."""
 
     def stop(self) -> None:
-        """Make calls that are running end soon with `StoppedError`, and their workers with them."""
+        """Make running calls end soon with `StoppedError`, and their workers with them."""
 
     def room(self) -> int:
-        """Experiments with these resources that fit at once, at least 1."""
+        """Return how many experiments with these resources fit at once, at least 1."""
 
     def close(self) -> None:
-        """Let go of what was started; no call may be running."""
+        """Stop what the runner started; no call may be running."""

@@ -66,7 +66,7 @@ def make_runner(
     experiments: int = 1,
     given_up: threading.Event | None = None,
 ) -> Runner:
-    """The runner that the resources ask for; ray is imported only if it is Ray's.
+    """Make the runner that the resources ask for; ray is imported only if it is Ray's.
 
     Args:
         work: Functions that it executes.
@@ -84,10 +84,11 @@ def make_runner(
 
 
 def describe_runner(resources: Resources) -> str:
-    """What `make_runner` is about to start, for people."""
+    """Describe what `make_runner` starts, for people."""
     if resources.runner == "inline":
-        return "everything in this process"
+        return "inline, in this process"
     where = ray_address()
     place = f"at {discreet(where)}" if where else "on this machine"
+    plural = "" if resources.num_workers == 1 else "s"
     elastic = f"{resources.min_workers} to " if resources.min_workers is not None else ""
-    return f"Ray {place}, training workers: {elastic}{resources.num_workers}"
+    return f"Ray {place}, {elastic}{resources.num_workers} training worker{plural}"

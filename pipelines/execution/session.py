@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunnerSession:
-    """What several pipelines of one process run on at once, started when the first one needs it.
+    """Shared runner of the pipelines of one process, started when the first one needs it.
 
     It is started, kept and ended by a thread of its own: the kernel ends Ray's processes when the
     thread that started them ends.
@@ -55,7 +55,7 @@ class RunnerSession:
         self._error: BaseException | None = None
 
     def runner(self) -> Runner:
-        """A runner for one pipeline, from any thread; raises what starting raised."""
+        """Return a runner for one pipeline, from any thread; raises what starting raised."""
         with self._lock:
             if self._keeper is None:
                 self._keeper = threading.Thread(
@@ -68,18 +68,18 @@ class RunnerSession:
         return make_runner(self._work, self._resources, self._scratch, given_up=self._given_up)
 
     def experiments(self) -> int:
-        """Experiments that run at once; asks a cluster, if there is one, and so connects to it."""
+        """Return how many experiments run at once; connects to the cluster if there is one."""
         if self._experiments is None:
             on_cluster = self._resources.runner == "ray" and ray_address()
             self._experiments = self.runner().room() if on_cluster else room_here(self._resources)
         return self._experiments
 
     def give_up(self) -> None:
-        """Let nobody wait any more for nodes that are to come."""
+        """Stop waiting for nodes that are to join the cluster."""
         self._given_up.set()
 
     def close(self) -> None:
-        """End what was started; no pipeline may be running."""
+        """Stop what was started; no pipeline may be running."""
         self.give_up()
         self._closed.set()
         if self._keeper is not None:

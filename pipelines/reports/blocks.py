@@ -117,20 +117,22 @@ def _metric(metrics: dict[str, Any], name: str) -> str:
 
 
 def holdout_sentence(holdout: Holdout) -> str:
-    """Say what the chosen guidance gives on noise that had no part in the choice."""
+    """State the FID of the chosen guidance on holdout noise."""
     m, gain = holdout
     against = "" if gain is None else f", {change(gain)} against scale 1 there"
     infinite = ""
     if "fid_infinity" in m.metrics:
-        infinite = f"; of infinitely many samples FID is {metric(m.metrics, 'fid_infinity')}"
+        infinite = (
+            f"; extrapolated to infinitely many samples FID is {metric(m.metrics, 'fid_infinity')}"
+        )
     return (
-        f"On noise that had no part in the choice its FID is {metric(m.metrics)}"
+        f"On holdout noise, which was not used to choose it, its FID is {metric(m.metrics)}"
         f"{against}{infinite}."
     )
 
 
 def protocol(measurement: Measurement) -> Html:
-    """How a number was measured: what it must share with whatever it is compared with."""
+    """Tabulate the protocol of a number, which comparable numbers share."""
     fingerprint = measurement.fingerprint
     rows = [
         (field.name.replace("_", " "), value_text(getattr(fingerprint, field.name)))
@@ -138,8 +140,8 @@ def protocol(measurement: Measurement) -> Html:
     ]
     return markup(
         paragraph(
-            f"Fingerprint {fingerprint.id}. Numbers compare only if these agree; seeds of noise, "
-            f"numbers of samples and the like are part of it.",
+            f"Fingerprint {fingerprint.id}. Compare numbers only if these agree; they "
+            f"include the seed of the noise and the number of samples.",
             class_="note",
         ),
         tag("div", _pairs(rows), class_="single"),

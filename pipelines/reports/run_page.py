@@ -1,4 +1,4 @@
-"""One experiment as one HTML file that can be mailed."""
+"""The report of a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNGUIDED, GUIDED = 0, 1
 LOSS, FINAL, AUXILIARY = 2, 3, 4
 """Colours."""
 RECORD_POINTS = 300
-"""Points of a line that has a value for each step of a training; each is a mean."""
+"""Most points of a line over training steps; each point is a mean over steps."""
 
 
 def write_run_page(results: Results, directory: Path) -> Path:
@@ -37,7 +37,7 @@ def write_run_page(results: Results, directory: Path) -> Path:
 
 
 def run_page(results: Results) -> Html:
-    """The page of an experiment."""
+    """Compose the page of an experiment."""
     experiment, graph = results.experiment, results.graph
     artifacts = list(published(results.store, closure(results.targets)).values())
     facts = [
@@ -55,7 +55,7 @@ def run_page(results: Results) -> Html:
         _second(results),
         _incomplete(results),
         section(
-            "What was found",
+            "Findings",
             tag("div", _curve_chart(results), _scale_chart(results), class_="pair")
             if results.curve or results.final
             else None,
@@ -65,25 +65,25 @@ def run_page(results: Results) -> Html:
         section("Over training", _training_charts(results), _curve_table(results)),
         section("Cost", page.costs(results.store, closure(results.targets)) if artifacts else None),
         section("Configuration", page.configuration(experiment, "experiment")),
-        section("Made with", page.provenance(artifacts) if artifacts else None),
+        section("Provenance", page.provenance(artifacts) if artifacts else None),
         section(
-            "Do it again",
+            "Reproduce",
             page.reproduction(
                 [run_words(experiment)],
                 experiment,
-                "is this experiment, completely resolved: save it and run it.",
+                "is this experiment with all its settings: save it and run it.",
             ),
         ),
-        section("Measured by", *(page.protocol(m) for m in [*results.final.values()][:1])),
-        section("Reading the numbers", _notes(results)),
+        section("Protocol", *(page.protocol(m) for m in [*results.final.values()][:1])),
+        section("How to read the numbers", _notes(results)),
     )
 
 
 def headline(results: Results) -> str:
-    """What was found, in a sentence, at the scale that was fixed before the run."""
+    """State the result in a sentence, at the scale that was fixed before the run."""
     own, base = results.headline(), results.baseline
     if own is None:
-        return "Nothing is measured at the last checkpoint yet."
+        return "The last checkpoint is not evaluated yet."
     scale = f"internal guidance of scale {own.guidance.ig_scale:g}"
     if own is base:
         return f"Without guidance FID is {metric(own.metrics)} after {own.point.step:,} steps."
@@ -108,13 +108,13 @@ def headline(results: Results) -> str:
             f"({more[1]} .. {more[2]}) on the same noise."
         )
     return (
-        f"{scale[0].upper()}{scale[1:]} cannot be told from no guidance: FID goes {both}, "
-        f"a change of {change(gain)} on the same noise."
+        f"{scale[0].upper()}{scale[1:]} cannot be distinguished from no guidance: FID changes "
+        f"{both}, a change of {change(gain)} on the same noise."
     )
 
 
 def _second(results: Results) -> Html | None:
-    """The lowest scale and its equals, and what that scale gives on noise it was not chosen on."""
+    """State the best scale, its equals, and its FID on noise that did not choose it."""
     best = results.best()
     if best is None or len(results.final) < 2:
         return None
@@ -122,12 +122,12 @@ def _second(results: Results) -> Html | None:
     text = f"Of the scales compared, {lowest.guidance.ig_scale:g} has the lowest FID"
     if equal:
         scales = ", ".join(f"{m.guidance.ig_scale:g}" for m in equal)
-        text += f"; {scales} cannot be told from it"
+        text += f"; {scales} cannot be distinguished from it"
     holdout = results.chosen_holdout()
     text += ". " + ("" if holdout is None else f"{page.holdout_sentence(holdout)} ")
     return paragraph(
-        f"{text}The scale of the sentence above was fixed before the run. Brackets "
-        f"hold 95 % intervals of the sampling."
+        f"{text}The scale in the sentence above was fixed before the run. Brackets "
+        f"hold 95 % intervals of the sampling error."
     )
 
 
@@ -147,7 +147,7 @@ def _point(m: Measurement, x: float, what: str) -> Sample:
 
 
 def curve_series(results: Results) -> list[Series]:
-    """FID over training, a line for each guidance."""
+    """Draw FID over training, a line for each guidance."""
     lines = []
     for guidance, curve in results.curves().items():
         scale = guidance.ig_scale
@@ -183,13 +183,13 @@ def _scale_chart(results: Results) -> Html:
 
 
 def samples(results: Results) -> Html | None:
-    """Unguided, at the experiment's own scale, and at the lowest if that is another one."""
+    """Show samples without guidance, at the experiment's own scale, and at the best scale."""
     base, own, best = results.baseline, results.headline(), results.best()
     chosen = [("Unguided", base)]
     if own is not base:
         chosen.append(("Internal guidance, scale {:g}", own))
     if best is not None and best[0] not in (own, base):
-        note = "lowest FID" if not best[1] else "lowest FID, not alone"
+        note = "lowest FID" if not best[1] else "lowest FID, with equals"
         chosen.append((f"Internal guidance, scale {{:g}} ({note})", best[0]))
     grids = page.sample_grids(
         results, [(title.format(m.guidance.ig_scale), m) for title, m in chosen if m is not None]
@@ -198,7 +198,7 @@ def samples(results: Results) -> Html | None:
         return None
     return markup(
         paragraph(
-            "The first samples of each set, not chosen: the same place holds the "
+            "The first samples of each set, not selected: the same place holds the "
             "same noise and the same class.",
             class_="note",
         ),
@@ -213,7 +213,7 @@ def _trained(train: TrainConfig) -> str:
 
 
 def marks(results: Results) -> dict[Guidance, Html]:
-    """Guidance -> whether it is the lowest, cannot be told from it, or is higher."""
+    """Return guidance -> badge: the lowest, equal to it within the interval, or higher."""
     best = results.best()
     if best is None:
         return {}
@@ -224,7 +224,7 @@ def marks(results: Results) -> dict[Guidance, Html]:
 
 
 def scale_tables(results: Results) -> Html | None:
-    """The paired comparison, then every metric."""
+    """Tabulate the paired comparison, then every metric."""
     if not results.final:
         return None
     marked, checkpoint = marks(results), checkpoint_name(results.experiment.train)
@@ -244,7 +244,7 @@ def scale_tables(results: Results) -> Html | None:
         ),
         paragraph(
             'The row in bold is the experiment\'s own scale. Rows marked "equal" cannot be '
-            "told from the lowest: the 95 % interval of the paired difference holds 0.",
+            "distinguished from the lowest: the 95 % interval of the paired difference holds 0.",
             class_="note",
         ),
         page.metrics_table(
@@ -257,7 +257,7 @@ def scale_tables(results: Results) -> Html | None:
 
 
 def _training_charts(results: Results) -> Html | None:
-    """Losses and gradient norm over the steps of the training that was done here."""
+    """Draw losses and gradient norm over the steps of a training that was done here."""
     try:
         history = results.history()
     except ArtifactError:  # a page is written of whatever is left
@@ -312,17 +312,16 @@ def _notes(results: Results) -> Html:
     own = ""
     if evaluation.extractor == "digits-cnn":
         own = (
-            " That network was trained on the data itself: these FIDs compare with each other "
-            "and with nothing else."
+            " That network was trained on the data itself: compare these FIDs only with each other."
         )
     texts = (
         f"FID is the distance of Gaussians fitted to features of {evaluation.extractor}; lower is "
         f"better.{own}",
         f"{page.INTERVALS}: delete-one-group jackknife with {evaluation.groups} groups, the "
-        "reference taken as fixed. They say nothing of other training seeds. FIDs of different "
-        "numbers of samples do not compare.",
-        "Paired comparisons use the same noise, the same labels and the same groups, so that they "
-        "see differences that the single intervals would hide.",
+        "reference taken as fixed. They do not cover other training seeds. FIDs of different "
+        "numbers of samples are not comparable.",
+        "Paired comparisons use the same noise, labels and groups, so that they resolve "
+        "differences that are smaller than the single intervals.",
         "A number after \N{PLUS-MINUS SIGN} is the standard deviation over splits.",
     )
     return tag("ul", *(tag("li", text) for text in texts), class_="notes")

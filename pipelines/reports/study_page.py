@@ -1,4 +1,4 @@
-"""One study as one HTML file that can be mailed."""
+"""The report of a study as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 STATES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "bad"}
 """State of a trial -> look of its badge."""
 CHOSEN = (
-    "Brackets hold 95 % intervals. The best point was chosen on the very samples that it is "
-    "reported on."
+    "Brackets hold 95 % intervals. The best point was chosen on the same samples that give its FID."
 )
 WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FAIL": "failed"}
 
@@ -64,7 +63,7 @@ def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
 
 
 def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = None) -> Html:
-    """The page of a study."""
+    """Compose the page of a study."""
     study, nodes = found.study, _nodes(found)
     artifacts = list(published(store, nodes).values())
     states = Counter(trial.state for trial in found.trials)
@@ -92,13 +91,13 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
         section("All trials", trials_table(found)),
         section("Cost", _costs(found, store, nodes) if artifacts else None),
         section("Configuration", page.configuration(study, "study", without=("resources",))),
-        section("Made with", page.provenance(artifacts) if artifacts else None),
-        section("Do it again", _again(found)),
+        section("Provenance", page.provenance(artifacts) if artifacts else None),
+        section("Reproduce", _again(found)),
     )
 
 
 def _nodes(found: Findings) -> list[Node]:
-    """All that the study's points are made from, each once."""
+    """Return the artifacts behind the study's points, each once."""
     nodes: dict[Node, None] = {}
     for members in by_training(found.trials).values():
         graph = Graph(found.study.training_of(t.point for t in members))
@@ -107,14 +106,15 @@ def _nodes(found: Findings) -> list[Node]:
 
 
 def headline(found: Findings) -> str:
-    """What was found, in a sentence."""
+    """State the result in a sentence."""
     best = found.best
     if best is None:
         return "No point of this study is complete yet."
     count = len(found.equals)
-    others = {0: "no other point is its equal", 1: "one other point cannot be told from it"}.get(
-        count, f"{count} other points cannot be told from it"
-    )
+    others = {
+        0: "no other point is its equal",
+        1: "one other point cannot be distinguished from it",
+    }.get(count, f"{count} other points cannot be distinguished from it")
     text = (
         f"{_name(best)} has the lowest FID of {len(_complete(found))} points, "
         f"{_fid(best)}; {others} on the same noise."
@@ -123,13 +123,13 @@ def headline(found: Findings) -> str:
 
 
 def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:
-    """A confirmation may be older than the best point."""
+    """Warn if the confirmation is older than the best point."""
     if found.best is None or confirmed is None:
         return None
     if candidate(found.best.point).label in set(confirmed["candidate"]):
         return None
     return paragraph(
-        "The best point has changed since: it was not confirmed itself.", class_="warning"
+        "The best point has changed since the confirmation, and is not confirmed.", class_="warning"
     )
 
 
@@ -158,7 +158,7 @@ def _sample(trial: Trial) -> Sample:
 
 
 def scale_charts(found: Findings) -> Html | None:
-    """A chart for each layer, a line for each weight; all with the same vertical axis."""
+    """Draw a chart for each layer with a line for each weight, on one vertical axis."""
     trainings = by_training(sorted(_complete(found), key=lambda t: t.point.ig_scale))
     layers: dict[int, list[Series]] = {}
     for layer, weight in sorted(trainings):
@@ -192,7 +192,7 @@ def scale_charts(found: Findings) -> Html | None:
 
 
 def curve_chart(found: Findings) -> Html | None:
-    """FID of each training at its checkpoints, in the colour of its layer."""
+    """Draw the FID of each training over its checkpoints, in the colour of its layer."""
     lines: list[Series] = []
     for (layer, weight), members in sorted(by_training(found.trials).items()):
         curve = max((t.curve for t in members), key=len)
@@ -222,7 +222,7 @@ def curve_chart(found: Findings) -> Html | None:
 
 
 def best_table(found: Findings) -> Html | None:
-    """The best point; below it, in the order of the space, all that cannot be told from it."""
+    """Tabulate the best point and, in the order of the space, its statistical equals."""
     if found.best is None:
         return None
     place = lambda t: (t.point.aux_layer, t.point.aux_weight, t.point.ig_scale)  # noqa: E731
@@ -232,8 +232,8 @@ def best_table(found: Findings) -> Html | None:
         table(["trial", "layer", "weight", "scale", "FID", ""], rows, left=0, marked=[0]),
         paragraph(
             "Equals are listed by layer, weight and scale, not by FID: the 95 % interval of "
-            "their paired difference from the best point holds 0, so that their order says "
-            "nothing.",
+            "their paired difference from the best point holds 0, so that their order has no "
+            "meaning.",
             class_="note",
         )
         if found.equals
@@ -253,7 +253,7 @@ def _mark(found: Findings, trial: Trial) -> Html | None:
 
 
 def importances(found: Findings) -> Html | None:
-    """Share of each parameter in the differences of FID."""
+    """Tabulate the importance of each parameter for FID."""
     if not found.importances:
         return None
     names = {
@@ -277,7 +277,7 @@ def importances(found: Findings) -> Html | None:
 
 
 def samples(found: Findings, store: Store) -> Html | None:
-    """The best training unguided, and at the best scale."""
+    """Show samples of the best training, without guidance and at the best scale."""
     if found.best is None:
         return None
     point = found.best.point
@@ -290,7 +290,7 @@ def samples(found: Findings, store: Store) -> Html | None:
 
 
 def trials_table(found: Findings) -> Html | None:
-    """Every trial, by number."""
+    """Tabulate every trial, by number."""
     if not found.trials:
         return None
     seconds: dict[int, Any] = found.table.set_index("trial").to_dict("index")
@@ -319,9 +319,9 @@ def _costs(found: Findings, store: Store, nodes: Sequence[Node]) -> Html:
     if found.naive_seconds:
         share = percent(1 - found.spent_seconds / found.naive_seconds)
         saved = (
-            f"Work on the trials: {in_words(found.spent_seconds)}. One training for each "
-            f"point would have cost {in_words(found.naive_seconds)}, so that sharing "
-            f"trainings saved {share}."
+            f"Worker time of the trials: {in_words(found.spent_seconds)}. A training for each "
+            f"point would have taken {in_words(found.naive_seconds)}: sharing trainings saved "
+            f"{share}."
         )
     return markup(paragraph(saved) if saved else None, page.costs(store, nodes))
 
@@ -343,7 +343,7 @@ def _again(found: Findings) -> Html:
 
 
 def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
-    """Mean FID on other seeds, with its interval over the seeds."""
+    """Show the mean FID on other seeds, with its interval over the seeds."""
     if confirmed is None or confirmed.empty:
         return None
     summary = summarise(confirmed)
@@ -376,7 +376,7 @@ def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
         table(
             ["candidate", "seeds", "mean FID", "against the first, same seeds", ""],
             rows,
-            caption="Trained anew and sampled from noise that had no part in the choice",
+            caption="Trained from other seeds and sampled from noise that was not used to choose",
         ),
     )
 
@@ -385,18 +385,18 @@ def _confirmed_mark(gain: tuple[float, float, float]) -> tuple[str, str]:
     _, low, high = gain
     if low > 0:
         return "lower", "lowest"
-    return ("higher", "bad") if high < 0 else ("not told apart", "equal")
+    return ("higher", "bad") if high < 0 else ("indistinguishable", "equal")
 
 
 def confirmed_sentence(confirmed: pd.DataFrame | None) -> Html | None:
-    """Whether the study's answer holds."""
+    """State whether the study's result holds on other seeds."""
     if confirmed is None or confirmed.empty:
         return None
     summary = summarise(confirmed)
     gains = summary.drop(index=BASELINE, errors="ignore")
     better = [str(label) for label, row in gains.iterrows() if row["gain_low"] > 0]
     seeds = int(summary["seeds"].max())
-    held = "no candidate has a lower FID than the model without auxiliary loss, beyond the interval"
+    held = "no candidate has a significantly lower FID than the model without auxiliary loss"
     if better:
         held = f"lower FID than the model without auxiliary loss holds for {'; '.join(better)}"
     return paragraph(f"On {seeds} other training seeds and other noise, {held}.")

@@ -1,4 +1,4 @@
-"""Damaged artifacts on a study's way: set aside, and built again."""
+"""Quarantine of damaged artifacts that a study meets, which are then built again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def rebuild_damaged(store: Store, act: Callable[[], T], log: Callable[[str], None]) -> T:
-    """Do something, again after each damaged artifact that it meets was set aside.
+    """Call `act`, again after each damaged artifact, which is quarantined first.
 
     Args:
         store: Where the artifacts lie.
@@ -35,4 +35,4 @@ def rebuild_damaged(store: Store, act: Callable[[], T], log: Callable[[str], Non
                 raise
             aside.add(error.ref)
             store.quarantine(error.ref)
-            log(f"set aside damaged {error.ref}")
+            log(f"quarantined damaged {error.ref}")

@@ -187,8 +187,8 @@ class StudyDriver:
         except WorkerLostError as error:
             if self.book.lost(unit) < LOSSES_BEFORE_FAILURE:
                 raise StudyError(
-                    f"{unit[0].point.training_name}: {error}. The same command goes "
-                    f"on from its last checkpoint."
+                    f"{unit[0].point.training_name}: {error}. Run the same command to continue "
+                    f"from its last checkpoint."
                 ) from error
             self._failed(unit, error)  # it is the training that kills them
         except Exception as error:  # noqa: BLE001 - a trial that fails is a result
@@ -267,7 +267,7 @@ class StudyDriver:
                 self._announced = True
                 self._log(
                     f"start     {describe_runner(self.study.experiment.resources)}, "
-                    f"{self._session.experiments()} at once"
+                    f"{self._session.experiments()} trainings at once"
                 )
         with self._for_running():
             return self._session.runner()

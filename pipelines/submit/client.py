@@ -1,4 +1,4 @@
-"""Send a job to a cluster, or find the one that runs; follow its log to the end."""
+"""Submit a job to a cluster, or find the one that is running; follow its log to the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def submit(
     again: bool,
     dry_run: bool,
 ) -> int:
-    """Send a job, unless one that does the same is running; returns the job's exit code.
+    """Submit a job, unless one that does the same is running; returns the job's exit code.
 
     Raises:
         UsageError: the folder is too large, or lacks what the job needs.
@@ -60,22 +60,24 @@ def submit(
     for other in others:
         _log(
             console,
-            f"Note: {other.submission_id} is {other.status.lower()}, which has that name "
-            f"but another home, store, database or other settings; it is not followed",
+            f"Note: {other.submission_id} is {other.status.lower()} under the same name with "
+            f"another home, store, database or other settings; it is not followed",
         )
     if again:
         running = None
     if running is not None:
         _log(
             console,
-            f"{running.submission_id} is {running.status.lower()} already: nothing was "
-            f"sent (--again sends another attempt)",
+            f"{running.submission_id} is already {running.status.lower()}: nothing was submitted "
+            f"(--again submits another attempt)",
         )
         submission_id = running.submission_id
     else:
         submission_id = send(server, submission)
         size = sum(files.values()) / 2**20
-        _log(console, f"Sent {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)")
+        _log(
+            console, f"Submitted {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)"
+        )
     if detach:
         _log(console, how_to_go_on(submission_id, address))
         return 0
@@ -103,10 +105,10 @@ def _warn_of_plain_http(address: str, console: Console) -> None:
 
 
 def check_upload(files: dict[str, int], submission: Submission) -> None:
-    """Whether a folder may be uploaded.
+    """Check that a folder may be uploaded.
 
     Raises:
-        UsageError: it is too large, with what is largest in it; or it lacks the experiment's file.
+        UsageError: it is too large (its largest files are listed), or lacks the experiment's file.
     """
     total = sum(files.values())
     if total > LARGEST_UPLOAD:
@@ -126,7 +128,7 @@ def check_upload(files: dict[str, int], submission: Submission) -> None:
 
 
 def describe(submission: Submission, files: dict[str, int], address: str, console: Console) -> None:
-    """Say what would be sent."""
+    """Print what would be submitted."""
     size = sum(files.values()) / 2**20
     _log(
         console,
@@ -137,11 +139,11 @@ def describe(submission: Submission, files: dict[str, int], address: str, consol
     )
     for name, value in sorted(submission.environment.items()):
         _log(console, f"Environment {name}={value}")
-    _log(console, "Nothing was sent (--dry-run).")
+    _log(console, "Nothing was submitted (--dry-run).")
 
 
 def find_running(server: JobServer, submission: Submission) -> tuple[Job | None, list[Job]]:
-    """The newest attempt at the same that has not ended, and what runs under such ids besides."""
+    """Return the newest running attempt at the same job, and other jobs under such ids."""
     jobs = [job for job in server.jobs() if not job.ended]
     same = [job for job in jobs if submission.is_of(job.metadata)]
     others = [job for job in jobs if job not in same and _attempt(job, submission)]
@@ -155,7 +157,7 @@ def _attempt(job: Job, submission: Submission) -> int:
 
 
 def send(server: JobServer, submission: Submission) -> str:
-    """Send it under the next number that is free; returns the submission id."""
+    """Submit the job under the next free number; returns the submission id."""
     from pipelines.submit.ray_jobs import JobExistsError
 
     number = max((_attempt(job, submission) for job in server.jobs()), default=0)
@@ -178,13 +180,13 @@ def send(server: JobServer, submission: Submission) -> str:
 
 
 def watch(server: JobServer, submission_id: str, console: Console) -> int:
-    """Follow a job to its end; returns its exit code, or 130 after Ctrl-C, which leaves it be."""
+    """Follow a job to its end; returns its exit code, or 130 after Ctrl-C, which stops nothing."""
     try:
         job = _follow_to_the_end(server, submission_id, console)
     except KeyboardInterrupt:
         _log(
             console,
-            f"\n{submission_id} goes on; nobody follows it now.\n"
+            f"\n{submission_id} keeps running; its log is no longer followed.\n"
             + how_to_go_on(submission_id, server.address),
         )
         return 130
@@ -192,15 +194,15 @@ def watch(server: JobServer, submission_id: str, console: Console) -> int:
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":
-        _log(console, "It was stopped; the same command takes up what it let go.")
+        _log(console, "The job was stopped; submit the same command to continue it.")
         return 130
-    if job.message and job.exit_code is None:  # else its log has said it
+    if job.message and job.exit_code is None:  # else its log shows the reason
         _log(console, job.message.strip())
     return job.exit_code or 1
 
 
 def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) -> Job:
-    """Follow the log through lost connections.
+    """Follow the log of a job, also through lost connections.
 
     Raises:
         JobServerError: the cluster stayed away.
@@ -220,16 +222,16 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
             now = time.monotonic()
             if away_since is None:
                 away_since = now
-                _log(console, f"(lost the cluster: {error}; trying again)")
+                _log(console, f"(lost the connection to the cluster: {error}; trying again)")
             if now - away_since > AWAY_SECONDS:
                 raise
             time.sleep(2.0)
             continue
         if away_since is not None:
-            _log(console, f"(found {submission_id} again)")
+            _log(console, f"(reconnected to {submission_id})")
         away_since = None
         if job.ended:
-            # What it said between the last look and its end.
+            # The end of its log, written since the last look.
             server.follow(submission_id, write, seen)
             return job
         if seen == before:
@@ -237,7 +239,7 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
 
 
 def how_to_go_on(submission_id: str, address: str) -> str:
-    """Commands for a job that nobody follows."""
+    """Return the commands that follow and stop a job."""
     at = f"--address {shlex.quote(address)}"
     return (
         f"Follow it: the same command again, or ray job logs --follow {at} {submission_id}\n"

@@ -1,4 +1,4 @@
-"""What a person is told about MLflow: where to compare results, and what mends it if it fails."""
+"""Messages about MLflow: where to compare results, and what mends a failure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SQLITE = "sqlite:///"
 
 
 def where_to_compare(tracking_uri: str, page: str, what: str, command: str = "igdit") -> str:
-    """Say where results are looked at in MLflow: a server's page, or the command that shows it."""
+    """Name the place to compare results in MLflow: a server's page, or a command."""
     if tracking_uri.startswith(("http://", "https://")):
         return f"Compare in MLflow: {without_user(tracking_uri).rstrip('/')}/{page}"
     return f"Compare in MLflow: {command} ui    ({what}: {page})"
 
 
 def behind(tracking_uri: str, error: BaseException) -> str:
-    """Say that MLflow could not be brought up to date, and what mends it, without passwords."""
+    """Explain that MLflow could not be updated, and what mends it; passwords are hidden."""
     damage = damage_of(tracking_uri)
     if damage is not None:
         return damage
@@ -31,9 +31,9 @@ def behind(tracking_uri: str, error: BaseException) -> str:
 
 
 def damage_of(tracking_uri: str) -> str | None:
-    """Say how to come by a whole database if MLflow's is a damaged file.
+    """Explain how to replace the database if MLflow's is a damaged file.
 
-    Nothing is lost with it but what somebody wrote in MLflow's pages: the store has the results.
+    Only what people wrote in MLflow's pages is lost with it: the store has the results.
 
     Args:
         tracking_uri: MLflow's backend.
@@ -57,6 +57,6 @@ def damage_of(tracking_uri: str) -> str | None:
         return None
     return (
         f"MLflow's database {path} is damaged ({'; '.join(found)}). Move it away "
-        f"(mv {path} {path}.damaged); `igdit track rebuild` then writes it anew from the "
-        f"store."
+        f"(mv {path} {path}.damaged), then run `igdit track rebuild`, which writes it again from "
+        f"the store."
     )

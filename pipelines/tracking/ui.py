@@ -1,4 +1,4 @@
-"""`igdit ui`: MLflow's pages on loopback, and where the newest things are compared."""
+"""`igdit ui`: MLflow's pages on loopback, and the newest comparisons in them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
     """
     if home.tracking_uri.startswith(("http://", "https://")):
         base = without_user(home.tracking_uri).rstrip("/")
-        log(f"Results are tracked by the server at {base}: open it there.")
+        log(f"Results are tracked by the server at {base}: open it in a browser.")
         _log_pages(home, base, log)
         return 0
     own = tracking_uri() is None
@@ -103,7 +103,7 @@ def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
             raise ValueError(f"port must be free, but something listens on 127.0.0.1:{port}")
     import_mlflow()
     base = f"http://127.0.0.1:{port}"
-    log(f"MLflow starts at {base}, which takes some seconds")
+    log(f"Starting MLflow at {base}, which takes some seconds")
     command = [
         sys.executable,
         "-I",
@@ -139,7 +139,7 @@ def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
     def announce() -> None:
         if _answers(port, ended):
             _log_pages(home, base, log)
-            log(f"MLflow is at {base}   (Ctrl-C ends it)")
+            log(f"MLflow is running at {base} (Ctrl-C ends it)")
 
     threading.Thread(target=announce, daemon=True).start()
     try:
@@ -172,7 +172,7 @@ def _log_pages(home: Home, base: str, log: Callable[[str], None]) -> None:
     try:
         pages = newest_pages(home.tracking_uri)
     except Exception as error:  # noqa: BLE001 - the server is there to look at all the same
-        log(f"What it holds could not be asked for: {discreet(error)}")
+        log(f"Its results could not be listed: {discreet(error)}")
         return
     for page in pages:
         log(f"{page.title}\n    {base}/{page.path}")

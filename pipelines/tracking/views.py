@@ -20,15 +20,15 @@ METRICS_NOTE = """\
   curve and at scale 1. The step is the training's. Trials that share a training share their curve.
 - **fid_by_ig_scale_x100**: FID of the last checkpoint at each guidance scale. The step is 100 times
   the scale: 100 is unguided, 180 is scale 1.8 (1e10 times, where that is no whole number).
-- **fid_report**: FID of the scale that was chosen (`ig_scale_report`), on noise that had no part in
-  the choice.
-- FIDs compare where the parameter `protocol` is the same.
+- **fid_report**: FID of the scale that was chosen (`ig_scale_report`), on holdout noise, which was
+  not used to choose it.
+- Compare FIDs only between runs with the same parameter `protocol`.
 """
 """Description of an MLflow experiment of runs."""
 TABLE_NOTE = """\
-Each run is a row of the table. **fid** is ours, with its 95 % interval, **fid_published** what was
-published; `fid_difference` is given where both measure the same. The tags `not_compared_because`
-and `protocol_differences` say in what they differ.
+Each run is a row of the table: **fid** is our own with its 95 % interval, **fid_published** the
+published one; `fid_difference` is given where the two are comparable. The tags
+`not_compared_because` and `protocol_differences` list the differences.
 """
 
 

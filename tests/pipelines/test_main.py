@@ -283,7 +283,7 @@ def test_a_plan_counts_what_is_there_in_one_way(store, file, finished, capsys):
     ]
     assert sum(int(row[2]) for row in rows) == len(there)
     size = data_size(sum(artifact.size for artifact in there))
-    assert f"There already: {len(there)} artifacts, {size}." in out
+    assert f"Cached: {len(there)} artifacts, {size}." in out
     assert size.endswith("MiB")
 
 
@@ -309,7 +309,7 @@ def test_a_plan_says_what_would_run_and_changes_nothing(store, file, home, capsy
 
 def test_a_plan_of_what_is_there_says_so(store, file, capsys):
     assert igdit("plan", file) == 0
-    assert "Everything is there" in said(capsys)[0]
+    assert "All artifacts are cached" in said(capsys)[0]
 
 
 def test_a_plan_does_not_even_make_the_home(home, capsys):
@@ -341,7 +341,7 @@ def test_damage_is_explained_and_a_rebuild_mends_it(store, file, finished, capsy
     assert "--rebuild" in err
 
     assert igdit("run", file, "--rebuild") == 0
-    assert f"set aside damaged evaluate/{node.key}" in said(capsys)[0]
+    assert f"quarantined damaged evaluate/{node.key}" in said(capsys)[0]
     assert path.read_bytes() == before
 
 
@@ -383,7 +383,7 @@ def test_sigterm_ends_a_run_as_an_interrupt_does(file, monkeypatch, capsys):
         experiment_run, "run_experiment", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
     )
     assert igdit("run", file) == 130
-    assert "the same command continues" in one_line(said(capsys)[1])
+    assert "run the same command to continue" in one_line(said(capsys)[1])
 
 
 def test_sigterm_ends_a_run_that_was_started_with_sigint_ignored(tmp_path):
@@ -414,7 +414,7 @@ def test_sigterm_ends_a_run_that_was_started_with_sigint_ignored(tmp_path):
         assert job.poll() is None
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 130
-        assert "the same command continues" in one_line(job.stderr.read())
+        assert "run the same command to continue" in one_line(job.stderr.read())
     finally:
         job.kill()
         job.stderr.close()

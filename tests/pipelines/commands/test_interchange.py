@@ -60,7 +60,7 @@ def evaluate(tmp_path):
         console = make_console(file=io.StringIO(), width=200)
         assert evaluate_images(path, EvaluateOptions(**SMALL | options), home, console) == 0
         text = console.file.getvalue()
-        where = next(line for line in text.splitlines() if "All of it" in line)
+        where = next(line for line in text.splitlines() if "All metrics:" in line)
         return json.loads(Path(where.partition(": ")[2]).read_text()), text
 
     go.home = home

@@ -144,7 +144,7 @@ def test_a_damaged_database_is_to_be_moved_away(server, capsys):
     error = capsys.readouterr().err
     assert f"{path} is damaged" in error
     assert f"mv {path} {path}.damaged" in error
-    assert "`igdit track rebuild` then writes it anew" in error
+    assert "run `igdit track rebuild`, which writes it again" in error
     assert path.stat().st_size == 50_000
 
 

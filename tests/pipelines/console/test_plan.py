@@ -121,7 +121,7 @@ def test_the_plan_says_it_all(capsys):
         "989 for training (fp16), 494.5 for sampling (TF32)",
         "30 % of them reached",
         "GiB",
-        "Still to be named: --evaluation.reference",
+        "A run also needs --evaluation.reference",
         "ImageNet's 1,281,167",
     ):
         assert words in output
@@ -134,7 +134,7 @@ def test_a_finished_experiment_takes_nothing(finished):
     output = io.StringIO()
     print_costs(results, plan, Assumption(), make_console(file=output, width=200))
     assert estimate_costs(results, plan, Assumption()) == []
-    assert output.getvalue().startswith("There already:")
+    assert output.getvalue().startswith("Cached:")
 
 
 def test_no_latents_are_not_taken_for_those_of_imagenet(tmp_path):

@@ -34,14 +34,14 @@ def bar(shown: ProgressDisplay) -> str:
 def test_it_says_what_runs_now_and_not_what_is_finished(tmp_path):
     shown = display(tmp_path)
     assert "starting" in bar(shown)
-    assert "time left not known yet" in bar(shown)
+    assert "time left unknown" in bar(shown)
     point = next(iter(shown.graph.curve.values()))
     shown.on_started([shown.graph.checkpoint(20)])
     assert "starting the training" in bar(shown)
     shown.on_training(TrainProgress(10, 20, 0.004, 0.05))
     assert "training step 10 of 20, loss 0.004000, 0.050 steps/s" in bar(shown)
     assert "left" in bar(shown)
-    assert "not known" not in bar(shown)
+    assert "unknown" not in bar(shown)
     shown.on_started(point.images)
     assert "; sampling (step 10, scale 1" in bar(shown)
     for node in point.images:
@@ -58,7 +58,7 @@ def test_nothing_of_it_is_cut_on_a_narrow_screen(tmp_path, width):
     text = bar(shown)
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert " ".join(text.split()).endswith("training step 10 of 20, loss 0.6000, 5.0 steps/s")
-    assert "so far" in " ".join(text.split())
+    assert "elapsed" in " ".join(text.split())
 
 
 def test_the_measurement_of_the_chosen_scale_is_expected_from_the_beginning(tmp_path):
@@ -87,7 +87,7 @@ def test_without_a_terminal_its_heart_beats(tmp_path, monkeypatch):
         )
     assert beats[0].startswith("progress  ")
     assert " %  0:" in beats[0]
-    assert " left  0:00 so far: training step" in beats[0]
+    assert " left  0:00 elapsed: training step" in beats[0]
 
 
 def test_a_terminal_has_a_bar_and_no_heartbeat(tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ def test_a_rise_has_a_plus():
 
 def test_scales_that_cannot_be_told_from_the_best_are_named():
     made = made_up(s1=spread(9.0, *WIDE), s1_5=spread(8.0, *WIDE[::-1]), s2=spread(8.1, *WIDE))
-    assert "Lowest FID at scale 1.5; not to be told from it: 1, 2." in printed(print_report, made)
+    expected = "Lowest FID at scale 1.5; statistically indistinguishable: 1, 2."
+    assert expected in printed(print_report, made)
 
 
 def test_results_fit_a_narrow_terminal(results):
@@ -145,7 +146,7 @@ def test_a_plan_of_nothing_done_lists_all_of_it(tmp_path):
 
 def test_a_plan_of_everything_done_says_so(finished):
     text = planned(tiny(), finished.home.store)
-    assert "Everything is there" in text
+    assert "All artifacts are cached" in text
     assert rows(text, "train", "checkpoint")[0][2:] == ["2", "0"]
 
 
@@ -156,7 +157,7 @@ def test_a_plan_of_one_more_scale_trains_nothing(finished):
     (evaluate,) = rows(text, "evaluate", "evaluate")
     assert evaluate[2:4] == ["6", "1"]
     assert evaluate[4].startswith("step 20 at ig scale 2.5")
-    assert "Everything is there" not in text
+    assert "All artifacts are cached" not in text
 
 
 def test_a_plan_of_longer_training_starts_from_the_last_checkpoint(finished):
@@ -215,8 +216,8 @@ def test_garbage_is_listed_one_by_one_with_its_total(store, finished):
     text = printed(print_garbage, garbage, deleted=False)
     evaluate = graph.final[Guidance(ig_scale=2.5)].evaluate
     assert f"evaluate/{evaluate.key}" in text
-    assert f"set aside: {aside}" in text
+    assert f"quarantined: {aside}" in text
     assert "Would delete 6 artifacts" in text
-    assert "1 set aside" in text
+    assert "1 quarantined" in text
     assert "Nothing was deleted" in text
     assert "Would" not in printed(print_garbage, garbage, deleted=True)

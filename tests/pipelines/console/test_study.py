@@ -20,7 +20,7 @@ DOING = ProcessState(
     pid=1,
     started=NOW,
     updated=NOW,
-    phase="at work",
+    phase="running",
     trials=TRIALS,
 )
 
@@ -54,8 +54,8 @@ def test_the_bar_never_goes_back():
 
 def test_no_time_is_promised_at_the_beginning():
     pace, _ = pace_of(replace(DOING, trials=None))
-    assert pace.how_far() == "0 %  time left not known yet  1:00 so far"
-    assert pace.what_runs() == "at work"
+    assert pace.how_far() == "0 %  time left unknown  1:00 elapsed"
+    assert pace.what_runs() == "running"
     pace, _ = pace_of(replace(DOING, trials=replace(TRIALS, complete=2, running=2)))
     assert pace.seconds_left() is None
 

@@ -339,7 +339,7 @@ def test_sigterm_ends_a_study_in_good_order_and_it_resumes(tmp_path):
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=60)
         assert process.returncode == 130, text
-        assert "stopped; the same command continues" in text
+        assert "stopped; run the same command to continue" in text
         assert "SIGTERM received" not in text
         wait_for(lambda: not any(alive(pid) for pid in below if "Agent" not in title(pid)), 60)
     finally:

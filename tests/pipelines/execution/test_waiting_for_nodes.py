@@ -57,7 +57,7 @@ def test_an_autoscaler_is_asked_for_all_workers_and_the_fewest_are_waited_for(st
     # Two workers of two CPUs are enough; then what is trained keeps the nodes.
     assert cluster.looks == [{"CPU": 8.0}]
     assert cluster.requests == [[{"CPU": 2, "GPU": 0}] * 4 + [{"CPU": 1, "GPU": 0}], []]
-    assert "waits up to 1 minutes for nodes: a training needs 4 CPUs" in caplog.text
+    assert "waiting up to 1 minutes for nodes: a training needs 4 CPUs" in caplog.text
 
 
 def test_nodes_that_do_not_come_in_time_end_it_by_name(start):

@@ -228,7 +228,7 @@ def test_a_rise_beyond_the_interval_is_a_rise():
 
 def test_a_difference_within_the_interval_is_none():
     made = made_up(s1=spread(9.0, *WIDE), s1_5=spread(8.0, *WIDE[::-1]))
-    assert "cannot be told from no guidance" in headline(made)
+    assert "cannot be distinguished from no guidance" in headline(made)
     assert not re.search("lowers|raises", headline(made))
 
 
@@ -237,14 +237,14 @@ def test_equals_of_the_lowest_are_marked_and_not_ranked():
     found = Checked(run_page(made))
     badges = [e.get("class") for e in found.all("span")]
     assert badges == ["badge equal", "badge lowest", "badge equal"]
-    assert "1, 2 cannot be told from it" in found.text
+    assert "1, 2 cannot be distinguished from it" in found.text
 
 
 def test_without_results_the_page_says_so(tmp_path):
     from pipelines.store.folder import FolderStore
 
     found = stands_alone(run_page(collect(FolderStore(tmp_path), Graph(tiny()))))
-    assert "Nothing is measured at the last checkpoint yet" in found.text
+    assert "The last checkpoint is not evaluated yet" in found.text
 
 
 # What is read on a screen
@@ -295,7 +295,7 @@ def test_a_record_that_is_damaged_or_was_not_made_here_is_not_drawn(results, mon
 
 def test_no_dictionary_of_python_is_shown_to_a_reader(document):
     text = document.text.partition("experiment.json as text")
-    for part in (text[0], text[2].partition("Measured by")[2]):
+    for part in (text[0], text[2].partition("Protocol")[2]):
         assert "{'" not in part
         assert "None" not in part
     assert re.search(r"sampler\s+method \w+, num steps \d+", document.text)

@@ -97,7 +97,9 @@ def test_equals_are_marked_and_not_ranked(found):
     found_numbers = [int(row.split(">")[2].split("<")[0]) for row in rows.split("<tr")[2:]]
     assert found_numbers == [found.best.number, *numbers]
     assert rows.count("badge equal") == 3
-    assert "3 other points cannot be told from it" in headline(with_best(found, complete[:3]))
+    assert "3 other points cannot be distinguished from it" in headline(
+        with_best(found, complete[:3])
+    )
 
 
 def test_a_study_without_points_says_so(found):
@@ -138,10 +140,7 @@ def test_what_holds_on_other_seeds_is_told_from_what_does_not():
 
 def test_a_best_point_that_was_not_confirmed_is_said_to_be_new(found):
     table = confirmed({"layer 9, weight 9, scale 9": [0.1, 0.2, 0.3]})
-    assert (
-        "it was not confirmed itself"
-        in Checked(study_page(found, FolderStore("nowhere"), table)).text
-    )
+    assert "and is not confirmed" in Checked(study_page(found, FolderStore("nowhere"), table)).text
     assert "confirmed itself" not in Checked(study_page(found, FolderStore("nowhere"))).text
 
 

@@ -271,7 +271,7 @@ def test_a_table_is_readable_at_any_width(name, width, tmp_path):
     print_paper_table(name, lines, make_console(file=output, width=width))
     text = output.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
-    drawn = text[: text.index("Intervals are of")].splitlines()
+    drawn = text[: text.index("Intervals cover")].splitlines()
     assert {"method", "epochs", "CFG", "published"} <= set(" ".join(drawn).split())
     for line in lines:  # all numbers of a row stand beside its whole name
         row = [

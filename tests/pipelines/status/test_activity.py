@@ -91,8 +91,8 @@ def test_a_process_says_what_it_does_while_it_does_it(home):
         )
         (lock,) = home.activity.glob("*.lock")
         assert holder(lock).pid == os.getpid()
-        activity.update(phase="at work", where="here", news="FID 3")
-        until(lambda: said(home)[0].phase == "at work")
+        activity.update(phase="running", where="here", news="FID 3")
+        until(lambda: said(home)[0].phase == "running")
         assert (said(home)[0].where, said(home)[0].news) == ("here", "FID 3")
     assert [path.name for path in home.activity.iterdir()] == [LAST]
     last = read_process_state(home.activity / LAST)

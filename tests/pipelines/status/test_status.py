@@ -65,14 +65,14 @@ def status_of(home: Home, **changes) -> Status:
 
 def test_an_empty_home_is_told_and_not_made(home):
     text = shown(read_status(home))
-    assert text.startswith(f"Nothing runs in {home.root}")
+    assert text.startswith(f"Nothing is running in {home.root}")
     assert not home.root.exists()
 
 
 def test_what_ended_last_is_told_with_its_result(finished):
     before = tree(finished.home.root)
     text = shown(read_status(finished.home))
-    assert "Nothing runs in" in text
+    assert "Nothing is running in" in text
     assert f"Last: run tiny {finished.graph.run_key[:8]}, finished" in text
     assert f"on {platform.node()} after" in text
     assert "FID" in text
@@ -91,7 +91,7 @@ def test_two_processes_are_told_apart_and_a_killed_one_is_gone(home, child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     text = shown(read_status(home))
-    assert "2 processes are at work" in text
+    assert "2 processes are running" in text
     for process, name in ((first, "run first"), (second, "run second")):
         assert name in text
         assert f"pid {process.process.pid}" in text
@@ -101,8 +101,8 @@ def test_two_processes_are_told_apart_and_a_killed_one_is_gone(home, child):
     assert [d.name for d in status.working] == ["second"]
     assert [d.name for d in status.gone] == ["first"]
     text = shown(status)
-    assert "1 process is at work" in text
-    assert f"run first is gone: killed or lost on {platform.node()}" in text
+    assert "1 process is running" in text
+    assert f"run first died on {platform.node()}" in text
     assert second.read() == "ready"
     second.say()
     assert second.read() == "over"
@@ -175,7 +175,7 @@ def test_a_study_is_told_with_its_trials_and_its_pace(home):
         pid=7,
         started=now - 100,
         updated=now - 3,
-        phase="at work",
+        phase="running",
         where="Ray",
         trials=trials,
         builds=(build,),
@@ -183,10 +183,10 @@ def test_a_study_is_told_with_its_trials_and_its_pace(home):
     )
     text = shown(status_of(home, working=(process,), now=now))
     for part in (
-        "study s: at work, for 1:40, on h (pid 7), last word 3 s ago",
+        "study s: running for 1:40, on h (pid 7), updated 3 s ago",
         "trials    7 of 12 complete, 2 running, 1 given up, about 1:40 left at this pace",
         "layer 1, weight 0.5: 6 of 18 artifacts, about 2:00 left at this pace",
-        "waits   for data/abcd, which another process builds",
+        "waiting for data/abcd, which another process builds",
         "last      FID 4",
     ):
         assert part in text
@@ -206,7 +206,7 @@ def test_a_training_that_says_nothing_is_not_said_to_move(home):
     )
     text = training_text(training, now)
     assert "0:00 left" in text
-    assert "4 workers, the first on h (said 2 min ago)" in text
+    assert "4 workers, the first on h (reported 2 min ago)" in text
 
 
 # What cannot be trusted
@@ -278,7 +278,7 @@ def test_the_command_reads_a_folder_that_cannot_be_written(finished, tmp_path):
         env={**os.environ, "IGDIT_HOME": str(finished.home.root)},
     )
     assert (run.returncode, run.stderr) == (0, "")
-    assert "Nothing runs in" in run.stdout
+    assert "Nothing is running in" in run.stdout
 
 
 def test_watching_looks_again_and_again(home, monkeypatch):

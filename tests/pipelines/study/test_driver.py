@@ -73,7 +73,7 @@ def test_a_study_trains_once_for_each_layer_and_weight(home, study, run):
     for kind in ("images", "features", "evaluate"):
         counts = collections.Counter(e["key"] for e in executed(home, kind))
         assert set(counts.values()) == {1}, kind
-    assert "one training for each point would have cost" in text
+    assert "a training for each point would have taken" in text
     assert "8 complete" in text
 
 
@@ -193,7 +193,7 @@ def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_ag
         raise WorkerLostError("a worker was lost more than 3 times")
 
     lost: list[list[int]] = []
-    with pytest.raises(StudyError, match=r"a worker was lost.*same command goes on"):
+    with pytest.raises(StudyError, match=r"a worker was lost.*Run the same command to continue"):
         drive(home, study(), 4, evaluate)
     assert {t.state for t in trials_of(home, study())} == {"RUNNING"}
 
@@ -219,9 +219,9 @@ def test_the_same_command_with_more_trials_does_not_add_them_again(home, study, 
             run(study(), trials="+5")
     assert 4 < sum(t.state == "COMPLETE" for t in trials_of(home, study())) < 9
     text = run(study(), trials="+5")
-    assert "9 trials in all" in text
+    assert "of 9 trials are complete" in text
     assert [t.state for t in trials_of(home, study())] == ["COMPLETE"] * 9
-    assert "9 trials in all, 9 are complete" in run(study())
+    assert "9 of 9 trials are complete" in run(study())
     run(study(), trials="+1")
     assert len(trials_of(home, study())) == 10
 
@@ -237,7 +237,7 @@ def test_every_point_of_the_small_study_has_an_fid_of_its_own(home, study, run):
 def test_a_study_that_was_cut_short_is_not_measured_anew(home, study, run):
     text = run(study(), trials="8", hours=1e-9)
     assert "0 of 8 trials are complete: the hours are spent" in text
-    assert "on noise that had no part" not in text
+    assert "on noise that was not used" not in text
 
 
 def test_a_shortfall_is_said(home, study, run):
@@ -247,7 +247,7 @@ def test_a_shortfall_is_said(home, study, run):
         ig_scale=Range(low=1.0, high=1.1, step=0.1),
     )
     text = run(study(space=space, scales_per_training=2), trials="5")
-    assert "2 of 5 trials are complete: no new point is left in the space" in text
+    assert "2 of 5 trials are complete: the space has no new point" in text
 
 
 def test_trials_that_fail_one_after_the_other_stop_the_study(home, study):
@@ -388,7 +388,7 @@ def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monke
     with pytest.raises(ArtifactError, match="enough"):
         run_study(study(), StudyOptions(parallel=1), home, console)
     text = console.file.getvalue()
-    assert "Found so far" in text
+    assert "Findings so far" in text
     assert "4 complete" in text
 
 
@@ -412,7 +412,7 @@ def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home
     from pipelines.study.findings import findings, holdout_of
 
     text = run(study())
-    assert "The best point on noise that had no part in the choice: FID" in text
+    assert "The best point on noise that was not used to choose it: FID" in text
     trials = trials_of(home, study())
     found = findings(study(), trials, {}, home.store)
     m = found.holdout.measurement
@@ -599,7 +599,7 @@ def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
     import pandas as pd
 
     text = run(study(), trials="8", confirm_seeds=2)
-    assert "Confirmed on 2 other training seeds" in text
+    assert "Confirmed with 2 other training seeds" in text
     table = pd.read_parquet(home.report / "study-small" / "confirmed.parquet")
     layers = {t.point.aux_layer for t in trials_of(home, study())}
     assert len(table) == 2 * (1 + len(layers))

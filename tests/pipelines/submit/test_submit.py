@@ -266,7 +266,7 @@ def test_a_study_is_sent_and_followed_to_its_end(server, capsys, project):
     assert job["runtime_env"]["working_dir"].startswith("gcs://")
     assert len(server.packages) == 1
     out = capsys.readouterr().out
-    assert "Sent igdit-study-digits-1" in out
+    assert "Submitted igdit-study-digits-1" in out
     assert "hello\ndone\n" in out
     assert "igdit-study-digits-1: SUCCEEDED" in out
 
@@ -396,7 +396,7 @@ def test_what_runs_is_followed_instead_of_sent_again(server, status, capsys):
     assert igdit(*STUDY, "--address", server.address) == 0
     assert server.sent == []
     out = capsys.readouterr().out
-    assert f"igdit-study-digits-3 is {status.lower()} already" in out
+    assert f"igdit-study-digits-3 is already {status.lower()}: nothing was submitted" in out
     assert "done" in out
     server.jobs["igdit-study-digits-3"]["status"] = status
     assert igdit(*STUDY, "--again", "--address", server.address) == 0
@@ -467,7 +467,7 @@ def test_a_dry_run_shows_everything_and_sends_nothing(server, capsys, monkeypatc
         "1 files",
         "IGDIT_STORE=s3://bucket/store",
         "IGDIT_SECRETS=/etc/igdit/secrets",
-        "Nothing was sent",
+        "Nothing was submitted",
     ):
         assert word in out
     assert (server.sent, server.packages) == ([], {})
@@ -518,8 +518,8 @@ def test_a_cluster_that_comes_back_is_followed_on(capsys, monkeypatch):
     finally:
         serving.__exit__()
     out = capsys.readouterr().out
-    assert "lost the cluster" in out
-    assert "found igdit-study-digits-1 again" in out
+    assert "lost the connection to the cluster" in out
+    assert "reconnected to igdit-study-digits-1" in out
     assert out.count("one") == out.count("two") == 1
 
 
@@ -555,7 +555,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(server, capsys, monkeypatch
     monkeypatch.setattr(JobServer, "follow", interrupted)
     assert igdit(*STUDY, "--address", server.address) == 130
     out = capsys.readouterr().out
-    assert "igdit-study-digits-1 goes on" in out
+    assert "igdit-study-digits-1 keeps running" in out
     assert "ray job stop" in out
     assert server.jobs["igdit-study-digits-1"]["status"] == "RUNNING"
 

@@ -150,13 +150,13 @@ def test_a_study_that_is_stopped_is_taken_up_by_the_next_attempt(cluster):
     out = finish(first)
     assert first.returncode == 130, out
     assert "igdit-study-clean-1: STOPPED" in out
-    assert "stopped; the same command continues" in log(cluster, "igdit-study-clean-1")
+    assert "stopped; run the same command to continue" in log(cluster, "igdit-study-clean-1")
     assert set(states(cluster, "clean")) <= {"RUNNING", "COMPLETE"}
 
     second = submit(cluster, "study", "digits", "--name", "clean", *SMALL)
     out = finish(second)
     assert second.returncode == 0, out
-    assert "Sent igdit-study-clean-2" in out
+    assert "Submitted igdit-study-clean-2" in out
     assert "0 are complete" in out
     assert states(cluster, "clean") == ["COMPLETE"] * 4
     starts = list(trained(cluster).values())

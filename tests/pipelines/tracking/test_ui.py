@@ -97,7 +97,7 @@ def test_with_a_server_elsewhere_the_ui_is_there(finished, server, monkeypatch):
     said = []
     assert serve_ui(finished.home, 5000, said.append) == 0
     assert "http://127.0.0.1:1: open it there" in said[0]
-    assert "could not be asked" in said[1]
+    assert "could not be listed" in said[1]
     assert "s3cret" not in "".join(said)
     assert server.commands == []
 
@@ -150,7 +150,7 @@ def test_addresses_are_said_when_the_server_answers(finished, server, port, monk
     name = comparison_name(finished.graph)
     assert title == f"Runs measured as {name}: side by side (curves, scales, samples)"
     assert address.strip().startswith(f"http://127.0.0.1:{port}/#/experiments/")
-    assert said[-1].startswith(f"MLflow is at http://127.0.0.1:{port} "), "what to open is last"
+    assert said[-1].startswith(f"MLflow is running at http://127.0.0.1:{port} "), "it comes last"
 
 
 SERVE = """
