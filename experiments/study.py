@@ -98,12 +98,12 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """When a training is given up: its FID curve is worse than the median, beyond the noise."""
+    """When a training is pruned: its FID curve is worse than the median, beyond the noise."""
 
     enabled: bool = True
-    """Give trainings up at all."""
+    """Prune trainings at all."""
     warmup_trainings: int = 4
-    """Finished trainings there must be before one is given up."""
+    """Finished trainings there must be before one is pruned."""
     patience: int = 2
     """Checkpoints in a row at which it must be worse; one noisy point never decides."""
 
@@ -137,7 +137,7 @@ class Study:
     default_trials: int = 30
     """Trials to complete unless --trials is given."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    """When a training is given up."""
+    """When a training is pruned."""
 
     def __post_init__(self) -> None:
         require_file_name("name", self.name)

@@ -23,13 +23,13 @@ from pipelines.execution.session import RunnerSession
 from pipelines.graph.digests import path_digest
 from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
-from pipelines.graph.node import Node
 from pipelines.graph.plan import make_plan
 from pipelines.graph.resolve import resolve
 from pipelines.stages.build import WORK
 from pipelines.store.file_names import IMAGES_FILE, METRICS_FILE
 from pipelines.store.files import replace_text
 from pipelines.store.home import Home
+from pipelines.store.register import Record, remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from ig_core.images.sets import ImageSet
     from pipelines.execution.runner import Runner
+    from pipelines.graph.node import Node
     from pipelines.store.base import Store
 
 
@@ -74,17 +75,19 @@ def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: C
     _check_shape(path, evaluation, options.protocol)
     _check_statistics(evaluation)
     store, graph = home.store, Graph(experiment)
+    digest = path_digest(path)
+    evaluate = graph.evaluation_of(digest, in_order=options.in_order)
     with in_use(store):
-        nodes = _keep(path, evaluation.num_samples, graph, store, console)
-        sample = Node(
-            "sample",
-            {"num_samples": evaluation.num_samples},
-            {f"part-{number:05d}": node for number, node in enumerate(nodes)},
+        record = Record(
+            kind="evaluation",
+            name=path.stem,
+            key=evaluate.key,
+            experiment=experiment,
+            images=digest,
+            in_order=options.in_order,
         )
-        evaluate = graph.evaluation(nodes, sample)
-        if not options.in_order:
-            config = {**evaluate.config, "shuffle_seed": 0}
-            evaluate = dataclasses.replace(evaluate, config=config)
+        remember(store, record)
+        _keep(path, evaluation.num_samples, graph, evaluate, store, console)
         _build(experiment, graph, evaluate, home, console)
         folder = store.open(evaluate.ref).path
         kept = _keep_metrics(folder / METRICS_FILE, path, evaluate, home)
@@ -115,7 +118,7 @@ def _check_statistics(evaluation: EvaluationConfig) -> None:
 
 
 def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:
-    """Copy the metrics out of the store, where no run keeps them from garbage collection."""
+    """Copy the metrics out of the store, to where people look for them."""
     target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     replace_text(target, metrics.read_text(encoding="utf-8"))
@@ -201,18 +204,16 @@ def _has_images(path: Path) -> bool:
     return path.is_dir() or has_arrays(path, {"arr_0"})
 
 
-def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) -> list[Node]:
+def _keep(
+    path: Path, count: int, graph: Graph, evaluate: Node, store: Store, console: Console
+) -> None:
     """Copy images into the store in shards; shards in the store are not read again."""
     from ig_core.images.sets import write_images
     from pipelines.stages.context import describe, write_experiment
 
-    size, digest = graph.experiment.evaluation.shard_size, path_digest(path)
-    nodes = [
-        Node("images", {"sha256": digest, "start": start, "stop": min(start + size, count)})
-        for start in range(0, count, size)
-    ]
+    nodes = list(evaluate.inputs["sample"].inputs.values())
     if all(store.find(node.ref) for node in nodes):
-        return nodes
+        return
     log(console, f"reading   {count:,} images of {path}")
 
     def publish(node: Node, images: ImageSet) -> None:
@@ -223,13 +224,13 @@ def _keep(path: Path, count: int, graph: Graph, store: Store, console: Console) 
 
     # The last shard waits until all is read: its absence says that the rest was not checked.
     last = None
+    size = graph.experiment.evaluation.shard_size
     for pair in zip(nodes, _shards(path, size, count), strict=True):
         if last is not None:
             publish(*last)
         last = pair
     if last is not None:
         publish(*last)
-    return nodes
 
 
 def _shards(path: Path, size: int, count: int) -> Iterator[ImageSet]:

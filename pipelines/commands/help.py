@@ -112,9 +112,10 @@ def _store() -> str:
 usage: igdit store ls
        igdit store gc [options]
 
-  ls    List the recorded runs, and the artifacts of each kind.
-  gc    List the artifacts that no recorded run needs; --delete deletes them, --forget KEY deletes
-        the record of a run first. `igdit store gc --help` lists its options.
+  ls    List what was run (runs, studies, tables, evaluations), and the artifacts of each kind.
+  gc    List the artifacts that nothing that was run needs; --delete deletes them. --forget NAME
+        first deletes the record of a run, of a study with all its trials, of a table or of an
+        evaluation. `igdit store gc --help` lists its options.
 """
 
 

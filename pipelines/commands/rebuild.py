@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from experiments.schema import Resources
 from experiments.tables import TABLES
 from pipelines.commands.help import asks_for_help, help_of
 from pipelines.commands.parse import parse_options
@@ -15,26 +13,24 @@ from pipelines.common.errors import ArtifactError, NoStudiesError, TrackingError
 from pipelines.common.redaction import discreet, in_one_line
 from pipelines.console.console import log, make_console
 from pipelines.console.paper_table import write_table
-from pipelines.graph.garbage import in_use, recorded_runs, shown_runs
+from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
 from pipelines.reports.plots import write_report
 from pipelines.reports.run_page import write_run_page
 from pipelines.results.measurements import collect
-from pipelines.results.paper_table import fill, shown_tables, tracked_tables
-from pipelines.store.command_times import command_times
+from pipelines.results.paper_table import fill, named_runs, tracked_tables
 from pipelines.store.home import Home
+from pipelines.store.register import command_times, read_register
 from pipelines.tracking.client import MlflowTracker
 from pipelines.tracking.messages import damage_of
 from pipelines.tracking.table import track_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from experiments import Experiment
-    from experiments.study import Study
     from pipelines.results.paper_table import Named
-    from pipelines.store.base import Store
     from pipelines.study.storage import StoredStudy
 
 
@@ -64,10 +60,13 @@ def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
         tracker = _reached(
             home, lambda: MlflowTracker(home.tracking_uri, home.mlartifacts, home.store)
         )
-        experiments = _experiments(home.store, [stored.study for stored in studies])
+        register = read_register(home.store)
         work = [
-            (f"experiment {e.name} {Graph(e).run_key[:8]}", _show_experiment(tracker, e, home))
-            for e in experiments
+            (
+                f"experiment {experiment.name} {key[:8]}",
+                _show_experiment(tracker, experiment, home),
+            )
+            for key, experiment in register.runs
         ]
         work += [
             (
@@ -76,9 +75,9 @@ def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
             )
             for stored in studies
         ]
-        tables, tracked = shown_tables(home.store), tracked_tables(home.store)
+        tables, tracked = named_runs(register), tracked_tables(register)
         work += [
-            (f"table {name}", _show_table(tracker, name, tables[name], home))
+            (f"table {name}", _show_table(tracker, name, tables.get(name, {}), home))
             for name in tracked
             if name in TABLES
         ]
@@ -116,41 +115,16 @@ def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 
 def _studies(home: Home, storage: str | None) -> list[StoredStudy]:
-    from pipelines.study.storage import stored_studies
+    from pipelines.study.storage import read_studies
 
     if storage is None and not home.has_studies:
         return []
     try:
-        return stored_studies(storage or home.study_storage, home.store)
+        return read_studies(storage or home.study_storage, home.store)
     except NoStudiesError:
         if storage is not None:
             raise
         return []  # one that is named for all studies, before the first
-
-
-def _experiments(store: Store, studies: Sequence[Study]) -> list[Experiment]:
-    """What has pages of its own; of records without a note, what no study recorded."""
-    shown = shown_runs(store)
-    noted = {key for key, _ in shown}
-    others = [
-        e
-        for key, e in recorded_runs(store).items()
-        if key not in noted and not any(_is_of(e, study) for study in studies)
-    ]
-    return [*(experiment for _, experiment in shown), *others]
-
-
-def _is_of(experiment: Experiment, study: Study) -> bool:
-    """Whether an experiment is one of a study's trainings."""
-    if experiment.name == f"{study.name}-confirm":
-        return True
-    layer = experiment.model.aux_layer
-    if experiment.name != study.name or layer is None:
-        return False
-    same = study.at(layer, experiment.loss.aux_weight, experiment.ig_scales)
-    return dataclasses.replace(same, resources=Resources()) == dataclasses.replace(
-        experiment, resources=Resources()
-    )
 
 
 def _show_experiment(

@@ -12,13 +12,13 @@ from pipelines.commands.parse import parse_options
 from pipelines.commands.run import RunOptions, _options
 from pipelines.common.errors import UsageError
 from pipelines.console.console import log, make_console
-from pipelines.graph.garbage import RUNS, in_use, recorded_runs
+from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve
 from pipelines.reports.run_page import write_run_page
 from pipelines.results.measurements import collect
-from pipelines.store.file_names import EXPERIMENT_FILE
 from pipelines.store.home import Home
+from pipelines.store.register import read_register, record_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,8 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
     Raises:
         ValueError: there is none, or the digits fit several.
     """
-    runs = recorded_runs(home.store)
+    register = read_register(home.store)
+    runs = register.experiments
     if exact is not None and Graph(exact).run_key in runs:
         return exact
     if word is not None and exact is None:
@@ -72,18 +73,15 @@ def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> E
             return runs[fitting[0]]
         if len(fitting) > 1:
             raise ValueError(f"{word!r} fits several runs: {', '.join(k[:12] for k in fitting)}")
-    named = [key for key, experiment in runs.items() if word in (None, experiment.name)]
+    named = [
+        (record, record.experiment)
+        for record in register.records
+        if record.run and record.experiment and word in (None, record.experiment.name)
+    ]
     if named:
-        times = home.store.record_times(RUNS)
-        own = {
-            key: (
-                home.run_folder(Graph(runs[key]).experiment.name, Graph(runs[key]).run_key)
-                / EXPERIMENT_FILE
-            ).exists()
-            for key in named
-        }
-        # Newest last; what was run for itself after what was a part of a study.
-        return runs[max(named, key=lambda key: (own[key], times.get(f"{key}.json", 0.0)))]
+        times = record_times(home.store)
+        # Newest last; what was run by itself after what was a part of a study.
+        return max(named, key=lambda n: (n[0].kind == "run", times.get(n[0].file, 0.0)))[1]
     known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
     raise ValueError(
         f"a report needs a run that is recorded in {home.root} ({known}), a file "
@@ -99,11 +97,11 @@ def report_study(home: Home, name: str, storage: str | None = None) -> Path:
     """
     from pipelines.reports.study_page import write_study_page
     from pipelines.study.findings import findings
-    from pipelines.study.storage import stored_study
+    from pipelines.study.storage import read_study
 
     if storage is None and not home.has_studies:
         raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
-    found = stored_study(storage or home.study_storage, home.store, name)
+    found = read_study(storage or home.study_storage, home.store, name)
     folder = home.study_folder(name)
     with in_use(home.store):
         put_together = findings(found.study, found.trials, found.importances, home.store)

@@ -22,7 +22,7 @@ from pipelines.console.results import print_report
 from pipelines.execution.runners import describe_runner
 from pipelines.execution.scheduler import Pipeline
 from pipelines.execution.session import RunnerSession
-from pipelines.graph.garbage import in_use, remember
+from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
 from pipelines.graph.plan import make_plan, set_corrupt_aside
 from pipelines.graph.resolve import resolve
@@ -31,8 +31,8 @@ from pipelines.reports.run_page import headline, write_run_page
 from pipelines.results.measurements import collect
 from pipelines.stages.build import WORK
 from pipelines.status.activity import Activity
-from pipelines.store.command_times import command_times, record_end, record_start
 from pipelines.store.home import Home
+from pipelines.store.register import Record, command_times, record_end, record_start, remember
 from pipelines.tracking.messages import behind, where_to_compare
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run_experiment(
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
-        remember(store, experiment, graph.run_key, shown=True)
+        remember(store, Record.of_run(experiment, graph.run_key))
         store.sweep()
         aside = set_corrupt_aside(store, graph) if rebuild else []
         for node in aside:
@@ -116,7 +116,7 @@ def measure_guidances(
     graph, store = Graph(experiment), home.store
     targets = [graph.final[guidance].evaluate for guidance in dict.fromkeys(wanted)]
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
-        remember(store, experiment, graph.run_key, shown=True)
+        remember(store, Record.of_run(experiment, graph.run_key))
         store.sweep()
         plan = make_plan(store, targets)
         if works := _has_work(plan, store, graph):

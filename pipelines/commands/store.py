@@ -67,15 +67,16 @@ class CollectOptions:
     """What `igdit store gc` takes."""
 
     forget: tuple[str, ...] = ()
-    """First digits of the keys of recorded runs to forget: their artifacts are not kept."""
+    """What to forget of what `igdit store ls` lists, so that its artifacts are not kept: the name
+    of a run, study, table or evaluation (study/NAME if a run has it, too), or digits of a key."""
     delete: bool = False
     """Delete the artifacts. Without it the command only lists them."""
 
 
 def store_command(arguments: list[str]) -> int:
     """Run `igdit store ls` and `igdit store gc`."""
-    from pipelines.console.results import print_garbage, print_store
-    from pipelines.graph.garbage import collect_garbage, find_garbage
+    from pipelines.console.results import print_freed, print_garbage, print_store
+    from pipelines.graph.garbage import Garbage, collect_garbage, find_garbage
 
     if asks_for_help(arguments):
         log(make_console(), help_of("store"))
@@ -88,8 +89,16 @@ def store_command(arguments: list[str]) -> int:
         print_store(store, console)
         return 0
     options = parse_options(CollectOptions, arguments[1:], "igdit store gc")
-    collect = collect_garbage if options.delete else find_garbage
-    print_garbage(collect(store, options.forget), console, deleted=options.delete)
+
+    def announce(garbage: Garbage) -> None:
+        print_garbage(garbage, console)
+
+    if options.delete:
+        garbage = collect_garbage(store, options.forget, announce)
+    else:
+        garbage = find_garbage(store, options.forget)
+        announce(garbage)
+    print_freed(garbage, console, deleted=options.delete)
     return 0
 
 

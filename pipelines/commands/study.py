@@ -34,9 +34,9 @@ from pipelines.reports.study_plots import write_findings
 from pipelines.results.measurements import read_holdout
 from pipelines.stages.build import WORK
 from pipelines.status.activity import Activity, Trials
-from pipelines.store.command_times import command_times, record_end, record_start
 from pipelines.store.home import Home
 from pipelines.store.open import require_lasting
+from pipelines.store.register import Record, command_times, record_end, record_start, remember
 from pipelines.store.rights import explain
 from pipelines.study.confirm import confirm, summarise
 from pipelines.study.damage import rebuild_damaged
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from experiments.study import Study
     from pipelines.study.findings import Findings
-    from pipelines.study.ledger import StudyBook
+    from pipelines.study.ledger import StudyLedger
     from pipelines.study.trials import Trial
     from pipelines.tracking.study import StudyTracker
 
@@ -65,7 +65,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
         StudyError: trainings failed one after the other, or the database went away.
         ArtifactError: the store cannot be used.
     """
-    from pipelines.study.ledger import StudyBook
+    from pipelines.study.ledger import StudyLedger
 
     home.prepare()
     if options.storage is not None:
@@ -75,32 +75,33 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     url = options.storage or home.study_storage
     with in_use(store), Activity(home, "study", study.name) as activity:
         store.sweep()
-        book = StudyBook(study, url, store)
+        ledger = StudyLedger(study, url, store)
         try:
-            budget = _budget(book, options, home, console)
+            budget = _budget(ledger, options, home, console)
             if budget is None:
                 activity.ended = "not started"
                 return 1
-            works = _has_work(book, budget)
+            identity = ledger.identity
+            remember(store, Record.of_study(study.name, identity))
+            works = _has_work(ledger, budget)
             if works:
-                record_start(store, book.identity, began)
+                record_start(store, identity, began)
             try:
-                _work(book, home, budget, options.parallel, console, activity)
+                _work(ledger, home, budget, options.parallel, console, activity)
             except PipelineError:
                 log(console, "The study stopped at the error below. Findings so far:")
-                print_findings(findings(study, book.last_seen, {}, store), console)
+                print_findings(findings(study, ledger.last_seen, {}, store), console)
                 raise
-            found = findings(study, book.trials(), book.importances(), store)
-            identity = book.identity
+            found = findings(study, ledger.trials(), ledger.importances(), store)
         finally:
-            book.close()
+            ledger.close()
         if _is_over(found, budget):
             found = _with_holdout(found, home, partial(log, console), activity)
         else:
             log(console, _why_unfinished(found, budget))
             options = replace(options, confirm_seeds=0)
         activity.update(phase="reporting", news=headline(found))
-        files = _report(found, options, home, console, activity)
+        files = _report(found, identity, options, home, console, activity)
         if works:
             record_end(store, identity, began)
         _track(found, identity, files, home, console)
@@ -108,10 +109,12 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
     return 0
 
 
-def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console) -> Budget | None:
+def _budget(
+    ledger: StudyLedger, options: StudyOptions, home: Home, console: Console
+) -> Budget | None:
     """Return the budget of this command; None if the person who was asked declined it."""
-    study, trials = book.study, book.trials()
-    wanted = options.wanted(study, trials, book.goal(0))
+    study, trials = ledger.study, ledger.trials()
+    wanted = options.wanted(study, trials, ledger.goal(0))
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
     complete = sum(trial.state == "COMPLETE" for trial in trials)
     log(
@@ -121,14 +124,14 @@ def _budget(book: StudyBook, options: StudyOptions, home: Home, console: Console
     print_forecast(cost, console)
     if not _agreed(cost, options, console):
         return None
-    book.goal(wanted)
+    ledger.goal(wanted)
     return Budget(wanted, options.hours, options.target_fid)
 
 
-def _has_work(book: StudyBook, budget: Budget) -> bool:
+def _has_work(ledger: StudyLedger, budget: Budget) -> bool:
     """Return whether this command has work to do: then its times are those of the study."""
-    times = command_times(book.store, book.identity)
-    complete = sum(trial.state == "COMPLETE" for trial in book.trials())
+    times = command_times(ledger.store, ledger.identity)
+    complete = sum(trial.state == "COMPLETE" for trial in ledger.trials())
     return complete < budget.trials or times.started_ms is None or times.is_open
 
 
@@ -175,7 +178,12 @@ def _with_holdout(
 
 
 def _report(
-    found: Findings, options: StudyOptions, home: Home, console: Console, activity: Activity
+    found: Findings,
+    identity: str,
+    options: StudyOptions,
+    home: Home,
+    console: Console,
+    activity: Activity,
 ) -> list[Path]:
     """Print the findings, confirm them if asked to, and write the report."""
     print_findings(found, console)
@@ -185,6 +193,7 @@ def _report(
         activity.update(phase="confirming on other seeds")
         confirmed = confirm(
             found.study,
+            identity,
             found.trials,
             options.confirm_seeds,
             home,
@@ -200,7 +209,7 @@ def _report(
 
 
 def _work(
-    book: StudyBook,
+    ledger: StudyLedger,
     home: Home,
     budget: Budget,
     parallel: int | None,
@@ -211,7 +220,7 @@ def _work(
     from pipelines.tracking.background import BackgroundSync
 
     def sync() -> None:
-        _tracker(book.study, book.identity, home).sync(book.trials(), finished=False)
+        _tracker(ledger.study, ledger.identity, home).sync(ledger.trials(), finished=False)
 
     def log_progress(text: str) -> None:
         if not text.startswith("start"):
@@ -219,12 +228,12 @@ def _work(
         log(console, text)
 
     def changed() -> None:
-        states = Counter(trial.state for trial in book.trials())
+        states = Counter(trial.state for trial in ledger.trials())
         activity.update(
             trials=Trials(
                 complete=states["COMPLETE"],
                 running=states["RUNNING"],
-                given_up=states["PRUNED"],
+                pruned=states["PRUNED"],
                 failed=states["FAIL"],
                 wanted=budget.trials,
                 at_first=at_first,
@@ -232,13 +241,13 @@ def _work(
         )
         background.request()
 
-    at_first = sum(trial.state == "COMPLETE" for trial in book.trials())
-    activity.update(phase="running", where=describe_runner(book.study.experiment.resources))
-    session = RunnerSession(WORK, book.study.experiment.resources, home.scratch, parallel)
+    at_first = sum(trial.state == "COMPLETE" for trial in ledger.trials())
+    activity.update(phase="running", where=describe_runner(ledger.study.experiment.resources))
+    session = RunnerSession(WORK, ledger.study.experiment.resources, home.scratch, parallel)
     background = BackgroundSync(sync)
     try:
         with study_progress(console, activity):
-            StudyDriver(book, home, budget, session, log_progress, changed, activity).run()
+            StudyDriver(ledger, home, budget, session, log_progress, changed, activity).run()
     finally:
         background.close(seconds=15)
 

@@ -16,8 +16,9 @@ from pipelines.console.paper_table import print_paper_table, write_table
 from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
 from pipelines.graph.resolve import resolve, unnamed_files
-from pipelines.results.paper_table import fill, remember_table, shown_tables
+from pipelines.results.paper_table import fill, named_runs, remember_table
 from pipelines.store.home import Home
+from pipelines.store.register import read_register
 from pipelines.tracking.messages import behind, where_to_compare
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def _candidates(
 ) -> dict[str, list[Experiment]]:
     """Return row -> runs that any table named for it; a file that is named now replaces them."""
     found: dict[str, list[Experiment]] = {}
-    for named in shown_tables(store).values() if store.exists() else ():
+    tables = named_runs(read_register(store)) if store.exists() else {}
+    for named in tables.values():
         for row, runs in named.items():
             if row not in files:
                 found.setdefault(row, []).extend(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -11,8 +12,9 @@ from experiments.protocols import protocol_name
 from pipelines.common.formatting import change, data_size, in_words, metric, metric_interval, number
 from pipelines.common.redaction import discreet
 from pipelines.console.console import ScreenTable, log, numbers, print_table, words
-from pipelines.graph.garbage import recorded_runs, store_summary, unreadable_runs
+from pipelines.graph.garbage import store_summary
 from pipelines.results.measurements import checkpoint_name
+from pipelines.store.register import read_register
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,7 +178,8 @@ def _cost_table(results: Results) -> ScreenTable:
 
 
 def print_store(store: Store, console: Console) -> None:
-    """Print the recorded runs and what the store holds of each kind."""
+    """Print what was run, and what the store holds of each kind."""
+    register = read_register(store)
     runs = [
         (
             key[:8],
@@ -184,11 +187,17 @@ def print_store(store: Store, console: Console) -> None:
             _length(experiment),
             " ".join(f"{scale:g}" for scale in experiment.scales),
         )
-        for key, experiment in recorded_runs(store).items()
+        for key, experiment in register.runs
     ]
-    runs += [(key[:8], "(unreadable record)", "", "") for key in unreadable_runs(store)]
+    runs += [(key[:8], "(unreadable record)", "", "") for key in register.unreadable_keys]
     columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
     print_table(ScreenTable("Recorded runs", columns, runs), console)
+    others = dict.fromkeys((r.key, r.kind, r.name) for r in register.records if r.kind != "run")
+    if others:
+        parts = Counter(r.key for r in register.records if r.run is not None)
+        rows = [(key[:8], kind, name, str(parts[key] or "")) for key, kind, name in others]
+        columns = [*words("key", "what", "name"), *numbers("runs")]
+        print_table(ScreenTable("Studies, tables, evaluations", columns, rows), console)
     kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
     columns = [*words("kind"), *numbers("artifacts", "size")]
     print_table(ScreenTable(f"Artifacts in {discreet(store.uri)}", columns, kinds), console)
@@ -199,12 +208,18 @@ def _length(experiment: Experiment) -> str:
     return "imported" if train.imported else str(train.steps)
 
 
-def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
-    """Print the artifacts that were deleted, or would be."""
+def print_garbage(garbage: Garbage, console: Console) -> None:
+    """Print what is forgotten, and each artifact that is garbage."""
+    for root in garbage.forgotten:
+        log(console, f"forgotten: {root}")
     for artifact in garbage.artifacts:
         log(console, f"{artifact.ref}  {data_size(artifact.size)}")
     for name in garbage.set_aside:
         log(console, f"quarantined: {name}")
+
+
+def print_freed(garbage: Garbage, console: Console, *, deleted: bool) -> None:
+    """Print how much was deleted, or would be."""
     total = data_size(sum(artifact.size for artifact in garbage.artifacts))
     verb = "Deleted" if deleted else "Would delete"
     console.print(
@@ -217,5 +232,5 @@ def print_garbage(garbage: Garbage, console: Console, *, deleted: bool) -> None:
             f"All artifacts are kept, because a run with an unreadable record may need them. Run "
             f"it again, or forget it: {keys}",
         )
-    if not deleted and (garbage.artifacts or garbage.set_aside):
+    if not deleted and (garbage.artifacts or garbage.set_aside or garbage.forgotten):
         console.print("Nothing was deleted; add --delete to delete.")

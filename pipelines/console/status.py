@@ -104,7 +104,7 @@ def _process(process: ProcessState, now: float) -> Iterator[Text]:
             f", {n} {word}"
             for n, word in (
                 (trials.running, "running"),
-                (trials.given_up, "given up"),
+                (trials.pruned, "pruned"),
                 (trials.failed, "failed"),
             )
             if n

@@ -219,6 +219,22 @@ class Graph:
             {"reference": self.reference, "sample": sample, **_numbered(features)},
         )
 
+    def evaluation_of(self, images: str, *, in_order: bool) -> Node:
+        """Return the evaluation of images that another program made.
+
+        Args:
+            images: Digest of the images; as many are taken as are evaluated.
+            in_order: Whether any run of them is a fair sample of all; else they are shuffled.
+        """
+        count = self.experiment.evaluation.num_samples
+        shards = _shards(count, self.experiment.evaluation.shard_size)
+        nodes = [Node("images", {"sha256": images, **shard}) for shard in shards]
+        sample = Node("sample", {"num_samples": count}, _numbered(nodes))
+        evaluate = self.evaluation(nodes, sample)
+        if in_order:
+            return evaluate
+        return dataclasses.replace(evaluate, config={**evaluate.config, "shuffle_seed": 0})
+
     def _normalisation(self) -> dict[str, Node]:
         """What says how latents are normalised: the data that were learnt.
 

@@ -40,7 +40,7 @@ STATES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "b
 CHOSEN = (
     "Brackets hold 95 % intervals. The best point was chosen on the same samples that give its FID."
 )
-WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "given up", "FAIL": "failed"}
+WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
@@ -307,7 +307,7 @@ def trials_table(found: Findings) -> Html | None:
     ]
     best = [i for i, t in enumerate(found.trials) if t is found.best]
     head = ["trial", "layer", "weight", "scale", "state", "FID", "", "training", "own samples"]
-    return table(head, rows, left=0, marked=best, caption="In the order in which they were entered")
+    return table(head, rows, left=0, marked=best, caption="In the order in which they were added")
 
 
 def _seconds(value: float) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.graph.garbage import recorded_runs, warn_of_record
 from pipelines.graph.graph import Graph
 from pipelines.results.comparability import differences, incomparable_because
 from pipelines.results.measurements import collect
 from pipelines.store.keys import content_key
+from pipelines.store.register import Record, read_register, remember
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from experiments import Experiment
     from experiments.tables import TableRow
     from pipelines.results.measurements import Measurement, Results
     from pipelines.store.base import Store
+    from pipelines.store.register import Register
 
     Named = dict[str, list[Experiment]]
 
@@ -69,7 +69,7 @@ def fill(
         given: Row -> experiments that were named for it, files pinned. Besides, recorded runs count
             that agree with the row in all that is not a file, a number of workers or the protocol.
     """
-    runs = list(recorded_runs(store).values()) if store.exists() else []
+    runs = list(read_register(store).experiments.values()) if store.exists() else []
     return [_line(row, store, given.get(row.name, ()), runs) for row in rows]
 
 
@@ -158,9 +158,6 @@ def own_differences(lines: Iterable[TableLine]) -> list[str]:
     return found
 
 
-FOLDER = ".tables/"
-
-
 def remember_table(store: Store, table: str, lines: Iterable[TableLine], *, tracked: bool) -> None:
     """Record the runs in a table that were named for a row.
 
@@ -176,38 +173,25 @@ def remember_table(store: Store, table: str, lines: Iterable[TableLine], *, trac
         for line in lines
         if line.experiment is not None and not matches(line.row, line.experiment)
     ]
+    key = content_key(["table", table])
     for row, run in pairs:
-        record = {"table": table, "row": row, "run": run}
-        store.write_record(f"{FOLDER}{content_key(record)}.json", json.dumps(record))
+        remember(store, Record(kind="table", name=table, key=key, row=row, run=run))
 
 
-def shown_tables(store: Store) -> dict[str, Named]:
-    """Tables that were shown, with the runs that were named for their rows and are still recorded.
-
-    Records that cannot be read are warned of.
-    """
-    runs, found = recorded_runs(store), dict[str, "Named"]()
-    for table, row, run in _records(store):
-        named = found.setdefault(table, {})
-        if row is not None and run in runs:
-            named.setdefault(row, []).append(runs[run])
+def named_runs(register: Register) -> dict[str, Named]:
+    """Return the runs that were named for the rows of each table and are still recorded."""
+    runs, found = register.experiments, dict[str, "Named"]()
+    for record in _tables(register):
+        if record.row is not None and record.run in runs:
+            rows = found.setdefault(record.name, {})
+            rows.setdefault(record.row, []).append(runs[record.run])
     return found
 
 
-def tracked_tables(store: Store) -> list[str]:
-    """Names of the tables that MLflow is to have, in order."""
-    return sorted({table for table, row, _ in _records(store) if row is None})
+def tracked_tables(register: Register) -> list[str]:
+    """Return the names of the tables that MLflow is to have, in order."""
+    return sorted({record.name for record in _tables(register) if record.row is None})
 
 
-def _records(store: Store) -> Iterator[tuple[str, str | None, str | None]]:
-    """Table, row and run key of each record; without a row it says that MLflow has the table."""
-    for name, text in store.records(FOLDER).items():
-        try:
-            record = json.loads(text)
-            table, row, run = (record[key] for key in ("table", "row", "run"))
-            hash((table, row, run))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            remedy = "Delete it and show the table again, with what was named for its rows"
-            warn_of_record(store, FOLDER + name, f"{error!r}", remedy)
-            continue
-        yield table, row, run
+def _tables(register: Register) -> list[Record]:
+    return [record for record in register.records if record.kind == "table"]

@@ -86,7 +86,7 @@ class Trials:
 
     complete: int
     running: int
-    given_up: int
+    pruned: int
     failed: int
     wanted: int
     at_first: int

@@ -84,12 +84,20 @@ class SharedRecords(ABC):
         """Write a small text whole, unless one is there; whether it is this one now."""
 
     @abstractmethod
-    def records(self, folder: str) -> dict[str, str]:
-        """Small texts of a folder by the rest of their names, in order."""
+    def records(self, prefix: str, suffix: str = "") -> dict[str, str]:
+        """Return the small texts whose names begin and end so, by the rest of their names.
+
+        Args:
+            prefix: A folder, with its slash, or that and the first characters of names in it.
+            suffix: How the names end; no other text is read.
+
+        Returns:
+            The rest of each name, what follows the prefix, and the text; in order.
+        """
 
     @abstractmethod
-    def record_times(self, folder: str) -> dict[str, float]:
-        """When the small texts of a folder were written, in seconds since the epoch."""
+    def record_times(self, prefix: str) -> dict[str, float]:
+        """Return when the small texts of a prefix were written, in seconds since the epoch."""
 
     @abstractmethod
     def remove_record(self, name: str) -> None:

@@ -4,9 +4,7 @@
     STORE/.staging/ID/         one being built, with ID.lock held by its builder
     STORE/.leases/KIND-KEY     lock of whoever builds that artifact
     STORE/.corrupt/            artifacts that were set aside when they were rebuilt
-    STORE/.runs/               experiments that were run, the roots of garbage collection
-    STORE/.shown/              those of them that have a page of their own in MLflow
-    STORE/.tables/             tables that were shown, and runs that were named for their rows
+    STORE/.runs/               the register of what was run (`pipelines.store.register`)
     STORE/.drivers/            locks of those who work on studies
     STORE/events.jsonl         what was built and when
 
@@ -22,6 +20,7 @@ import os
 import time
 import uuid
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +48,7 @@ OWN_NAMES = (
     ".leases",
     ".corrupt",
     ".runs",
-    ".shown",
-    ".tables",
     ".drivers",
-    ".commands",
     ".in-use.lock",
     "events.jsonl",
 )
@@ -172,13 +168,7 @@ class FolderStore(Store):
         return {name: each for name, each in found.items() if each is not None}
 
     def lock_names(self, prefix: str) -> Sequence[str]:
-        start = self._inside(prefix + "x")
-        begin = start.name[:-1]
-        return [
-            path.name[len(begin) :]
-            for path in sorted(start.parent.glob(f"{begin}*"))
-            if path.is_file()
-        ]
+        return list(self._files(prefix))
 
     def write_record(self, name: str, text: str) -> bool:
         path = self._inside(name)
@@ -194,19 +184,28 @@ class FolderStore(Store):
         finally:
             aside.unlink(missing_ok=True)
 
-    def records(self, folder: str) -> dict[str, str]:
-        paths = [path for path in sorted(self._inside(folder).glob("[!.]*")) if path.is_file()]
-        found = {path.name: read_if_there(path) for path in paths}
+    def records(self, prefix: str, suffix: str = "") -> dict[str, str]:
+        found = {
+            name: read_if_there(path)
+            for name, path in self._files(prefix).items()
+            if path.name.endswith(suffix)
+        }
         return {
             name: text.decode(errors="replace") for name, text in found.items() if text is not None
         }
 
-    def record_times(self, folder: str) -> dict[str, float]:
-        paths = self._inside(folder).glob("[!.]*")
-        return {path.name: path.stat().st_mtime for path in paths if path.is_file()}
+    def record_times(self, prefix: str) -> dict[str, float]:
+        return {name: path.stat().st_mtime for name, path in self._files(prefix).items()}
 
     def remove_record(self, name: str) -> None:
         self._inside(name).unlink(missing_ok=True)
+
+    def _files(self, prefix: str) -> dict[str, Path]:
+        """Return the files whose names begin so, by the rest of their names, in order."""
+        start = self._inside(prefix + "x")
+        begin = start.name[:-1]
+        paths = sorted(start.parent.glob(f"{escape(begin)}*" if begin else "[!.]*"))
+        return {path.name[len(begin) :]: path for path in paths if path.is_file()}
 
     def _inside(self, name: str) -> Path:
         path = self.root / name

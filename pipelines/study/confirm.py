@@ -26,10 +26,10 @@ from pipelines.common.formatting import number
 from pipelines.common.redaction import discreet
 from pipelines.execution.listener import NullListener
 from pipelines.execution.scheduler import Pipeline
-from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
 from pipelines.results.measurements import collect
 from pipelines.status.activity import Activity
+from pipelines.store.register import Record, remember
 from pipelines.study.damage import rebuild_damaged
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def other_seeds(study: Study, count: int) -> list[int]:
 
 def confirm(
     study: Study,
+    identity: str,
     trials: Sequence[Trial],
     count: int,
     home: Home,
@@ -110,6 +111,16 @@ def confirm(
 ) -> pd.DataFrame:
     """Train and evaluate every candidate from `count` other seeds; closes the session.
 
+    Args:
+        study: What was searched for.
+        identity: What the study is called in the register.
+        trials: Its trials.
+        count: Seeds.
+        home: Where results lie.
+        session: Where trainings run, and how many at a time.
+        log: Takes lines for a person.
+        activity: What this process says of itself; None: nothing.
+
     Returns:
         One row a candidate and seed: label, seed, fid, gain (relative fall against the baseline
         of the same seed).
@@ -117,7 +128,8 @@ def confirm(
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
     activity = activity or Activity(home, "study", study.name)
-    _Runs(home, session, log, activity).run([(f"{c.label}, seed {s}", e) for c, s, e in work])
+    runs = _Runs(home, session, log, activity, (study.name, identity))
+    runs.run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []
     for chosen_one, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
@@ -133,10 +145,15 @@ class _Runs:
     """Experiments side by side, each for its headline number alone."""
 
     def __init__(
-        self, home: Home, session: RunnerSession, log: Callable[[str], None], activity: Activity
+        self,
+        home: Home,
+        session: RunnerSession,
+        log: Callable[[str], None],
+        activity: Activity,
+        study: tuple[str, str],
     ) -> None:
         self._home, self._session, self._log = home, session, log
-        self._activity = activity
+        self._activity, self._study = activity, study
         self._pipelines: list[Pipeline] = []
         self._lock, self._stopped = threading.Lock(), False
 
@@ -156,7 +173,7 @@ class _Runs:
 
     def _one(self, label: str, experiment: Experiment) -> None:
         graph, store = Graph(experiment), self._home.store
-        remember(store, experiment, graph.run_key)
+        remember(store, Record.of_study(*self._study, experiment, graph.run_key))
         listener = self._activity.follow(graph, NullListener(), label)
         pipeline = Pipeline(store, experiment, self._session.runner, listener)
         with self._lock:

@@ -20,9 +20,9 @@ from pipelines.common.formatting import metric_interval, number
 from pipelines.common.redaction import discreet
 from pipelines.execution.runners import describe_runner
 from pipelines.execution.scheduler import Pipeline
-from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
 from pipelines.status.activity import Activity
+from pipelines.store.register import Record, remember
 from pipelines.study.damage import rebuild_damaged
 from pipelines.study.trials import numbered
 from pipelines.study.watch import Watch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipelines.execution.session import RunnerSession
     from pipelines.results.measurements import Measurement
     from pipelines.store.home import Home
-    from pipelines.study.ledger import StudyBook
+    from pipelines.study.ledger import StudyLedger
     from pipelines.study.trials import Trial
 
 LOSSES_BEFORE_FAILURE = 2
@@ -80,7 +80,7 @@ class StudyDriver:
 
     def __init__(
         self,
-        book: StudyBook,
+        ledger: StudyLedger,
         home: Home,
         budget: Budget,
         session: RunnerSession,
@@ -91,7 +91,7 @@ class StudyDriver:
         """Prepare to work on a study.
 
         Args:
-            book: The study.
+            ledger: The study.
             home: Where everything lies.
             budget: When it ends.
             session: Where trainings run, and how many at a time; closed at the end.
@@ -99,11 +99,11 @@ class StudyDriver:
             changed: Called when trials changed.
             activity: What this process says of itself; None: nothing.
         """
-        self.book, self.home, self.budget = book, home, budget
-        self.study: Study = book.study
+        self.ledger, self.home, self.budget = ledger, home, budget
+        self.study: Study = ledger.study
         self._log, self._changed = log, changed
         # One that is not entered publishes nothing.
-        self._activity = activity or Activity(home, "study", book.study.name)
+        self._activity = activity or Activity(home, "study", ledger.study.name)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._pipelines: set[Pipeline] = set()
@@ -139,15 +139,15 @@ class StudyDriver:
 
     def _slots(self) -> int:
         """Trainings at a time; a study that is over asks no cluster."""
-        if sum(t.state == "COMPLETE" for t in self.book.trials()) >= self.budget.trials:
+        if sum(t.state == "COMPLETE" for t in self.ledger.trials()) >= self.budget.trials:
             return 1
         with self._for_running():
             return self._session.experiments()
 
     def _halt(self) -> None:
-        """Let every slot end soon; trials that are running are taken up by the next driver."""
+        """Let every slot end soon; trials that are running are claimed by the next driver."""
         self._stop.set()
-        self.book.stopped.set()
+        self.ledger.stopped.set()
         self._session.give_up()
         with self._lock:
             for pipeline in self._pipelines:
@@ -156,11 +156,11 @@ class StudyDriver:
     def _work(self) -> None:
         try:
             while not self._stop.is_set() and not self._spent():
-                unit = self.book.take(self.budget.trials)
-                if unit:
-                    self._take(unit)
-                elif unit is None:
-                    self._stop.wait(1.0)  # what they leave, or what is given up, is taken up here
+                trial_group = self.ledger.claim(self.budget.trials)
+                if trial_group:
+                    self._work_on(trial_group)
+                elif trial_group is None:
+                    self._stop.wait(1.0)  # what they leave, or what is pruned, is claimed here
                 else:
                     return
         except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the slots
@@ -173,69 +173,71 @@ class StudyDriver:
             return True
         target = self.budget.target_fid
         return target is not None and any(
-            t.fid is not None and t.fid <= target for t in self.book.trials()
+            t.fid is not None and t.fid <= target for t in self.ledger.trials()
         )
 
-    def _take(self, unit: list[Trial]) -> None:
-        """Work on trials of one training until they are evaluated, or it is given up."""
+    def _work_on(self, trial_group: list[Trial]) -> None:
+        """Work on a trial group until it is evaluated, or pruned."""
         self._changed()
         try:
-            self._evaluate_intact(unit)
+            self._evaluate_intact(trial_group)
             self._failures = 0
         except (StoppedError, StudyError, ArtifactError, OSError, MemoryExhaustedError):
             raise  # none of them says anything of the point
         except WorkerLostError as error:
-            if self.book.lost(unit) < LOSSES_BEFORE_FAILURE:
+            if self.ledger.lost(trial_group) < LOSSES_BEFORE_FAILURE:
                 raise StudyError(
-                    f"{unit[0].point.training_name}: {error}. Run the same command to continue "
-                    f"from its last checkpoint."
+                    f"{trial_group[0].point.training_name}: {error}. Run the same command to "
+                    f"continue from its last checkpoint."
                 ) from error
-            self._failed(unit, error)  # it is the training that kills them
+            self._failed(trial_group, error)  # it is the training that kills them
         except Exception as error:  # noqa: BLE001 - a trial that fails is a result
-            self._failed(unit, error)
+            self._failed(trial_group, error)
         self._changed()
 
-    def _evaluate_intact(self, unit: list[Trial]) -> None:
+    def _evaluate_intact(self, trial_group: list[Trial]) -> None:
         try:
-            rebuild_damaged(self.home.store, lambda: self._evaluate(unit), self._log)
+            rebuild_damaged(self.home.store, lambda: self._evaluate(trial_group), self._log)
         except SamplingFailedError:
-            if len(unit) == 1:
+            if len(trial_group) == 1:
                 raise
             # Scales are sampled together: the one that failed must not take the others with it.
-            failures = [failure for trial in unit if (failure := self._fails_alone(trial))]
-            if len(failures) == len(unit):
+            failures = [failure for trial in trial_group if (failure := self._fails_alone(trial))]
+            if len(failures) == len(trial_group):
                 raise failures[-1] from None
 
     def _fails_alone(self, trial: Trial) -> SamplingFailedError | None:
         try:
             self._evaluate_intact([trial])
         except SamplingFailedError as error:
-            self._enter_failure([trial], error)
+            self._record_failure([trial], error)
             return error
         return None
 
-    def _enter_failure(self, unit: list[Trial], error: Exception) -> str:
+    def _record_failure(self, trial_group: list[Trial], error: Exception) -> str:
         reason = discreet(f"{type(error).__name__}: {error}")  # kept in the study's database
-        self.book.fail(unit, reason)
-        scale = f", scale {unit[0].point.ig_scale:g}" if len(unit) == 1 else ""
-        self._log(f"failed    {numbered(unit)}: {unit[0].point.training_name}{scale}: {reason}")
+        self.ledger.fail(trial_group, reason)
+        scale = f", scale {trial_group[0].point.ig_scale:g}" if len(trial_group) == 1 else ""
+        training = f"{trial_group[0].point.training_name}{scale}"
+        self._log(f"failed    {numbered(trial_group)}: {training}: {reason}")
         return reason
 
-    def _failed(self, unit: list[Trial], error: Exception) -> None:
-        reason = self._enter_failure(unit, error)
+    def _failed(self, trial_group: list[Trial], error: Exception) -> None:
+        reason = self._record_failure(trial_group, error)
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise StudyError(
                 f"{self._failures} trainings failed one after the other; the last one: {reason}"
             ) from error
 
-    def _evaluate(self, unit: list[Trial]) -> None:
-        """Build what the trials need and enter what comes out."""
-        experiment = self.study.training_of(t.point for t in unit)
+    def _evaluate(self, trial_group: list[Trial]) -> None:
+        """Build what the trials need and record what comes out."""
+        experiment = self.study.training_of(t.point for t in trial_group)
         graph, store = Graph(experiment), self.home.store
-        remember(store, experiment, graph.run_key)
-        watch = Watch(self.book, store, graph, unit, self._on_measured)
-        listener = self._activity.follow(graph, watch, unit[0].point.training_name)
+        name, identity = self.study.name, self.ledger.identity
+        remember(store, Record.of_study(name, identity, experiment, graph.run_key))
+        watch = Watch(self.ledger, store, graph, trial_group, self._on_measured)
+        listener = self._activity.follow(graph, watch, trial_group[0].point.training_name)
         pipeline = Pipeline(store, experiment, self._runner, listener)
         watch.pipeline = pipeline
         with self._lock:
@@ -244,21 +246,21 @@ class StudyDriver:
             if self._stop.is_set():
                 raise StoppedError("the study was stopped")
             watch.look()  # a training that was taken over is judged by what is there
-            if not watch.hopeless:
+            if not watch.should_prune:
                 pipeline.run(watch.targets)
                 watch.look()
         except StoppedError:
-            if not watch.hopeless:
+            if not watch.should_prune:
                 raise
         finally:
             listener.close()
             with self._lock:
                 self._pipelines.discard(pipeline)
-        if watch.hopeless:
-            self.book.prune(watch.unit, watch.curve)
+        if watch.should_prune:
+            self.ledger.prune(watch.trial_group, watch.curve)
             self._log(
-                f"given up  {numbered(watch.unit)}: {unit[0].point.training_name}, FID above the "
-                f"median of the others at {self.study.pruning.patience} checkpoints"
+                f"pruned    {numbered(watch.trial_group)}: {trial_group[0].point.training_name}, "
+                f"FID above the median of the others at {self.study.pruning.patience} checkpoints"
             )
 
     def _runner(self) -> Runner:
@@ -282,27 +284,27 @@ class StudyDriver:
         except Exception as error:
             raise StudyError(f"nothing can run here: {error}") from error
 
-    def _on_measured(self, unit: Sequence[Trial], done: Measurement) -> None:
+    def _on_measured(self, trial_group: Sequence[Trial], done: Measurement) -> None:
         """A point of a training was evaluated."""
         self._log(
             f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
-            f"{measured_trials(unit, done, self.study)}, scale {done.guidance.ig_scale:g}, "
+            f"{measured_trials(trial_group, done, self.study)}, scale {done.guidance.ig_scale:g}, "
             f"step {done.point.step}, {done.point.num_samples:,} samples"
         )
 
 
-def measured_trials(unit: Sequence[Trial], done: Measurement, study: Study) -> str:
+def measured_trials(trial_group: Sequence[Trial], done: Measurement, study: Study) -> str:
     """Say which trials of a training a measurement belongs to, and to which training.
 
     At the same scale and step there may be two: a trial's own, and that of the curve, of fewer
     samples, which belongs to all trials of the training.
     """
     experiment, point = study.experiment, done.point
-    own = [trial for trial in unit if study.guidance_at(trial.point) == done.guidance]
+    own = [trial for trial in trial_group if study.guidance_at(trial.point) == done.guidance]
     if (point.step, point.num_samples) != (
         experiment.train.last_step,
         experiment.evaluation.num_samples,
     ):
         own = []
-    which = numbered(own) if own else f"curve of {numbered(unit)}"
-    return f"{which}: {unit[0].point.training_name}"
+    which = numbered(own) if own else f"curve of {numbered(trial_group)}"
+    return f"{which}: {trial_group[0].point.training_name}"

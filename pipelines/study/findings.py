@@ -173,7 +173,7 @@ def forecast(
 ) -> Forecast:
     """What is left of a study, for `wanted` completed trials in all.
 
-    Trainings are counted as if none were given up; those that are in the store already, from a
+    Trainings are counted as if none were pruned; those that are in the store already, from a
     study that was interrupted or from other runs, are counted too. Confirmation trains one model
     for each layer and one without auxiliary head, from each of its seeds.
     """

@@ -1,10 +1,10 @@
-"""The book of a study: its trials in an Optuna storage.
+"""The ledger of a study: its trials in an Optuna storage.
 
-One point (auxiliary layer, auxiliary weight, guidance scale) is one trial. A trial is entered
-whole, with its parameters and the driver that works on it; a driver that dies leaves its trials
-RUNNING, and the next one takes them over under the same numbers. What is entered next is decided
-under a lock, from the trials that are there: a study that was interrupted goes on as if it had not
-been.
+One point (auxiliary layer, auxiliary weight, guidance scale) is one trial; the trials of one
+training are a trial group. A trial is added whole, with its parameters and the driver that works on
+it; a driver that dies leaves its trials RUNNING, and the next one claims them under the same
+numbers. What is added next is decided under a lock, from the trials that are there: a study that
+was interrupted goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 DRIVER_LOCK = ".drivers/driver-"
 
 
-class StudyBook:
+class StudyLedger:
     """A study in its storage, as one driver sees it."""
 
     def __init__(self, study: Study, url: str, store: Store) -> None:
-        """Open the study, or enter it.
+        """Open the study, or create it.
 
         Args:
             study: What is searched for, and how.
@@ -123,16 +123,12 @@ class StudyBook:
 
     # What is next
 
-    def next_unit(self, wanted: int) -> list[Trial]:
-        """`take`, without a word on why there is nothing."""
-        return self.take(wanted) or []
-
-    def take(self, wanted: int) -> list[Trial] | None:
-        """Enter or take over the trials of one training; none if `wanted` are on their way.
+    def claim(self, wanted: int) -> list[Trial] | None:
+        """Add or take over a trial group; none if `wanted` trials are on their way.
 
         Returns:
             The trials; empty: there is nothing left to do; None: others are at work, and what they
-            leave may be taken later.
+            leave may be claimed later.
 
         Trials of dead drivers come first; then trainings that lack scales, wherever they stopped;
         then a point that the sampler proposes, with the scales that go with it.
@@ -142,27 +138,27 @@ class StudyBook:
             orphans = [t for t in trials if t.state == "RUNNING" and not self._lives(t.owner)]
             if orphans:
                 others = [t for t in trials if t not in orphans]
-                unit = [t for t in orphans if t.point.training == orphans[0].point.training]
-                unit = unit[: max(room_for(others, wanted), 0)]
-                for trial in unit:
+                trial_group = [t for t in orphans if t.point.training == orphans[0].point.training]
+                trial_group = trial_group[: max(room_for(others, wanted), 0)]
+                for trial in trial_group:
                     self._attribute(trial.number, OWNER, self.driver)
-                if not unit:
+                if not trial_group:
                     return self._nothing(others, wanted)
-                # Its driver may have died before it had entered all of them.
-                siblings = [t for t in trials if t.point.training == unit[0].point.training]
-                room = room_for(others, wanted) - len(unit)
-                return [*unit, *self._enter(companions(self.study, siblings, room), siblings)]
+                # Its driver may have died before it had added all of them.
+                siblings = [t for t in trials if t.point.training == trial_group[0].point.training]
+                room = room_for(others, wanted) - len(trial_group)
+                return [*trial_group, *self._add(companions(self.study, siblings, room), siblings)]
             room = room_for(trials, wanted)
             for siblings in at_rest(trials):
                 points = companions(self.study, siblings, room)
                 if points:
-                    return self._enter(points, siblings)
+                    return self._add(points, siblings)
             room -= reserved(self.study, trials)
             first = self._propose(trials) if room > 0 else None
             if first is None:
                 return self._nothing(trials, wanted)
             siblings = [t for t in trials if t.point.training == first.training]
-            return self._enter(
+            return self._add(
                 [first, *companions(self.study, [*siblings, first], room - 1)], siblings
             )
 
@@ -171,8 +167,8 @@ class StudyBook:
         complete = sum(trial.state == "COMPLETE" for trial in trials)
         return None if running and complete < wanted else []
 
-    def _enter(self, points: Sequence[Point], siblings: Sequence[Trial]) -> list[Trial]:
-        """Enter points as trials of this driver; each appears whole."""
+    def _add(self, points: Sequence[Point], siblings: Sequence[Trial]) -> list[Trial]:
+        """Add points as trials of this driver; each appears whole."""
         curve = next((t.curve for t in siblings if t.curve), {})
         for point in points:
             trial = create_trial(
@@ -182,12 +178,12 @@ class StudyBook:
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
             )
-            self._outlast(functools.partial(self._enter_one, point, trial))
-        entered = set(points)
-        return [t for t in self._mine() if t.point in entered]
+            self._outlast(functools.partial(self._add_one, point, trial))
+        added = set(points)
+        return [t for t in self._mine() if t.point in added]
 
-    def _enter_one(self, point: Point, trial: FrozenTrial) -> None:
-        """Enter a trial, unless an attempt whose answer was lost has done it (under the lock)."""
+    def _add_one(self, point: Point, trial: FrozenTrial) -> None:
+        """Add a trial, unless an attempt whose answer was lost has done it (under the lock)."""
         if point not in {t.point for t in self._mine()}:
             self._optuna.add_trial(trial)
 
@@ -199,9 +195,9 @@ class StudyBook:
 
     # What came out
 
-    def report(self, unit: Sequence[Trial], curve: Curve) -> None:
-        """Enter the FID curve of a training, so far, with each of its running trials."""
-        for trial in unit:
+    def report(self, trial_group: Sequence[Trial], curve: Curve) -> None:
+        """Record the FID curve of a training, so far, with each of its running trials."""
+        for trial in trial_group:
             for step, point in curve.items():
                 report = functools.partial(
                     self._storage.set_trial_intermediate_value,
@@ -212,19 +208,19 @@ class StudyBook:
             self._attribute(trial.number, CURVE, curve_to_json(curve))
 
     def complete(self, trial: Trial, fid: float, facts: dict[str, Any]) -> None:
-        """Enter the FID of a trial; doing it again changes nothing."""
+        """Record the FID of a trial; doing it again changes nothing."""
         self._attribute(trial.number, FACTS, facts)
         self._finish(trial, TrialState.COMPLETE, fid)
 
-    def prune(self, unit: Sequence[Trial], curve: Curve) -> None:
-        """Enter that a training was given up, after so much of its FID curve."""
+    def prune(self, trial_group: Sequence[Trial], curve: Curve) -> None:
+        """Record that a training was pruned, after so much of its FID curve."""
         last = curve[max(curve)].fid if curve else None
-        for trial in unit:
+        for trial in trial_group:
             self._finish(trial, TrialState.PRUNED, last)
 
-    def fail(self, unit: Sequence[Trial], reason: str) -> None:
-        """Enter that a training failed, and of what."""
-        for trial in unit:
+    def fail(self, trial_group: Sequence[Trial], reason: str) -> None:
+        """Record that a training failed, and of what."""
+        for trial in trial_group:
             self._attribute(trial.number, "igdit.error", reason)
             self._finish(trial, TrialState.FAIL, None)
 
@@ -235,16 +231,16 @@ class StudyBook:
             self._outlast(lambda: self._optuna.set_user_attr(GOAL, trials))
         return max(trials, known)
 
-    def lost(self, unit: Sequence[Trial]) -> int:
-        """Enter that a training lost its workers for good; returns how often that happened."""
-        count = 1 + max(trial.losses for trial in unit)
-        for trial in unit:
+    def lost(self, trial_group: Sequence[Trial]) -> int:
+        """Record that a training lost its workers for good; returns how often that happened."""
+        count = 1 + max(trial.losses for trial in trial_group)
+        for trial in trial_group:
             self._attribute(trial.number, LOSSES, count)
         return count
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
-        """What the study is called elsewhere: the same however its settings come to be written."""
+        """Name of the study in MLflow and the register, whatever its settings come to be."""
         return str(self._outlast(lambda: self._optuna.user_attrs[IDENTITY]))
 
     def importances(self) -> dict[str, float]:

@@ -33,12 +33,12 @@ PROPOSALS = 200
 
 
 def room_for(trials: Sequence[Trial], wanted: int) -> int:
-    """Trials that may still be entered."""
+    """Return how many trials may still be added."""
     return wanted - sum(t.state in ("RUNNING", "COMPLETE") for t in trials)
 
 
 def at_rest(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Trials of each training that nobody works on and that was neither given up nor failed."""
+    """Return the trial groups that nobody works on and that were neither pruned nor failed."""
     return [
         found
         for found in by_training(trials).values()
@@ -78,8 +78,8 @@ def companions(study: Study, siblings: Sequence[Trial | Point], room: int) -> li
 def propose(study: Study, trials: Sequence[Trial], history: Sequence[FrozenTrial]) -> Point | None:
     """What the sampler says after these trials.
 
-    It is asked about a copy, so that nothing is entered before all of a point is known. Points that
-    are known, and trainings that failed or were given up, are not proposed again. The first
+    It is asked about a copy, so that nothing is added before all of a point is known. Points that
+    are known, and trainings that failed or were pruned, are not proposed again. The first
     trainings are spread evenly: a model-based sampler that has seen two layers exploits them and
     may never look at the third.
 
@@ -231,8 +231,8 @@ def _vertex(*points: tuple[int, float]) -> float:
     return x1 - 0.5 * ((x1 - x0) * left - (x1 - x2) * right) / (left - right)
 
 
-def is_hopeless(curve: Curve, finished: Sequence[Curve], config: PruningConfig) -> bool:
-    """Whether a training is to be given up.
+def should_prune(curve: Curve, finished: Sequence[Curve], config: PruningConfig) -> bool:
+    """Return True if a training is to be pruned.
 
     It is, if at each of its last `config.patience` checkpoints its FID lies above the median of
     the finished trainings by more than both intervals explain. All trainings are sampled from the

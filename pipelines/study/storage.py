@@ -263,13 +263,13 @@ def identity_of(name: str, attributes: dict[str, Any]) -> str:
 
 def store_name(store: Store) -> str | None:
     """A name of the store that is the same for everyone who shares it; None: it has none yet."""
-    return store.records(DRIVERS).get(STORE_ID)
+    return store.records(DRIVERS + STORE_ID).get("")
 
 
 def name_store(store: Store) -> str:
     """The store's name, given now if need be; under the lock of the storage."""
     store.write_record(DRIVERS + STORE_ID, uuid.uuid4().hex)
-    return store.records(DRIVERS)[STORE_ID]
+    return store.records(DRIVERS + STORE_ID)[""]
 
 
 def check_same(found: optuna.Study, study: Study, store: str) -> None:
@@ -334,13 +334,13 @@ class StoredStudy(NamedTuple):
 
     study: Study
     identity: str
-    """What it is called elsewhere (`StudyBook.identity`)."""
+    """What it is called elsewhere (`StudyLedger.identity`)."""
     trials: list[Trial]
     importances: dict[str, float]
 
 
-def stored_studies(url: str, store: Store) -> list[StoredStudy]:
-    """Studies whose work lies in a store; enters nothing.
+def read_studies(url: str, store: Store) -> list[StoredStudy]:
+    """Read the studies whose work lies in a store; changes nothing.
 
     Args:
         url: Database, as SQLAlchemy writes it.
@@ -364,7 +364,7 @@ def stored_studies(url: str, store: Store) -> list[StoredStudy]:
 
 
 def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:
-    """A study, and the store that its work lies in; None: it is none of ours, or is not known."""
+    """Read a study, None if igdit did not create it, and the store that its work lies in."""
     study = outlast(lambda: optuna.load_study(study_name=name, storage=storage))
     known = study.user_attrs
     if SPEC not in known:
@@ -379,13 +379,13 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
     return StoredStudy(spec, identity_of(name, known), trials, found), known.get(STORE)
 
 
-def stored_study(url: str, store: Store, name: str) -> StoredStudy:
-    """One of these, by name.
+def read_study(url: str, store: Store, name: str) -> StoredStudy:
+    """Read one of these, by name.
 
     Raises:
         ValueError: there is no such study, or the database cannot be reached.
     """
-    studies = stored_studies(url, store)
+    studies = read_studies(url, store)
     found = next((stored for stored in studies if stored.study.name == name), None)
     if found is None:
         known = ", ".join(stored.study.name for stored in studies) or "none"

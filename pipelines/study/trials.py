@@ -61,9 +61,9 @@ def parameters_of(point: Point) -> dict[str, Any]:
 
 
 def own_trials(found: Iterable[FrozenTrial]) -> list[tuple[Trial, FrozenTrial]]:
-    """Read the trials that drivers of igdit entered, by number.
+    """Read the trials that drivers of igdit added, by number.
 
-    Anybody can enter trials in an Optuna study: a dashboard, a script, `study.optimize`. They were
+    Anybody can add trials in an Optuna study: a dashboard, a script, `study.optimize`. They were
     not measured as ours are, and are passed over.
 
     Returns:
@@ -74,7 +74,7 @@ def own_trials(found: Iterable[FrozenTrial]) -> list[tuple[Trial, FrozenTrial]]:
 
 
 def read_trial(trial: FrozenTrial) -> Trial | None:
-    """Read a trial as Optuna has it; None: no driver of igdit entered it, or finished it."""
+    """Read a trial as Optuna has it; None if no driver of igdit added it, or finished it."""
     said, complete = trial.user_attrs, trial.state.name == "COMPLETE"
     if not str(said.get(OWNER, "")).isalnum() or (complete and FACTS not in said):
         return None

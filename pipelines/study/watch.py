@@ -1,4 +1,4 @@
-"""Watch over a training of a study: enter what comes out, give it up if it is hopeless."""
+"""Watch over a training of a study: record what comes out, prune it when the rule says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.graph.node import closure
 from pipelines.results.measurements import Measurement, collect, work_seconds
-from pipelines.study.search import is_hopeless
+from pipelines.study.search import should_prune
 from pipelines.study.trials import Curve, CurvePoint
 
 if TYPE_CHECKING:
@@ -21,38 +21,38 @@ if TYPE_CHECKING:
     from pipelines.results.measurements import Results
     from pipelines.stages.jobs import TrainProgress
     from pipelines.store.base import Store
-    from pipelines.study.ledger import StudyBook
+    from pipelines.study.ledger import StudyLedger
     from pipelines.study.trials import Trial
 
 
 class Watch:
-    """A `dag.Listener`: enters curve and FIDs as they come, gives a hopeless training up."""
+    """A `dag.Listener` that records curve and FIDs as they come, and stops a pruned training."""
 
     def __init__(
         self,
-        book: StudyBook,
+        ledger: StudyLedger,
         store: Store,
         graph: Graph,
-        unit: list[Trial],
+        trial_group: list[Trial],
         on_measured: Callable[[Sequence[Trial], Measurement], None],
     ) -> None:
         """Watch over the trials of one training.
 
         Args:
-            book: Where they are entered.
+            ledger: Where they are recorded.
             store: Where their artifacts come.
             graph: The training, evaluated at their scales.
-            unit: The trials.
+            trial_group: The trials.
             on_measured: Called with the trials and the measurement of each evaluated point.
         """
-        self._book, self._store, self._graph, self.unit = book, store, graph, unit
+        self._ledger, self._store, self._graph, self.trial_group = ledger, store, graph, trial_group
         self._on_measured = on_measured
-        self.hopeless = False
+        self.should_prune = False
         self.pipeline: Pipeline | None = None
-        self._lock, self._open = threading.Lock(), list(unit)
+        self._lock, self._open = threading.Lock(), list(trial_group)
         self.curve: Curve = {}
         curve = graph.curve_of(graph.experiment.guidance).values()
-        wanted = {self._guidance_of(trial) for trial in unit}
+        wanted = {self._guidance_of(trial) for trial in trial_group}
         final = [point for guidance, point in graph.final.items() if guidance in wanted]
         self._curve_nodes = {p.evaluate for p in curve}
         self._nodes = {p.evaluate for p in (*curve, *final)}
@@ -73,22 +73,22 @@ class Watch:
             self.look(node)
 
     def look(self, news: Node | None = None) -> None:
-        """Enter what is published and not entered yet; with `news`, say it."""
+        """Record what is published and not recorded yet; with `news`, report it."""
         with self._lock:
             results = collect(self._store, self._graph)
             # One evaluation can be the end of the curve and a point of its own.
             found = (*results.curve.values(), *results.final.values())
             measured = {m.point.evaluate: m for m in found}
             if news in measured:
-                self._on_measured(self.unit, measured[news])
+                self._on_measured(self.trial_group, measured[news])
             curve = self._without_gaps(results)
             if curve != self.curve:
                 fatal = self._fatal_beginning(curve)
-                self.hopeless = fatal is not None
+                self.should_prune = fatal is not None
                 self.curve = curve if fatal is None else fatal
-                self._book.report(self._open, self.curve)
-            if self.hopeless:
-                self.unit = list(self._open)
+                self._ledger.report(self._open, self.curve)
+            if self.should_prune:
+                self.trial_group = list(self._open)
                 if self.pipeline is not None:
                     self.pipeline.stop()
                 return
@@ -96,11 +96,11 @@ class Watch:
             judged = len(curve) == len(self._curve_nodes)
             for guidance, m in results.final.items() if judged else ():
                 for trial in [t for t in self._open if self._guidance_of(t) == guidance]:
-                    self._book.complete(trial, m.fid, _facts(m, results.store))
+                    self._ledger.complete(trial, m.fid, _facts(m, results.store))
                     self._open.remove(trial)
 
     def _guidance_of(self, trial: Trial) -> Guidance:
-        return self._book.study.guidance_at(trial.point)
+        return self._ledger.study.guidance_at(trial.point)
 
     def _without_gaps(self, results: Results) -> Curve:
         """The FID curve up to the first checkpoint that is not evaluated yet.
@@ -120,12 +120,12 @@ class Watch:
         }
 
     def _fatal_beginning(self, curve: Curve) -> Curve | None:
-        """The shortest beginning for which the training is given up, if there is one.
+        """Return the shortest beginning for which the training is pruned, if there is one.
 
         It is compared with the trainings that were finished when it is judged.
         """
-        trials = self._book.trials()
-        own = self.unit[0].point.training
+        trials = self._ledger.trials()
+        own = self.trial_group[0].point.training
         finished = {t.point.training: t.curve for t in trials if t.state == "COMPLETE"}
         if own in finished:  # it passed, and its scales are refined
             return None
@@ -135,8 +135,8 @@ class Watch:
         beginnings = (
             {step: curve[step] for step in steps[:count]} for count in range(1, len(steps) + 1)
         )
-        rule, others = self._book.study.pruning, list(finished.values())
-        return next((b for b in beginnings if is_hopeless(b, others, rule)), None)
+        rule, others = self._ledger.study.pruning, list(finished.values())
+        return next((b for b in beginnings if should_prune(b, others, rule)), None)
 
 
 def _facts(m: Measurement, store: Store) -> dict[str, object]:

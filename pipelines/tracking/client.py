@@ -20,9 +20,9 @@ from pipelines.common.redaction import discreet
 from pipelines.common.settings import set_defaults, tracking_uri, unset_empty_settings
 from pipelines.reports.reproduce import run_command, run_name
 from pipelines.results.measurements import preview
-from pipelines.store.command_times import command_times
 from pipelines.store.file_names import EXPERIMENT_FILE
 from pipelines.store.locks import FileLock, Lock, waited_for
+from pipelines.store.register import command_times
 from pipelines.tracking.metrics import (
     commit_tags,
     comparable_parameters,

@@ -18,8 +18,8 @@ from experiments.protocols import CUSTOM, protocol_essence, protocol_name
 from pipelines.common.revision import split_commit
 from pipelines.graph.fingerprint import fingerprint
 from pipelines.results.measurements import checkpoint_name
-from pipelines.store.command_times import command_times
 from pipelines.store.keys import content_key
+from pipelines.store.register import command_times
 from pipelines.tracking.views import SCALE_AXIS, STUDIED
 
 if TYPE_CHECKING:

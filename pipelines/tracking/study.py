@@ -13,8 +13,8 @@ from pipelines.common.redaction import discreet
 from pipelines.graph.graph import Graph
 from pipelines.reports.reproduce import study_command
 from pipelines.results.measurements import collect, preview, read_holdout
-from pipelines.store.command_times import command_times
 from pipelines.store.keys import content_key
+from pipelines.store.register import command_times
 from pipelines.study.findings import holdout_of
 from pipelines.tracking.client import NOTE_TAG, source_tags
 from pipelines.tracking.metrics import (
@@ -55,7 +55,7 @@ class StudyTracker:
         Args:
             tracker: Connection to the server.
             study: The study.
-            identity: What its runs are tagged with (`StudyBook.identity`).
+            identity: What its runs are tagged with (`StudyLedger.identity`).
             store: Where its artifacts are.
         """
         self._tracker, self._client = tracker, tracker.client

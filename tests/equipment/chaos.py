@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.local import LocalCluster
 from cluster.processes import end_of, title
 from pipelines.store.open import make_store
-from pipelines.study.storage import stored_study
+from pipelines.study.storage import read_study
 from tests.equipment.verdict import findings, published, runs_in_mlflow
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def undisturbed(folder: Path, trials: int) -> list[Trial]:
             stdout=log,
             stderr=log,
         )
-    return stored_study(
+    return read_study(
         f"sqlite:///{home / 'study.db'}", make_store(str(home / "store")), "digits"
     ).trials
 
@@ -263,7 +263,7 @@ def run(folder: Path, trials: int, say: Callable[[str], None]) -> list[str]:
             finally:
                 if chaos.job is not None:
                     chaos.job.kill()
-            got = stored_study(cluster.postgres.url, store, "digits").trials
+            got = read_study(cluster.postgres.url, store, "digits").trials
             shown = runs_in_mlflow(cluster.mlflow.url)
             wrong = findings(store, got, undisturbed(folder, trials))
             if shown != trials:

@@ -14,10 +14,10 @@ from pipelines.__main__ import main
 from pipelines.commands import run as experiment_run
 from pipelines.common.errors import WorkerLostError
 from pipelines.common.formatting import data_size
-from pipelines.graph.garbage import recorded_runs
 from pipelines.graph.graph import Graph
 from pipelines.results.measurements import collect
 from pipelines.store.folder import FolderStore
+from pipelines.store.register import read_register
 from tests.pipelines.conftest import ROOT, damage, events, tiny, tree
 
 
@@ -249,7 +249,7 @@ def test_an_override_of_a_file_builds_only_what_it_changes(store, file, home, ca
     for kind, count in {"evaluate": 1, "sample": 1, "images": 2, "features": 2}.items():
         assert executed.count(kind) == count * (2 if chosen == 2.5 else 1)
     assert len(executed) in (6, 12)
-    assert len(recorded_runs(store)) == 2
+    assert len(read_register(store).experiments) == 2
     out = said(capsys)[0]
     assert "6 artifacts to build" in out
     assert str(home) in out

@@ -2,7 +2,7 @@
 
     manifests/ files/ .fences/        artifacts, see `pipelines.store.bucket.publication`
     .corrupt/KIND.KEY.ATTEMPT.json    manifests that were set aside
-    .runs/ .shown/ .tables/ .drivers/ as in a folder
+    .runs/ .drivers/                  as in a folder
     .events/DAY/TIME-ID.json          what was built and when
     .locks/                           see `pipelines.store.bucket.leases`; those of .staging/ say
                                       that somebody builds an attempt
@@ -212,16 +212,16 @@ class BucketStore(Store):
     def write_record(self, name: str, text: str) -> bool:
         return self.bucket.create(name, text.encode())
 
-    def records(self, folder: str) -> dict[str, str]:
-        folder = folder.rstrip("/")
-        names = [f"{folder}/{name}" for name in self.bucket.list(folder)]
-        return {
-            name[len(folder) + 1 :]: text.decode(errors="replace")
-            for name, text in self.bucket.read_all(names).items()
-        }
+    def records(self, prefix: str, suffix: str = "") -> dict[str, str]:
+        names = [prefix + rest for rest in self.record_times(prefix)]
+        found = self.bucket.read_all(name for name in names if name.endswith(suffix))
+        return {name[len(prefix) :]: text.decode(errors="replace") for name, text in found.items()}
 
-    def record_times(self, folder: str) -> dict[str, float]:
-        return self.bucket.list(folder.rstrip("/"))
+    def record_times(self, prefix: str) -> dict[str, float]:
+        folder, _, begin = prefix.rpartition("/")
+        return {
+            name[len(begin) :]: written for name, written in self.bucket.list(folder, begin).items()
+        }
 
     def remove_record(self, name: str) -> None:
         self.bucket.remove(name)

@@ -22,6 +22,7 @@ from pipelines.__main__ import main
 from pipelines.commands import report as export_command
 from pipelines.commands.evaluate import EvaluateOptions, evaluate_images
 from pipelines.console.console import make_console
+from pipelines.graph.garbage import find_garbage
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home
 from tests.equipment.inception import untrained_inception
@@ -110,6 +111,15 @@ def test_images_are_read_and_judged_once(tmp_path, real, evaluate):
     known = len(evaluate.home.store.events())
     assert evaluate(path)[0] == first[0]
     assert len(evaluate.home.store.events()) == known
+
+
+def test_an_evaluation_is_kept_until_it_is_forgotten(tmp_path, real, evaluate):
+    evaluate(save_npz(tmp_path / "mine.npz", real[:60]))
+    store = evaluate.home.store
+    there = {artifact.ref for artifact in store.list()}
+    assert find_garbage(store).artifacts == ()
+    garbage = find_garbage(store, ("mine",))
+    assert {artifact.ref for artifact in garbage.artifacts} == there
 
 
 def test_worse_images_are_further_away_and_the_reference_may_be_images(tmp_path, real, evaluate):

@@ -14,9 +14,9 @@ from pipelines.__main__ import main
 from pipelines.commands.run import run_experiment
 from pipelines.commands.study import StudyOptions, run_study
 from pipelines.console.console import make_console
-from pipelines.graph.garbage import recorded_runs
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home
+from pipelines.store.register import read_register
 from pipelines.tracking.metrics import comparison_name
 from tests.equipment.shown import client, database, shown, shown_at
 from tests.pipelines.conftest import OUTSIDE, tiny, tree
@@ -74,7 +74,9 @@ def test_doing_it_again_changes_nothing(home):
 
 
 def test_trials_are_below_their_study_and_trainings_are_no_pages(home, tracked):
-    assert len(recorded_runs(home.store)) > 2, "each training of the study is recorded as well"
+    recorded = read_register(home.store)
+    assert len(recorded.experiments) > 2, "each training of the study is recorded as well"
+    assert [experiment.name for _, experiment in recorded.runs] == ["small"]
     main(["track", "rebuild"])
     runs = shown(home.root)
     parents = [name for name, run in runs.items() if run["parent"] is None]
@@ -148,16 +150,6 @@ def test_a_damaged_database_is_to_be_moved_away(server, capsys):
     assert path.stat().st_size == 50_000
 
 
-def test_records_of_before_pages_were_noted_are_told_by_what_they_are(home, tracked, monkeypatch):
-    noted = home.store.root / ".shown"
-    aside = noted.rename(home.root / "noted")
-    try:
-        assert main(["track", "rebuild"]) == 0
-    finally:
-        aside.rename(noted)
-    assert shown(home.root) == tracked[1]
-
-
 def test_another_server_and_another_storage_are_taken(home, tracked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database(tmp_path))
@@ -180,7 +172,7 @@ def test_a_trial_that_lost_something_has_it_again(home, tracked):
 
 
 def test_what_is_damaged_is_named_and_the_rest_is_shown(home, tracked, capsys):
-    (experiment,) = (e for e in recorded_runs(home.store).values() if e.train.steps == 20)
+    ((_, experiment),) = read_register(home.store).runs
     node = Graph(experiment).baseline.evaluate
     manifest = home.store.find(node.ref)
     metrics = home.store.root / str(node.ref) / "metrics.json"

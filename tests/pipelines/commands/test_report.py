@@ -9,9 +9,9 @@ import pytest
 from experiments import get_experiment
 from pipelines.__main__ import main
 from pipelines.commands.report import find_run, report_run
-from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home
+from pipelines.store.register import Record, remember
 from tests.pipelines.conftest import damage, tiny
 from tests.pipelines.reports.test_html import stands_alone
 
@@ -21,12 +21,14 @@ def home(store) -> Home:
     return Home(store.root.parent)
 
 
-def recorded(home: Home, experiment, *, age: float = 0.0) -> str:
+def recorded(home: Home, experiment, *, age: float = 0.0, study: bool = False) -> str:
     """Record a run; returns its key."""
     key = Graph(experiment).run_key
-    remember(home.store, experiment, key)
-    record = home.store.root / ".runs" / f"{key}.json"
-    os.utime(record, (1e9 - age, 1e9 - age))
+    record = (
+        Record.of_study("s", "5e", experiment, key) if study else Record.of_run(experiment, key)
+    )
+    remember(home.store, record)
+    os.utime(home.store.root / ".runs" / record.file, (1e9 - age, 1e9 - age))
     return key
 
 
@@ -48,11 +50,8 @@ def test_a_name_means_the_newest_run_unless_the_very_experiment_was_run(home):
 
 def test_what_was_run_for_itself_goes_before_parts_of_a_study(home):
     own, part = tiny(ig_scales=(2.0,)), tiny(ig_scales=(2.5,))
-    recorded(home, own, age=60)
-    recorded(home, part)
-    folder = home.run_folder(Graph(own).experiment.name, Graph(own).run_key)
-    folder.mkdir(parents=True)
-    (folder / "experiment.json").touch()
+    recorded(home, own, age=-2e9)
+    recorded(home, part, age=-3e9, study=True)
     assert find_run(home, "tiny") == own
 
 

@@ -9,7 +9,7 @@ from ig_core.config import Guidance
 from pipelines.common.formatting import in_words, number
 from pipelines.console.console import make_console
 from pipelines.console.plan import print_plan
-from pipelines.console.results import print_garbage, print_report, print_store
+from pipelines.console.results import print_freed, print_garbage, print_report, print_store
 from pipelines.graph.garbage import find_garbage
 from pipelines.graph.graph import Graph
 from pipelines.graph.plan import make_plan
@@ -213,11 +213,11 @@ def test_garbage_is_listed_one_by_one_with_its_total(store, finished):
     graph = run_inline(store, tiny(ig_scales=(2.5,)))
     aside = store.quarantine(finished.graph.data.ref)
     garbage = find_garbage(store)
-    text = printed(print_garbage, garbage, deleted=False)
+    text = printed(print_garbage, garbage) + printed(print_freed, garbage, deleted=False)
     evaluate = graph.final[Guidance(ig_scale=2.5)].evaluate
     assert f"evaluate/{evaluate.key}" in text
     assert f"quarantined: {aside}" in text
     assert "Would delete 6 artifacts" in text
     assert "1 quarantined" in text
     assert "Nothing was deleted" in text
-    assert "Would" not in printed(print_garbage, garbage, deleted=True)
+    assert "Would" not in printed(print_freed, garbage, deleted=True)

@@ -9,7 +9,7 @@ from pipelines.console.study import Pace
 from pipelines.status.activity import Build, ProcessState, Training, Trials
 
 NOW = time.time()
-TRIALS = Trials(complete=4, running=2, given_up=0, failed=0, wanted=10, at_first=2)
+TRIALS = Trials(complete=4, running=2, pruned=0, failed=0, wanted=10, at_first=2)
 TRAINING = Training(
     step=5, steps=20, loss=0.5, steps_per_second=2.5, workers=1, host="far", reported_at=NOW
 )
@@ -46,7 +46,7 @@ def test_the_bar_never_goes_back():
     build = Build(name="layer 1", trajectory="a", started=NOW, done=3, total=4)
     pace, now = pace_of(replace(DOING, builds=(build,)))
     before = pace.share()
-    now[0] = replace(DOING, trials=replace(TRIALS, running=0))  # a training was given up
+    now[0] = replace(DOING, trials=replace(TRIALS, running=0))  # a training was pruned
     assert pace.share() == before
     now[0] = replace(DOING, trials=replace(TRIALS, complete=10, running=0))
     assert pace.share() == 1

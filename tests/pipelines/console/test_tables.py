@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.console.console import ScreenTable, make_console, numbers, print_table, words
 from pipelines.console.plan import print_plan
-from pipelines.console.results import print_garbage, print_report, print_store
+from pipelines.console.results import print_freed, print_garbage, print_report, print_store
 from pipelines.graph.garbage import Garbage
 from pipelines.graph.plan import make_plan
 from pipelines.results.measurements import collect
@@ -86,7 +86,8 @@ def test_everything_that_the_commands_print_fits(finished, width):
     print_report(results, console)
     print_plan(results, make_plan(results.store, results.targets), console)
     print_store(results.store, console)
-    print_garbage(Garbage((), ()), console, deleted=False)
+    print_garbage(Garbage((), ()), console)
+    print_freed(Garbage((), ()), console, deleted=False)
     text = screen.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert max(map(len, text.splitlines())) <= width

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import experiment_from_json, experiment_to_json
+from experiments import experiment_to_json
 from ig_core.checkpoints.own import load_history
 from pipelines.graph.graph import Graph
 from pipelines.graph.trajectory import resume_steps
 from pipelines.stages.jobs import TrainJob
 from pipelines.stages.training.worker import train_worker
 from pipelines.store.folder import FolderStore
+from pipelines.store.register import read_register
 from tests.equipment.processes import kill_tree, wait_for
 from tests.equipment.ray_nodes import Nodes
 from tests.pipelines.conftest import events
@@ -48,8 +49,8 @@ def start(cluster: Nodes, home: Path, settings: dict) -> subprocess.Popen:
 
 def the_run(store: FolderStore) -> Graph:
     """The graph of the only experiment of a store."""
-    (path,) = (store.root / ".runs").glob("*.json")
-    return Graph(experiment_from_json(path.read_text()))
+    (experiment,) = read_register(store).experiments.values()
+    return Graph(experiment)
 
 
 def newest(store: FolderStore) -> int:

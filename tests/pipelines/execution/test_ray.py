@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from cluster.processes import descendants, title
-from experiments import experiment_from_json
 from pipelines.graph.graph import Graph
 from pipelines.store.folder import FolderStore
 from pipelines.store.locks import FileLock
+from pipelines.store.register import read_register
 from tests.equipment.processes import alive, is_loopback, kill_tree, listeners, wait_for
 
 SETTINGS = {
@@ -104,8 +104,7 @@ def events(store: FolderStore, event: str, kind: str | None = None) -> list[dict
 
 
 def final_graph(store: FolderStore) -> Graph:
-    path = next((store.root / ".runs").glob("*.json"))
-    return Graph(experiment_from_json(path.read_text()))
+    return Graph(next(iter(read_register(store).experiments.values())))
 
 
 def final_weights(store: FolderStore, name: str) -> bytes:

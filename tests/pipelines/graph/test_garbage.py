@@ -1,24 +1,19 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from experiments import experiment_to_json
 from pipelines.__main__ import main
 from pipelines.common.errors import ArtifactError
-from pipelines.graph.garbage import (
-    collect_garbage,
-    find_garbage,
-    in_use,
-    recorded_runs,
-    remember,
-    shown_runs,
-    store_summary,
-)
+from pipelines.graph.garbage import collect_garbage, find_garbage, in_use, store_summary
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
 from pipelines.graph.trajectory import starting_step
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import Ref
+from pipelines.store.register import Record, command_times, read_register, record_start, remember
 from tests.pipelines.conftest import events, run_inline, tiny, tree
 
 
@@ -42,8 +37,12 @@ def test_what_may_come_to_be_reported_is_no_garbage(finished):
 
 def record(store: FolderStore, experiment) -> str:
     key = Graph(experiment).run_key
-    remember(store, experiment, key)
+    remember(store, Record.of_run(experiment, key))
     return key
+
+
+def recorded(store: FolderStore) -> dict[str, object]:
+    return read_register(store).experiments
 
 
 @pytest.fixture
@@ -59,18 +58,24 @@ def two_runs(store):
 
 
 def test_a_run_records_what_it_was(finished):
-    assert recorded_runs(finished.home.store) == {finished.graph.run_key: finished.experiment}
+    assert recorded(finished.home.store) == {finished.graph.run_key: finished.experiment}
 
 
-def test_a_run_is_recorded_once_under_its_first_name(store, finished):
-    before = tree(store.root / ".runs")
-    remember(store, tiny(name="renamed"), finished.graph.run_key)
+def test_a_run_is_recorded_once_under_each_of_its_names(store, finished):
+    before, key = tree(store.root / ".runs"), finished.graph.run_key
+    record(store, tiny(resources={"sample_tasks": 3}))
     assert tree(store.root / ".runs") == before
+    record(store, tiny(name="renamed"))
+    assert sorted((k, e.name) for k, e in read_register(store).runs) == [
+        (key, "renamed"),
+        (key, "tiny"),
+    ]
+    assert list(recorded(store)) == [key]
 
 
 def test_no_store_has_no_runs_and_no_garbage(tmp_path):
     store = FolderStore(tmp_path / "nothing")
-    assert recorded_runs(store) == {}
+    assert recorded(store) == {}
     assert names(find_garbage(store)) == set()
     assert store_summary(store) == []
     assert not store.root.exists()
@@ -119,11 +124,84 @@ def test_forgetting_must_name_one_run(two_runs, prefix, finished):
     assert Graph(other).run_key in str(e.value)
 
 
+# Studies
+
+
+@pytest.fixture
+def studied(two_runs):
+    """The store of two runs, the second of them also a training of the study "other"."""
+    store, other = two_runs
+    own = tiny(ig_scales=(3.5,), name="other")
+    run_inline(store, own)
+    remember(store, Record.of_study("other", "5e0"))
+    for experiment in (other, own):
+        remember(store, Record.of_study("other", "5e0", experiment, Graph(experiment).run_key))
+    record_start(store, "5e0", 1.0)
+    return store, own
+
+
+def test_a_study_is_forgotten_by_name_with_all_that_only_it_needs(studied):
+    store, own = studied
+    assert names(find_garbage(store)) == set()
+    garbage = find_garbage(store, ("study/other",))
+    assert garbage.forgotten == ("study/other 5e0",)
+    assert names(garbage) == reachable(own) - reachable(tiny())
+    collect_garbage(store, ("5e",))
+    assert sorted(e.name for _, e in read_register(store).runs) == ["other", "tiny"]
+    assert not list((store.root / ".runs").glob("5e0*")), "the times of its commands go as well"
+    assert command_times(store, "5e0").started_ms is None
+    assert names(find_garbage(store)) == set()
+
+
+def test_a_name_that_a_run_and_a_study_have_is_told_apart_by_what_it_is(studied):
+    store, _ = studied
+    with pytest.raises(ValueError, match=r"one recorded run, study.*study/other 5e0.*'other'"):
+        find_garbage(store, ("other",))
+    assert find_garbage(store, ("run/other",)).forgotten[0].startswith("run/other ")
+    assert find_garbage(store, ("tiny",)).forgotten[0].startswith("run/tiny ")
+
+
+def test_a_training_of_a_study_that_cannot_be_read_keeps_all_until_it_runs_again(studied):
+    store, own = studied
+    again = Record.of_study("other", "5e0", own, Graph(own).run_key)
+    (store.root / ".runs" / again.file).write_text("{")
+    remember(store, Record.of_study("other", "5e0"))
+    assert find_garbage(store, (Graph(tiny()).run_key,)).unreadable == ("5e0",)
+    remember(store, again)
+    assert read_register(store).unreadable == {}
+    assert names(find_garbage(store)) == set()
+
+
+def test_recording_reads_no_other_records(store, monkeypatch):
+    record(store, tiny(ig_scales=(3.5,)))
+    asked, real = [], FolderStore.records
+    monkeypatch.setattr(
+        FolderStore, "records", lambda self, *names: asked.append(names) or real(self, *names)
+    )
+    key = record(store, tiny(ig_scales=(2.5,)))
+    assert asked == [(f".runs/{key}.", ".json")]
+
+
+def test_what_is_forgotten_is_said_before_anything_is_deleted(studied, capsys, monkeypatch):
+    monkeypatch.setattr(FolderStore, "delete", lambda *_: sys.stdout.write("GONE\n"))
+    assert main(["store", "gc", "--forget", "study/other", "--delete"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("forgotten: study/other 5e0") < said.index("evaluate/") < said.index("GONE")
+    assert said.index("GONE") < said.index("Deleted ")
+
+
 UNREADABLE = {
     "of a field that is no more": experiment_to_json(tiny()).replace('"steps"', '"stepz"'),
     "cut short": experiment_to_json(tiny())[:100],
     "empty": "",
+    "of before the register": experiment_to_json(tiny()),
+    "of a kind to come": '{"kind": "sweep", "name": "x", "key": "0000abc"}',
+    "of something else": '{"kind": "study", "name": "x", "key": "0000abd"}',
 }
+
+
+UNREADABLE_FILES = ("0000abc.1234.json", "0000abc.json")
+"""A record, and one as they were before there was one register."""
 
 
 @pytest.fixture(params=UNREADABLE)
@@ -131,22 +209,19 @@ def unreadable(request, two_runs):
     """The store of two runs, with the record of a third that nobody can read."""
     store, _ = two_runs
     text = UNREADABLE[request.param]
-    for name in (".runs/0000abc.json", ".shown/0000abc.old.json"):
-        (store.root / name).parent.mkdir(exist_ok=True)
-        (store.root / name).write_text(text)
+    for name in UNREADABLE_FILES:
+        (store.root / ".runs" / name).write_text(text)
     return store
 
 
 def test_a_record_that_cannot_be_read_is_named_and_passed_over(unreadable, two_runs, caplog):
     _, other = two_runs
-    runs = recorded_runs(unreadable)
+    runs = recorded(unreadable)
     assert set(runs) == {Graph(tiny()).run_key, Graph(other).run_key}
-    assert [experiment.name for _, experiment in shown_runs(unreadable)] == ["tiny"]
-    recorded_runs(unreadable)
-    for name, warning in zip(
-        (".runs/0000abc.json", ".shown/0000abc.old.json"), caplog.messages, strict=True
-    ):
-        assert f"{unreadable.uri}/{name} cannot be read and is passed over" in warning
+    assert sorted(e.name for _, e in read_register(unreadable).runs) == ["other", "tiny"]
+    recorded(unreadable)
+    for name, warning in zip(UNREADABLE_FILES, caplog.messages, strict=True):
+        assert f"{unreadable.uri}/.runs/{name} cannot be read and is passed over" in warning
         assert "--forget 0000abc" in warning
 
 
@@ -160,7 +235,7 @@ def test_what_a_record_that_cannot_be_read_may_need_is_kept_until_it_is_forgotte
     garbage = collect_garbage(unreadable, forget)
     assert (names(garbage), garbage.unreadable) == (set(), ("0000abc",))
     assert {artifact.ref for artifact in unreadable.list()} == before
-    assert Graph(other).run_key not in recorded_runs(unreadable), "forgotten all the same"
+    assert Graph(other).run_key not in recorded(unreadable), "forgotten all the same"
     garbage = collect_garbage(unreadable, ("0000",))
     assert names(garbage) == before - built_of(unreadable, tiny())
     assert garbage.unreadable == ()
@@ -177,14 +252,16 @@ def test_running_it_again_writes_a_record_anew_that_cannot_be_read(store, finish
     key = finished.graph.run_key
     for record_ in store.root.glob(f".*/{key}*.json"):
         record_.write_text("{")
-    assert recorded_runs(store) == {}
-    remember(store, finished.experiment, key, shown=True)
-    assert recorded_runs(store) == {key: finished.experiment}
-    assert shown_runs(store) == [(key, finished.experiment)]
+    (store.root / ".runs" / f"{key}.json").write_text(experiment_to_json(tiny()))  # an older one
+    assert recorded(store) == {}
+    record(store, finished.experiment)
+    assert recorded(store) == {key: finished.experiment}
+    assert read_register(store).runs == [(key, finished.experiment)]
+    assert read_register(store).unreadable == {}
 
 
 COMMANDS = (["store", "ls"], ["store", "gc"], ["report", "tiny"])
-"""And `table` and `track rebuild`, which read records by the same two functions."""
+"""And `table` and `track rebuild`, which read records by the same function."""
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -238,7 +315,7 @@ def test_collecting_deletes_the_garbage_and_nothing_else(two_runs, finished):
     collect_garbage(store, forget)
     assert {a.ref for a in store.list()} == built(finished)
     assert {Ref(e["kind"], e["key"]) for e in events(store, "deleted")} == names(garbage)
-    assert list(recorded_runs(store)) == [Graph(tiny()).run_key]
+    assert list(recorded(store)) == [Graph(tiny()).run_key]
     assert not list((store.root / ".staging").iterdir())
     run_inline(store, tiny(), runner=None)  # everything is still there
 

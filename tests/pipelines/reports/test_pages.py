@@ -25,7 +25,7 @@ from pipelines.commands.study import StudyOptions, run_study
 from pipelines.console.console import make_console
 from pipelines.graph.graph import Graph
 from pipelines.store.home import Home
-from pipelines.study.storage import stored_studies
+from pipelines.study.storage import read_studies
 from pipelines.tracking.client import import_mlflow
 from pipelines.tracking.metrics import comparison_name
 from tests.equipment.processes import is_loopback, kill_tree, listeners, wait_for
@@ -172,7 +172,7 @@ def titled(pages: dict[str, str], words: str) -> str:
 @pytest.fixture
 def trials(home):
     url = f"sqlite:///{home.root / 'study.db'}"
-    (stored,) = stored_studies(url, home.store)
+    (stored,) = read_studies(url, home.store)
     trials = stored.trials
     return sorted(trials, key=lambda t: (t.fid, t.number))
 

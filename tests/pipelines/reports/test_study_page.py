@@ -19,7 +19,7 @@ from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.study.confirm import BASELINE
 from pipelines.study.findings import findings
-from pipelines.study.ledger import StudyBook
+from pipelines.study.ledger import StudyLedger
 from tests.pipelines.conftest import OUTSIDE
 from tests.pipelines.reports.test_html import EVIL, Checked, stands_alone
 from tests.pipelines.study.conftest import small_study
@@ -40,11 +40,11 @@ def done(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(done):
     home, _ = done
-    book = StudyBook(small_study(), f"sqlite:///{home.root / 'study.db'}", home.store)
+    ledger = StudyLedger(small_study(), f"sqlite:///{home.root / 'study.db'}", home.store)
     try:
-        return findings(small_study(), book.trials(), book.importances(), home.store)
+        return findings(small_study(), ledger.trials(), ledger.importances(), home.store)
     finally:
-        book.close()
+        ledger.close()
 
 
 def with_best(found, equals=()):

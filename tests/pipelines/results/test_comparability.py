@@ -13,11 +13,11 @@ from experiments import get_experiment
 from experiments.protocols import INCEPTION_2015_SHA256
 from experiments.published import IG_SIT_800_SHA256, IMAGENET_TRAIN
 from experiments.tables import TABLES
-from pipelines.graph.garbage import remember
 from pipelines.graph.graph import Graph
 from pipelines.results.paper_table import fill
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import file_digest
+from pipelines.store.register import Record, remember
 from tests.pipelines.stages.training.test_imported import write_published
 
 ROW = "sit_b2_ig-1.9"
@@ -86,7 +86,7 @@ def measured_store(root, experiment, reference, images=10_000, used=None):
     if used is not None:
         with store.publish(graph.data.ref, {}) as folder:
             (folder / "statistics.json").write_text(json.dumps({"count": used}))
-    remember(store, experiment, graph.run_key)
+    remember(store, Record.of_run(experiment, graph.run_key))
     return store
 
 

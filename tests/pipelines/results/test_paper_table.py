@@ -20,11 +20,12 @@ from pipelines.results.paper_table import (
     fill,
     matches,
     own_differences,
-    shown_tables,
+    remember_table,
     tracked_tables,
 )
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
+from pipelines.store.register import read_register
 from pipelines.tracking.client import MlflowTracker
 from pipelines.tracking.metrics import comparison_name
 from pipelines.tracking.table import track_table
@@ -139,7 +140,7 @@ def test_missing_rows_are_run_and_the_table_is_one_mlflow_comparison(table, tmp_
     assert before.count("not run") == 4
     assert "Compare in MLflow" not in before
     assert not (home.root / "mlflow.db").exists(), "looking writes no runs"
-    assert tracked_tables(home.store) == [] if home.store.exists() else True
+    assert tracked_tables(read_register(home.store)) == [] if home.store.exists() else True
     after = shown(home, run=True, rows=("plain", "guided", "swept"))
     assert "not run" not in after
     assert after.count("artifacts to build") == 1, "three rows, one experiment"
@@ -159,7 +160,7 @@ def test_missing_rows_are_run_and_the_table_is_one_mlflow_comparison(table, tmp_
     assert plain.data.metrics["fid"] == pytest.approx(float(records["plain"]["fid_ours"]))
     assert "fid_difference" not in plain.data.metrics
     assert "digits-cnn" in plain.data.tags["not_compared_because"]
-    assert tracked_tables(home.store) == ["main"]
+    assert tracked_tables(read_register(home.store)) == ["main"]
     (own,) = tracker.client.search_runs(
         [tracker.client.get_experiment_by_name(comparison_name(Graph(tiny()))).experiment_id]
     )
@@ -341,8 +342,8 @@ def test_an_empty_server_comes_to_show_the_same_tables(table, tmp_path, monkeypa
 )
 def test_a_record_of_a_table_that_cannot_be_read_is_named_and_passed_over(tmp_path, text, caplog):
     store = FolderStore(tmp_path)
-    store.write_record(".tables/a.json", text)
-    store.write_record(".tables/b.json", '{"table": "other", "row": null, "run": null}')
-    assert shown_tables(store)["other"] == {}
+    store.write_record(".runs/a.json", text)
+    remember_table(store, "other", (), tracked=True)
+    assert tracked_tables(read_register(store)) == ["other"]
     (warning,) = caplog.messages
-    assert f"the record {store.uri}/.tables/a.json cannot be read and is passed over" in warning
+    assert f"the record {store.uri}/.runs/a.json cannot be read and is passed over" in warning

@@ -159,7 +159,7 @@ def test_locks_of_the_dead_are_no_tasks(home):
 
 def test_a_study_is_told_with_its_trials_and_its_pace(home):
     now = time.time()
-    trials = Trials(complete=7, running=2, given_up=1, failed=0, wanted=12, at_first=2)
+    trials = Trials(complete=7, running=2, pruned=1, failed=0, wanted=12, at_first=2)
     build = Build(
         name="layer 1, weight 0.5",
         trajectory="abc",
@@ -184,7 +184,7 @@ def test_a_study_is_told_with_its_trials_and_its_pace(home):
     text = shown(status_of(home, working=(process,), now=now))
     for part in (
         "study s: running for 1:40, on h (pid 7), updated 3 s ago",
-        "trials    7 of 12 complete, 2 running, 1 given up, about 1:40 left at this pace",
+        "trials    7 of 12 complete, 2 running, 1 pruned, about 1:40 left at this pace",
         "layer 1, weight 0.5: 6 of 18 artifacts, about 2:00 left at this pace",
         "waiting for data/abcd, which another process builds",
         "last      FID 4",

@@ -574,7 +574,7 @@ def test_all_that_a_run_writes_in_a_store_is_looked_at_before_work(store, monkey
     monkeypatch.setattr(
         "pipelines.store.folder.require_writable", lambda _, names, __: seen.extend(names)
     )
-    for name in (".runs/a.json", ".commands/a/1", ".tables/a.json"):
+    for name in (".runs/a.json", ".runs/a.1", ".drivers/store-id"):
         store.write_record(name, "{}")
     store.prepare()
     assert {path.name for path in store.root.iterdir()} <= set(seen)

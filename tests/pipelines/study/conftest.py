@@ -8,7 +8,8 @@ import pytest
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace, Study
 from pipelines.store.folder import FolderStore
-from pipelines.study.ledger import StudyBook
+from pipelines.study.ledger import StudyLedger
+from pipelines.study.trials import Trial
 from tests.pipelines.conftest import tiny
 
 
@@ -50,18 +51,23 @@ def study():
     return small_study
 
 
-@pytest.fixture
-def open_book(tmp_path):
-    """Factory of drivers' books on one database; they are closed in the end."""
-    books = []
+def claimed(ledger: StudyLedger, wanted: int) -> list[Trial]:
+    """What a driver claims; nothing while others are at work."""
+    return ledger.claim(wanted) or []
 
-    def make(study: Study, url: str | None = None) -> StudyBook:
-        book = StudyBook(
+
+@pytest.fixture
+def open_ledger(tmp_path):
+    """Factory of drivers' ledgers on one database; they are closed in the end."""
+    ledgers = []
+
+    def make(study: Study, url: str | None = None) -> StudyLedger:
+        ledger = StudyLedger(
             study, url or f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "store")
         )
-        books.append(book)
-        return book
+        ledgers.append(ledger)
+        return ledger
 
     yield make
-    for book in books:
-        book.close()
+    for ledger in ledgers:
+        ledger.close()

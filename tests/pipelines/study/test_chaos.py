@@ -18,7 +18,7 @@ import pytest
 from cluster.services import Postgres
 from experiments import PruningConfig
 from pipelines.store.folder import FolderStore
-from pipelines.study.ledger import StudyBook
+from pipelines.study.ledger import StudyLedger
 from tests.equipment.processes import kill_tree, wait_for
 from tests.pipelines.study.conftest import small_study
 
@@ -41,7 +41,7 @@ study = small_study()
 if sys.argv[5]:
     # The noise of so few samples hides every difference: give up whatever is not the best so far.
     study = small_study(pruning=PruningConfig(warmup_trainings=2, patience=1))
-    pipelines.study.watch.is_hopeless = lambda curve, finished, config: (
+    pipelines.study.watch.should_prune = lambda curve, finished, config: (
         len(finished) >= 2 and curve[2].fid > min(other[2].fid for other in finished))
 sys.exit(run_study(study, options, Home(Path(sys.argv[1])), make_console()))
 """
@@ -84,11 +84,11 @@ class Driver:
 
 def trials_of(home: Path, url: str = "", study=None):
     store = FolderStore(home / "store")
-    book = StudyBook(study or small_study(), url or f"sqlite:///{home / 'study.db'}", store)
+    ledger = StudyLedger(study or small_study(), url or f"sqlite:///{home / 'study.db'}", store)
     try:
-        return book.trials()
+        return ledger.trials()
     finally:
-        book.close()
+        ledger.close()
 
 
 def assert_nothing_was_done_twice(home: Path, kills: int) -> None:
@@ -148,7 +148,7 @@ def test_killed_at_ten_moments_it_ends_as_if_undisturbed(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_while_trainings_are_given_up_it_ends_as_if_undisturbed(tmp_path):
+def test_killed_while_trainings_are_pruned_it_ends_as_if_undisturbed(tmp_path):
     chance, rule = random.Random(5), PruningConfig(warmup_trainings=2, patience=1)
     whole, home = tmp_path / "whole", tmp_path / "home"
     Driver(whole, WANTED, pruning="on").finish()

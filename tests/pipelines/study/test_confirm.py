@@ -72,7 +72,7 @@ def test_gains_are_against_the_baseline_of_the_same_seed(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(module, "collect", read)
     monkeypatch.setattr(module._Runs, "run", lambda self, work: ran.extend(work))
-    table = confirm(small_study(), TRIALS, 2, Home(tmp_path), None, print)
+    table = confirm(small_study(), "5e", TRIALS, 2, Home(tmp_path), None, print)
     assert len(ran) == len({experiment.train.seed for _, experiment in ran}) * 3 == 6
     assert ran[0][0] == f"{BASELINE}, seed 1"
     gains = {(row.candidate, row.seed): row.gain for row in table.itertuples()}

@@ -24,9 +24,10 @@ from pipelines.store.home import Home
 from pipelines.store.keys import Ref
 from pipelines.study.driver import Budget, StudyDriver
 from pipelines.study.findings import forecast
-from pipelines.study.ledger import StudyBook
+from pipelines.study.ledger import StudyLedger
 from pipelines.study.search import propose
 from pipelines.study.trials import CurvePoint
+from tests.pipelines.study.conftest import claimed
 
 
 @pytest.fixture
@@ -46,17 +47,17 @@ def run(home):
     return go
 
 
-def book_of(home, study):
+def ledger_of(home, study):
     url = f"sqlite:///{home.root / 'study.db'}"
-    return StudyBook(study, url, home.store)
+    return StudyLedger(study, url, home.store)
 
 
 def trials_of(home, study):
-    book = book_of(home, study)
+    ledger = ledger_of(home, study)
     try:
-        return book.trials()
+        return ledger.trials()
     finally:
-        book.close()
+        ledger.close()
 
 
 def executed(home, kind):
@@ -126,12 +127,12 @@ def test_joint_mode_reuses_a_training_that_is_there(home, study, run):
     run(study(), trials="4")
     training = trials_of(home, study())[0].point.training
     joint = study(name="joint", mode="joint")
-    book = book_of(home, joint)
+    ledger = ledger_of(home, joint)
     point = dataclasses.replace(
         propose(joint, [], []), aux_layer=training[0], aux_weight=training[1]
     )
-    book._enter([point], [])
-    book.close()
+    ledger._add([point], [])
+    ledger.close()
     run(joint, trials="1")
     assert trials_of(home, joint)[0].state == "COMPLETE"
     assert len(executed(home, "checkpoint")) == 1
@@ -150,34 +151,34 @@ def test_table_and_plots_are_written(home, study, run):
         assert (folder / name).stat().st_size > 10_000
 
 
-def session_of(book, home):
+def session_of(ledger, home):
     """One training at a time, as a command would open it."""
-    return RunnerSession(WORK, book.study.experiment.resources, home.scratch, 1)
+    return RunnerSession(WORK, ledger.study.experiment.resources, home.scratch, 1)
 
 
 def drive(home, study, wanted, evaluate=None):
-    """Run a driver whose evaluation of a unit may be replaced."""
-    book = book_of(home, study)
-    driver = StudyDriver(book, home, Budget(wanted), session_of(book, home), lambda text: None)
+    """Run a driver whose evaluation of a trial group may be replaced."""
+    ledger = ledger_of(home, study)
+    driver = StudyDriver(ledger, home, Budget(wanted), session_of(ledger, home), lambda text: None)
     if evaluate is not None:
         original = driver._evaluate
-        driver._evaluate = lambda unit: evaluate(unit, original)
+        driver._evaluate = lambda trial_group: evaluate(trial_group, original)
     try:
         driver.run()
     finally:
-        found = book.trials()
-        book.close()
+        found = ledger.trials()
+        ledger.close()
     return found
 
 
 def test_a_trial_that_raises_is_failed_and_the_study_goes_on(home, study):
     seen = []
 
-    def evaluate(unit, original):
-        seen.append(unit[0].point.training)
+    def evaluate(trial_group, original):
+        seen.append(trial_group[0].point.training)
         if len(seen) == 1:
             raise TrainingFailedError("the loss of step 3 is not finite")
-        return original(unit)
+        return original(trial_group)
 
     trials = drive(home, study(), 4, evaluate)
     states = [t.state for t in trials]
@@ -188,8 +189,8 @@ def test_a_trial_that_raises_is_failed_and_the_study_goes_on(home, study):
 def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_again(home, study):
     """A node that went away is no fault of the training."""
 
-    def evaluate(unit, original):
-        lost.append([t.number for t in unit])
+    def evaluate(trial_group, original):
+        lost.append([t.number for t in trial_group])
         raise WorkerLostError("a worker was lost more than 3 times")
 
     lost: list[list[int]] = []
@@ -197,10 +198,10 @@ def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_ag
         drive(home, study(), 4, evaluate)
     assert {t.state for t in trials_of(home, study())} == {"RUNNING"}
 
-    def again(unit, original):
-        if unit[0].number in lost[0]:
-            return evaluate(unit, original)
-        return original(unit)
+    def again(trial_group, original):
+        if trial_group[0].number in lost[0]:
+            return evaluate(trial_group, original)
+        return original(trial_group)
 
     trials = drive(home, study(), 4, again)
     assert lost == [[0, 1, 2]] * 2
@@ -213,7 +214,9 @@ def test_the_same_command_with_more_trials_does_not_add_them_again(home, study, 
     original = StudyDriver._evaluate
     with monkeypatch.context() as patch:
         patch.setattr(
-            StudyDriver, "_evaluate", lambda self, unit: first(unit, lambda u: original(self, u))
+            StudyDriver,
+            "_evaluate",
+            lambda self, trial_group: first(trial_group, lambda u: original(self, u)),
         )
         with pytest.raises(ArtifactError, match="enough"):
             run(study(), trials="+5")
@@ -251,7 +254,7 @@ def test_a_shortfall_is_said(home, study, run):
 
 
 def test_trials_that_fail_one_after_the_other_stop_the_study(home, study):
-    def evaluate(unit, original):
+    def evaluate(trial_group, original):
         raise TrainingFailedError("out of memory")
 
     with pytest.raises(StudyError, match=r"3 trainings failed one after .*out of memory"):
@@ -260,7 +263,7 @@ def test_trials_that_fail_one_after_the_other_stop_the_study(home, study):
 
 
 def test_a_store_that_cannot_be_used_stops_the_study_and_leaves_its_trials(home, study):
-    def evaluate(unit, original):
+    def evaluate(trial_group, original):
         raise ArtifactError("no space left on device")
 
     with pytest.raises(ArtifactError, match="no space left"):
@@ -270,26 +273,26 @@ def test_a_store_that_cannot_be_used_stops_the_study_and_leaves_its_trials(home,
     assert [t.state for t in trials] == ["COMPLETE"] * 4
 
 
-def test_a_training_worse_than_the_others_is_given_up_and_keeps_its_checkpoints(home, study):
+def test_a_training_worse_than_the_others_is_pruned_and_keeps_its_checkpoints(home, study):
     rule = PruningConfig(warmup_trainings=1, patience=1)
     pruned_study = study(pruning=rule, name="pruned")
-    book = book_of(home, pruned_study)
-    good = book.next_unit(8)
+    ledger = ledger_of(home, pruned_study)
+    good = claimed(ledger, 8)
     curve = {step: CurvePoint(1.0, 0.1) for step in (2, 4, 6)}
-    book.report(good, curve)
+    ledger.report(good, curve)
     for trial in good:
-        book.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
-    while unit := book.next_unit(4):
-        for trial in unit:
-            book.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
-    book.close()
+        ledger.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
+    while trial_group := claimed(ledger, 4):
+        for trial in trial_group:
+            ledger.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
+    ledger.close()
 
-    def evaluate(unit, original):
+    def evaluate(trial_group, original):
         if len(pruned) >= 2:
             raise ArtifactError("enough")
-        original(unit)
+        original(trial_group)
         found = {t.number: t.state for t in trials_of(home, pruned_study)}
-        pruned.append({found[t.number] for t in unit} == {"PRUNED"})
+        pruned.append({found[t.number] for t in trial_group} == {"PRUNED"})
 
     pruned: list[bool] = []
     with pytest.raises(ArtifactError, match="enough"):
@@ -300,12 +303,12 @@ def test_a_training_worse_than_the_others_is_given_up_and_keeps_its_checkpoints(
     assert home.store.list("checkpoint")
 
 
-def finish_first_training(book):
+def finish_first_training(ledger):
     """Two trials of one training, complete, with a FID curve that is hard to beat."""
-    good = book.next_unit(2)
-    book.report(good, {step: CurvePoint(1.0, 0.1) for step in (2, 4, 6)})
+    good = claimed(ledger, 2)
+    ledger.report(good, {step: CurvePoint(1.0, 0.1) for step in (2, 4, 6)})
     for trial in good:
-        book.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
+        ledger.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
 
 
 def test_a_training_that_is_taken_over_is_judged_by_what_is_there(home, study):
@@ -314,10 +317,10 @@ def test_a_training_that_is_taken_over_is_judged_by_what_is_there(home, study):
     drive(home, base, 3)  # the artifacts are there, from a study that gives nothing up
     rule = PruningConfig(warmup_trainings=1, patience=2)
     pruned_study = study(name="pruned", seed=5, pruning=rule, scales_per_training=3)
-    book = book_of(home, pruned_study)
-    finish_first_training(book)
-    book._enter([t.point for t in trials_of(home, base)], [])
-    book.close()
+    ledger = ledger_of(home, pruned_study)
+    finish_first_training(ledger)
+    ledger._add([t.point for t in trials_of(home, base)], [])
+    ledger.close()
     built = len(home.store.events())
     with pytest.raises(ArtifactError, match="enough"):
         drive(home, pruned_study, 20, stop_after(1))
@@ -327,26 +330,26 @@ def test_a_training_that_is_taken_over_is_judged_by_what_is_there(home, study):
 
 
 def stop_after(count):
-    """An evaluation that goes on with so many units, then ends the study."""
+    """An evaluation that goes on with so many trial groups, then ends the study."""
     done = []
 
-    def evaluate(unit, original):
+    def evaluate(trial_group, original):
         if len(done) >= count:
             raise ArtifactError("enough")
-        done.append(unit)
-        original(unit)
+        done.append(trial_group)
+        original(trial_group)
 
     return evaluate
 
 
-def test_a_trial_that_was_given_up_has_the_last_fid_of_its_curve(home, study):
+def test_a_trial_that_was_pruned_has_the_last_fid_of_its_curve(home, study):
     import optuna
 
     rule = PruningConfig(warmup_trainings=1, patience=1)
     pruned_study = study(name="pruned", pruning=rule, scales_per_training=2)
-    book = book_of(home, pruned_study)
-    finish_first_training(book)
-    book.close()
+    ledger = ledger_of(home, pruned_study)
+    finish_first_training(ledger)
+    ledger.close()
     with pytest.raises(ArtifactError, match="enough"):
         drive(home, pruned_study, 20, stop_after(1))
     url = f"sqlite:///{home.root / 'study.db'}"
@@ -383,7 +386,9 @@ def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monke
     first = stop_after(2)
     original = StudyDriver._evaluate
     monkeypatch.setattr(
-        StudyDriver, "_evaluate", lambda self, unit: first(unit, lambda u: original(self, u))
+        StudyDriver,
+        "_evaluate",
+        lambda self, trial_group: first(trial_group, lambda u: original(self, u)),
     )
     with pytest.raises(ArtifactError, match="enough"):
         run_study(study(), StudyOptions(parallel=1), home, console)
@@ -554,21 +559,21 @@ def test_a_study_that_somebody_works_on_is_running(home, study, run):
     from pipelines.tracking.study import StudyTracker
 
     run(study(), trials="4")
-    book = book_of(home, study())
-    book.next_unit(8)
+    ledger = ledger_of(home, study())
+    claimed(ledger, 8)
     tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
-    StudyTracker(tracker, study(), book.identity, home.store).sync(book.trials(), finished=True)
-    book.close()
+    StudyTracker(tracker, study(), ledger.identity, home.store).sync(ledger.trials(), finished=True)
+    ledger.close()
     assert runs_of(home)[1][""].info.status == "RUNNING"
 
 
 def test_an_option_that_came_later_makes_no_second_run_of_a_trial(home, study, run):
     run(study(), trials="4")
-    book = book_of(home, study())
-    spec = book._optuna.user_attrs["igdit.spec"]
+    ledger = ledger_of(home, study())
+    spec = ledger._optuna.user_attrs["igdit.spec"]
     del spec["experiment"]["optim"]["precision"]
-    book._optuna.set_user_attr("igdit.spec", spec)
-    book.close()
+    ledger._optuna.set_user_attr("igdit.spec", spec)
+    ledger.close()
     run(study(), trials="5")
     assert runs_of(home)[2] == 6
 
@@ -577,18 +582,18 @@ def test_trials_that_failed_are_shown_as_failed(home, study):
     from pipelines.tracking.client import MlflowTracker
     from pipelines.tracking.study import StudyTracker
 
-    book = book_of(home, study())
-    book.fail(book.next_unit(8), "NaN")
+    ledger = ledger_of(home, study())
+    ledger.fail(claimed(ledger, 8), "NaN")
     tracker = StudyTracker(
-        MlflowTracker(home.tracking_uri, home.mlartifacts), study(), book.identity, home.store
+        MlflowTracker(home.tracking_uri, home.mlartifacts), study(), ledger.identity, home.store
     )
-    tracker.sync(book.trials(), finished=False)
+    tracker.sync(ledger.trials(), finished=False)
     _, runs, _ = runs_of(home)
     assert {runs[number].info.status for number in runs if number} == {"FAILED"}
     assert runs[""].info.status == "RUNNING"
     # Without any number nothing says when they ended: the first look does, and stays.
-    tracker.sync(book.trials(), finished=False, thorough=True)
-    book.close()
+    tracker.sync(ledger.trials(), finished=False, thorough=True)
+    ledger.close()
     again = runs_of(home)[1]
     assert {n: run.info.end_time for n, run in again.items()} == {
         n: run.info.end_time for n, run in runs.items()
@@ -633,7 +638,7 @@ def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let
     home, study, monkeypatch
 ):
     """A session that is closed under a trial takes what it runs on away from it."""
-    happened, book = [], book_of(home, study())
+    happened, ledger = [], ledger_of(home, study())
 
     def work(driver):
         time.sleep(0.5)  # so that the main thread waits for this one
@@ -645,8 +650,8 @@ def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let
     monkeypatch.setattr(StudyDriver, "_work", work)
     monkeypatch.setattr(RunnerSession, "close", lambda _: happened.append("closed"))
     with pytest.raises(KeyboardInterrupt):
-        StudyDriver(book, home, Budget(8), session_of(book, home), print).run()
-    book.close()
+        StudyDriver(ledger, home, Budget(8), session_of(ledger, home), print).run()
+    ledger.close()
     assert happened == ["let go", "closed"]
 
 

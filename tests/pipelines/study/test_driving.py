@@ -33,45 +33,51 @@ def trial(number, fid=None, weight=None, scale=1.0, state=None):
     return Trial(number, point, state, fid, {}, {}, "a")
 
 
-class Book:
-    """A study whose units are given, and which writes down what is entered."""
+class Ledger:
+    """A study whose trial groups are given, and which writes down what is recorded."""
 
-    def __init__(self, units=(), known=()):
-        self.study, self.stopped = small_study(), threading.Event()
-        self.units, self.known, self.entered, self.losses = list(units), list(known), [], 0
+    def __init__(self, trial_groups=(), known=()):
+        self.study, self.identity = small_study(), "5e"
+        self.stopped = threading.Event()
+        self.trial_groups, self.known, self.recorded, self.losses = (
+            list(trial_groups),
+            list(known),
+            [],
+            0,
+        )
 
     def trials(self):
         return self.known
 
-    def take(self, wanted):
-        return self.units.pop(0) if self.units else []
+    def claim(self, wanted):
+        return self.trial_groups.pop(0) if self.trial_groups else []
 
-    def lost(self, unit):
+    def lost(self, trial_group):
         self.losses += 1
         return self.losses
 
-    def fail(self, unit, reason):
-        self.entered.append(("FAIL", [t.number for t in unit], reason))
+    def fail(self, trial_group, reason):
+        self.recorded.append(("FAIL", [t.number for t in trial_group], reason))
 
-    def prune(self, unit, curve):
-        self.entered.append(("PRUNED", [t.number for t in unit], curve))
+    def prune(self, trial_group, curve):
+        self.recorded.append(("PRUNED", [t.number for t in trial_group], curve))
 
 
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    """Factory: a driver of such units, each evaluated by raising what is given, if anything."""
+    """Factory: a driver of such trial groups; evaluating one raises what is given, if anything."""
 
-    def make(book, outcomes=None, **budget):
+    def make(ledger, outcomes=None, **budget):
         said = []
         home = Home(tmp_path)
-        session = RunnerSession(WORK, book.study.experiment.resources, home.scratch, 1)
-        driver = StudyDriver(book, home, Budget(99, **budget), session, said.append)
+        session = RunnerSession(WORK, ledger.study.experiment.resources, home.scratch, 1)
+        driver = StudyDriver(ledger, home, Budget(99, **budget), session, said.append)
         driver.said, driver.evaluated = said, []
         if outcomes is not None:
 
-            def evaluate(unit):
-                driver.evaluated.append([t.number for t in unit])
-                outcome = outcomes(unit) if callable(outcomes) else outcomes.pop(0)
+            def evaluate(trial_group):
+                driver.evaluated.append([t.number for t in trial_group])
+                outcome = outcomes(trial_group) if callable(outcomes) else outcomes.pop(0)
                 if outcome is not None:
                     raise outcome
 
@@ -81,12 +87,12 @@ def drive(tmp_path, monkeypatch):
     return make
 
 
-def units(count):
+def trial_groups(count):
     return [[trial(number)] for number in range(count)]
 
 
-def test_all_units_are_worked_on_one_after_the_other(drive):
-    driver = drive(Book([[trial(0), trial(1)], [trial(2)]]), [None, None])
+def test_all_trial_groups_are_worked_on_one_after_the_other(drive):
+    driver = drive(Ledger([[trial(0), trial(1)], [trial(2)]]), [None, None])
     driver.run()
     assert driver.evaluated == [[0, 1], [2]]
 
@@ -96,8 +102,8 @@ def test_all_units_are_worked_on_one_after_the_other(drive):
     [(5.0, 5.0, True), (5.0, 4.9, True), (5.0, 5.1, False), (5.0, None, False), (None, 0.1, False)],
 )
 def test_a_target_is_reached_by_an_fid_that_is_as_good(drive, target, fid, spent):
-    book = Book(units(2), [trial(9, fid), trial(10)])
-    driver = drive(book, [None, None], target_fid=target)
+    ledger = Ledger(trial_groups(2), [trial(9, fid), trial(10)])
+    driver = drive(ledger, [None, None], target_fid=target)
     driver.run()
     assert driver.evaluated == ([] if spent else [[0], [1]])
 
@@ -106,25 +112,25 @@ def test_hours_are_those_of_the_command(drive, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
-    def evaluate(unit):
+    def evaluate(trial_group):
         now[0] += 1800.0
 
-    driver = drive(Book(units(9)), evaluate, hours=1.25)
+    driver = drive(Ledger(trial_groups(9)), evaluate, hours=1.25)
     driver.run()
     assert driver.evaluated == [[0], [1], [2]], "begun after 0, 30 and 60 minutes of 75"
 
 
 def test_only_failures_in_a_row_stop_a_study(drive):
     bad = TrainingFailedError("the loss of step 3 is not finite")
-    driver = drive(Book(units(7)), [bad, bad, None, bad, bad, None, bad])
+    driver = drive(Ledger(trial_groups(7)), [bad, bad, None, bad, bad, None, bad])
     driver.run()
     assert len(driver.evaluated) == 7
-    assert [numbers for _, numbers, _ in driver.book.entered] == [[0], [1], [3], [4], [6]]
+    assert [numbers for _, numbers, _ in driver.ledger.recorded] == [[0], [1], [3], [4], [6]]
     assert driver.said[0] == (
         "failed    trial 0: layer 1, weight 0.1, scale 1: TrainingFailedError: the loss of step 3 "
         "is not finite"
     )
-    driver = drive(Book(units(7)), [None, *(FAILURES_IN_A_ROW * [bad]), None])
+    driver = drive(Ledger(trial_groups(7)), [None, *(FAILURES_IN_A_ROW * [bad]), None])
     with pytest.raises(StudyError, match=r"3 trainings failed .* step 3 is not finite"):
         driver.run()
     assert len(driver.evaluated) == 1 + FAILURES_IN_A_ROW
@@ -135,23 +141,23 @@ def test_only_failures_in_a_row_stop_a_study(drive):
     [StoppedError("stop"), StudyError("gone"), ArtifactError("no room"), OSError("no room")],
 )
 def test_what_is_no_fault_of_a_training_ends_the_study_and_leaves_its_trials(drive, error):
-    driver = drive(Book(units(3)), [error])
+    driver = drive(Ledger(trial_groups(3)), [error])
     with pytest.raises(type(error)):
         driver.run()
-    assert driver.book.entered == []
+    assert driver.ledger.recorded == []
     assert driver.evaluated == [[0]]
-    assert driver.book.stopped.is_set()
+    assert driver.ledger.stopped.is_set()
 
 
 def test_a_training_fails_when_it_loses_its_workers_the_second_time(drive):
     lost = WorkerLostError("a worker was lost")
-    book = Book(units(3))
+    ledger = Ledger(trial_groups(3))
     with pytest.raises(StudyError, match=r"weight 0\.1: a worker was lost\. The same command"):
-        drive(book, [lost]).run()
-    assert book.entered == []
-    book.units = units(2)
-    drive(book, [lost, None]).run()
-    assert [(state, numbers) for state, numbers, _ in book.entered] == [("FAIL", [0])]
+        drive(ledger, [lost]).run()
+    assert ledger.recorded == []
+    ledger.trial_groups = trial_groups(2)
+    drive(ledger, [lost, None]).run()
+    assert [(state, numbers) for state, numbers, _ in ledger.recorded] == [("FAIL", [0])]
 
 
 def test_damage_is_set_aside_once(drive, tmp_path):
@@ -159,42 +165,46 @@ def test_damage_is_set_aside_once(drive, tmp_path):
     with store.publish(Ref("images", "a" * 20), {}) as folder:
         (folder / "file").write_text("x")
     broken = CorruptArtifactError(Ref("images", "a" * 20), tmp_path, "cut")
-    driver = drive(Book(units(1)), [broken, None])
+    driver = drive(Ledger(trial_groups(1)), [broken, None])
     driver.run()
     assert driver.evaluated == [[0], [0]]
     assert store.find(Ref("images", "a" * 20)) is None
-    driver = drive(Book(units(1)), [broken, broken])
+    driver = drive(Ledger(trial_groups(1)), [broken, broken])
     with pytest.raises(CorruptArtifactError):
         driver.run()
 
 
 def test_of_scales_that_are_sampled_together_only_the_bad_one_fails(drive):
-    def evaluate(unit):
-        return SamplingFailedError("NaN") if any(t.point.ig_scale == 3.0 for t in unit) else None
+    def evaluate(trial_group):
+        return (
+            SamplingFailedError("NaN")
+            if any(t.point.ig_scale == 3.0 for t in trial_group)
+            else None
+        )
 
-    unit = [trial(n, weight=0.5, scale=scale) for n, scale in enumerate((1.0, 3.0, 2.0))]
-    driver = drive(Book([unit]), evaluate)
+    trial_group = [trial(n, weight=0.5, scale=scale) for n, scale in enumerate((1.0, 3.0, 2.0))]
+    driver = drive(Ledger([trial_group]), evaluate)
     driver.run()
     assert driver.evaluated == [[0, 1, 2], [0], [1], [2]]
-    assert driver.book.entered == [("FAIL", [1], "SamplingFailedError: NaN")]
+    assert driver.ledger.recorded == [("FAIL", [1], "SamplingFailedError: NaN")]
     assert driver._failures == 0
-    driver = drive(Book([unit]), lambda unit: SamplingFailedError("NaN"))
+    driver = drive(Ledger([trial_group]), lambda trial_group: SamplingFailedError("NaN"))
     driver.run()
     assert driver._failures == 1, "all of them: it is the training that failed"
 
 
 def test_an_error_of_one_training_ends_those_beside_it(drive, monkeypatch):
-    """Two at a time: what ends one, ends the other before its next unit."""
+    """Two at a time: what ends one, ends the other before its next trial group."""
     both = threading.Barrier(2)
 
-    def evaluate(unit):
+    def evaluate(trial_group):
         both.wait(30)
-        if unit[0].number == 0:
+        if trial_group[0].number == 0:
             return ArtifactError("no room")
         assert driver._stop.wait(30)
         return None
 
-    driver = drive(Book(units(99)), evaluate)
+    driver = drive(Ledger(trial_groups(99)), evaluate)
     monkeypatch.setattr(driver, "_slots", lambda: 2)
     with pytest.raises(ArtifactError, match="no room"):
         driver.run()
@@ -202,7 +212,7 @@ def test_an_error_of_one_training_ends_those_beside_it(drive, monkeypatch):
 
 
 class Pipelines:
-    """Stands for `dag.Pipeline` and `study.watch.Watch`: what is hopeless when."""
+    """Stands for `dag.Pipeline` and `study.watch.Watch`: what is pruned when."""
 
     def __init__(self, monkeypatch, *, at_first=False, at_last=False, stopped=False):
         self.ran, self.looks, self.stopped = [], 0, stopped
@@ -211,12 +221,14 @@ class Pipelines:
         monkeypatch.setattr(module, "Watch", self._watch)
         monkeypatch.setattr(module, "remember", lambda *_: None)
 
-    def _watch(self, book, store, graph, unit, on_measured):
-        watch = SimpleNamespace(hopeless=False, unit=unit, curve={}, targets=["all"])
+    def _watch(self, ledger, store, graph, trial_group, on_measured):
+        watch = SimpleNamespace(
+            should_prune=False, trial_group=trial_group, curve={}, targets=["all"]
+        )
 
         def look():
             self.looks += 1
-            watch.hopeless = self.at_first if not self.ran else self.at_last
+            watch.should_prune = self.at_first if not self.ran else self.at_last
 
         watch.look = look
         return watch
@@ -230,59 +242,59 @@ class Pipelines:
         self.halted = True
 
 
-def test_what_is_hopeless_by_what_is_there_is_given_up_before_any_work(drive, monkeypatch):
+def test_what_is_bad_by_what_is_there_is_pruned_before_any_work(drive, monkeypatch):
     """Its driver was killed between the FID that decides and giving it up."""
     pipelines = Pipelines(monkeypatch, at_first=True)
-    driver = drive(Book(units(1)))
+    driver = drive(Ledger(trial_groups(1)))
     driver.run()
     assert pipelines.ran == []
-    assert driver.book.entered == [("PRUNED", [0], {})]
+    assert driver.ledger.recorded == [("PRUNED", [0], {})]
     assert driver.said == [
-        "given up  trial 0: layer 1, weight 0.1, FID above the median of the others at 2 "
+        "pruned    trial 0: layer 1, weight 0.1, FID above the median of the others at 2 "
         "checkpoints"
     ]
 
 
 def test_a_training_is_built_and_looked_at_again_at_its_end(drive, monkeypatch):
     pipelines = Pipelines(monkeypatch)
-    driver = drive(Book(units(1)))
+    driver = drive(Ledger(trial_groups(1)))
     driver.run()
     assert (pipelines.ran, pipelines.looks) == ([["all"]], 2)
-    assert driver.book.entered == []
+    assert driver.ledger.recorded == []
     assert driver._pipelines == set()
     Pipelines(monkeypatch, at_last=True)
-    driver = drive(Book(units(1)))
+    driver = drive(Ledger(trial_groups(1)))
     driver.run()
-    assert driver.book.entered == [("PRUNED", [0], {})]
+    assert driver.ledger.recorded == [("PRUNED", [0], {})]
 
 
 def test_a_study_that_is_stopped_begins_nothing(drive, monkeypatch):
     pipelines = Pipelines(monkeypatch)
-    driver = drive(Book(units(1)))
+    driver = drive(Ledger(trial_groups(1)))
     driver._stop.set()
     with pytest.raises(StoppedError):
         driver._evaluate([trial(0)])
     assert (pipelines.ran, pipelines.looks) == ([], 0)
     pipelines = Pipelines(monkeypatch, stopped=True)
-    driver = drive(Book(units(1)))
+    driver = drive(Ledger(trial_groups(1)))
     with pytest.raises(StoppedError):
         driver._evaluate([trial(0)])
-    assert driver.book.entered == [], "a stop is no verdict"
+    assert driver.ledger.recorded == [], "a stop is no verdict"
 
 
 def test_a_study_that_is_over_asks_for_no_room(drive, monkeypatch):
-    book = Book(known=[trial(n, 5.0) for n in range(99)])
-    driver = drive(book, [])
+    ledger = Ledger(known=[trial(n, 5.0) for n in range(99)])
+    driver = drive(ledger, [])
     monkeypatch.setattr(driver._session, "experiments", lambda: 1 / 0)
     driver.run()
-    book.known.pop()
+    ledger.known.pop()
     with pytest.raises(StudyError, match="nothing can run here: division by zero"):
         driver.run()
 
 
 def test_trials_that_others_work_on_are_waited_for(drive, monkeypatch):
-    book = Book([None, None, [trial(0)]])
-    driver = drive(book, [None])
+    ledger = Ledger([None, None, [trial(0)]])
+    driver = drive(ledger, [None])
     waits = []
     monkeypatch.setattr(driver._stop, "wait", waits.append)
     driver.run()

@@ -73,9 +73,9 @@ def measurement(scale, step, num_samples):
 
 def test_a_line_tells_a_trial_from_the_curve_at_its_place():
     """The same scale and step have two FIDs, of 40 and of 20 samples."""
-    study, unit = small_study(), [trial(4, scale=1.5), trial(6, scale=1.0)]
+    study, trial_group = small_study(), [trial(4, scale=1.5), trial(6, scale=1.0)]
     said = [
-        measured_trials(unit, measurement(*m), study)
+        measured_trials(trial_group, measurement(*m), study)
         for m in ((1.5, 6, 40), (1.5, 6, 20), (1.0, 6, 40), (1.5, 2, 20))
     ]
     assert said == [

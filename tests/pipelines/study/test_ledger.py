@@ -15,10 +15,11 @@ from pipelines.graph.node import VERSIONS
 from pipelines.store.folder import FolderStore
 from pipelines.store.keys import content_key
 from pipelines.store.locks import FileLock
-from pipelines.study.ledger import StudyBook
+from pipelines.study.ledger import StudyLedger
 from pipelines.study.search import startup
-from pipelines.study.storage import stored_studies
+from pipelines.study.storage import read_studies
 from pipelines.study.trials import CurvePoint
+from tests.pipelines.study.conftest import claimed
 
 
 def fid(point):
@@ -31,41 +32,41 @@ def fid(point):
     )
 
 
-def complete(book, unit):
-    for trial in unit:
-        book.complete(trial, fid(trial.point), {"fid_low": 1.0, "fid_high": 2.0})
+def complete(ledger, trial_group):
+    for trial in trial_group:
+        ledger.complete(trial, fid(trial.point), {"fid_low": 1.0, "fid_high": 2.0})
 
 
-def finish(book, unit, wanted):
-    """Complete a unit, and all that comes after it."""
-    while unit:
-        complete(book, unit)
-        unit = book.next_unit(wanted)
+def finish(ledger, trial_group, wanted):
+    """Complete a trial group, and all that comes after it."""
+    while trial_group:
+        complete(ledger, trial_group)
+        trial_group = claimed(ledger, wanted)
 
 
-def play(book, wanted, units=None):
-    """Work on a study alone; at most so many units."""
-    while (units is None or units > 0) and (unit := book.next_unit(wanted)):
-        complete(book, unit)
-        units = None if units is None else units - 1
+def play(ledger, wanted, trial_groups=None):
+    """Work on a study alone; at most so many trial groups."""
+    while (trial_groups is None or trial_groups > 0) and (trial_group := claimed(ledger, wanted)):
+        complete(ledger, trial_group)
+        trial_groups = None if trial_groups is None else trial_groups - 1
 
 
-def shown(book):
-    return [(t.number, t.point, t.state, t.fid) for t in book.trials()]
+def shown(ledger):
+    return [(t.number, t.point, t.state, t.fid) for t in ledger.trials()]
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 4, 5, 8, 13])
-def test_exactly_as_many_trials_are_completed_as_wanted(open_book, study, wanted):
-    book = open_book(study())
-    play(book, wanted)
-    assert [t.state for t in book.trials()] == ["COMPLETE"] * wanted
-    assert book.next_unit(wanted) == []
+def test_exactly_as_many_trials_are_completed_as_wanted(open_ledger, study, wanted):
+    ledger = open_ledger(study())
+    play(ledger, wanted)
+    assert [t.state for t in ledger.trials()] == ["COMPLETE"] * wanted
+    assert claimed(ledger, wanted) == []
 
 
-def test_a_training_has_its_scales_as_trials_of_their_own(open_book, study):
-    book = open_book(study())
-    play(book, 8)
-    points = [t.point for t in book.trials()]
+def test_a_training_has_its_scales_as_trials_of_their_own(open_ledger, study):
+    ledger = open_ledger(study())
+    play(ledger, 8)
+    points = [t.point for t in ledger.trials()]
     assert len(set(points)) == 8
     trainings = {
         p.training: [q.ig_scale for q in points if q.training == p.training] for p in points
@@ -74,113 +75,115 @@ def test_a_training_has_its_scales_as_trials_of_their_own(open_book, study):
     assert all(1.0 in scales for scales in trainings.values())
 
 
-def test_joint_mode_proposes_one_point_at_a_time(open_book, study):
-    book = open_book(study(mode="joint"))
-    first = book.next_unit(5)
+def test_joint_mode_proposes_one_point_at_a_time(open_ledger, study):
+    ledger = open_ledger(study(mode="joint"))
+    first = claimed(ledger, 5)
     assert len(first) == 1
-    complete(book, first)
-    assert len(book.trials()) == 1
-    play(book, 5)
-    assert len({t.point for t in book.trials()}) == 5
+    complete(ledger, first)
+    assert len(ledger.trials()) == 1
+    play(ledger, 5)
+    assert len({t.point for t in ledger.trials()}) == 5
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_the_same_seed_gives_the_same_study_and_another_seed_another(tmp_path, study, sampler):
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        book = StudyBook(
+        ledger = StudyLedger(
             study(sampler=sampler, seed=seed),
             f"sqlite:///{tmp_path / name}.db",
             FolderStore(tmp_path / name),
         )
-        play(book, 16)
-        found.append(shown(book))
-        book.close()
+        play(ledger, 16)
+        found.append(shown(ledger))
+        ledger.close()
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 3])
-def test_trials_of_a_dead_driver_are_taken_over_under_their_numbers(open_book, study, done):
+def test_trials_of_a_dead_driver_are_taken_over_under_their_numbers(open_ledger, study, done):
     """And the study ends as if nothing had happened."""
-    whole = open_book(study(name="undisturbed"))
+    whole = open_ledger(study(name="undisturbed"))
     play(whole, 8)
-    dead = open_book(study(name="disturbed"))
-    play(dead, 8, units=2)
-    unit = dead.next_unit(8)
-    for trial in unit[:done]:
+    dead = open_ledger(study(name="disturbed"))
+    play(dead, 8, trial_groups=2)
+    trial_group = claimed(dead, 8)
+    for trial in trial_group[:done]:
         dead.complete(trial, fid(trial.point), {})
     dead.close()
-    heir = open_book(study(name="disturbed"))
-    adopted = heir.next_unit(8)
-    if done < len(unit):
-        assert [t.number for t in adopted] == [t.number for t in unit[done:]]
+    heir = open_ledger(study(name="disturbed"))
+    adopted = claimed(heir, 8)
+    if done < len(trial_group):
+        assert [t.number for t in adopted] == [t.number for t in trial_group[done:]]
     finish(heir, adopted, 8)
     play(heir, 8)
     assert shown(heir) == shown(whole)
 
 
 @pytest.mark.parametrize("entered", [1, 2])
-def test_a_kill_while_a_unit_is_entered_leaves_the_rest_to_the_heir(open_book, study, entered):
-    whole = open_book(study(name="undisturbed"))
+def test_a_kill_while_a_trial_group_is_added_leaves_the_rest_to_the_heir(
+    open_ledger, study, entered
+):
+    whole = open_ledger(study(name="undisturbed"))
     play(whole, 8)
-    dead = open_book(study(name="disturbed"))
+    dead = open_ledger(study(name="disturbed"))
     first = [t.point for t in whole.trials()][:entered]
-    dead._enter(first, [])
+    dead._add(first, [])
     dead.close()
-    heir = open_book(study(name="disturbed"))
-    unit = heir.next_unit(8)
-    assert [t.number for t in unit] == [0, 1, 2]
-    finish(heir, unit, 8)
+    heir = open_ledger(study(name="disturbed"))
+    trial_group = claimed(heir, 8)
+    assert [t.number for t in trial_group] == [0, 1, 2]
+    finish(heir, trial_group, 8)
     play(heir, 8)
     assert shown(heir) == shown(whole)
 
 
-def test_somebody_elses_study_of_that_name_is_refused_and_left_alone(open_book, study, tmp_path):
+def test_somebody_elses_study_of_that_name_is_refused_and_left_alone(open_ledger, study, tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     theirs = optuna.create_study(storage=url, study_name="small", direction="maximize")
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     with pytest.raises(ValueError, match=r"'small' in that database is not igdit's.*--name"):
-        open_book(study())
+        open_ledger(study())
     assert optuna.load_study(storage=url, study_name="small").user_attrs == {}
-    mine = open_book(study(name="mine"))
+    mine = open_ledger(study(name="mine"))
     play(mine, 4)
-    stored = stored_studies(url, FolderStore(tmp_path / "store"))
+    stored = read_studies(url, FolderStore(tmp_path / "store"))
     assert [(s.study.name, len(s.trials)) for s in stored] == [("mine", 4)]
 
 
-def test_those_who_look_leave_out_what_another_version_wrote(open_book, study, tmp_path):
-    open_book(study())
-    newer = open_book(study(name="newer"))
+def test_those_who_look_leave_out_what_another_version_wrote(open_ledger, study, tmp_path):
+    open_ledger(study())
+    newer = open_ledger(study(name="newer"))
     newer._optuna.set_user_attr("igdit.spec", {**study().fixed(), "telepathy": True})
-    stored = stored_studies(f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "store"))
+    stored = read_studies(f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "store"))
     assert [s.study.name for s in stored] == ["small"]
 
 
-def test_an_outage_ends_at_a_stop(open_book, study, monkeypatch):
-    book = open_book(study())
+def test_an_outage_ends_at_a_stop(open_ledger, study, monkeypatch):
+    ledger = open_ledger(study())
     slept = []
     monkeypatch.setattr("pipelines.study.storage.time.sleep", slept.append)
 
     def gone(*_):
         if len(slept) == 3:
-            book.stopped.set()
+            ledger.stopped.set()
         raise StorageInternalError("connection refused")
 
-    monkeypatch.setattr(book._storage, "get_all_trials", gone)
+    monkeypatch.setattr(ledger._storage, "get_all_trials", gone)
     with pytest.raises(StudyError, match="database failed: connection refused"):
-        book.trials()
+        ledger.trials()
     assert len(slept) == 3
 
 
-def test_trials_of_a_living_driver_are_left_alone(open_book, study):
-    first, second = open_book(study()), open_book(study())
-    mine, yours = first.next_unit(8), second.next_unit(8)
+def test_trials_of_a_living_driver_are_left_alone(open_ledger, study):
+    first, second = open_ledger(study()), open_ledger(study())
+    mine, yours = claimed(first, 8), claimed(second, 8)
     assert not {t.number for t in mine} & {t.number for t in yours}
     assert not {t.point for t in mine} & {t.point for t in yours}
     finish(first, mine, 8)
     finish(second, yours, 8)
-    assert first.next_unit(8) == second.next_unit(8) == []
+    assert claimed(first, 8) == claimed(second, 8) == []
     assert [t.state for t in first.trials()] == ["COMPLETE"] * 8
 
 
@@ -190,11 +193,11 @@ def test_four_drivers_begin_a_new_database_at_once(tmp_path, study):
     def work():
         try:
             barrier.wait()
-            book = StudyBook(
+            ledger = StudyLedger(
                 study(), f"sqlite:///{tmp_path / 'new.db'}", FolderStore(tmp_path / "store")
             )
-            play(book, 16)
-            book.close()
+            play(ledger, 16)
+            ledger.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
             errors.append(error)
 
@@ -204,60 +207,62 @@ def test_four_drivers_begin_a_new_database_at_once(tmp_path, study):
     for thread in threads:
         thread.join()
     assert errors == []
-    book = StudyBook(study(), f"sqlite:///{tmp_path / 'new.db'}", FolderStore(tmp_path / "store"))
-    trials = book.trials()
-    book.close()
+    ledger = StudyLedger(
+        study(), f"sqlite:///{tmp_path / 'new.db'}", FolderStore(tmp_path / "store")
+    )
+    trials = ledger.trials()
+    ledger.close()
     assert [t.state for t in trials] == ["COMPLETE"] * 16
     assert len({t.point for t in trials}) == 16
 
 
-def test_completing_a_trial_again_changes_nothing(open_book, study):
-    book = open_book(study())
-    (trial, *_) = book.next_unit(4)
-    book.complete(trial, 5.0, {"fid_low": 4.0})
-    book.complete(trial, 6.0, {"fid_low": 5.0})
-    again = book.trials()[0]
+def test_completing_a_trial_again_changes_nothing(open_ledger, study):
+    ledger = open_ledger(study())
+    (trial, *_) = claimed(ledger, 4)
+    ledger.complete(trial, 5.0, {"fid_low": 4.0})
+    ledger.complete(trial, 6.0, {"fid_low": 5.0})
+    again = ledger.trials()[0]
     assert (again.fid, again.facts) == (5.0, {"fid_low": 4.0})
 
 
-def test_pruned_and_failed_trials_make_room_for_others(open_book, study):
-    book = open_book(study())
-    book.prune(book.next_unit(8), {})
-    book.fail(book.next_unit(8), "NaN")
-    play(book, 8)
-    states = [t.state for t in book.trials()]
+def test_pruned_and_failed_trials_make_room_for_others(open_ledger, study):
+    ledger = open_ledger(study())
+    ledger.prune(claimed(ledger, 8), {})
+    ledger.fail(claimed(ledger, 8), "NaN")
+    play(ledger, 8)
+    states = [t.state for t in ledger.trials()]
     assert states.count("COMPLETE") == 8
     assert states.count("PRUNED") == states.count("FAIL") == 3
 
 
-def test_curves_stand_in_optuna_and_reach_the_refined_scales(open_book, study):
-    book = open_book(study())
-    unit = book.next_unit(4)
+def test_curves_stand_in_optuna_and_reach_the_refined_scales(open_ledger, study):
+    ledger = open_ledger(study())
+    trial_group = claimed(ledger, 4)
     curve = {2: CurvePoint(30.0, 2.0), 4: CurvePoint(20.0, 1.5)}
-    book.report(unit, curve)
-    finish(book, unit, 4)
-    assert [t.curve for t in book.trials()] == [curve] * 4
-    optuna_trials = optuna.load_study(study_name="small", storage=book._storage).trials
+    ledger.report(trial_group, curve)
+    finish(ledger, trial_group, 4)
+    assert [t.curve for t in ledger.trials()] == [curve] * 4
+    optuna_trials = optuna.load_study(study_name="small", storage=ledger._storage).trials
     assert [t.intermediate_values for t in optuna_trials] == [{2: 30.0, 4: 20.0}] * 4
 
 
-def test_optuna_opens_the_study_without_us(open_book, study, tmp_path):
-    book = open_book(study())
-    play(book, 8)
+def test_optuna_opens_the_study_without_us(open_ledger, study, tmp_path):
+    ledger = open_ledger(study())
+    play(ledger, 8)
     loaded = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert set(loaded.best_params) == {"aux_layer", "aux_weight", "ig_scale"}
-    assert loaded.best_value == min(t.fid for t in book.trials())
-    assert book.importances().keys() == loaded.best_params.keys()
+    assert loaded.best_value == min(t.fid for t in ledger.trials())
+    assert ledger.importances().keys() == loaded.best_params.keys()
 
 
-def test_a_changed_study_is_refused_with_what_changed(open_book, study):
-    open_book(study())
+def test_a_changed_study_is_refused_with_what_changed(open_ledger, study):
+    open_ledger(study())
     with pytest.raises(ValueError, match=r"aux_weight\.high was 1\.0 and is now 2\.0.*--name"):
-        open_book(study(space=other_space(study())))
+        open_ledger(study(space=other_space(study())))
     with pytest.raises(ValueError, match=r"experiment\.optim\.lr was 0\.02 and is now 0\.001"):
-        open_book(study(experiment=with_rate(study().experiment, 1e-3)))
-    open_book(study(default_trials=99))
-    open_book(study(name="another", experiment=with_rate(study().experiment, 1e-3)))
+        open_ledger(study(experiment=with_rate(study().experiment, 1e-3)))
+    open_ledger(study(default_trials=99))
+    open_ledger(study(name="another", experiment=with_rate(study().experiment, 1e-3)))
 
 
 def other_space(study):
@@ -278,33 +283,33 @@ def with_rate(experiment, rate):
         ("oracle://me@there/db", "not installed"),
     ],
 )
-def test_a_bad_storage_is_one_clear_message_without_its_password(open_book, study, url, words):
+def test_a_bad_storage_is_one_clear_message_without_its_password(open_ledger, study, url, words):
     with pytest.raises(ValueError, match=words) as caught:
-        open_book(study(), url)
+        open_ledger(study(), url)
     assert "secret" not in str(caught.value)
 
 
-def test_an_option_that_came_later_does_not_shut_a_study_out(open_book, study):
-    book = open_book(study())
-    play(book, 4)
-    spec = book._optuna.user_attrs["igdit.spec"]
+def test_an_option_that_came_later_does_not_shut_a_study_out(open_ledger, study):
+    ledger = open_ledger(study())
+    play(ledger, 4)
+    spec = ledger._optuna.user_attrs["igdit.spec"]
     del spec["experiment"]["optim"]["precision"], spec["experiment"]["loss"]["target_guidance"]
     del spec["pruning"]
-    book._optuna.set_user_attr("igdit.spec", spec)
-    assert len(open_book(study(pruning=PruningConfig())).trials()) == 4
+    ledger._optuna.set_user_attr("igdit.spec", spec)
+    assert len(open_ledger(study(pruning=PruningConfig())).trials()) == 4
     with pytest.raises(ValueError, match=r"pruning\.enabled was True and is now False"):
-        open_book(study())
+        open_ledger(study())
 
 
-def test_no_training_is_begun_for_points_that_another_one_is_going_to_take(open_book, study):
+def test_no_training_is_begun_for_points_that_another_one_is_going_to_take(open_ledger, study):
     """Two drivers, eight points of four each: two trainings, not a third one for the rest."""
-    first, second = open_book(study()), open_book(study())
-    mine, yours = first.next_unit(8), second.next_unit(8)
+    first, second = open_ledger(study()), open_ledger(study())
+    mine, yours = claimed(first, 8), claimed(second, 8)
     assert len(mine) == len(yours) == 3
-    third = open_book(study())
-    assert third.next_unit(8) == []
+    third = open_ledger(study())
+    assert claimed(third, 8) == []
     finish(first, mine, 8)
-    assert first.next_unit(8) == []
+    assert claimed(first, 8) == []
     third.close()
     finish(second, yours, 8)
     trials = first.trials()
@@ -313,67 +318,67 @@ def test_no_training_is_begun_for_points_that_another_one_is_going_to_take(open_
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_kill_between_two_units_leaves_nothing_undone(open_book, study, stop_after):
+def test_a_kill_between_two_trial_groups_leaves_nothing_undone(open_ledger, study, stop_after):
     """Refinement is not the duty of the driver that was killed before it."""
-    whole = open_book(study(name="undisturbed"))
+    whole = open_ledger(study(name="undisturbed"))
     play(whole, 8)
-    dead = open_book(study(name="disturbed"))
-    play(dead, 8, units=stop_after)
+    dead = open_ledger(study(name="disturbed"))
+    play(dead, 8, trial_groups=stop_after)
     dead.close()
-    heir = open_book(study(name="disturbed"))
+    heir = open_ledger(study(name="disturbed"))
     play(heir, 8)
     assert shown(heir) == shown(whole)
 
 
-def test_an_exhausted_space_ends_the_study(open_book, study):
+def test_an_exhausted_space_ends_the_study(open_ledger, study):
     space = SearchSpace(
         aux_layer=LayerRange(low=1, high=1),
         aux_weight=Range(low=0.1, high=0.2, step=0.1),
         ig_scale=Range(low=1.0, high=1.1, step=0.1),
     )
-    book = open_book(study(space=space, scales_per_training=2))
-    play(book, 50)
-    assert len({t.point for t in book.trials()}) == len(book.trials()) == 4
+    ledger = open_ledger(study(space=space, scales_per_training=2))
+    play(ledger, 50)
+    assert len({t.point for t in ledger.trials()}) == len(ledger.trials()) == 4
 
 
-def test_a_failed_or_given_up_training_is_not_proposed_again(open_book, study):
-    book = open_book(study())
-    bad = [book.next_unit(30), book.next_unit(30)]
-    book.fail(bad[0], "NaN")
-    book.prune(bad[1], {})
-    play(book, 30)
-    trainings = {unit[0].point.training for unit in bad}
-    assert not trainings & {t.point.training for t in book.trials()[len(bad[0] + bad[1]) :]}
+def test_a_failed_or_pruned_training_is_not_proposed_again(open_ledger, study):
+    ledger = open_ledger(study())
+    bad = [claimed(ledger, 30), claimed(ledger, 30)]
+    ledger.fail(bad[0], "NaN")
+    ledger.prune(bad[1], {})
+    play(ledger, 30)
+    trainings = {trial_group[0].point.training for trial_group in bad}
+    assert not trainings & {t.point.training for t in ledger.trials()[len(bad[0] + bad[1]) :]}
 
 
-def test_a_failed_scale_does_not_keep_its_training_from_being_refined(open_book, study):
-    book = open_book(study())
-    unit = book.next_unit(8)
-    book.fail(unit[-1:], "not finite")
-    complete(book, unit[:-1])
-    (more,) = book.next_unit(8)
-    assert more.point.training == unit[0].point.training
+def test_a_failed_scale_does_not_keep_its_training_from_being_refined(open_ledger, study):
+    ledger = open_ledger(study())
+    trial_group = claimed(ledger, 8)
+    ledger.fail(trial_group[-1:], "not finite")
+    complete(ledger, trial_group[:-1])
+    (more,) = claimed(ledger, 8)
+    assert more.point.training == trial_group[0].point.training
 
 
-def test_drivers_of_another_store_are_refused(open_book, study, tmp_path):
-    open_book(study())
+def test_drivers_of_another_store_are_refused(open_ledger, study, tmp_path):
+    open_ledger(study())
     with pytest.raises(ValueError, match="belongs to another store"):
-        StudyBook(
+        StudyLedger(
             study(), f"sqlite:///{tmp_path / 'study.db'}", FolderStore(tmp_path / "elsewhere")
         )
 
 
-def test_code_that_gives_other_results_is_refused(open_book, study, monkeypatch):
-    open_book(study())
+def test_code_that_gives_other_results_is_refused(open_ledger, study, monkeypatch):
+    open_ledger(study())
     monkeypatch.setitem(VERSIONS, "features", 99)
     with pytest.raises(ValueError, match="belongs to code that gives other results"):
-        open_book(study())
+        open_ledger(study())
 
 
-def test_the_same_space_and_weights_may_be_named_otherwise(open_book, study, tmp_path):
-    open_book(study())
+def test_the_same_space_and_weights_may_be_named_otherwise(open_ledger, study, tmp_path):
+    open_ledger(study())
     space = study().space
-    open_book(study(space=replace(space, aux_layer=LayerRange(low=1))))  # 2 is the top of depth 3
+    open_ledger(study(space=replace(space, aux_layer=LayerRange(low=1))))  # 2 is the top of depth 3
 
     def judged_by(path):
         evaluation = replace(
@@ -384,13 +389,13 @@ def test_the_same_space_and_weights_may_be_named_otherwise(open_book, study, tmp
         )
         return study(name="moved", experiment=replace(study().experiment, evaluation=evaluation))
 
-    open_book(judged_by(tmp_path / "here.pth"))
-    book = open_book(judged_by(tmp_path / "there.pth"))
-    known = book._optuna.user_attrs["igdit.spec"]
+    open_ledger(judged_by(tmp_path / "here.pth"))
+    ledger = open_ledger(judged_by(tmp_path / "there.pth"))
+    known = ledger._optuna.user_attrs["igdit.spec"]
     assert type(study()).from_fixed("moved", known).fixed() == known
 
 
-def test_data_are_the_same_wherever_they_and_their_labels_lie(open_book, study, tmp_path):
+def test_data_are_the_same_wherever_they_and_their_labels_lie(open_ledger, study, tmp_path):
     def learnt_from(folder, **changes):
         data = DataConfig(
             source="images",
@@ -420,35 +425,35 @@ def test_data_are_the_same_wherever_they_and_their_labels_lie(open_book, study, 
             name="moved", experiment=replace(base, data=data, model=model, evaluation=evaluation)
         )
 
-    book = open_book(learnt_from(tmp_path / "here"))
-    before = dict(book._optuna.user_attrs["igdit.spec"])
-    open_book(learnt_from(tmp_path / "there", classes="labels.json", check_statistics=False))
+    ledger = open_ledger(learnt_from(tmp_path / "here"))
+    before = dict(ledger._optuna.user_attrs["igdit.spec"])
+    open_ledger(learnt_from(tmp_path / "there", classes="labels.json", check_statistics=False))
     # As it was written when data had no such fields, and a place of their own.
     data = {**before["experiment"]["data"], "path": "/old", "codec_path": "/old/vae"}
     del data["encoder_sha256"]
     old = {**before, "experiment": {**before["experiment"], "data": data}}
-    book._optuna.set_user_attr("igdit.spec", old)
-    open_book(learnt_from(tmp_path / "here"))
+    ledger._optuna.set_user_attr("igdit.spec", old)
+    open_ledger(learnt_from(tmp_path / "here"))
     with pytest.raises(ValueError, match=r"encoder_sha256 was None and is now '00"):
-        open_book(learnt_from(tmp_path / "here", encoder_sha256="00" * 32))
+        open_ledger(learnt_from(tmp_path / "here", encoder_sha256="00" * 32))
 
 
-def test_trials_beyond_what_is_wanted_wait_until_more_are(open_book, study):
-    dead = open_book(study())
-    unit = dead.next_unit(8)
-    dead.complete(unit[0], fid(unit[0].point), {})
+def test_trials_beyond_what_is_wanted_wait_until_more_are(open_ledger, study):
+    dead = open_ledger(study())
+    trial_group = claimed(dead, 8)
+    dead.complete(trial_group[0], fid(trial_group[0].point), {})
     dead.close()
-    heir = open_book(study())
-    assert heir.next_unit(1) == []
-    assert [t.number for t in heir.next_unit(2)] == [unit[1].number]
+    heir = open_ledger(study())
+    assert claimed(heir, 1) == []
+    assert [t.number for t in claimed(heir, 2)] == [trial_group[1].number]
     play(heir, 2)
     assert [t.state for t in heir.trials()] == ["COMPLETE", "RUNNING", "RUNNING"]
 
 
-def test_an_entry_whose_answer_was_lost_is_not_made_twice(open_book, study, monkeypatch):
+def test_an_entry_whose_answer_was_lost_is_not_made_twice(open_ledger, study, monkeypatch):
     """The database went away after it had entered the trial, before it said so."""
-    book = open_book(study())
-    original, lost = book._optuna.add_trial, []
+    ledger = open_ledger(study())
+    original, lost = ledger._optuna.add_trial, []
 
     def add_trial(trial):
         original(trial)
@@ -456,26 +461,26 @@ def test_an_entry_whose_answer_was_lost_is_not_made_twice(open_book, study, monk
             lost.append(trial)
             raise StorageInternalError("server closed the connection unexpectedly")
 
-    monkeypatch.setattr(book._optuna, "add_trial", add_trial)
+    monkeypatch.setattr(ledger._optuna, "add_trial", add_trial)
     monkeypatch.setattr("pipelines.study.storage.time.sleep", lambda seconds: None)
-    unit = book.next_unit(8)
+    trial_group = claimed(ledger, 8)
     assert lost
-    assert [t.number for t in unit] == [t.number for t in book.trials()] == [0, 1, 2]
-    assert len({t.point for t in unit}) == 3
+    assert [t.number for t in trial_group] == [t.number for t in ledger.trials()] == [0, 1, 2]
+    assert len({t.point for t in trial_group}) == 3
 
 
-def test_locks_of_dead_drivers_are_swept_away(open_book, study, tmp_path):
+def test_locks_of_dead_drivers_are_swept_away(open_ledger, study, tmp_path):
     left = tmp_path / "store" / ".drivers" / "driver-0123456789ab.lock"
     left.parent.mkdir(parents=True)
     left.touch()
-    alive = open_book(study())
-    open_book(study())
+    alive = open_ledger(study())
+    open_ledger(study())
     names = {path.name for path in left.parent.glob("driver-*.lock")}
     assert left.name not in names
     assert f"driver-{alive.driver}.lock" in names
 
 
-def test_a_look_at_its_beginning_does_not_cost_a_driver_its_trials(open_book, study, monkeypatch):
+def test_a_look_at_its_beginning_does_not_cost_a_driver_its_trials(open_ledger, study, monkeypatch):
     """Whoever clears up after the dead has its lock for a moment."""
     real, looks = FileLock.acquire, [False]
 
@@ -483,28 +488,28 @@ def test_a_look_at_its_beginning_does_not_cost_a_driver_its_trials(open_book, st
         return looks.pop() if looks and "driver-" in lock.path.name else real(lock)
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
-    first = open_book(study())
+    first = open_ledger(study())
     assert not looks
-    mine, yours = first.next_unit(8), open_book(study()).next_unit(8)
+    mine, yours = claimed(first, 8), claimed(open_ledger(study()), 8)
     assert not {t.number for t in mine} & {t.number for t in yours}
 
 
-def test_a_study_is_called_the_same_for_ever_and_older_ones_as_before(open_book, study):
-    first = open_book(study())
-    again = open_book(study(default_trials=99))
+def test_a_study_is_called_the_same_for_ever_and_older_ones_as_before(open_ledger, study):
+    first = open_ledger(study())
+    again = open_ledger(study(default_trials=99))
     assert first.identity == again.identity
-    assert open_book(study(name="another")).identity != first.identity
-    old = open_book(study(name="old"))
+    assert open_ledger(study(name="another")).identity != first.identity
+    old = open_ledger(study(name="old"))
     spec = old._optuna.user_attrs["igdit.spec"]
     del spec["pruning"]["patience"]
     old._optuna.set_user_attr("igdit.spec", spec)
     forget_attribute(old, "igdit.identity")
-    assert open_book(study(name="old")).identity == content_key(["old", spec])
+    assert open_ledger(study(name="old")).identity == content_key(["old", spec])
 
 
-def forget_attribute(book, key):
+def forget_attribute(ledger, key):
     """Take an attribute of a study out of its database, as if it had never been."""
-    with contextlib.closing(sqlite3.connect(book._storage.engine.url.database)) as database:
+    with contextlib.closing(sqlite3.connect(ledger._storage.engine.url.database)) as database:
         database.execute("DELETE FROM study_user_attributes WHERE key = ?", (key,))
         database.commit()
 
@@ -525,36 +530,36 @@ def test_the_first_trainings_are_spread_over_layers_and_weights(study, seed, low
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_every_layer_is_looked_at_before_the_sampler_takes_over(open_book, study, sampler):
+def test_every_layer_is_looked_at_before_the_sampler_takes_over(open_ledger, study, sampler):
     given = study(sampler=sampler, startup_trainings=3)
-    book = open_book(given)
-    play(book, 20)
-    trainings = list(dict.fromkeys(t.point.training for t in book.trials()))
+    ledger = open_ledger(given)
+    play(ledger, 20)
+    trainings = list(dict.fromkeys(t.point.training for t in ledger.trials()))
     assert trainings[:3] == [p.training for p in startup(given)]
     assert {layer for layer, _ in trainings[:3]} == {1, 2}
 
 
-def test_the_goal_is_the_most_that_was_ever_asked_for(open_book, study):
-    book = open_book(study())
-    assert [book.goal(n) for n in (0, 8, 4, 0, 12, 8)] == [0, 8, 8, 8, 12, 12]
-    assert open_book(study()).goal(0) == 12
+def test_the_goal_is_the_most_that_was_ever_asked_for(open_ledger, study):
+    ledger = open_ledger(study())
+    assert [ledger.goal(n) for n in (0, 8, 4, 0, 12, 8)] == [0, 8, 8, 8, 12, 12]
+    assert open_ledger(study()).goal(0) == 12
 
 
-def test_losses_of_workers_are_counted_for_the_training(open_book, study):
+def test_losses_of_workers_are_counted_for_the_training(open_ledger, study):
     """A scale that joined later knows of none; the training was lost all the same."""
-    book = open_book(study())
-    unit = book.next_unit(8)
-    assert book.lost(unit[:1]) == 1
-    assert book.lost(book.trials()) == 2
-    assert [t.losses for t in book.trials()] == [2, 2, 2]
-    assert book.lost(book.trials()) == 3
+    ledger = open_ledger(study())
+    trial_group = claimed(ledger, 8)
+    assert ledger.lost(trial_group[:1]) == 1
+    assert ledger.lost(ledger.trials()) == 2
+    assert [t.losses for t in ledger.trials()] == [2, 2, 2]
+    assert ledger.lost(ledger.trials()) == 3
 
 
-def test_room_that_trainings_at_work_will_need_is_not_given_to_another(open_book, study):
+def test_room_that_trainings_at_work_will_need_is_not_given_to_another(open_ledger, study):
     """Of five points four are for the training at work: one is left for another."""
-    first, second, third = (open_book(study()) for _ in range(3))
-    assert len(first.next_unit(5)) == 3
-    assert [len(book.next_unit(5)) for book in (second, third)] == [1, 0]
-    assert third.take(5) is None, "what they leave may be taken"
+    first, second, third = (open_ledger(study()) for _ in range(3))
+    assert len(claimed(first, 5)) == 3
+    assert [len(claimed(ledger, 5)) for ledger in (second, third)] == [1, 0]
+    assert third.claim(5) is None, "what they leave may be taken"
     complete(first, [t for t in first.trials() if t.owner == first.driver])
-    assert [t.point.training for t in third.next_unit(5)] == [first.trials()[0].point.training]
+    assert [t.point.training for t in claimed(third, 5)] == [first.trials()[0].point.training]

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import PruningConfig, Range
-from pipelines.study.search import is_hopeless, next_scales
+from pipelines.study.search import next_scales, should_prune
 from pipelines.study.trials import CurvePoint
 
 SPACE = Range(low=1.0, high=3.0, step=0.1)
@@ -91,8 +91,8 @@ def curve(*fids, half_width=1.0):
 OTHERS = [curve(50, 30, 20), curve(52, 31, 21), curve(48, 29, 19)]
 
 
-def test_worse_than_the_median_beyond_the_noise_twice_in_a_row_is_hopeless():
-    assert is_hopeless(curve(60, 40), OTHERS, RULE)
+def test_worse_than_the_median_beyond_the_noise_twice_in_a_row_is_bad():
+    assert should_prune(curve(60, 40), OTHERS, RULE)
 
 
 @pytest.mark.parametrize(
@@ -105,32 +105,32 @@ def test_worse_than_the_median_beyond_the_noise_twice_in_a_row_is_hopeless():
         (curve(60, 40, half_width=20.0), "its intervals are wide"),
     ],
 )
-def test_what_is_not_hopeless(own, why):
-    assert not is_hopeless(own, OTHERS, RULE), why
+def test_what_is_not_bad(own, why):
+    assert not should_prune(own, OTHERS, RULE), why
 
 
-@pytest.mark.parametrize(("above", "hopeless"), [(4.5, False), (4.99, False), (5.01, True)])
-def test_noise_of_both_adds_up_as_independent_errors_do(above, hopeless):
+@pytest.mark.parametrize(("above", "pruned"), [(4.5, False), (4.99, False), (5.01, True)])
+def test_noise_of_both_adds_up_as_independent_errors_do(above, pruned):
     """3 and 4 make 5: neither the larger of them nor their sum."""
     others = [curve(20, 20, half_width=4.0)] * 3
-    assert is_hopeless(curve(20 + above, 20 + above, half_width=3.0), others, RULE) == hopeless
+    assert should_prune(curve(20 + above, 20 + above, half_width=3.0), others, RULE) == pruned
 
 
 def test_wide_intervals_of_the_others_protect_too():
     wide = [{step: CurvePoint(p.fid, 20.0) for step, p in other.items()} for other in OTHERS]
-    assert not is_hopeless(curve(60, 40), wide, RULE)
+    assert not should_prune(curve(60, 40), wide, RULE)
 
 
-def test_nothing_is_given_up_before_there_is_something_to_compare_with():
-    assert not is_hopeless(curve(600, 400), OTHERS[:2], RULE)
+def test_nothing_is_pruned_before_there_is_something_to_compare_with():
+    assert not should_prune(curve(600, 400), OTHERS[:2], RULE)
     short = [{100: other[100]} for other in OTHERS]
-    assert not is_hopeless(curve(600, 400), short, RULE)
+    assert not should_prune(curve(600, 400), short, RULE)
 
 
-def test_nothing_is_given_up_when_it_is_off():
-    assert not is_hopeless(curve(600, 400), OTHERS, PruningConfig(enabled=False))
+def test_nothing_is_pruned_when_it_is_off():
+    assert not should_prune(curve(600, 400), OTHERS, PruningConfig(enabled=False))
 
 
 def test_only_the_last_points_count():
-    assert not is_hopeless(curve(90, 80, 20), OTHERS, RULE), "it has caught up"
-    assert is_hopeless(curve(40, 80, 90), OTHERS, RULE)
+    assert not should_prune(curve(90, 80, 20), OTHERS, RULE), "it has caught up"
+    assert should_prune(curve(40, 80, 90), OTHERS, RULE)

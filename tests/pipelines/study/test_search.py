@@ -43,7 +43,7 @@ def test_room_is_taken_by_what_is_complete_or_at_work():
     assert room_for(trials, 1) == -1
 
 
-def test_a_training_is_at_rest_when_nobody_works_on_it_and_it_was_not_given_up():
+def test_a_training_is_at_rest_when_nobody_works_on_it_and_it_was_not_pruned():
     states = {
         0.1: ("COMPLETE", "COMPLETE"),
         0.2: ("COMPLETE", "FAIL"),
@@ -195,7 +195,7 @@ def test_numbers_of_a_trial_are_those_of_the_grid():
 
 
 def test_only_a_complete_trial_has_an_fid():
-    """Optuna keeps the last FID of a curve as the value of a trial that was given up."""
+    """Optuna keeps the last FID of a curve as the value of a trial that was pruned."""
     assert read_trial(frozen()).fid == 5.0
     pruned = read_trial(frozen(TrialState.PRUNED))
     assert (pruned.state, pruned.fid) == ("PRUNED", None)

@@ -24,8 +24,9 @@ from pipelines.common.redaction import in_one_line
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.study import storage
-from pipelines.study.storage import can_pass, open_storage, outlast, stored_studies, stored_study
+from pipelines.study.storage import can_pass, open_storage, outlast, read_studies, read_study
 from pipelines.tracking.messages import behind
+from tests.pipelines.study.conftest import claimed
 
 
 def execute(path: Path, *statements: str) -> None:
@@ -160,52 +161,54 @@ def test_each_call_has_its_own_clock(clock):
     assert outlast(comes_back) == "there", "nor does an outage before it count against a call"
 
 
-def test_what_does_not_pass_is_said_at_once_with_what_mends_it(open_book, study, clock):
-    book = open_book(study())
+def test_what_does_not_pass_is_said_at_once_with_what_mends_it(open_ledger, study, clock):
+    ledger = open_ledger(study())
 
-    @event.listens_for(book._storage.engine, "connect")
+    @event.listens_for(ledger._storage.engine, "connect")
     def full(connection, _):
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    book._storage.engine.dispose()
+    ledger._storage.engine.dispose()
     with pytest.raises(StudyError, match=r"full\. Make room on its disk\. Nothing") as caught:
-        fill(book)
+        fill(ledger)
     assert "\n" not in str(caught.value)
     assert clock == []
 
 
-def fill(book):
+def fill(ledger):
     for number in range(100):
-        book._outlast(functools.partial(book._optuna.set_user_attr, f"{number}", "x" * 2000))
+        ledger._outlast(functools.partial(ledger._optuna.set_user_attr, f"{number}", "x" * 2000))
 
 
-def test_a_database_that_may_not_be_written_is_refused_but_can_be_read(open_book, study, tmp_path):
-    open_book(study())
+def test_a_database_that_may_not_be_written_is_refused_but_can_be_read(
+    open_ledger, study, tmp_path
+):
+    open_ledger(study())
     url = f"sqlite:///file:{tmp_path}/study.db?mode=ro&uri=true"
     with pytest.raises(StudyError, match=r"readonly.*the right to write there"):
-        open_book(study(name="new"), url)
-    assert stored_study(url, FolderStore(tmp_path / "store"), "small").trials == []
+        open_ledger(study(name="new"), url)
+    assert read_study(url, FolderStore(tmp_path / "store"), "small").trials == []
 
 
-def test_a_study_that_was_deleted_under_its_driver_is_said_to_be(open_book, study, tmp_path):
-    book = open_book(study())
+def test_a_study_that_was_deleted_under_its_driver_is_said_to_be(open_ledger, study, tmp_path):
+    ledger = open_ledger(study())
     optuna.delete_study(study_name="small", storage=f"sqlite:///{tmp_path / 'study.db'}")
     with pytest.raises(StudyError, match="not in its database any more"):
-        book.goal(8)
+        ledger.goal(8)
 
 
 MIGRATION = "UPDATE alembic_version SET version_num = '{}'"
 
 
 def test_tables_of_another_version_of_optuna_are_one_line_with_the_command(
-    open_book, study, tmp_path, monkeypatch, capsys
+    open_ledger, study, tmp_path, monkeypatch, capsys
 ):
-    open_book(study()).close()
+    open_ledger(study()).close()
     path = tmp_path / "study.db"
     execute(path, MIGRATION.format("v99.0.0"))
     with pytest.raises(ValueError, match=r"study\.db was set up by a newer Optuna") as newer:
-        open_book(study())
+        open_ledger(study())
     assert str(newer.value).endswith("pip install --upgrade optuna")
     execute(path, MIGRATION.format("v3.0.0.d"))
     monkeypatch.setenv("IGDIT_STUDY_STORAGE", f"sqlite:///{path}")
@@ -219,7 +222,7 @@ def test_tables_of_another_version_of_optuna_are_one_line_with_the_command(
         [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(open_book(study()).trials()) == 0
+    assert len(open_ledger(study()).trials()) == 0
 
 
 def test_a_password_is_not_in_the_command(monkeypatch):
@@ -286,9 +289,9 @@ SPACE = {
 POINT = {"aux_layer": 1, "aux_weight": 0.5, "ig_scale": 1.8}
 
 
-def test_trials_that_others_enter_are_passed_over(open_book, study, tmp_path):
+def test_trials_that_others_enter_are_passed_over(open_ledger, study, tmp_path):
     """A dashboard, a script: they were not measured as ours are, and steer nothing."""
-    book, undisturbed = open_book(study()), open_book(study(name="undisturbed"))
+    ledger, undisturbed = open_ledger(study()), open_ledger(study(name="undisturbed"))
     url = f"sqlite:///{tmp_path / 'study.db'}"
     theirs = optuna.load_study(study_name="small", storage=url)
     theirs.add_trial(create_trial(params=POINT, distributions=SPACE, value=0.1))
@@ -304,44 +307,44 @@ def test_trials_that_others_enter_are_passed_over(open_book, study, tmp_path):
         )
     )
     theirs.enqueue_trial(POINT)
-    play(book, 16)
+    play(ledger, 16)
     play(undisturbed, 16)
-    points = [(trial.point, trial.fid) for trial in book.trials()]
+    points = [(trial.point, trial.fid) for trial in ledger.trials()]
     assert points == [(trial.point, trial.fid) for trial in undisturbed.trials()]
-    assert book.importances().keys() == POINT.keys()
-    stored = stored_study(url, FolderStore(tmp_path / "store"), "small")
+    assert ledger.importances().keys() == POINT.keys()
+    stored = read_study(url, FolderStore(tmp_path / "store"), "small")
     assert [(trial.point, trial.fid) for trial in stored.trials] == points
     assert stored.importances.keys() == POINT.keys()
 
 
-def play(book, wanted):
-    while unit := book.next_unit(wanted):
-        for trial in unit:
-            book.complete(trial, 8 + (trial.point.ig_scale - 1.8) ** 2, {})
+def play(ledger, wanted):
+    while trial_group := claimed(ledger, wanted):
+        for trial in trial_group:
+            ledger.complete(trial, 8 + (trial.point.ig_scale - 1.8) ** 2, {})
 
 
-def test_a_trial_that_somebody_else_finishes_is_none_of_ours(open_book, study, tmp_path):
-    book = open_book(study())
-    first = book.next_unit(8)[0]
+def test_a_trial_that_somebody_else_finishes_is_none_of_ours(open_ledger, study, tmp_path):
+    ledger = open_ledger(study())
+    first = claimed(ledger, 8)[0]
     theirs = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'study.db'}")
     theirs.tell(first.number, 0.1)
-    assert first.number not in {trial.number for trial in book.trials()}
+    assert first.number not in {trial.number for trial in ledger.trials()}
     theirs.set_user_attr("igdit.goal", 5)
     broken = create_trial(
         state=TrialState.RUNNING,
         params=POINT,
         distributions=SPACE,
-        user_attrs={"igdit.owner": book.driver, "igdit.curve": "[not a curve"},
+        user_attrs={"igdit.owner": ledger.driver, "igdit.curve": "[not a curve"},
     )
     theirs.add_trial(broken)
-    assert {trial.number for trial in book.trials()} == {1, 2}
+    assert {trial.number for trial in ledger.trials()} == {1, 2}
 
 
-def test_a_study_with_several_objectives_is_somebody_elses(open_book, study, tmp_path):
+def test_a_study_with_several_objectives_is_somebody_elses(open_ledger, study, tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     optuna.create_study(storage=url, study_name="small", directions=["minimize", "maximize"])
     with pytest.raises(ValueError, match="not igdit's"):
-        open_book(study())
+        open_ledger(study())
 
 
 def test_what_mlflows_database_says_is_one_line():
@@ -369,13 +372,13 @@ def test_one_line_is_logged_while_mlflow_is_behind(caplog):
     assert record.getMessage().endswith("database or disk is full")
 
 
-def test_studies_of_another_store_are_left_out(open_book, study, tmp_path):
-    open_book(study()).close()
+def test_studies_of_another_store_are_left_out(open_ledger, study, tmp_path):
+    open_ledger(study()).close()
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    assert [s.study.name for s in stored_studies(url, FolderStore(tmp_path / "store"))] == ["small"]
-    assert stored_studies(url, FolderStore(tmp_path / "another_store")) == []
+    assert [s.study.name for s in read_studies(url, FolderStore(tmp_path / "store"))] == ["small"]
+    assert read_studies(url, FolderStore(tmp_path / "another_store")) == []
     with pytest.raises(ValueError, match=r"that was begun \(none\), but got 'small'"):
-        stored_study(url, FolderStore(tmp_path / "another_store"), "small")
+        read_study(url, FolderStore(tmp_path / "another_store"), "small")
 
 
 def test_a_database_that_is_named_for_all_studies_may_be_new(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import experiment_to_json
 from ig_core.config import Guidance
 from pipelines.commands.run import run_experiment
 from pipelines.common.revision import code_commit, split_commit
@@ -410,8 +411,9 @@ print("done")
 def test_two_processes_that_start_an_empty_database_make_one_run(
     finished, results, tmp_path, child
 ):
-    record = finished.home.store.root / ".runs" / f"{finished.graph.run_key}.json"
-    others = [child(SYNC, finished.home.store.root, tmp_path, record) for _ in range(2)]
+    experiment = tmp_path / "experiment.json"
+    experiment.write_text(experiment_to_json(finished.experiment))
+    others = [child(SYNC, finished.home.store.root, tmp_path, experiment) for _ in range(2)]
     assert [other.read() for other in others] == ["ready"] * 2
     for other in others:
         other.say()

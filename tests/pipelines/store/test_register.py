@@ -7,12 +7,19 @@ import time
 from ig_core.config import Guidance
 from pipelines.common.revision import code_commit, commit_of, split_commit
 from pipelines.common.settings import COMMIT
-from pipelines.graph.garbage import collect_garbage, remember
+from pipelines.graph.garbage import collect_garbage
 from pipelines.graph.graph import Graph
 from pipelines.reports.blocks import provenance
 from pipelines.results.measurements import collect
-from pipelines.store.command_times import CommandTimes, command_times, record_end, record_start
 from pipelines.store.folder import FolderStore
+from pipelines.store.register import (
+    CommandTimes,
+    Record,
+    command_times,
+    record_end,
+    record_start,
+    remember,
+)
 from pipelines.tracking.metrics import commit_tags, run_ended_ms, started_ms
 from tests.pipelines.conftest import run_inline, tiny
 
@@ -69,7 +76,7 @@ def test_a_repository_around_the_installed_code_is_not_its_own(tmp_path, monkeyp
 
 def test_forgetting_one_run_keeps_the_times_of_others(store, finished):
     other = Graph(tiny(train={"seed": 1}))
-    remember(store, other.experiment, other.run_key)
+    remember(store, Record.of_run(other.experiment, other.run_key))
     record_start(store, other.run_key, 7.0)
     collect_garbage(store, (finished.graph.run_key,))
     assert command_times(store, other.run_key).started_ms == 7_000
