@@ -152,7 +152,7 @@ def test_what_is_no_fault_of_a_training_ends_the_study_and_leaves_its_trials(dri
 def test_a_training_fails_when_it_loses_its_workers_the_second_time(drive):
     lost = WorkerLostError("a worker was lost")
     ledger = Ledger(trial_groups(3))
-    with pytest.raises(StudyError, match=r"weight 0\.1: a worker was lost\. The same command"):
+    with pytest.raises(StudyError, match=r"weight 0\.1: a worker was lost\. Run the same command"):
         drive(ledger, [lost]).run()
     assert ledger.recorded == []
     ledger.trial_groups = trial_groups(2)
