@@ -1,7 +1,7 @@
 """The program `igdit`, also as `python -m pipelines`.
 
-Commands are imported when the program starts to run, not with this module: without the libraries of
-the extra `run` it says which one is missing.
+A command is imported when it is called, not with this module: without the libraries of the extra
+`run` the program says which one is missing.
 """
 
 from __future__ import annotations
@@ -77,14 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         with extra("run"):
-            commands = _commands()
             from pipelines.console.console import discard_output, has_reader
     except MissingLibraryError as error:
         sys.stderr.write(f"igdit: {error}\n")
         return 1
     try:
         try:
-            return _main(commands, arguments)
+            return _main(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -94,35 +93,51 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _commands() -> dict[str, Callable[[list[str]], int]]:
-    """Import all commands."""
-    from pipelines.commands.evaluate import evaluate_command
-    from pipelines.commands.rebuild import track_command
-    from pipelines.commands.report import export_command, report_command
-    from pipelines.commands.run import parse_run, plan_command, run_command
-    from pipelines.commands.store import inspect_command, status_command, store_command, ui_command
-    from pipelines.commands.study import parse_study, study_command
-    from pipelines.commands.submit import submit_command
-    from pipelines.commands.table import table_command
-
-    return {
-        "run": run_command,
-        "plan": plan_command,
-        "study": study_command,
-        "table": table_command,
-        "report": report_command,
-        "status": status_command,
-        "evaluate": evaluate_command,
-        "export": export_command,
-        "inspect": inspect_command,
-        "store": store_command,
-        "ui": ui_command,
-        "track": track_command,
-        "submit": lambda rest: submit_command(rest, parse_study, parse_run),
-    }
+COMMANDS = (
+    *("run", "plan", "study", "table", "report", "status", "evaluate", "export", "inspect"),
+    *("store", "ui", "track", "submit"),
+)
 
 
-def _main(commands: dict[str, Callable[[list[str]], int]], arguments: list[str] | None) -> int:
+def _command(name: str) -> Callable[[list[str]], int]:  # noqa: C901 - one line a command
+    """Import a command, and no other: `igdit status` does not wait for what a study needs."""
+    match name:
+        case "run":
+            from pipelines.commands.run import run_command as command
+        case "plan":
+            from pipelines.commands.run import plan_command as command
+        case "study":
+            from pipelines.commands.study import study_command as command
+        case "table":
+            from pipelines.commands.table import table_command as command
+        case "report":
+            from pipelines.commands.report import report_command as command
+        case "status":
+            from pipelines.commands.store import status_command as command
+        case "evaluate":
+            from pipelines.commands.evaluate import evaluate_command as command
+        case "export":
+            from pipelines.commands.report import export_command as command
+        case "inspect":
+            from pipelines.commands.store import inspect_command as command
+        case "store":
+            from pipelines.commands.store import store_command as command
+        case "ui":
+            from pipelines.commands.store import ui_command as command
+        case "track":
+            from pipelines.commands.rebuild import track_command as command
+        case "submit":
+            from pipelines.commands.submit import submit_command as command
+        case _:
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UsageError(
+                f"command must be one of {', '.join(COMMANDS)}, but got {name!r}{hint}"
+            )
+    return command
+
+
+def _main(arguments: list[str] | None) -> int:
     from pipelines.console.console import has_reader, log, make_console
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -139,16 +154,12 @@ def _main(commands: dict[str, Callable[[list[str]], int]], arguments: list[str] 
         return 0
     name, *rest = arguments
     try:
-        if name not in commands:
-            close = difflib.get_close_matches(name, commands, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UsageError(
-                f"command must be one of {', '.join(commands)}, but got {name!r}{hint}"
-            )
+        with extra("run"):
+            command = _command(name)
         if name != "submit" and not set(HELP) & set(rest):  # its secrets are those of the nodes
             load_secrets()
         with extra("run"):
-            return commands[name](rest)
+            return command(rest)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not has_reader(sys.stdout):
             raise

@@ -33,12 +33,11 @@ from pipelines.submit.job import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from experiments import Experiment
-    from pipelines.commands.study import StudyCommand
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,10 @@ FLAGS = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.type == "bo
 VALUES = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.name not in FLAGS)
 
 
-def submit_command(
-    arguments: list[str],
-    parse_study: Callable[[list[str]], StudyCommand],
-    parse_run: Callable[[list[str]], Experiment],
-) -> int:
-    """Run `igdit submit`; the parsers of the submitted commands are passed in."""
+def submit_command(arguments: list[str]) -> int:
+    """Run `igdit submit`; the submitted command is read by its own parser."""
+    from pipelines.commands.run import parse_run
+    from pipelines.commands.study import parse_study
     from pipelines.submit.client import submit
 
     ours, words = split_words(arguments)
