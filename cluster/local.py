@@ -62,7 +62,7 @@ class LocalCluster:
         The head has no CPUs of its own if there are workers. Ports of 0 are any that are free.
 
         Raises:
-            RuntimeError: something does not start; what did is ended again.
+            RuntimeError: If a node or service does not start; those that did are ended again.
         """
         if any(node.process and node.process.alive for node in self.nodes):
             raise RuntimeError(f"a cluster runs in {self.folder} already: end it by down")

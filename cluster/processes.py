@@ -125,7 +125,7 @@ def wait_for_port(host: str, port: int, process: Process, log: Path, seconds: fl
     """Wait until a program listens.
 
     Raises:
-        RuntimeError: it ended, or does not listen in time; with the end of its log.
+        RuntimeError: If the program ended, or does not listen in time; with the end of its log.
     """
 
     def listens() -> bool:
@@ -142,7 +142,7 @@ def wait_for(
     """Wait until a program is ready.
 
     Raises:
-        RuntimeError: it ended, or is not ready in time; with the end of its log.
+        RuntimeError: If the program ended, or is not ready in time; with the end of its log.
     """
     assert process is not None, "it was just started"
     if _until(lambda: not process.alive or condition(), seconds) and process.alive:

@@ -63,7 +63,7 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
     """Recognise a file of published weights.
 
     Raises:
-        ValueError: it cannot be read, or holds no weights of a diffusion transformer.
+        ValueError: If the file cannot be read, or holds no weights of a diffusion transformer.
     """
     held = read_file(path)
     found = weights_in(held, str(path))
@@ -91,7 +91,7 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
             for key, value in tensors.items()
             if key != "pos_embed" and not key.startswith(("feat_rope.", TRAINING_ONLY))
         ),
-        weights=_said_of(found),
+        weights=_describe_weights(found),
         has_head=any(key.startswith("aux_head.") for key in tensors),
         time_reversed=doubled or family == "LightningDiT",
         holds=tuple(sorted(map(str, held))) if place else (),
@@ -102,7 +102,7 @@ def inspect_checkpoint(path: Path) -> CheckpointFacts:
     )
 
 
-def _said_of(weights: Weights) -> str:
+def _describe_weights(weights: Weights) -> str:
     """Describe weights: averaged or as trained, and their place in the file."""
     if weights.averaged is not None:
         return f"{'averaged' if weights.averaged else 'as trained'} ({weights.place})"

@@ -61,9 +61,9 @@ def load_official(
         The model in evaluation mode; the position table is the file's.
 
     Raises:
-        ValueError: the file cannot be read, holds a class that is not in `ALLOWED_CLASSES`, holds
-            averaged weights under names that are not these, or its tensors do not fit the
-            architecture; the message names every one that does not.
+        ValueError: If the file cannot be read, holds a class that is not in `ALLOWED_CLASSES`, or
+            holds averaged weights under other names; or if tensors do not fit the architecture,
+            all of which the message names.
     """
     name = str(source) if isinstance(source, str | Path) else "the state dict"
     held = read_file(Path(source)) if isinstance(source, str | Path) else source
@@ -89,7 +89,7 @@ def check_official(path: Path, config: ModelConfig) -> None:
     """Compare the names and shapes in a file with an architecture; its values are not read.
 
     Raises:
-        ValueError: `load_official` would refuse it, whatever its values are.
+        ValueError: If `load_official` would refuse the file, whatever its values are.
     """
     tensors = weights_in(read_file(path), str(path)).tensors
     _fitting(tensors, DiffusionTransformer.uninitialised(config), str(path))
@@ -116,7 +116,7 @@ def weights_in(held: Any, name: str) -> Weights:  # noqa: ANN401
         name: What it is called in messages.
 
     Raises:
-        ValueError: see `ig_core.checkpoints.weight_names.find_weights`.
+        ValueError: As `ig_core.checkpoints.weight_names.find_weights`.
     """
     found = find_weights(held, ANCHORS, name, "SiT or LightningDiT")
     taken = [key for key in found.tensors if key.startswith(tuple(HEADS.values()))]

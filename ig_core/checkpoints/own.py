@@ -130,7 +130,7 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     """Read what `save_checkpoint` wrote; training it further equals never having stopped.
 
     Raises:
-        ValueError: a file is missing or damaged, or a tensor does not fit the model.
+        ValueError: If a file is missing or damaged, or a tensor does not fit the model.
     """
     directory = Path(directory)
     header = read_header(directory)
@@ -145,7 +145,7 @@ def load_checkpoint(directory: str | Path, device: torch.device | str = "cpu") -
     shapes = {name: p.shape for name, p in model.named_parameters()}
     ema = _read_tensors(directory / EMA_FILE, shapes | {"pos_embed": model.pos_embed.shape})
     optimizers = make_optimizers(model, optim)
-    _load_moments(model, optimizers, directory / OPTIMIZER_FILE, begun=step > 0)
+    _load_moments(model, optimizers, directory / OPTIMIZER_FILE, started=step > 0)
     scaler = loss_scaler(optim.precision, model.pos_embed.device)
     if scaler.is_enabled():
         _parse(directory, lambda: scaler.load_state_dict(_loss_scale(header["loss_scaler"])))
@@ -178,10 +178,14 @@ MOMENTS: dict[type[torch.optim.Optimizer], dict[str, torch.Size | None]] = {
 
 
 def _load_moments(
-    model: DiffusionTransformer, optimizers: list[torch.optim.Optimizer], path: Path, *, begun: bool
+    model: DiffusionTransformer,
+    optimizers: list[torch.optim.Optimizer],
+    path: Path,
+    *,
+    started: bool,
 ) -> None:
-    found = _read_tensors(path, moment_shapes(model, optimizers) if begun else {})
-    if not begun:
+    found = _read_tensors(path, moment_shapes(model, optimizers) if started else {})
+    if not started:
         return
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
@@ -214,7 +218,7 @@ def load_ema(directory: str | Path, device: torch.device | str = "cpu") -> Diffu
     """Load the model with the averaged weights, ready to sample from.
 
     Raises:
-        ValueError: a file is missing or damaged, or a tensor does not fit the model.
+        ValueError: If a file is missing or damaged, or a tensor does not fit the model.
     """
     directory = Path(directory)
     model = _read_model(directory, read_header(directory), EMA_FILE)

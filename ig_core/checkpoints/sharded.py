@@ -43,7 +43,7 @@ def load_sharded(
         prepare: Called with the model before it is sharded; it has no memory yet.
 
     Raises:
-        ValueError: a file is missing or damaged, a tensor does not fit the model, or such a state
+        ValueError: If a file is missing or damaged, a tensor does not fit the model, or the state
             cannot be sharded.
     """
     directory = Path(directory)

@@ -76,7 +76,7 @@ def find_weights(
             of the network's state dict that are no tensors. Without it these are left out.
 
     Raises:
-        ValueError: there is no such network, there are several of which none or more than one is
+        ValueError: If there is no such network, there are several of which none or more than one is
             averaged, or a tensor has two values; the message shows the names that were found.
     """
     if not isinstance(held, Mapping):
@@ -136,7 +136,7 @@ def _entries(held: Mapping[Any, Any]) -> Iterator[_Entry]:
     """List the contents of nested mappings and lists by dotted names; a plain list is one entry.
 
     Raises:
-        ValueError: the nesting has no end.
+        ValueError: If there are more than `MAX_ENTRIES` entries.
     """
     waiting: list[tuple[tuple[str, ...], Any, bool]] = [((), held, True)]
     count = 0
@@ -224,7 +224,7 @@ def _members(
     """Collect tensors at a place by their names there, without networks that lie within it.
 
     Raises:
-        ValueError: one has two values; or, `strict`, something is no tensor.
+        ValueError: If a tensor has two values; or, if `strict`, something is not a tensor.
     """
     tensors: dict[str, Tensor] = {}
     strange = []

@@ -40,7 +40,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a `config.json`, checked.
 
     Raises:
-        ValueError: one of them is none of AutoencoderKL.
+        ValueError: If a setting has a type or value that AutoencoderKL does not take.
     """
     found = {name: config.get(name, usual) for name, usual in SETTINGS.items()}
     for name, usual in SETTINGS.items():
@@ -78,7 +78,7 @@ def autoencoder_class() -> Any:  # noqa: ANN401
     """Import AutoencoderKL, the class of diffusers.
 
     Raises:
-        MissingLibraryError: diffusers is not installed.
+        MissingLibraryError: If diffusers is not installed.
     """
     from ig_core.files.torchvision_shim import declare_missing_operators
 
@@ -92,8 +92,8 @@ def expected_shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every tensor of an AutoencoderKL, without allocating it.
 
     Raises:
-        MissingLibraryError: diffusers is not installed.
-        ValueError: diffusers makes nothing of the settings.
+        MissingLibraryError: If diffusers is not installed.
+        ValueError: If diffusers cannot build the settings.
     """
     with torch.device("meta"):
         network = autoencoder_class()(**settings)

@@ -57,8 +57,8 @@ def load_codec(name: str, path: Path, device: str = "cpu") -> Codec:
         device: Where it computes.
 
     Raises:
-        ValueError: see `ig_core.codecs.files.open_codec`.
-        MissingLibraryError: diffusers is not installed.
+        ValueError: As `ig_core.codecs.files.open_codec`.
+        MissingLibraryError: If diffusers is not installed.
     """
     file = open_codec(name, path)
     network = autoencoder_class()(**file.settings)

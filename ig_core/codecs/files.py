@@ -58,7 +58,7 @@ def codec_parts(name: str, path: Path) -> list[Path]:
     """Return the files that a codec is read from.
 
     Raises:
-        ValueError: they are not there.
+        ValueError: If a file is missing.
     """
     if name == "va-vae":
         if not path.is_file():
@@ -89,8 +89,8 @@ def open_codec(name: str, path: Path) -> CodecFile:
         path: Folder of diffusers' AutoencoderKL (sd-vae); checkpoint file (va-vae).
 
     Raises:
-        ValueError: the files are not there, cannot be read, are those of another autoencoder, or
-            lack a tensor, hold one more, or one of another shape; the message names them.
+        ValueError: If a file is missing, cannot be read or is that of another autoencoder; or if a
+            tensor is missing, unexpected or of another shape, which the message names.
     """
     parts = codec_parts(name, path)
     tensors = autoencoder_weights(parts[-1])
@@ -136,7 +136,7 @@ def autoencoder_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of an autoencoder by their names; other contents of the file are left out.
 
     Raises:
-        ValueError: see `ig_core.checkpoints.weight_names.find_weights`.
+        ValueError: As `ig_core.checkpoints.weight_names.find_weights`.
     """
     held: Any = read_file(path)
     return find_weights(held, ANCHORS, str(path), "codec's autoencoder", strict=False).tensors

@@ -25,7 +25,7 @@ def diffusers_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
     """Return arguments of diffusers' AutoencoderKL for an autoencoder of latent diffusion.
 
     Raises:
-        ValueError: weights of such an autoencoder are missing.
+        ValueError: If weights of such an autoencoder are missing.
     """
     levels = _levels(weights)
     needed = [

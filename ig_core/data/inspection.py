@@ -87,7 +87,7 @@ def inspect_latents(path: Path) -> CacheFacts:
     learnt with their mirrored ones, those of the sd-vae without.
 
     Raises:
-        ValueError: it is none that is known.
+        ValueError: If the folder holds no known cache of latents.
     """
     kind = "safetensors" if any(path.glob("*.safetensors")) else "npy"
     try:

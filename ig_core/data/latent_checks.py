@@ -72,7 +72,7 @@ def check_latents(form: LatentForm, listing: Listing, most: int = SAMPLED_LATENT
 
     Raises:
         UnfitValuesError: If their values contradict codec or statistics.
-        ValueError: one cannot be read or has another form, or statistics are missing.
+        ValueError: If a latent cannot be read or has another form, or statistics are missing.
     """
     if listing.format == "npy" and form.codec != "sd-vae":
         raise SettingError(

@@ -50,7 +50,7 @@ class LatentDataset:
             flip: Mirror at random.
 
         Raises:
-            ValueError: a file is no shard, shapes differ, there is no mirrored latent to take, or
+            ValueError: If a file is not a shard, shapes differ, mirrored latents are missing, or
                 the channels are neither C nor 2C.
         """
         self.shards = [Shard(path) for path in paths]

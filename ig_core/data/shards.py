@@ -35,7 +35,7 @@ class ShardWriter:
         """Append rows: index and label (B,), latent and mirror (B, D, H, W) uint8 or float32.
 
         Raises:
-            ValueError: rows differ from the first in shape, type, or in having mirrored ones.
+            ValueError: If rows differ from the first in shape, type, or in having mirrored ones.
         """
         rows = {"latent": latent} if mirror is None else {"latent": latent, "mirror": mirror}
         if self._form is None:

@@ -50,8 +50,8 @@ def read_zip_member(archive: zipfile.ZipFile, name: str, most: int = MAX_IMAGE_B
     """Read a member of a zip; its checksum is compared.
 
     Raises:
-        ValueError: it expands to more bytes than `most`, is encrypted or damaged, or is compressed
-            by a method that is not known.
+        ValueError: If the member expands to more bytes than `most`, is encrypted or damaged, or is
+            compressed by an unknown method.
     """
     try:
         with archive.open(name) as stream:

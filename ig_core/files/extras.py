@@ -24,7 +24,7 @@ def extra(name: str) -> Iterator[None]:
     Used as `with extra("metrics"): import torch_fidelity`.
 
     Raises:
-        MissingLibraryError: one of them is not installed.
+        MissingLibraryError: If one of them is not installed.
     """
     try:
         yield

@@ -113,7 +113,7 @@ def read_array(
     """Read a whole array whose shape is given; None stands for any size.
 
     Raises:
-        ValueError: as `open_array`, or another shape than expected.
+        ValueError: As `open_array`, or if the array has another shape than expected.
     """
     where = f"{archive.filename}: array {name!r}"
     with open_array(archive, name) as (header, stream):

@@ -133,7 +133,7 @@ def read_file(path: Path) -> Any:  # noqa: ANN401
     """Read tensors and plain values of a file; code in it is refused, not run.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: If the file cannot be read.
     """
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
@@ -172,7 +172,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a weights file, safetensors or a torch checkpoint of tensors; runs nothing in it.
 
     Raises:
-        ValueError: the file is neither, or holds more than tensors.
+        ValueError: If the file is neither, or holds more than tensors.
     """
     try:
         tensors = read_file(Path(path))

@@ -73,7 +73,7 @@ def read_pixels(data: bytes, size: int, mode: Mode = "RGB") -> Pixels:
         mode: What they become.
 
     Raises:
-        MemoryError: what the machine lacks is no fault of an image.
+        MemoryError: If the machine lacks memory, which is not a fault of the image.
     """
     with extra("imagenet"):
         from PIL import Image

@@ -49,8 +49,9 @@ def read_image_batches(path: Path, batch: int) -> Iterator[Tensor]:
         uint8 (B, C, H, W), C 1 or 3.
 
     Raises:
-        ValueError: no images, or one that cannot be read, has another size or number of channels
-            than the first, more than 8 bits, or transparent pixels; or no uint8 (N, H, W, C).
+        ValueError: If there are no images; if one cannot be read, has another size or number of
+            channels than the first, more than 8 bits, or transparent pixels; or if an array
+            is not uint8 (N, H, W, C).
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, but got {batch}")
@@ -66,7 +67,7 @@ def count_images(path: Path) -> int:
     """Count the images of a PNG folder, an .npz file or a folder of .npz shards by their headers.
 
     Raises:
-        ValueError: as `read_image_batches`, as far as it can be seen from names and headers.
+        ValueError: As `read_image_batches`, as far as names and headers show it.
     """
     if path.is_dir():
         shards = npz_shards(path)
@@ -84,7 +85,7 @@ def holds_samples(folder: Path, side: int | None) -> bool:
             none, and shows when it is read.
 
     Raises:
-        ValueError: there are .npz shards and PNG files, or a shard holds no images.
+        ValueError: If there are .npz shards and PNG files, or a shard holds no images.
     """
     if shards := npz_shards(folder):
         for shard in shards:
@@ -114,7 +115,7 @@ def npz_shards(folder: Path) -> list[Path]:
     """List the .npz shards of a set of images by name; empty if the folder is none.
 
     Raises:
-        ValueError: there are PNG files beside them.
+        ValueError: If there are PNG files beside them.
     """
     suffixes: dict[str, list[Path]] = {}
     for entry in _entries(folder):
@@ -128,7 +129,7 @@ def png_files(folder: Path) -> list[Path]:
     """List the PNG files of a folder by name; other images are an error, other files are not.
 
     Raises:
-        ValueError: there are none, or there are images of another kind.
+        ValueError: If there are none, or there are images of another kind.
     """
     files = [entry for entry in _entries(folder) if entry.is_file()]
     for file in files:
@@ -264,7 +265,7 @@ def read_labels(path: Path) -> Tensor | None:
     """Read the labels (N,) int64 of an .npz file; None where it has none.
 
     Raises:
-        ValueError: they are no integers, or not one for each image.
+        ValueError: If the labels are not integers, or not one for each image.
     """
     with open_npz(path) as archive:
         if "arr_1" not in names(archive):
@@ -290,7 +291,7 @@ def write_npz(
         labels: (count,), written as `arr_1`.
 
     Raises:
-        ValueError: images of another type or of several shapes, or another number of them.
+        ValueError: If images are of another type or of several shapes, or not `count` in number.
     """
     if labels is not None and labels.shape != (count,):
         raise ValueError(f"labels must have shape ({count},), but got {tuple(labels.shape)}")
@@ -343,7 +344,7 @@ def write_folder(folder: Path, batches: Iterable[Tensor]) -> int:
         How many images were written.
 
     Raises:
-        ValueError: the folder holds PNG files, or images of another kind came.
+        ValueError: If the folder holds PNG files, or a batch is not of that kind.
     """
     with extra("metrics"):
         from PIL import Image

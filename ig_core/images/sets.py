@@ -65,7 +65,7 @@ def read_images(paths: Iterable[Path]) -> ImageSet:
     """Read files that `write_images` wrote, one after another.
 
     Raises:
-        ValueError: a file is no such Parquet file.
+        ValueError: If a file was not written by `write_images`.
     """
     return ImageSet.cat(_read_one(path) for path in paths)
 

@@ -121,7 +121,8 @@ def make_image_extractor(
         Function of uint8 images (N, C, H, W). Inception takes images of one channel as grey ones.
 
     Raises:
-        ValueError: unknown name, weights that do not fit it, or no spatial features to give.
+        ValueError: If the name is unknown, the weights do not fit it, or it has no spatial
+            features.
     """
     if name not in FEATURE_LAYERS:
         raise ValueError(f"extractor must be one of {', '.join(FEATURE_LAYERS)}, but got {name!r}")

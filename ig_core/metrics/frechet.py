@@ -28,7 +28,7 @@ class FeatureStats:
         """Compute the statistics of features (N, F).
 
         Raises:
-            ValueError: the features are not a matrix or not finite.
+            ValueError: If the features are not a matrix or not finite.
         """
         if features.dim() != 2:
             raise ValueError(f"features must have shape (N, F), but got {tuple(features.shape)}")
@@ -58,7 +58,7 @@ class FeatureStats:
         """Unbiased covariance, (F, F).
 
         Raises:
-            ValueError: there are fewer than two samples.
+            ValueError: If there are fewer than two samples.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, but got {self.count}")
@@ -89,7 +89,7 @@ class Frechet:
         """Make distances to the Gaussian with mean (F,) and unbiased covariance (F, F).
 
         Raises:
-            ValueError: the shapes do not fit each other.
+            ValueError: If the shapes do not match.
         """
         if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(
@@ -112,7 +112,7 @@ class Frechet:
         real; no square root of a general matrix is taken.
 
         Raises:
-            ValueError: the feature widths differ.
+            ValueError: If the feature widths differ.
         """
         shift, trace, product = self._parts(stats)
         cross = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
@@ -126,7 +126,7 @@ class Frechet:
         to speak of, and add nothing to W: along them the set does not vary.
 
         Raises:
-            ValueError: the feature widths differ.
+            ValueError: If the feature widths differ.
         """
         shift, trace, product = self._parts(stats)
         values, vectors = torch.linalg.eigh(product)
@@ -152,7 +152,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     """Compute the squared Frechet distance of the Gaussians with the moments of a and b.
 
     Raises:
-        ValueError: the feature widths differ, or a set has fewer than two samples.
+        ValueError: If the feature widths differ, or a set has fewer than two samples.
     """
     return Frechet(a).distance(b)
 

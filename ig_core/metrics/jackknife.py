@@ -53,7 +53,7 @@ class Jackknife(NamedTuple):
         Noise that both share cancels.
 
         Raises:
-            ValueError: the numbers of groups differ.
+            ValueError: If the numbers of groups differ.
         """
         _require_same_groups(self, other)
         ratio = self.value / other.value
@@ -65,7 +65,7 @@ class Jackknife(NamedTuple):
         """Compute self - other, paired: both left out the same groups.
 
         Raises:
-            ValueError: the numbers of groups differ.
+            ValueError: If the numbers of groups differ.
         """
         _require_same_groups(self, other)
         return self._combined(1.0, other, -1.0)
@@ -119,7 +119,7 @@ def fid_jackknife(
     enough.
 
     Raises:
-        ValueError: fewer than two groups, or fewer than two rows a group.
+        ValueError: If there are fewer than two groups, or fewer than two rows a group.
     """
     if groups < 2 or len(features) < 2 * groups:
         raise ValueError(

@@ -61,8 +61,9 @@ def read_reference(
         spatial_width: The same for sFID.
 
     Raises:
-        ValueError: a damaged file, missing arrays, pickled objects, or statistics of another width,
-            not of floats, not finite, not symmetric or with clearly negative variances.
+        ValueError: If the file is damaged, lacks arrays or holds pickled objects, or its statistics
+            have another width, are not floats, not finite, not symmetric, or have clearly negative
+            variances.
     """
     with open_npz(path) as archive:
         found = names(archive)

@@ -125,8 +125,8 @@ def fid_estimates(
             random labels while the whole has not.
 
     Raises:
-        ValueError: fewer than two groups, fewer than two rows a group, or another width than the
-            reference's.
+        ValueError: If there are fewer than two groups or fewer than two rows a group, or the width
+            is not the reference's.
     """
     matrix = features.dim() == 2 and groups >= 2
     rounds = len(features) // round_length

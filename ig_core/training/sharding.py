@@ -33,7 +33,7 @@ def shard(state: TrainState, device: torch.device | str | None = None) -> None:
         device: Where the parts go; by default where the state is.
 
     Raises:
-        ValueError: the optimizer needs whole matrices, or the precision a loss scale.
+        ValueError: If the optimizer needs whole matrices, or the precision a loss scale.
     """
     optim = state.optim
     require_shardable(optim, state.scaler)

@@ -37,7 +37,7 @@ def require_cores(resources: Resources) -> None:
     A cluster is asked for what it has when it is joined.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: If this machine has fewer cores.
     """
     wanted, cores = resources.fewest_workers * resources.cpus_per_worker, cores_here()
     if resources.runner == "inline" or ray_address() or wanted <= cores:

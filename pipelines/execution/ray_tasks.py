@@ -68,8 +68,8 @@ class RayRunner:
         """Wait for the resources of a training; Ray itself would wait forever, in silence.
 
         Raises:
-            ValueError: it is not there in time.
-            StoppedError: it is not waited for any more.
+            ValueError: If the resources are not there in time.
+            StoppedError: If `given_up` is set meanwhile.
         """
         minutes = self.resources.wait_minutes
         lacks = self._lacks()

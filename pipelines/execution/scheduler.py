@@ -53,9 +53,9 @@ class Pipeline:
         """Build what is missing. Starts no runner if nothing is.
 
         Raises:
-            TrainingFailedError: a loss was not finite.
-            CorruptArtifactError: an artifact that is needed is damaged.
-            StoppedError: `stop` was called before all of them were there.
+            TrainingFailedError: If a loss is not finite.
+            CorruptArtifactError: If an artifact that is needed is damaged.
+            StoppedError: If `stop` is called before all targets are published.
         """
         plan = make_plan(self.store, targets)
         if not plan.missing:

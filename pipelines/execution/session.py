@@ -37,7 +37,7 @@ class RunnerSession:
             experiments: How many are to run at once; None: as many as there is room for.
 
         Raises:
-            ValueError: that many cannot run at once.
+            ValueError: If that many cannot run at once.
         """
         alone = resources.runner == "inline"
         require(

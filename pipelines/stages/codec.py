@@ -111,7 +111,7 @@ def decoder_of(context: Context) -> Callable[[Tensor], Tensor] | None:
     """What makes pixels uint8 (B, 3, R, R) of samples; None: they are pixels.
 
     Raises:
-        ValueError: the decoder is not that of the latents that were learnt.
+        ValueError: If the decoder is not that of the latents that the model was trained on.
     """
     decoder = context.node.config.get("decoder")
     if decoder is None:

@@ -117,7 +117,7 @@ def _measure(context: Context, batches: Iterable[Tensor], total: int, directory:
         directory: Where the features go.
 
     Raises:
-        ValueError: there are fewer than two.
+        ValueError: If there are fewer than two.
     """
     stats: dict[str, FeatureStats] = {}
     kept, count = [], 0

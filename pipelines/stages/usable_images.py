@@ -54,7 +54,7 @@ def usable_images(
     """Index, label and pixels of images that can be used, cropped; the others are named.
 
     Raises:
-        ValueError: more of them are faulty than are borne.
+        ValueError: If more images are faulty than are allowed.
     """
     files = enumerate(image_files(listing, start, stop), start)
 

@@ -42,8 +42,8 @@ def submit(
     """Submit a job, unless one that does the same is running; returns the job's exit code.
 
     Raises:
-        UsageError: the folder is too large, or lacks what the job needs.
-        JobServerError: the cluster cannot be reached, or refuses.
+        UsageError: If the folder is too large, or lacks a file that the job needs.
+        JobServerError: If the cluster cannot be reached, or refuses the job.
     """
     _prepare_authentication()
     from pipelines.submit.ray_jobs import JobServer, files_to_upload
@@ -108,7 +108,8 @@ def check_upload(files: dict[str, int], submission: Submission) -> None:
     """Check that a folder may be uploaded.
 
     Raises:
-        UsageError: it is too large (its largest files are listed), or lacks the experiment's file.
+        UsageError: If the folder is too large, with its largest files; or if it lacks the
+            experiment's file.
     """
     total = sum(files.values())
     if total > LARGEST_UPLOAD:
@@ -205,7 +206,7 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
     """Follow the log of a job, also through lost connections.
 
     Raises:
-        JobServerError: the cluster stayed away.
+        JobServerError: If the cluster cannot be reached for `AWAY_SECONDS`.
     """
 
     def write(text: str) -> None:

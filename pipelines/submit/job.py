@@ -132,7 +132,7 @@ class Submission:
         """Everybody who sees the dashboard reads what is sent.
 
         Raises:
-            UsageError: something in it is secret.
+            UsageError: If the command or a variable holds a secret.
         """
         for name, value in self.environment.items():
             if has_password(value) or SECRET_NAME.search(name.removeprefix(SECRETS_FILE)):
@@ -156,7 +156,7 @@ def environment_for(
         secrets: The file of secrets on the nodes.
 
     Raises:
-        UsageError: one is not NAME=VALUE.
+        UsageError: If an item of `extra` is not NAME=VALUE, or the path of secrets is not absolute.
     """
     found = SETTINGS | {name: here[name] for name in ADDRESSES if here.get(name, "").strip()}
     for item in extra:
@@ -205,7 +205,7 @@ def check_addresses(
         study: Whether it is a study.
 
     Raises:
-        UsageError: an address is one of this machine only, or holds a password.
+        UsageError: If an address exists on this machine only, or holds a password.
     """
     home = environment.get("IGDIT_HOME", "")
     if not home.startswith("/"):
@@ -269,7 +269,7 @@ def check_files_of(config: object, *, shared: bool) -> None:
     """Whether the nodes find the files that an experiment or a study names.
 
     Raises:
-        UsageError: a path is relative, or there is one and nobody said that nodes see it.
+        UsageError: If a path is relative, or `shared` is False and there is a path.
     """
     for name, value in _texts(config, ""):
         is_file = "/" in value or name.rpartition(".")[2] in PINNED

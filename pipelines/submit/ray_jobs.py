@@ -77,7 +77,7 @@ class JobServer:
         """Connect.
 
         Raises:
-            JobServerError: nothing answers, it is no Ray, or it does not let us in.
+            JobServerError: If nothing answers, what answers is not Ray, or it refuses the token.
         """
         self.address = address
         # Ray takes these before the address that it is given.
@@ -105,8 +105,8 @@ class JobServer:
         """Upload the folder if the cluster does not have it, and start the job.
 
         Raises:
-            JobExistsError: the submission id was used before.
-            JobServerError: the server refuses, or went away.
+            JobExistsError: If the submission id was used before.
+            JobServerError: If the server refuses the job, or does not answer any more.
         """
 
         def send() -> None:

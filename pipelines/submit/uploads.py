@@ -50,7 +50,7 @@ def check_no_secrets(root: Path, files: Iterable[str], environment: Mapping[str,
         environment: Variables that name files of secrets.
 
     Raises:
-        UsageError: one does.
+        UsageError: If a file holds secrets.
     """
     named: dict[tuple[int, int] | None, str] = {}
     for variable, default in NAMED_BY.items():

@@ -52,8 +52,8 @@ def detect(path: Path) -> DetectedSource:
     """Recognise a source.
 
     Raises:
-        ValueError: there is nothing, or nothing known, or several formats or splits at once, or a
-            part of several is missing.
+        ValueError: If nothing lies there, no format is known, several formats or splits lie there,
+            or a part of a set is missing.
     """
     if path.is_file():
         return _containers(path, path.parent, [path])

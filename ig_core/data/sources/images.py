@@ -40,7 +40,7 @@ def _numbered_folders(context: ListingContext, names: Sequence[str]) -> Labels:
     """Number the class folders that hold images, by name.
 
     Raises:
-        ValueError: an image lies in none, or they are not as many as there are classes.
+        ValueError: If an image lies in no class folder, or the folders are not `num_classes`.
     """
     root, num_classes = context.found.root, context.num_classes
     loose = next((name for name in names if "/" not in name), None)

@@ -26,7 +26,7 @@ class Labels:
         """Return the label of a file: its own, else that of the innermost folder that has one.
 
         Raises:
-            ValueError: there is none.
+            ValueError: If the file has no label.
         """
         place = name
         while place not in self.by_name:
@@ -70,7 +70,7 @@ def read_labels(path: Path) -> Labels:
     """Read labels from a file.
 
     Raises:
-        ValueError: it cannot be read, or see `parse_labels`.
+        ValueError: If the file cannot be read; or as `parse_labels`.
     """
     try:
         text = path.read_bytes()
@@ -89,7 +89,8 @@ def parse_labels(text: str | bytes, where: str) -> Labels:
         where: Its name in messages.
 
     Raises:
-        ValueError: it is something else, or a name has two labels or one that is no integer.
+        ValueError: If the JSON has another form, or a name has two labels or one that is not an
+            integer.
     """
     try:
         held = json.loads(text, object_pairs_hook=_object)
@@ -132,7 +133,7 @@ def whole_number(value: object, what: str) -> int:
     """Return the integer that equals a value.
 
     Raises:
-        ValueError: it is none; the message begins with `what`.
+        ValueError: If no integer equals it; the message begins with `what`.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)

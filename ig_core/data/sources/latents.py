@@ -37,7 +37,7 @@ def list_safetensors(context: ListingContext) -> list[Row]:
     """List rows of shards, which must be alike.
 
     Raises:
-        ValueError: a shard cannot be read, lacks something, or has latents of another shape than
+        ValueError: If a shard cannot be read, lacks a tensor, or has latents of another shape than
             the first.
     """
     rows, first = [], None

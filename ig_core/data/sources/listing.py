@@ -102,7 +102,7 @@ def identify(listing: Listing) -> str:
     larger file (or in a file of one row) that leaves every size as it was is not seen.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: If a file cannot be read.
     """
     digest = hashlib.sha256(listing.format.encode())
     for name in ("name", "offset", "size", "label"):
@@ -214,7 +214,7 @@ def image_type(schema: pa.Schema, path: Path) -> pa.DataType:
     """Return the type of the bytes in column image: the column itself, or its field `bytes`.
 
     Raises:
-        ValueError: it is another type.
+        ValueError: If the column has another type.
     """
     kind = held = schema.field("image").type
     if pa.types.is_struct(kind):

@@ -44,7 +44,7 @@ def image_files(listing: Listing, start: int, stop: int) -> Iterator[tuple[Row, 
     """Read the image files of rows, in order; a fault stands for a file that cannot be read.
 
     Raises:
-        ValueError: an archive has gone, or a Parquet file has no image bytes.
+        ValueError: If an archive is missing, or a Parquet file has no image bytes.
     """
     rows = listing.rows(start, stop)
     for file, group in groupby(rows, key=lambda row: row.file):
@@ -160,7 +160,7 @@ def latent_rows(listing: Listing, start: int, stop: int) -> LatentRows:
     """Read the latents of rows.
 
     Raises:
-        ValueError: one cannot be read, is not finite, or has another shape than the first.
+        ValueError: If a latent cannot be read, is not finite, or has another shape than the first.
     """
     rows = listing.rows(start, stop)
     labels = np.asarray([row.label for row in rows], np.int64)
@@ -214,8 +214,7 @@ def read_normalisation(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
     """Read mean and standard deviation (C,) float64 from LightningDiT's `latents_stats.pt`.
 
     Raises:
-        ValueError: the file is missing, is no such file, or has other channels; nothing in it is
-            executed.
+        ValueError: If the file is missing, is not such a file, or has other channels.
     """
     path = folder / STATISTICS
     if not path.is_file():

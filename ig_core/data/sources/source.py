@@ -40,7 +40,7 @@ def list_images(path: Path) -> Listing:
     """List images whose labels do not matter: as `list_source`, but each is given label 0.
 
     Raises:
-        ValueError: nothing there has one of the formats of images, or something is missing.
+        ValueError: If nothing there has one of the formats of images, or a part of it is missing.
     """
     found = detect(path)._replace(extra=())
     if found.format in ("npy", "safetensors"):
@@ -58,8 +58,8 @@ def list_source(path: Path, num_classes: int, labels: Path | None = None) -> Lis
         labels: A JSON file {folder or file: label}, instead of those that lie with the data.
 
     Raises:
-        ValueError: nothing there has one of the formats, something of it is missing, or a row lacks
-            a label in 0..num_classes - 1.
+        ValueError: If nothing there has one of the formats, a part of it is missing, or a row has
+            no label in 0..num_classes - 1.
     """
     found = detect(path)
     if labels is not None:

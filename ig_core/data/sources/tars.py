@@ -32,7 +32,7 @@ def list_tar(context: ListingContext) -> list[Row]:
     A key ends at the first dot of a name, as WebDataset has it: `a.left.jpg` is of the key `a`.
 
     Raises:
-        ValueError: a key has no label or two, or too many images share theirs with others.
+        ValueError: If a key has no label or two, or too many images share a key.
     """
     rows: list[Row] = []
     lost: list[str] = []

@@ -30,8 +30,8 @@ def walk(root: Path, suffixes: Collection[str]) -> WalkResult:
     """Find files below a folder with one of the suffixes; links to folders are followed.
 
     Raises:
-        ValueError: two links lead to one folder, whose files would count twice. (A link to a
-            folder that it lies in is left alone.)
+        ValueError: If two links lead to one folder, whose files would count twice. (A link to a
+            folder that it lies in is passed over.)
     """
     files: list[tuple[str, int]] = []
     ignored: Counter[str] = Counter()

@@ -21,7 +21,7 @@ def build_checkpoint(context: Context, directory: Path) -> None:
     optimizer, no random numbers, no position in the data.
 
     Raises:
-        ValueError: the file changed since the run began, cannot be read, or does not fit.
+        ValueError: If the file changed since the run began, cannot be read, or does not fit.
     """
     experiment = context.experiment
     path, digest = Path(str(experiment.train.from_checkpoint)), context.node.config["file_sha256"]

@@ -49,7 +49,7 @@ def open_data(store: Store, graph: Graph, team: Team) -> Artifact:
     """The training images, checked by every worker.
 
     Raises:
-        CorruptArtifactError: on all workers alike, if one of them finds it damaged.
+        CorruptArtifactError: On all workers alike, if one of them finds the artifact damaged.
     """
     mine = _look(store, graph.data)
     if team.agree(good=isinstance(mine, Artifact)) and isinstance(mine, Artifact):
@@ -65,7 +65,7 @@ def open_start(store: Store, graph: Graph, wanted: Iterable[int], team: Team) ->
     next older one is taken; nothing else would be made of it if it were built again.
 
     Raises:
-        CorruptArtifactError: on all workers alike, if one of them finds a checkpoint damaged.
+        CorruptArtifactError: On all workers alike, if one of them finds a checkpoint damaged.
     """
     first = team.rank == 0
     points = starting_points(_states(store, graph), graph, wanted) if first else []

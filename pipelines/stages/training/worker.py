@@ -104,7 +104,7 @@ def _train_on(
     team, start, stop = publisher.team, state.step, max(job.steps)
     share = WorkerShare(team.rank, team.size, experiment.resources.micro_batch)
     meetings = Meetings(start, team.size, state.device)
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         for step in train(state, dataset, experiment.loss, experiment.train, share, meetings.due):
             wanted = step in job.steps
@@ -113,7 +113,7 @@ def _train_on(
             meeting = meetings.due(step)
             if team.rank == 0 and (wanted or (meeting and step > start + 1)):
                 recent = state.history[-25:, 0].mean().item()
-                rate = (step - start) / (time.monotonic() - begun)
+                rate = (step - start) / (time.monotonic() - started)
                 post(TrainProgress(step, stop, recent, rate, platform.node()))
             if step == stop:
                 publisher.settle()
