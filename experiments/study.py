@@ -230,7 +230,7 @@ class Study:
 
     @classmethod
     def from_fixed(cls, name: str, fixed: dict[str, object]) -> Study:
-        """The study of that name which `fixed` wrote; options that came later have their default.
+        """Return the study of that name that `fixed` wrote.
 
         Raises:
             ValueError: it holds what no study has.

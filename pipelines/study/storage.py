@@ -29,8 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from experiments.study import Study
 from pipelines.common.errors import NoStudiesError, StudyError
 from pipelines.common.redaction import discreet, in_one_line
-from pipelines.store.keys import content_key
-from pipelines.study.trials import SPEC, differences, own_trials, point_key, with_defaults
+from pipelines.study.trials import SPEC, differences, own_trials, point_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -256,11 +255,6 @@ DRIVERS, STORE_ID = ".drivers/", "store-id"
 """Where a store keeps the locks of its studies' drivers, and its name."""
 
 
-def identity_of(name: str, attributes: dict[str, Any]) -> str:
-    """What a study is called elsewhere; before it had a name of its own, by what it is."""
-    return str(attributes.get(IDENTITY) or content_key([name, attributes[SPEC]]))
-
-
 def store_name(store: Store) -> str | None:
     """A name of the store that is the same for everyone who shares it; None: it has none yet."""
     return store.records(DRIVERS + STORE_ID).get("")
@@ -299,11 +293,10 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
         "another store (its drivers keep their locks there): use the same "
         "IGDIT_HOME, or another study with --name",
     )
-    written = fixed if known is None else with_defaults(known, study.name)
-    if written != fixed:
+    if known is not None and known != fixed:
         raise ValueError(
             f"study {study.name!r} was started with other settings: "
-            f"{'; '.join(differences(written, fixed)[:8])}. A study compares like with like: "
+            f"{'; '.join(differences(known, fixed)[:8])}. A study compares like with like: "
             f"go on with the old settings, or start another one with --name."
         )
     _check(
@@ -312,10 +305,8 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
         point_key(study),
         "code that gives other results: start another study with --name",
     )
-    attributes = outlast(lambda: found.user_attrs)
-    if IDENTITY not in attributes:
-        name = uuid.uuid4().hex if known is None else identity_of(study.name, attributes)
-        outlast(lambda: found.set_user_attr(IDENTITY, name))
+    if IDENTITY not in outlast(lambda: found.user_attrs):
+        outlast(lambda: found.set_user_attr(IDENTITY, uuid.uuid4().hex))
 
 
 def _check(found: optuna.Study, name: str, value: str, meaning: str) -> None:
@@ -376,7 +367,7 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
         return None, None
     own = own_trials(outlast(study.get_trials))
     trials, found = [trial for trial, _ in own], importances([trial for _, trial in own])
-    return StoredStudy(spec, identity_of(name, known), trials, found), known.get(STORE)
+    return StoredStudy(spec, known[IDENTITY], trials, found), known.get(STORE)
 
 
 def read_study(url: str, store: Store, name: str) -> StoredStudy:

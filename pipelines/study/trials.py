@@ -119,14 +119,6 @@ def point_key(study: Study) -> str:
     return next(iter(Graph(lowest).final.values())).evaluate.key
 
 
-def with_defaults(known: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a study is, as written today: one from before an option existed had its default."""
-    try:
-        return Study.from_fixed(name, known).fixed()
-    except (ValueError, KeyError, TypeError):
-        return known
-
-
 def differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
     """Where two JSON values differ, as `path: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):

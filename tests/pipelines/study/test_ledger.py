@@ -1,7 +1,5 @@
 """Trials in an Optuna storage: entered whole, taken over, never twice."""
 
-import contextlib
-import sqlite3
 import threading
 from dataclasses import replace
 
@@ -9,11 +7,10 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 
-from experiments import DataConfig, LayerRange, PruningConfig, Range, SearchSpace
+from experiments import DataConfig, LayerRange, Range, SearchSpace
 from pipelines.common.errors import StudyError
 from pipelines.graph.node import VERSIONS
 from pipelines.store.folder import FolderStore
-from pipelines.store.keys import content_key
 from pipelines.store.locks import FileLock
 from pipelines.study.ledger import StudyLedger
 from pipelines.study.search import startup
@@ -289,18 +286,6 @@ def test_a_bad_storage_is_one_clear_message_without_its_password(open_ledger, st
     assert "secret" not in str(caught.value)
 
 
-def test_an_option_that_came_later_does_not_shut_a_study_out(open_ledger, study):
-    ledger = open_ledger(study())
-    play(ledger, 4)
-    spec = ledger._optuna.user_attrs["igdit.spec"]
-    del spec["experiment"]["optim"]["precision"], spec["experiment"]["loss"]["target_guidance"]
-    del spec["pruning"]
-    ledger._optuna.set_user_attr("igdit.spec", spec)
-    assert len(open_ledger(study(pruning=PruningConfig())).trials()) == 4
-    with pytest.raises(ValueError, match=r"pruning\.enabled was True and is now False"):
-        open_ledger(study())
-
-
 def test_no_training_is_begun_for_points_that_another_one_is_going_to_take(open_ledger, study):
     """Two drivers, eight points of four each: two trainings, not a third one for the rest."""
     first, second = open_ledger(study()), open_ledger(study())
@@ -425,15 +410,8 @@ def test_data_are_the_same_wherever_they_and_their_labels_lie(open_ledger, study
             name="moved", experiment=replace(base, data=data, model=model, evaluation=evaluation)
         )
 
-    ledger = open_ledger(learnt_from(tmp_path / "here"))
-    before = dict(ledger._optuna.user_attrs["igdit.spec"])
-    open_ledger(learnt_from(tmp_path / "there", classes="labels.json", check_statistics=False))
-    # As it was written when data had no such fields, and a place of their own.
-    data = {**before["experiment"]["data"], "path": "/old", "codec_path": "/old/vae"}
-    del data["encoder_sha256"]
-    old = {**before, "experiment": {**before["experiment"], "data": data}}
-    ledger._optuna.set_user_attr("igdit.spec", old)
     open_ledger(learnt_from(tmp_path / "here"))
+    open_ledger(learnt_from(tmp_path / "there", classes="labels.json", check_statistics=False))
     with pytest.raises(ValueError, match=r"encoder_sha256 was None and is now '00"):
         open_ledger(learnt_from(tmp_path / "here", encoder_sha256="00" * 32))
 
@@ -494,24 +472,11 @@ def test_a_look_at_its_beginning_does_not_cost_a_driver_its_trials(open_ledger, 
     assert not {t.number for t in mine} & {t.number for t in yours}
 
 
-def test_a_study_is_called_the_same_for_ever_and_older_ones_as_before(open_ledger, study):
+def test_a_study_keeps_its_identity(open_ledger, study):
     first = open_ledger(study())
     again = open_ledger(study(default_trials=99))
     assert first.identity == again.identity
     assert open_ledger(study(name="another")).identity != first.identity
-    old = open_ledger(study(name="old"))
-    spec = old._optuna.user_attrs["igdit.spec"]
-    del spec["pruning"]["patience"]
-    old._optuna.set_user_attr("igdit.spec", spec)
-    forget_attribute(old, "igdit.identity")
-    assert open_ledger(study(name="old")).identity == content_key(["old", spec])
-
-
-def forget_attribute(ledger, key):
-    """Take an attribute of a study out of its database, as if it had never been."""
-    with contextlib.closing(sqlite3.connect(ledger._storage.engine.url.database)) as database:
-        database.execute("DELETE FROM study_user_attributes WHERE key = ?", (key,))
-        database.commit()
 
 
 @pytest.mark.parametrize("seed", range(5))
