@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -39,6 +40,29 @@ def kill_tree(root: int) -> None:
         except ProcessLookupError:
             continue
     wait_for(lambda: not any(alive(pid) for pid in pids[1:]), 30)
+
+
+def run_processes(work, world_size: int, *arguments) -> None:
+    """Call `work(rank, world_size, *arguments)` in that many new processes, and wait for their end.
+
+    They are forked from a server that has imported torch: importing it takes each 2 s.
+    """
+    import torch.multiprocessing
+
+    multiprocessing.set_forkserver_preload(["torch", "pytest"])
+    torch.multiprocessing.start_processes(
+        _in_environment,
+        (dict(os.environ), work, world_size, *arguments),
+        nprocs=world_size,
+        start_method="forkserver",
+    )
+
+
+def _in_environment(rank: int, environment: dict[str, str], work, *arguments) -> None:
+    """Call `work` with the variables of who asked for it, not with those of the server."""
+    os.environ.clear()
+    os.environ.update(environment)
+    work(rank, *arguments)
 
 
 def listeners(pids: list[int]) -> set[str]:

@@ -15,6 +15,9 @@ from ig_core.loss import ig_loss
 from ig_core.training.batches import BatchSource, DataOrder, WorkerShare
 from ig_core.training.loop import NonFiniteLossError, train
 from ig_core.training.state import HISTORY_COLUMNS, TrainState
+from tests.equipment.processes import run_processes
+
+pytestmark = pytest.mark.long
 
 MODEL = ModelConfig(
     depth=3,
@@ -250,7 +253,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch(micro_batch):
 
 
 def test_two_workers_equal_one_and_agree_on_errors(tmp_path):
-    torch.multiprocessing.spawn(train_then_meet_nan, (2, tmp_path), nprocs=2)
+    run_processes(train_then_meet_nan, 2, tmp_path)
     first, second = (load_checkpoint(tmp_path / f"rank{rank}") for rank in range(2))
     assert_same(first, second)
     assert_close(first, run(new_state(), TEN_STEPS))
@@ -258,7 +261,7 @@ def test_two_workers_equal_one_and_agree_on_errors(tmp_path):
 
 
 def test_three_resumed_workers_equal_uninterrupted_ones_bit_for_bit(tmp_path):
-    torch.multiprocessing.spawn(train_then_resume, (3, tmp_path), nprocs=3)
+    run_processes(train_then_resume, 3, tmp_path)
     whole = load_checkpoint(tmp_path / "whole0")
     for name in ("whole1", "whole2", "resumed0", "resumed1", "resumed2"):
         assert_same(load_checkpoint(tmp_path / name), whole)
@@ -357,7 +360,7 @@ def train_unevenly(rank, world_size, folder):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_uneven_parts_weigh_as_many_images_as_they_have(tmp_path, world_size):
-    torch.multiprocessing.spawn(train_unevenly, (world_size, tmp_path), nprocs=world_size)
+    run_processes(train_unevenly, world_size, tmp_path)
     alone = run(new_state(), config(batch_size=5, checkpoint_every=6))
     for name in (f"micro{m}-{rank}" for m in (None, 1) for rank in range(world_size)):
         assert_close(load_checkpoint(tmp_path / name), alone)

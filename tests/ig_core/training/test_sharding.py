@@ -15,6 +15,7 @@ from ig_core.training.loop import train
 from ig_core.training.parts import is_sharded, local
 from ig_core.training.sharding import shard
 from ig_core.training.state import TrainState
+from tests.equipment.processes import run_processes
 from tests.ig_core.training.test_loop import (
     LOSS,
     MODEL,
@@ -29,6 +30,8 @@ from tests.ig_core.training.test_loop import (
     process_group,
     run,
 )
+
+pytestmark = pytest.mark.long
 
 UNEVEN = config(batch_size=5, checkpoint_every=6)
 CLIPPED = replace(OPTIM, grad_clip=0.05, precision="bf16")
@@ -90,7 +93,7 @@ def folder(tmp_path_factory):
     """Checkpoints of `train_sharded`."""
     folder = tmp_path_factory.mktemp("sharded")
     save_checkpoint(run(new_state(), config(steps=3)), folder / "plain")
-    torch.multiprocessing.spawn(train_sharded, (2, folder), nprocs=2)
+    run_processes(train_sharded, 2, folder)
     return folder
 
 
@@ -141,7 +144,7 @@ def refuse(rank, world_size, folder):
 
 
 def test_what_cannot_be_read_in_parts_is_refused(tmp_path):
-    torch.multiprocessing.spawn(refuse, (1, tmp_path), nprocs=1)
+    run_processes(refuse, 1, tmp_path)
 
 
 def memory(name):
@@ -174,7 +177,7 @@ def test_no_worker_ever_holds_the_whole_of_a_checkpoint(tmp_path):
     save_checkpoint(large, tmp_path / "large")
     size = sum(path.stat().st_size for path in (tmp_path / "large").iterdir())
     assert size > 300e6
-    torch.multiprocessing.spawn(load_a_part, (2, tmp_path), nprocs=2)
+    run_processes(load_a_part, 2, tmp_path)
     for rank in range(2):
         # Half of it, and one tensor.
         assert int((tmp_path / f"peak-{rank}").read_text()) < 0.65 * size
@@ -229,7 +232,7 @@ def guide_the_target(rank, world_size, folder):
 
 
 def test_guidance_of_the_target_is_refused(tmp_path):
-    torch.multiprocessing.spawn(guide_the_target, (1, tmp_path), nprocs=1)
+    run_processes(guide_the_target, 1, tmp_path)
 
 
 def train_compiled(rank, world_size, folder):
@@ -245,5 +248,5 @@ def train_compiled(rank, world_size, folder):
 
 @pytest.mark.slow
 def test_compiled_blocks_can_be_sharded(tmp_path):
-    torch.multiprocessing.spawn(train_compiled, (2, tmp_path), nprocs=2)
+    run_processes(train_compiled, 2, tmp_path)
     assert_close(load_checkpoint(tmp_path / "compiled"), run(new_state()))

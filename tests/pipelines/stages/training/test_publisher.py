@@ -21,8 +21,11 @@ from pipelines.stages.training.publisher import TRAINING, Meetings, Orders
 from pipelines.stages.training.worker import train_worker
 from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.folder import FolderStore
+from tests.equipment.processes import run_processes
 from tests.ig_core.training.test_loop import assert_same, leave, process_group
 from tests.pipelines.conftest import damage, events, run_inline, tiny
+
+pytestmark = pytest.mark.long
 
 ALWAYS = {"save_minutes": 1e-9}
 LONG = {"steps": 60, "checkpoint_every": 30}
@@ -59,11 +62,17 @@ def state_of(store: FolderStore, graph: Graph, step: int):
     return load_checkpoint(store.open(graph.checkpoint(step).ref).path)
 
 
-def assert_as_if_undisturbed(store: FolderStore, graph: Graph, folder) -> None:
-    """The end is that of the same training, begun in another store and never interrupted."""
-    whole = FolderStore(folder)
-    trained(whole, graph.experiment)
-    assert_same(state_of(store, graph, 60), state_of(whole, graph, 60))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> FolderStore:
+    """A store with the same training, never interrupted and without states between checkpoints."""
+    store = FolderStore(tmp_path_factory.mktemp("undisturbed"))
+    trained(store, tiny(train=LONG, resources={"save_minutes": None}))
+    return store
+
+
+def assert_same_end(store: FolderStore, other: FolderStore, graph: Graph) -> None:
+    """Bit for bit."""
+    assert_same(state_of(store, graph, 60), state_of(other, graph, 60))
 
 
 def steps_of(found: list[dict]) -> list[int]:
@@ -87,13 +96,12 @@ def test_states_between_checkpoints_are_published_and_give_way_to_newer_ones(tmp
     assert Counter(e["kind"] for e in events(store, "deleted")) == {"resume": len(between)}
 
 
-def test_states_published_for_safety_change_no_result(tmp_path):
-    often, never = FolderStore(tmp_path / "often"), FolderStore(tmp_path / "never")
+def test_states_published_for_safety_change_no_result(tmp_path, undisturbed):
+    often = FolderStore(tmp_path)
     graph, _ = trained(often, tiny(train=LONG, resources=ALWAYS))
-    trained(never, tiny(train=LONG, resources={"save_minutes": None}))
     assert events(often, "published", "resume")
-    assert not events(never, "published", "resume")
-    assert_same(state_of(often, graph, 60), state_of(never, graph, 60))
+    assert not events(undisturbed, "published", "resume")
+    assert_same_end(often, undisturbed, graph)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -127,7 +135,9 @@ def interrupted(store: FolderStore, experiment, step: int) -> Graph:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_once(tmp_path):
+def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_once(
+    tmp_path, undisturbed
+):
     store, experiment = FolderStore(tmp_path), tiny(train=LONG, resources=ALWAYS)
     graph = interrupted(store, experiment, 11)
     assert (published_steps(store, graph), resume_steps(store, graph)) == ([], [11])
@@ -143,7 +153,7 @@ def test_after_a_crash_the_newest_state_is_continued_and_its_work_is_counted_onc
     assert (first["work_from_step"], last["work_from_step"]) == (0, 30)
     assert first["work_seconds"] > left["work_seconds"]
 
-    assert_as_if_undisturbed(store, graph, tmp_path / "whole")
+    assert_same_end(store, undisturbed, graph)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -226,7 +236,7 @@ def with_damage(store: FolderStore, node) -> None:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_of_damaged_states_the_next_older_good_one_is_continued(tmp_path):
+def test_of_damaged_states_the_next_older_good_one_is_continued(tmp_path, undisturbed):
     store = FolderStore(tmp_path)
     trained(store, tiny(train={"steps": 6, "checkpoint_every": 6}))
     experiment = tiny(train=LONG, resources=ALWAYS)
@@ -240,7 +250,7 @@ def test_of_damaged_states_the_next_older_good_one_is_continued(tmp_path):
     assert starts(store) == [0, 6, 11, 6]
     aside = [name.rpartition("-")[0] for name in store.set_aside()]
     assert aside == [f"resume-{graph.resume(step).key}" for step in (11, 13)]
-    assert_as_if_undisturbed(store, graph, tmp_path / "whole")
+    assert_same_end(store, undisturbed, graph)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -255,7 +265,7 @@ def test_without_a_good_state_a_training_begins_anew(tmp_path):
 # Leaving
 
 
-def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path):
+def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path, undisturbed):
     store, experiment = FolderStore(tmp_path), tiny(train=LONG)
     asked = []
 
@@ -270,7 +280,7 @@ def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path):
     _, again = trained(store, experiment)
     assert again == TrainOutcome(60)
     assert starts(store) == [0, outcome.step]
-    assert_as_if_undisturbed(store, graph, tmp_path / "whole")
+    assert_same_end(store, undisturbed, graph)
 
 
 def one_of_two(rank: int, world_size: int, folder, text: str) -> None:
@@ -325,7 +335,7 @@ def test_damage_that_one_worker_finds_ends_all_of_them(tmp_path, blind):
     graph, _ = trained(store, short)
     resources = dataclasses.replace(long.resources, runner="ray", num_workers=2)
     text = experiment_to_json(dataclasses.replace(long, resources=resources))
-    torch.multiprocessing.spawn(damaged_for_one, (2, tmp_path, text, blind), nprocs=2)
+    run_processes(damaged_for_one, 2, tmp_path, text, blind)
     for rank in range(2):
         said = (tmp_path / f"damaged-{rank}").read_text()
         assert f"checkpoint/{graph.checkpoint(30).key} is damaged" in said
@@ -334,7 +344,7 @@ def test_damage_that_one_worker_finds_ends_all_of_them(tmp_path, blind):
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, sharding):
+def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, undisturbed, sharding):
     store = FolderStore(tmp_path)
     inline = tiny(train=LONG)
     graph = run_inline(store, inline, [Graph(inline).data])
@@ -342,7 +352,7 @@ def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, shardin
         inline.resources, runner="ray", num_workers=2, sharding=sharding, **ALWAYS
     )
     text = experiment_to_json(dataclasses.replace(inline, resources=resources))
-    torch.multiprocessing.spawn(one_of_two, (2, tmp_path, text), nprocs=2)
+    run_processes(one_of_two, 2, tmp_path, text)
     ends = {(tmp_path / f"left-{rank}").read_text() for rank in range(2)}
     assert starts(store) == [0, step := events(store, "execute", "checkpoint")[1]["from_step"]]
     assert 0 < step < 30
@@ -351,11 +361,8 @@ def test_all_workers_leave_at_the_step_at_which_one_is_told_to(tmp_path, shardin
     assert ends == {f"True {step} [{step}]"}
     # The state of two workers, maybe in parts, is continued by one.
     trained(store, inline)
-    alone = FolderStore(tmp_path / "alone")
-    trained(alone, inline)
-    torch.testing.assert_close(
-        state_of(store, graph, 60).history, state_of(alone, graph, 60).history, rtol=1e-4, atol=1e-5
-    )
+    found, expected = (state_of(each, graph, 60).history for each in (store, undisturbed))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
