@@ -29,7 +29,7 @@ from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node, closure
 from pipelines.graph.plan import make_plan
 from pipelines.results.measurements import collect
-from pipelines.store.open import make_store
+from pipelines.store.open import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,11 +83,11 @@ def milliseconds(act: Callable[[], object], count: int, rounds: int = 5) -> list
 def measure(uri: str) -> None:
     """Measure one store and print a line for each thing."""
     experiment = small()
-    nodes = build(make_store(uri), experiment)
+    nodes = build(open_store(uri), experiment)
     graph = Graph(experiment)
 
     def open_all() -> None:
-        store = make_store(uri)
+        store = open_store(uri)
         for node in nodes:
             store.open(node.ref)
 
@@ -97,13 +97,13 @@ def measure(uri: str) -> None:
             open_all()
 
     def rerun() -> None:
-        store = make_store(uri)
+        store = open_store(uri)
         targets = collect(store, graph).targets
         Pipeline(store, experiment, InlineRunner, NullListener()).run(targets)
         collect(store, graph)
 
     tasks: dict[str, Callable[[], object]] = {
-        "plan": lambda: [make_plan(make_store(uri), nodes)],
+        "plan": lambda: [make_plan(open_store(uri), nodes)],
         "open": open_all,
         "rerun": rerun,
     }

@@ -22,7 +22,7 @@ from ig_core.training.state import TrainState
 from pipelines.graph.graph import Graph
 from pipelines.stages.training.publisher import Publisher
 from pipelines.stages.training.start import Team
-from pipelines.store.open import make_store
+from pipelines.store.open import open_store
 
 
 def state_of(model: str, device: str) -> TrainState:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store = make_store(chosen.store or folder)
+        store = open_store(chosen.store or folder)
         store.prepare()
         state = state_of(chosen.model, chosen.device)
         experiment = dataclasses.replace(get_experiment("digits"), name="publishing")

@@ -27,9 +27,9 @@ from pipelines.execution.ray_env import prepare_ray_environment
 from pipelines.graph.graph import Graph
 from pipelines.stages.build import WORK, build
 from pipelines.stages.codec import open_dataset
-from pipelines.stages.context import open_store
 from pipelines.stages.jobs import Job, TrainJob
 from pipelines.stages.training.worker import train_worker
+from pipelines.store.open import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,10 @@ def bare(folder: Path, store: str, experiment: Experiment, steps: int) -> None:
     torch.set_num_threads(1)
     graph = Graph(experiment)
     state = TrainState.new(experiment.model, experiment.optim, experiment.train.seed)
-    dataset, turns = open_dataset(open_store(store), graph), Turns(folder, "bare", "group")
+    dataset, turns = (
+        open_dataset(open_store(store, in_use=True), graph),
+        Turns(folder, "bare", "group"),
+    )
     for step in train(state, dataset, experiment.loss, experiment.train, flush_every=steps):
         if step % steps == 0:
             turns.done(step)

@@ -19,7 +19,7 @@ from ig_core.files.extras import MissingLibraryError, extra
 from pipelines.commands.help import HELP, asks_for_help, program_version
 from pipelines.common.errors import PipelineError, UsageError
 from pipelines.common.memory import explanation, ran_out_of_memory
-from pipelines.common.redaction import DiscreetFormatter, discreet, load_secrets, print_discreetly
+from pipelines.common.redaction import RedactingFormatter, load_secrets, print_redacted, redact
 from pipelines.common.settings import is_debugging, unset_empty_settings
 from pipelines.store.rights import explain
 
@@ -142,7 +142,7 @@ def _main(arguments: list[str] | None) -> int:
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    _speak_discreetly()
+    _redact_output()
     unset_empty_settings()
     if arguments[:1] == ["help"]:  # `igdit help run` is `igdit run --help`
         arguments = [*arguments[1:2], "--help"]
@@ -176,7 +176,7 @@ def _explain(error: Exception) -> int | None:
     """Print an error in one line; returns the exit code, None for an error of the program."""
     if isinstance(error, ValueError | OSError | PipelineError | MissingLibraryError):
         said = explain(error) if isinstance(error, OSError) else error
-        _log_error(discreet(said))
+        _log_error(redact(said))
         if not isinstance(error, UsageError | PipelineError | MissingLibraryError):
             _log_error("set IGDIT_DEBUG=1 to see the traceback")
         return 2 if isinstance(error, ValueError) else 1
@@ -194,12 +194,12 @@ def _log_error(text: str) -> None:
     log(make_console(sys.stderr), f"igdit: {text}")
 
 
-def _speak_discreetly() -> None:
+def _redact_output() -> None:
     """Redact log records and tracebacks, which others see as well: in a job's log, in a mail."""
     handler = logging.StreamHandler()
-    handler.setFormatter(DiscreetFormatter("%(levelname)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    sys.excepthook = print_discreetly
+    sys.excepthook = print_redacted
 
 
 def _interrupt(*_: object) -> None:

@@ -10,7 +10,7 @@ from experiments.tables import TABLES
 from pipelines.commands.help import asks_for_help, help_of
 from pipelines.commands.parse import parse_options
 from pipelines.common.errors import ArtifactError, NoStudiesError, TrackingError, UsageError
-from pipelines.common.redaction import discreet, in_one_line
+from pipelines.common.redaction import redact, redact_error
 from pipelines.console.console import log, make_console
 from pipelines.console.paper_table import write_table
 from pipelines.graph.garbage import in_use
@@ -87,14 +87,14 @@ def rebuild(home: Home, storage: str | None, log: Callable[[str], None]) -> int:
                 log(name)
             except ArtifactError as error:
                 left += 1
-                log(discreet(f"{name}: not updated: {error}"))
+                log(redact(f"{name}: not updated: {error}"))
             except TrackingError as error:
                 # Of a server that is gone the others need not be tried.
                 _reached(home, tracker.client.search_experiments)
                 left += 1
                 log(f"{name}: not updated: {error}")
     log(
-        f"MLflow at {discreet(home.tracking_uri)} is up to date for {len(work) - left} of "
+        f"MLflow at {redact(home.tracking_uri)} is up to date for {len(work) - left} of "
         f"{len(work)} experiments, studies and tables."
     )
     return 1 if left else 0
@@ -110,7 +110,7 @@ def _reached(home: Home, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         damage = damage_of(home.tracking_uri)
         raise TrackingError(
             damage
-            or discreet(f"MLflow at {home.tracking_uri} could not be updated: {in_one_line(error)}")
+            or redact(f"MLflow at {home.tracking_uri} could not be updated: {redact_error(error)}")
         ) from None
 
 

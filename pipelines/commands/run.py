@@ -24,7 +24,7 @@ from pipelines.execution.scheduler import Pipeline
 from pipelines.execution.session import RunnerSession
 from pipelines.graph.garbage import in_use
 from pipelines.graph.graph import Graph
-from pipelines.graph.plan import make_plan, set_corrupt_aside
+from pipelines.graph.plan import make_plan, quarantine_corrupt
 from pipelines.graph.resolve import resolve
 from pipelines.reports.plots import write_report
 from pipelines.reports.run_page import headline, write_run_page
@@ -65,7 +65,7 @@ def run_experiment(
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, Record.of_run(experiment, graph.run_key))
         store.sweep()
-        aside = set_corrupt_aside(store, graph) if rebuild else []
+        aside = quarantine_corrupt(store, graph) if rebuild else []
         for node in aside:
             log(console, f"quarantined damaged {node.ref}")
         targets = (*collect(store, graph).targets, *aside)

@@ -15,7 +15,7 @@ from pipelines.commands.help import asks_for_help, help_of
 from pipelines.commands.parse import parse_options
 from pipelines.common.errors import PipelineError, UsageError
 from pipelines.common.formatting import number
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.console.console import ask, log, make_console
 from pipelines.console.study import (
     print_confirmation,
@@ -171,7 +171,7 @@ def _with_holdout(
         rebuild_damaged(home.store, lambda: pipeline.run(targets), log)
     except (PipelineError, OSError) as error:  # the study itself is safe
         reason = explain(error) if isinstance(error, OSError) else error
-        log(discreet(f"The best point could not be measured on holdout noise: {reason}"))
+        log(redact(f"The best point could not be measured on holdout noise: {reason}"))
     finally:
         session.close()
     return replace(found, holdout=read_holdout(home.store, graph, chosen))

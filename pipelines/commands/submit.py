@@ -15,7 +15,7 @@ from experiments import EXPERIMENTS, STUDIES
 from pipelines.commands.help import HELP, asks_for_help
 from pipelines.commands.parse import parse_options
 from pipelines.common.errors import UsageError
-from pipelines.common.redaction import discreet, has_password
+from pipelines.common.redaction import has_secret, redact
 from pipelines.common.revision import commit_of
 from pipelines.common.settings import all_variables, dashboard_address
 from pipelines.console.console import ask, make_console
@@ -197,9 +197,9 @@ def _address(options: SubmitOptions) -> str:
     if not given.startswith(("http://", "https://")) or not given.partition("://")[2].strip("/"):
         raise UsageError(
             f"{name} must be http://HOST:PORT or https://HOST:PORT of the cluster's "
-            f"dashboard, but got {discreet(given)!r}"
+            f"dashboard, but got {redact(given)!r}"
         )
-    if "@" in given or has_password(given):
+    if "@" in given or has_secret(given):
         raise UsageError(
             f"{name} must be without a user and a password; Ray's token is named by "
             f"RAY_AUTH_TOKEN_PATH"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipelines.common.errors import MemoryExhaustedError
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
 
 def explanation(error: BaseException, doing: str, remedy: str) -> str:
     """Explain in a line where memory ran out, in what work, and what saves memory."""
-    lines = [line for line in discreet(error).splitlines() if line.strip()]
+    lines = [line for line in redact(error).splitlines() if line.strip()]
     said = next(
         (line for line in lines if any(each.lower() in line.lower() for each in PHRASES)),
         lines[0] if lines else type(error).__name__,

@@ -1,4 +1,8 @@
-"""What may be said of addresses and errors: never a password or a token."""
+"""Redaction: passwords, tokens and keys never appear in a text that igdit writes.
+
+A secret is a password or a token in an address, the value of a variable of
+`settings.SECRET_VARIABLES`, or a secret value of the file that `IGDIT_SECRETS` names.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-SHORTEST = 4
-"""Characters of a value that is hidden wherever it stands: a shorter one is part of any text."""
-HIDDEN = "***"
+MIN_SECRET_CHARACTERS = 4
+"""Length of the shortest secret that is redacted wherever it stands: a shorter one is part of any
+text."""
+REDACTED = "***"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]*")
 USER_AND_PASSWORD = re.compile(r"(?<=://)([^\s:/?#@\"']*):([^\s\"'<>]*)@")
 BARE_USER = re.compile(r"((?:https?|s3a?|gs|gcs)://)[^\s:/?#@\"'<>]+@", re.IGNORECASE)
 """A user without a password where none is usual: it is a token. (A database's user is usual, and
 in abfs://CONTAINER@ACCOUNT it is no user.)"""
+USER = re.compile(r"(?<=://)[^\s/?#\"']*@")
 PARAMETER = re.compile(r"([?&;])([^\s=&;?#\"'<>]+)=([^\s&\"'<>]*)")
 SECRET_PARAMETER = re.compile(
     r"passw|pwd|secret|token|credential|signature|^sig$|^auth|^(access|api|account|private)?[_-]?key$"
@@ -34,89 +40,6 @@ SECRET_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 """Names of parameters whose values are secret. `sslkey` and `passfile` name files."""
-_kept: set[str] = set()
-USER = re.compile(r"(?<=://)[^\s/?#\"']*@")
-
-
-def keep_secret(values: Iterable[str]) -> None:
-    """Hide these as well, as long as this process lives."""
-    _kept.update(values)
-
-
-def credentials_in(text: str) -> set[str]:
-    """Passwords and tokens in the addresses of a text, as they stand there and decoded."""
-    # Parameters first, as in `discreet`.
-    addresses = " ".join(ADDRESS.findall(text))
-    found = {match[3] for match in PARAMETER.finditer(addresses) if _is_secret(match)}
-    without = PARAMETER.sub("", addresses)
-    found |= {match[2] for match in USER_AND_PASSWORD.finditer(without)}
-    bare = BARE_USER.finditer(USER_AND_PASSWORD.sub("", without))
-    found |= {match[0].partition("://")[2].removesuffix("@") for match in bare}
-    return found | {unquote(each) for each in found}
-
-
-def secrets() -> list[str]:
-    """What must be shown nowhere, longest first: one may be a part of another."""
-    found = _kept | secret_values()
-    return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
-
-
-def discreet(said: object) -> str:
-    """A text, an address or an error, with its passwords and tokens hidden."""
-    # Parameters first: with an @ in one, what is before it looks like a user and a password.
-    text = PARAMETER.sub(_hide_parameter, str(said))
-    text = USER_AND_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
-    text = BARE_USER.sub(rf"\1{HIDDEN}@", text)
-    for secret in secrets():
-        text = text.replace(secret, HIDDEN)
-    return text
-
-
-def in_one_line(error: BaseException) -> str:
-    """Say what happened, discreetly, without the statements and addresses that SQLAlchemy adds."""
-    return discreet(str(error).strip().split("\n", 1)[0] or type(error).__name__)
-
-
-def has_password(text: str) -> bool:
-    """Whether a text holds an address with a password or a token in it, or a value to be hidden."""
-    # Shorter values are words of any text; a password in an address is found at any length.
-    hidden = (value for value in secrets() if len(value) >= 2 * SHORTEST)
-    if USER_AND_PASSWORD.search(text) or BARE_USER.search(text):
-        return True
-    parameters = PARAMETER.finditer("\n".join(ADDRESS.findall(text)))
-    return any(map(_is_secret, parameters)) or any(value in text for value in hidden)
-
-
-def _is_secret(parameter: re.Match[str]) -> bool:
-    return bool(parameter[3]) and SECRET_PARAMETER.search(unquote(parameter[2])) is not None
-
-
-def _hide_parameter(parameter: re.Match[str]) -> str:
-    if not _is_secret(parameter):
-        return parameter[0]
-    return f"{parameter[1]}{parameter[2]}={HIDDEN}"
-
-
-class DiscreetFormatter(logging.Formatter):
-    """Of log records, whoever wrote them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as text."""
-        return discreet(super().format(record))
-
-
-def print_discreetly(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """A traceback, as `sys.excepthook` prints it, but discreet."""
-    sys.stderr.write(discreet("".join(traceback.format_exception(kind, error, trace))))
-
-
-def without_user(address: str) -> str:
-    """An address as anybody may open it: without the user and the password in it."""
-    return USER.sub("", USER_AND_PASSWORD.sub("", address, count=1), count=1)
-
-
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET_VARIABLE = re.compile(
     r"PASS(?!FILE)|PWD|(^|_)PW$|SECRET|TOKENS?(_|$)|CREDENTIAL|SIGNATURE|BEARER|COOKIE"
@@ -128,33 +51,122 @@ NO_SECRET_VARIABLE = re.compile(
     r"_(PATH|FILE|DIR|MODE)$|(?<!SECRET)_ID$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE
 )
 """Names among these whose values are files, identities or settings."""
+_added: set[str] = set()
+"""Secrets that this process was told of."""
+
+
+def redact(text: object) -> str:
+    """Return a text, an address or an error with its passwords and tokens replaced by `***`."""
+    # Parameters first: with an @ in one, what is before it looks like a user and a password.
+    redacted = PARAMETER.sub(_redact_parameter, str(text))
+    redacted = USER_AND_PASSWORD.sub(rf"\1:{REDACTED}@", redacted)
+    redacted = BARE_USER.sub(rf"\1{REDACTED}@", redacted)
+    for secret in known_secrets():
+        redacted = redacted.replace(secret, REDACTED)
+    return redacted
+
+
+def redact_error(error: BaseException) -> str:
+    """Return an error in one line, redacted, without the statements that SQLAlchemy adds."""
+    return redact(str(error).strip().split("\n", 1)[0] or type(error).__name__)
+
+
+def without_user(address: str) -> str:
+    """Return an address without the user and the password in it, so that anybody may open it."""
+    return USER.sub("", USER_AND_PASSWORD.sub("", address, count=1), count=1)
+
+
+def has_secret(text: str) -> bool:
+    """Return True if a text holds a known secret, or an address with a password or a token."""
+    # Shorter values are words of any text; a password in an address is found at any length.
+    secrets = (value for value in known_secrets() if len(value) >= 2 * MIN_SECRET_CHARACTERS)
+    if USER_AND_PASSWORD.search(text) or BARE_USER.search(text):
+        return True
+    parameters = PARAMETER.finditer("\n".join(ADDRESS.findall(text)))
+    return any(map(_is_secret_parameter, parameters)) or any(value in text for value in secrets)
+
+
+def known_secrets() -> list[str]:
+    """List the secrets of the environment and those added, longest first.
+
+    The order matters: one may be a part of another.
+    """
+    values = _added | secret_values()
+    secrets = (value for value in values if len(value) >= MIN_SECRET_CHARACTERS)
+    return sorted(secrets, key=len, reverse=True)
+
+
+def add_secrets(values: Iterable[str]) -> None:
+    """Redact these values as well, as long as this process lives."""
+    _added.update(values)
+
+
+def secrets_in_addresses(text: str) -> set[str]:
+    """Return the passwords and tokens in the addresses of a text, as they stand and decoded."""
+    # Parameters first, as in `redact`.
+    addresses = " ".join(ADDRESS.findall(text))
+    secrets = {match[3] for match in PARAMETER.finditer(addresses) if _is_secret_parameter(match)}
+    without = PARAMETER.sub("", addresses)
+    secrets |= {match[2] for match in USER_AND_PASSWORD.finditer(without)}
+    bare = BARE_USER.finditer(USER_AND_PASSWORD.sub("", without))
+    secrets |= {match[0].partition("://")[2].removesuffix("@") for match in bare}
+    return secrets | {unquote(secret) for secret in secrets}
+
+
+def _is_secret_parameter(parameter: re.Match[str]) -> bool:
+    return bool(parameter[3]) and SECRET_PARAMETER.search(unquote(parameter[2])) is not None
+
+
+def _redact_parameter(parameter: re.Match[str]) -> str:
+    if not _is_secret_parameter(parameter):
+        return parameter[0]
+    return f"{parameter[1]}{parameter[2]}={REDACTED}"
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formatter that redacts log records, whoever wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as redacted text."""
+        return redact(super().format(record))
+
+
+def print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print a redacted traceback; takes the place of `sys.excepthook`."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+# The file of secrets
 
 
 def load_secrets() -> None:
-    """Put what stands in the file of `IGDIT_SECRETS` into the environment, if there is one.
+    """Set the variables of the file that `IGDIT_SECRETS` names, if it does.
 
-    What is set already stays. Doing it again changes nothing. Passwords, tokens and keys in it are
-    redacted from all that is said, also those in addresses; users, buckets and hosts are not.
+    A variable that is set already stays. Loading again changes nothing. Passwords, tokens and keys
+    of the file, also those in addresses, are redacted from then on; users, buckets and hosts are
+    not.
 
     Raises:
-        ValueError: the file is not there, others may read it, or a line is not NAME=VALUE.
+        ValueError: If the file is not there, others may read it, or a line is not NAME=VALUE.
     """
-    given = secrets_file()
-    if not given:
+    file = secrets_file()
+    if not file:
         return
-    found = parse_secrets(_read(Path(given)), given)
-    for name, value in found.items():
-        keep_secret([value] if is_secret(name) else credentials_in(value))
-    set_defaults(found)
+    variables = parse_secrets(_read(Path(file)), file)
+    for name, value in variables.items():
+        add_secrets([value] if is_secret(name) else secrets_in_addresses(value))
+    set_defaults(variables)
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of a variable of that name is a password, a token or a key."""
+    """Return True if a variable of that name holds a password, a token or a key."""
     return bool(SECRET_VARIABLE.search(name)) and not NO_SECRET_VARIABLE.search(name)
 
 
 def _read(path: Path) -> str:
-    """The file's text, of the very file whose permissions were looked at."""
+    """Read a file, and check the permissions of that very file."""
     try:
         with path.open(encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -175,14 +187,18 @@ def _read(path: Path) -> str:
 
 
 def parse_secrets(text: str, file: str) -> dict[str, str]:
-    """Names and values of NAME=VALUE lines; blank lines and lines that begin with # are skipped.
+    """Parse NAME=VALUE lines; blank lines and lines that begin with # are skipped.
 
     A value may stand in single or double quotes, which are taken off; nothing in it is replaced.
 
+    Args:
+        text: The lines.
+        file: Path of the file, for the message.
+
     Raises:
-        ValueError: a line is something else; the message does not repeat it.
+        ValueError: If a line is something else; the message does not repeat it.
     """
-    found = {}
+    values = {}
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
@@ -193,5 +209,5 @@ def parse_secrets(text: str, file: str) -> dict[str, str]:
             raise ValueError(f"line {number} of {file} must be NAME=VALUE (it is not shown here)")
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
-        found[name] = value
-    return found
+        values[name] = value
+    return values

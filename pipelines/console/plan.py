@@ -13,7 +13,7 @@ from experiments.published import IMAGENET_TRAIN
 from ig_core.config import Guidance
 from ig_core.costs import forward_flops, parameter_count, sampling_flops, training_flops
 from pipelines.common.formatting import data_size, number
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.common.remedies import option
 from pipelines.console.console import ScreenTable, log, numbers, print_table, words
 from pipelines.graph.node import STAGES, Node, closure
@@ -180,7 +180,7 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
                 _what_would_run(graph, store, kind, missing),
             )
         )
-    title = f"{graph.experiment.name} {graph.run_key[:8]} in {discreet(store.uri)}"
+    title = f"{graph.experiment.name} {graph.run_key[:8]} in {redact(store.uri)}"
     columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
     print_table(ScreenTable(title, columns, rows, keys=2), console)
     if results.chosen is None and (count := graph.most_holdout_images):

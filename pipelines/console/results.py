@@ -10,7 +10,7 @@ from rich.text import Text
 
 from experiments.protocols import protocol_name
 from pipelines.common.formatting import change, data_size, in_words, metric, metric_interval, number
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.console.console import ScreenTable, log, numbers, print_table, words
 from pipelines.graph.garbage import store_summary
 from pipelines.results.measurements import checkpoint_name
@@ -200,7 +200,7 @@ def print_store(store: Store, console: Console) -> None:
         print_table(ScreenTable("Studies, tables, evaluations", columns, rows), console)
     kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
     columns = [*words("kind"), *numbers("artifacts", "size")]
-    print_table(ScreenTable(f"Artifacts in {discreet(store.uri)}", columns, kinds), console)
+    print_table(ScreenTable(f"Artifacts in {redact(store.uri)}", columns, kinds), console)
 
 
 def _length(experiment: Experiment) -> str:

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pipelines.common.errors import StoppedError
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.common.settings import ray_address
 from pipelines.execution.ray_env import prepare_ray_environment
 
@@ -88,7 +88,7 @@ def describe_runner(resources: Resources) -> str:
     if resources.runner == "inline":
         return "inline, in this process"
     where = ray_address()
-    place = f"at {discreet(where)}" if where else "on this machine"
+    place = f"at {redact(where)}" if where else "on this machine"
     plural = "" if resources.num_workers == 1 else "s"
     elastic = f"{resources.min_workers} to " if resources.min_workers is not None else ""
     return f"Ray {place}, {elastic}{resources.num_workers} training worker{plural}"

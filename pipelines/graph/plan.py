@@ -50,7 +50,7 @@ def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
     return Plan(frozenset(cached), tuple(missing))
 
 
-def set_corrupt_aside(store: Store, graph: Graph) -> list[Node]:
+def quarantine_corrupt(store: Store, graph: Graph) -> list[Node]:
     """Check every artifact of the experiment and set the damaged ones aside; returns them.
 
     All checkpoints of its trajectory are looked at: a training may start from any of them. (One

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from experiments import experiment_from_json
 from pipelines.common.memory import explaining_memory
 from pipelines.common.redaction import load_secrets
-from pipelines.stages.context import Context, describe, open_store, write_experiment
+from pipelines.stages.context import Context, describe, write_experiment
+from pipelines.stages.jobs import Work
+from pipelines.stages.training.worker import train_worker
+from pipelines.store.open import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from pipelines.stages.jobs import Job
-from pipelines.stages.jobs import Work
-from pipelines.stages.training.worker import train_worker
 
 
 def build(job: Job) -> None:
@@ -43,7 +44,7 @@ def build(job: Job) -> None:
         "evaluate": build_evaluation,
     }
     load_secrets()
-    store, experiment = open_store(job.store), experiment_from_json(job.experiment)
+    store, experiment = open_store(job.store, in_use=True), experiment_from_json(job.experiment)
     contexts = [Context(store, node, experiment) for node in job.nodes]
     torch.set_num_threads(1)
     set_tf32(enabled=experiment.resources.tf32)

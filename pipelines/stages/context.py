@@ -12,7 +12,6 @@ from experiments import Experiment, experiment_to_json
 from pipelines.common.revision import code_commit
 from pipelines.graph.node import VERSIONS, Node
 from pipelines.store.file_names import EXPERIMENT_FILE
-from pipelines.store.open import make_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,12 +40,6 @@ class Context:
     def device(self) -> str:
         """Where tensors go."""
         return self.experiment.resources.device
-
-
-@functools.cache
-def open_store(uri: str) -> Store:
-    """One store a process, so that files are checked once."""
-    return make_store(uri, known=True)
 
 
 def describe(node: Node) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.schema import read_dataclass
 from pipelines.common.errors import PipelineError, StoppedError
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.store.files import replace_text
 from pipelines.store.locks import FileLock, holder, wait_for_lock
 from pipelines.store.rights import explain
@@ -174,7 +174,7 @@ class Activity:
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of the state; passwords and tokens in their texts are hidden."""
-        texts: Any = {name: discreet(v) for name, v in changes.items() if isinstance(v, str)}
+        texts: Any = {name: redact(v) for name, v in changes.items() if isinstance(v, str)}
         with self._lock:
             self._process_state = replace(
                 self._process_state, updated=time.time(), **{**changes, **texts}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.common import settings
-from pipelines.store.open import file_path, make_store, require_lasting
+from pipelines.store.open import file_path, open_store, require_lasting
 from pipelines.store.rights import require_writable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Home:
     @cached_property
     def store(self) -> Store:
         """The artifact store: `IGDIT_STORE` (a folder or s3://BUCKET/PREFIX), or a folder here."""
-        return make_store(settings.store_address() or str(self.root / "store"))
+        return open_store(settings.store_address() or str(self.root / "store"))
 
     @property
     def tracking_uri(self) -> str:

@@ -1,7 +1,8 @@
-"""From an address to a store."""
+"""Addresses of stores and databases: open a store, and find the path on this machine."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -15,22 +16,33 @@ if TYPE_CHECKING:
 BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """fsspec's names of file systems that write an object only if it is not there, in one step."""
 CACHE_GIB = 50.0
+"""Size of a machine's copies of what lies in a bucket, in GiB, unless IGDIT_CACHE_GIB is set."""
 RAY_PACKAGE = "_ray_pkg_"
-"""Ray unpacks what a job uploads into folders that begin with it, and deletes them."""
+"""Beginning of the folders that Ray unpacks a job's upload into, and deletes."""
 
 
-def make_store(uri: str, *, known: bool = False) -> Store:
-    """The store at an address: a folder (also file://), or a bucket such as s3://BUCKET/PREFIX.
+def open_store(uri: str, *, in_use: bool = False) -> Store:
+    """Open the store at an address: a folder (also file://), or a bucket (s3://BUCKET/PREFIX).
 
     Args:
         uri: The address.
-        known: Somebody else uses it already, so that a bucket that does not answer is away for a
-            while and not misnamed.
+        in_use: A run that this process works for uses the store already. The process then opens it
+            once, so that files are checked once, and a bucket that does not answer is taken to be
+            away for a while, not misnamed.
 
     Raises:
-        ValueError: it is no such address, or IGDIT_CACHE_GIB or IGDIT_LEASE_SECONDS is no number
-            that can be.
+        ValueError: If this is no such address, or IGDIT_CACHE_GIB or IGDIT_LEASE_SECONDS is out of
+            range.
     """
+    return _open_in_use(uri) if in_use else _open(uri)
+
+
+@functools.cache
+def _open_in_use(uri: str) -> Store:
+    return _open(uri, known=True)
+
+
+def _open(uri: str, *, known: bool = False) -> Store:
     path = file_path(uri)
     if path is not None:
         return FolderStore(Path(path).expanduser())
@@ -50,15 +62,15 @@ def make_store(uri: str, *, known: bool = False) -> Store:
 
 
 def file_path(uri: str) -> str | None:
-    """The path that an address names: /x for file:///x, file:/x and file://localhost/x.
+    """Return the path that an address names: /x for file:///x, file:/x and file://localhost/x.
 
-    A path without a scheme is taken as it is.
+    A path without a scheme is returned unchanged.
 
     Returns:
-        None: it is an address of something else.
+        The path; None if the address names no file.
 
     Raises:
-        ValueError: it is a file of another host.
+        ValueError: If the file lies on another host.
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or "/" in scheme:
@@ -77,7 +89,7 @@ def file_path(uri: str) -> str | None:
 
 
 def local_path(address: str) -> str | None:
-    """The path that a store's or a database's address names; None: it is on no disk of ours."""
+    """Return the path that the address of a store or a database names; None if it is remote."""
     scheme, _, rest = address.partition("://")
     if scheme.startswith("sqlite"):
         return rest.partition("?")[0].removeprefix("/")
@@ -85,14 +97,14 @@ def local_path(address: str) -> str | None:
 
 
 def require_lasting(variable: str, address: str) -> None:
-    """Refuse a place for results that Ray deletes: the folder that a job was uploaded to.
+    """Check that results do not go to a folder that Ray deletes: that of a job's upload.
 
     Args:
-        variable: What names the place, for the message.
+        variable: Environment variable that sets the place, for the message.
         address: A path, or the address of a store or a database.
 
     Raises:
-        ValueError: it lies in such a folder.
+        ValueError: If the place lies in such a folder.
     """
     path = local_path(address)
     if path is None:

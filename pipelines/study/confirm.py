@@ -23,7 +23,7 @@ from pipelines.common.errors import (
     WorkerLostError,
 )
 from pipelines.common.formatting import number
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.execution.listener import NullListener
 from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
@@ -183,7 +183,7 @@ class _Runs:
         try:
             rebuild_damaged(store, lambda: pipeline.run([graph.headline.evaluate]), self._log)
         except (TrainingFailedError, SamplingFailedError, WorkerLostError) as error:
-            self._log(discreet(f"confirm   failed: {label}: {error}"))
+            self._log(redact(f"confirm   failed: {label}: {error}"))
             return
         finally:
             listener.close()

@@ -17,7 +17,7 @@ from pipelines.common.errors import (
     WorkerLostError,
 )
 from pipelines.common.formatting import metric_interval, number
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.execution.runners import describe_runner
 from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
@@ -215,7 +215,7 @@ class StudyDriver:
         return None
 
     def _record_failure(self, trial_group: list[Trial], error: Exception) -> str:
-        reason = discreet(f"{type(error).__name__}: {error}")  # kept in the study's database
+        reason = redact(f"{type(error).__name__}: {error}")  # kept in the study's database
         self.ledger.fail(trial_group, reason)
         scale = f", scale {trial_group[0].point.ig_scale:g}" if len(trial_group) == 1 else ""
         training = f"{trial_group[0].point.training_name}{scale}"

@@ -28,7 +28,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from experiments.study import Study
 from pipelines.common.errors import NoStudiesError, StudyError
-from pipelines.common.redaction import discreet, in_one_line
+from pipelines.common.redaction import redact, redact_error
 from pipelines.study.trials import SPEC, differences, own_trials, point_key
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     except SQLAlchemyError as error:
         raise ValueError(
             f"the study's storage must be a database URL (sqlite:///FILE, "
-            f"postgresql+psycopg://USER@HOST/NAME), but got {discreet(url)!r}"
+            f"postgresql+psycopg://USER@HOST/NAME), but got {redact(url)!r}"
         ) from error
-    shown = discreet(parsed.render_as_string(hide_password=True))  # parameters as well
+    shown = redact(parsed.render_as_string(hide_password=True))  # parameters as well
     # SQLite: wait for another process's write instead of failing. Servers: notice a restart.
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
@@ -103,7 +103,7 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     except Exception as error:  # of SQLAlchemy, Optuna, Alembic or the driver
         raise ValueError(
             f"the study's storage must be a database that can be reached, but {shown} is not: "
-            f"{in_one_line(_cause(error))}.{_mend(error)}"
+            f"{redact_error(_cause(error))}.{_mend(error)}"
         ) from error
     return storage
 
@@ -187,7 +187,7 @@ def outlast(act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False)
             first = now if first is None else first
             if not can_pass(error) or now - first > OUTAGE_SECONDS or stopped():
                 raise StudyError(
-                    f"the study's database failed: {in_one_line(_cause(error))}.{_mend(error)} "
+                    f"the study's database failed: {redact_error(_cause(error))}.{_mend(error)} "
                     f"Nothing that was computed is lost: the same command goes on from there."
                 ) from error
             time.sleep(1.0)

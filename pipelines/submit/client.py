@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.common.errors import JobServerError, UsageError
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.common.settings import all_variables, has_ray_token, ray_token_path, set_defaults
 from pipelines.console.console import log
 from pipelines.submit.uploads import check_no_secrets
@@ -249,4 +249,4 @@ def how_to_go_on(submission_id: str, address: str) -> str:
 
 
 def _log(console: Console, text: str) -> None:
-    log(console, discreet(text))
+    log(console, redact(text))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipelines.common.errors import UsageError
-from pipelines.common.redaction import discreet, has_password
+from pipelines.common.redaction import has_secret, redact
 from pipelines.common.settings import COMMIT, SECRETS_FILE
 from pipelines.execution.ray_env import RAY_SETTINGS
 from pipelines.graph.resolve import PINNED
@@ -135,13 +135,13 @@ class Submission:
             UsageError: If the command or a variable holds a secret.
         """
         for name, value in self.environment.items():
-            if has_password(value) or SECRET_NAME.search(name.removeprefix(SECRETS_FILE)):
+            if has_secret(value) or SECRET_NAME.search(name.removeprefix(SECRETS_FILE)):
                 raise UsageError(f"{name} would be readable in the job's description: {SAFELY}")
         for word in (self.entrypoint, *self.words):
-            if has_password(word):
+            if has_secret(word):
                 raise UsageError(
                     f"a password must not be in the command, but it is in "
-                    f"{discreet(word)!r}: {SAFELY}"
+                    f"{redact(word)!r}: {SAFELY}"
                 )
 
 
@@ -162,7 +162,7 @@ def environment_for(
     for item in extra:
         name, equals, value = item.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UsageError(f"--env must be NAME=VALUE, but got {discreet(item)!r}")
+            raise UsageError(f"--env must be NAME=VALUE, but got {redact(item)!r}")
         found[name] = value
     path = secrets or here.get(SECRETS_FILE, "").strip()
     if path:
@@ -236,9 +236,9 @@ def check_addresses(
 def _check_address(
     name: str, address: str, example: str, cluster: str, *, shared: bool, chosen: bool
 ) -> None:
-    if has_password(address):
+    if has_secret(address):
         raise UsageError(
-            f"{name} must be without a password or a token, but got {discreet(address)!r}: {SAFELY}"
+            f"{name} must be without a password or a token, but got {redact(address)!r}: {SAFELY}"
         )
     path = local_path(address)
     if path is None:

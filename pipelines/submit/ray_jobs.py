@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from pipelines.common.errors import JobServerError
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.common.settings import override, upload_obeys_gitignore
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class JobServer:
             raise
         except (OSError, RuntimeError, ClientError) as error:
             # Lost; the caller asks what became of the job.
-            logging.getLogger(__name__).debug("the log was lost: %s", discreet(error))
+            logging.getLogger(__name__).debug("the log was lost: %s", redact(error))
         return max(reader.seen, skip)
 
     def tail(self, submission_id: str) -> Any:  # noqa: ANN401
@@ -166,7 +166,7 @@ class JobServer:
                 f"else was chosen), is the tunnel to it open?"
             ) from None
         except (RuntimeError, ValueError, KeyError) as error:
-            text = discreet(error)
+            text = redact(error)
             if "already exists" in text:
                 raise JobExistsError(text) from None
             if "Version check returned" in text or isinstance(error, KeyError):
@@ -251,7 +251,7 @@ def _reason(error: OSError) -> str:
     ):
         if known in text:
             return known
-    return _last_line(discreet(text))
+    return _last_line(redact(text))
 
 
 def _last_line(text: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from pipelines.common.redaction import in_one_line
+from pipelines.common.redaction import redact_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class BackgroundSync:
             self._sync()
         except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
             if not self._behind:  # said once, however long it lasts
-                logger.warning("MLflow is behind, will try again: %s", in_one_line(error))
+                logger.warning("MLflow is behind, will try again: %s", redact_error(error))
             self._behind = True
             return False
         if self._behind:

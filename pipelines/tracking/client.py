@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from experiments import experiment_to_json
 from pipelines.common.errors import TrackingError
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.common.settings import set_defaults, tracking_uri, unset_empty_settings
 from pipelines.reports.reproduce import run_command, run_name
 from pipelines.results.measurements import preview
@@ -227,7 +227,7 @@ class MlflowTracker:
         graph, experiment = results.graph, results.experiment
         tags = {
             RUN_TAG: graph.run_key,
-            "igdit.store": discreet(results.store.uri),
+            "igdit.store": redact(results.store.uri),
             "igdit.data": str(graph.data.ref),
             "igdit.trajectory": graph.checkpoint(0).hash,
             **source_tags(run_command(experiment)),
@@ -282,7 +282,7 @@ class MlflowTracker:
                 continue
             if model_id is None:
                 address = results.store.address(node.ref)
-                uri = discreet(address) if "://" in address else Path(address).as_uri()
+                uri = redact(address) if "://" in address else Path(address).as_uri()
                 model = self.client.create_logged_model(
                     experiment_id,
                     name=f"step-{step}",
@@ -383,6 +383,6 @@ class MlflowTracker:
 def source_tags(command: str) -> dict[str, str]:
     """Return the tags of a new run: the command that makes it."""
     return {
-        "mlflow.source.name": discreet(command),
+        "mlflow.source.name": redact(command),
         "mlflow.source.type": "LOCAL",
     }

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from pipelines.common.redaction import discreet, in_one_line, without_user
+from pipelines.common.redaction import redact, redact_error, without_user
 
 SQLITE = "sqlite:///"
 
@@ -24,8 +24,8 @@ def behind(tracking_uri: str, error: BaseException) -> str:
     damage = damage_of(tracking_uri)
     if damage is not None:
         return damage
-    return discreet(
-        f"MLflow at {tracking_uri} could not be updated: {in_one_line(error)}. Run the "
+    return redact(
+        f"MLflow at {tracking_uri} could not be updated: {redact_error(error)}. Run the "
         f"same command again, or `igdit track rebuild`, to log what is missing."
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.formatting import metric
-from pipelines.common.redaction import discreet
+from pipelines.common.redaction import redact
 from pipelines.graph.graph import Graph
 from pipelines.reports.reproduce import study_command
 from pipelines.results.measurements import collect, preview, read_holdout
@@ -184,7 +184,7 @@ class StudyTracker:
                     TRIAL_TAG: str(trial.number),
                     "mlflow.parentRunId": parent.info.run_id,
                     "igdit.trajectory": results.graph.checkpoint(0).hash,
-                    "igdit.store": discreet(self.store.uri),
+                    "igdit.store": redact(self.store.uri),
                     **shared,
                 },
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common.redaction import discreet, without_user
+from pipelines.common.redaction import redact, without_user
 from pipelines.common.settings import all_variables, tracking_uri
 from pipelines.tracking.client import RUN_TAG, VIEW, import_mlflow
 from pipelines.tracking.messages import damage_of
@@ -172,7 +172,7 @@ def _log_pages(home: Home, base: str, log: Callable[[str], None]) -> None:
     try:
         pages = newest_pages(home.tracking_uri)
     except Exception as error:  # noqa: BLE001 - the server is there to look at all the same
-        log(f"Its results could not be listed: {discreet(error)}")
+        log(f"Its results could not be listed: {redact(error)}")
         return
     for page in pages:
         log(f"{page.title}\n    {base}/{page.path}")

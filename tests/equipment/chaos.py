@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.local import LocalCluster
 from cluster.processes import end_of, title
-from pipelines.store.open import make_store
+from pipelines.store.open import open_store
 from pipelines.study.storage import read_study
 from tests.equipment.verdict import findings, published, runs_in_mlflow
 
@@ -226,7 +226,7 @@ def undisturbed(folder: Path, trials: int) -> list[Trial]:
             stderr=log,
         )
     return read_study(
-        f"sqlite:///{home / 'study.db'}", make_store(str(home / "store")), "digits"
+        f"sqlite:///{home / 'study.db'}", open_store(str(home / "store")), "digits"
     ).trials
 
 
@@ -255,7 +255,7 @@ def run(folder: Path, trials: int, say: Callable[[str], None]) -> list[str]:
     try:
         chaos = Chaos(cluster, trials, say)
         with as_a_node(cluster):
-            store = make_store(cluster.client_environment["IGDIT_STORE"])
+            store = open_store(cluster.client_environment["IGDIT_STORE"])
             chaos.submit()
             try:
                 chaos.disturb(store)

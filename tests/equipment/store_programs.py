@@ -3,8 +3,8 @@
 PUBLISH = """
 import sys
 from pipelines.store.keys import Ref
-from pipelines.store.open import make_store
-store = make_store(sys.argv[1])
+from pipelines.store.open import open_store
+store = open_store(sys.argv[1])
 with store.publish(Ref("data", sys.argv[2]), {}) as directory:
     (directory / "a.txt").write_text(sys.argv[3])
     print("writing")
@@ -15,8 +15,8 @@ print("done")
 WANT = """
 import sys
 from pipelines.store.keys import Ref
-from pipelines.store.open import make_store
-store = make_store(sys.argv[1])
+from pipelines.store.open import open_store
+store = open_store(sys.argv[1])
 print("ready")
 input()
 with store.lease(Ref("data", "shared"), lambda: store.find(Ref("data", "shared")) is not None):
@@ -30,12 +30,12 @@ print("ok" if store.open(Ref("data", "shared")) else "missing")
 LEASE = """
 import sys
 from pipelines.store.keys import Ref
-from pipelines.store.open import make_store
+from pipelines.store.open import open_store
 def waiting():
     if not told:
         told.append(print("waiting"))
 told = []
-with make_store(sys.argv[1]).lease(Ref("data", "shared"), waiting) as held:
+with open_store(sys.argv[1]).lease(Ref("data", "shared"), waiting) as held:
     print("held", held)
     input()
 print("over")

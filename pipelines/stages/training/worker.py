@@ -11,11 +11,11 @@ from experiments import experiment_from_json
 from pipelines.common.memory import explaining_memory
 from pipelines.common.redaction import load_secrets
 from pipelines.graph.graph import Graph
-from pipelines.stages.context import open_store
 from pipelines.stages.jobs import TrainJob, TrainOutcome, TrainProgress
 from pipelines.stages.training.start import Team, open_data, open_start
 from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.keys import Ref
+from pipelines.store.open import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def train_worker(
     load_secrets()
     experiment = experiment_from_json(job.experiment)
     resources = experiment.resources
-    store, graph = open_store(job.store), Graph(experiment)
+    store, graph = open_store(job.store, in_use=True), Graph(experiment)
     torch.set_num_threads(resources.cpus_per_worker)
     set_tf32(enabled=resources.tf32)
     with store.using(), explaining_memory("checkpoint", resources):

@@ -78,7 +78,7 @@ class Bucket:
                 return bytes(self._fs.cat_file(self._path(name)))
             return None
 
-        found: bytes | None = self._outlast(act)
+        found: bytes | None = self._retry_while_unavailable(act)
         return found
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -89,7 +89,7 @@ class Bucket:
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object whole."""
-        self._outlast(lambda: self._fs.pipe_file(self._path(name), data))
+        self._retry_while_unavailable(lambda: self._fs.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless one is there; whether it is this one now.
@@ -109,7 +109,7 @@ class Bucket:
                 return there == data
             return True
 
-        return bool(self._outlast(act))
+        return bool(self._retry_while_unavailable(act))
 
     @property
     def checks_before_it_writes(self) -> bool:
@@ -128,7 +128,7 @@ class Bucket:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(name))
 
-        self._each(lambda name: self._outlast(lambda: one(name)), names)
+        self._each(lambda name: self._retry_while_unavailable(lambda: one(name)), names)
 
     def list(self, folder: str, prefix: str = "") -> dict[str, float]:
         """Objects below a folder by the rest of their names, with the server's time of writing.
@@ -146,7 +146,7 @@ class Bucket:
             return {}
 
         start = self._fs._strip_protocol(self._path(folder)).rstrip("/") + "/"
-        found = self._outlast(act).items()
+        found = self._retry_while_unavailable(act).items()
         return {
             path[len(start) :]: _modified(info)
             for path, info in sorted(found)
@@ -156,7 +156,7 @@ class Bucket:
     def upload(self, files: dict[str, Path]) -> None:
         """Write files as the objects of these names."""
         self._each(
-            lambda name: self._outlast(
+            lambda name: self._retry_while_unavailable(
                 lambda: self._fs.put_file(str(files[name]), self._path(name))
             ),
             files,
@@ -170,7 +170,7 @@ class Bucket:
             FileNotFoundError: one is not there.
         """
         self._each(
-            lambda name: self._outlast(
+            lambda name: self._retry_while_unavailable(
                 lambda: self._fs.get_file(self._path(name), str(files[name]))
             ),
             files,
@@ -209,7 +209,7 @@ class Bucket:
             return False
         return True
 
-    def _outlast(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _retry_while_unavailable(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Do something; while the bucket is away, try again for a while."""
         away: float | None = None
         tries = 0

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from pipelines.commands.run import run_experiment
-from pipelines.common.redaction import discreet, without_user
+from pipelines.common.redaction import redact, without_user
 from pipelines.console.console import make_console
 from pipelines.store.home import Home
 from pipelines.tracking.background import BackgroundSync
@@ -43,7 +43,7 @@ SAID = [
 
 @pytest.mark.parametrize(("text", "expected"), SAID)
 def test_passwords_in_addresses_are_hidden(text, expected):
-    found = discreet(text)
+    found = redact(text)
     assert "s3cret" not in found
     assert "cr:et" not in found
     assert expected in (None, found)
@@ -52,7 +52,7 @@ def test_passwords_in_addresses_are_hidden(text, expected):
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
 def test_values_of_the_environment_are_hidden(name, monkeypatch):
     monkeypatch.setenv(name, "s3cret")
-    assert discreet(ValueError("header 'Bearer s3cret' refused")) == "header 'Bearer ***' refused"
+    assert redact(ValueError("header 'Bearer s3cret' refused")) == "header 'Bearer ***' refused"
 
 
 def test_addresses_to_open_have_no_user():

@@ -12,13 +12,13 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.commands.study import StudyOptions, run_study
-from pipelines.common import redaction as discretion
+from pipelines.common import redaction
 from pipelines.common.redaction import (
-    DiscreetFormatter,
-    discreet,
-    has_password,
+    RedactingFormatter,
+    has_secret,
     load_secrets,
     parse_secrets,
+    redact,
 )
 from pipelines.console.console import make_console
 from pipelines.stages.build import build
@@ -34,7 +34,7 @@ from tests.pipelines.study.conftest import small_study
 def _environment_of_its_own(monkeypatch):
     """What a test loads is gone afterwards."""
     before = dict(os.environ)
-    monkeypatch.setattr(discretion, "_kept", set())
+    monkeypatch.setattr(redaction, "_added", set())
     yield
     for name in set(os.environ) - set(before):
         del os.environ[name]
@@ -75,7 +75,7 @@ def test_what_is_set_stays_and_secret_values_are_hidden(file, monkeypatch):
     load_secrets()
     assert os.environ["IGDIT_TEST_PASSWORD"] == "hush-hush"
     assert os.environ["IGDIT_TEST_TOKEN"] == "mine"
-    assert discreet("refused: hush-hush, theirs") == "refused: ***, ***"
+    assert redact("refused: hush-hush, theirs") == "refused: ***, ***"
 
 
 def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
@@ -95,8 +95,8 @@ def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
     file("".join(f"{name}=igdit\n" for name in names))
     load_secrets()
     said = "s3://igdit/store: run `igdit track rebuild`"
-    assert discreet(said) == said
-    assert not has_password("s3://igdit/store/igdit-igdit")
+    assert redact(said) == said
+    assert not has_secret("s3://igdit/store/igdit-igdit")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_users_buckets_and_files_in_the_file_are_not_hidden(file):
 def test_passwords_tokens_and_keys_in_the_file_are_hidden(name, file):
     file(f"{name}=hush-hush\n")
     load_secrets()
-    assert discreet("denied for hush-hush") == "denied for ***"
+    assert redact("denied for hush-hush") == "denied for ***"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_credentials_in_addresses_in_the_file_are_hidden_alone(address, file):
     file(f"IGDIT_TEST_ADDRESS={address}\n")
     load_secrets()
     said = "igdit at db, host: hush@hush or hush%40hush was refused"
-    assert discreet(said) == "igdit at db, host: *** or *** was refused"
+    assert redact(said) == "igdit at db, host: *** or *** was refused"
 
 
 def test_no_file_is_no_matter(monkeypatch):
@@ -188,14 +188,14 @@ def test_every_command_and_every_worker_loads_it(file, capsys):
 )
 def test_passwords_of_the_environment_are_hidden(name, monkeypatch):
     monkeypatch.setenv(name, "hush-hush")
-    assert discreet("denied for hush-hush") == "denied for ***"
-    assert has_password("--x=hush-hush")
+    assert redact("denied for hush-hush") == "denied for ***"
+    assert has_secret("--x=hush-hush")
 
 
 def test_of_two_secrets_the_longer_is_hidden_whole(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "hush")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "hush-more")
-    assert discreet("hush-more") == "***"
+    assert redact("hush-more") == "***"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_of_two_secrets_the_longer_is_hidden_whole(monkeypatch):
     ],
 )
 def test_a_password_in_an_address_is_found(text, expected):
-    assert has_password(text) is expected
+    assert has_secret(text) is expected
 
 
 SECRET_STORE = "memory://KEY:s3cretword@bucket/x"
@@ -274,7 +274,7 @@ def test_the_stores_address_is_said_without_its_secret(
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
-def test_the_programs_last_words_are_discreet(debug, tmp_path):
+def test_the_programs_last_words_are_redacted(debug, tmp_path):
     """As a message and as a traceback, which repeats what it is of."""
     environment = {
         **os.environ,
@@ -290,9 +290,9 @@ def test_the_programs_last_words_are_discreet(debug, tmp_path):
     assert "s3cretword" not in run.stdout + run.stderr
 
 
-def test_log_records_are_discreet():
+def test_log_records_are_redacted():
     record = logging.LogRecord("x", logging.WARNING, "f", 1, "lost %s", (SECRET_STORE,), None)
-    assert DiscreetFormatter().format(record) == "lost memory://KEY:***@bucket/x"
+    assert RedactingFormatter().format(record) == "lost memory://KEY:***@bucket/x"
 
 
 def test_a_databases_password_is_written_down_nowhere(tmp_path, monkeypatch, caplog):

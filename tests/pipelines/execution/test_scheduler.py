@@ -16,7 +16,7 @@ from pipelines.execution.listener import NullListener
 from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node, closure
-from pipelines.graph.plan import make_plan, set_corrupt_aside
+from pipelines.graph.plan import make_plan, quarantine_corrupt
 from pipelines.stages import data as data_stage
 from pipelines.stages.jobs import Job, TrainOutcome
 from pipelines.store.errors import CorruptArtifactError
@@ -479,7 +479,7 @@ def test_what_was_damaged_is_set_aside_and_comes_out_the_same(store, finished, k
     before = contents(store, node)
     victim = max(name for name in before if name != "experiment.json")
     damage(folder(store, node) / victim)
-    assert set_corrupt_aside(store, finished.graph) == [node]
+    assert quarantine_corrupt(store, finished.graph) == [node]
     run_inline(store, tiny(), [node])
     assert contents(store, node) == before
     assert len(list((store.root / ".corrupt").iterdir())) == 1
@@ -489,7 +489,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_comes_out_the_same(store, finishe
     graph = finished.graph
     before = contents(store, graph.checkpoints[-1])
     (folder(store, graph.checkpoints[-1]) / "model.safetensors").unlink()
-    assert set_corrupt_aside(store, graph) == [graph.checkpoints[-1]]
+    assert quarantine_corrupt(store, graph) == [graph.checkpoints[-1]]
     known = logged(store)
     run_inline(store, tiny(), graph.checkpoints)
     assert [e["from_step"] for e in since(store, known, "execute")] == [10]
@@ -500,13 +500,13 @@ def test_a_checkpoint_that_was_set_aside_is_made_again_beside_its_evaluations(st
     """It is a result: MLflow's models point at it, and a longer training starts from it."""
     checkpoint = finished.graph.checkpoints[-1]
     damage(folder(store, checkpoint) / "ema.safetensors")
-    aside = set_corrupt_aside(store, finished.graph)
+    aside = quarantine_corrupt(store, finished.graph)
     run_inline(store, tiny(), [*finished.graph.targets, *aside])
     assert store.find(checkpoint.ref) is not None
 
 
 def test_nothing_is_set_aside_where_nothing_is_damaged(store, finished):
-    assert set_corrupt_aside(store, finished.graph) == []
+    assert quarantine_corrupt(store, finished.graph) == []
     assert not (store.root / ".corrupt").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from pipelines.__main__ import main
 from pipelines.common.settings import cache_folder, unset_empty_settings
 from pipelines.store.home import Home
-from pipelines.store.open import file_path, make_store
+from pipelines.store.open import file_path, open_store
 from pipelines.submit.job import environment_for, identity_of
 
 VARIABLES = (
@@ -28,7 +28,7 @@ VARIABLES = (
 def where() -> tuple[object, ...]:
     """All that the variables say."""
     home = Home.default()
-    store = make_store("memory://empty/x")
+    store = open_store("memory://empty/x")
     return (
         home.root,
         home.store.uri,
@@ -84,12 +84,12 @@ def test_empty_variables_reach_no_library(monkeypatch):
 def test_the_path_of_an_address(uri, path):
     assert file_path(uri) == path
     if path is not None and path.startswith("/"):
-        assert make_store(uri).root == Path(path)
+        assert open_store(uri).root == Path(path)
 
 
 def test_a_file_of_another_host_is_refused():
     with pytest.raises(ValueError, match=r"file:///PATH.*file://other/a.*'other'"):
-        make_store("file://other/a")
+        open_store("file://other/a")
 
 
 def test_a_store_is_the_same_however_its_folder_is_written():

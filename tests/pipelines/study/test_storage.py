@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from pipelines.__main__ import main
 from pipelines.commands import rebuild
 from pipelines.common.errors import NoStudiesError, StudyError
-from pipelines.common.redaction import in_one_line
+from pipelines.common.redaction import redact_error
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.study import storage
@@ -350,8 +350,8 @@ def test_a_study_with_several_objectives_is_somebody_elses(open_ledger, study, t
 def test_what_mlflows_database_says_is_one_line():
     error = wrapped(sqlite3.OperationalError("database or disk is full"))
     assert len(str(error).splitlines()) > 2
-    assert in_one_line(error) == "(sqlite3.OperationalError) database or disk is full"
-    assert in_one_line(ValueError()) == "ValueError"
+    assert redact_error(error) == "(sqlite3.OperationalError) database or disk is full"
+    assert redact_error(ValueError()) == "ValueError"
     assert "\n" not in behind("sqlite:///mlflow.db", error)
 
 

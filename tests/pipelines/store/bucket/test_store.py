@@ -14,7 +14,6 @@ import pytest
 from cluster.services import S3
 from pipelines.common.errors import ArtifactError, MissingArtifactError
 from pipelines.graph.garbage import collect_garbage, in_use
-from pipelines.stages.context import open_store
 from pipelines.store.base import Store
 from pipelines.store.bucket import leases as bucket_locks
 from pipelines.store.bucket import objects as bucket
@@ -22,7 +21,7 @@ from pipelines.store.bucket.leases import BucketLock, Leases
 from pipelines.store.bucket.store import MARK, PROBED, BucketStore
 from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.keys import Ref
-from pipelines.store.open import make_store
+from pipelines.store.open import open_store
 from tests.equipment.processes import wait_for
 from tests.equipment.store_programs import LEASE, PUBLISH, WANT
 from tests.pipelines.conftest import events, tree
@@ -62,7 +61,7 @@ def use(server, monkeypatch, tmp_path):
 
 @pytest.fixture
 def store(use) -> Store:
-    store = make_store(use)
+    store = open_store(use)
     store.bucket.write(MARK, PROBED)  # as `prepare` does after it has tried the server
     return store
 
@@ -93,7 +92,7 @@ def test_a_published_artifact_is_found_and_opened_by_another_machine(
 ):
     put(store)
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "elsewhere"))
-    other = make_store(use)
+    other = open_store(use)
     artifact = other.open(REF)
     assert artifact.path.is_relative_to(tmp_path / "elsewhere")
     assert tree(artifact.path) == tree(store.open(REF).path)
@@ -166,7 +165,7 @@ def _attempt_of(store: Store, key: str) -> str:
 def elsewhere(store: Store, monkeypatch, tmp_path, name: str = "elsewhere") -> Store:
     """The same store, seen from another machine."""
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / name))
-    return make_store(store.uri)
+    return open_store(store.uri)
 
 
 def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monkeypatch, tmp_path):
@@ -178,7 +177,7 @@ def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monke
         if not swept:
             attempt = next(iter(files)).split("/")[3]
             swept.append(attempt)
-            make_store(store.uri)._publication.abandon(REF, attempt)
+            open_store(store.uri)._publication.abandon(REF, attempt)
 
     monkeypatch.setattr(store.bucket, "upload", sleep_after)
     put(store)
@@ -338,7 +337,7 @@ def test_times_of_the_server_count_not_those_of_the_machines(store, monkeypatch)
     held = store.lock("x")
     assert held.acquire()
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert not make_store(store.uri).lock("x").acquire()
+    assert not open_store(store.uri).lock("x").acquire()
 
 
 # Damage
@@ -354,7 +353,7 @@ def test_damage_in_the_bucket_is_named_and_not_used(store, use, monkeypatch, tmp
         store.bucket.write(name, b"conten" if how == "cut" else b"CONTENT")
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(CorruptArtifactError, match=r"data/0123abcd is damaged: .*s3://lab/"):
-        make_store(use).open(REF)
+        open_store(use).open(REF)
     assert store.open(REF).path == artifact.path  # the copy here is whole
 
 
@@ -369,8 +368,8 @@ def test_a_damaged_copy_is_fetched_again(store):
 OPEN = """
 import sys
 from pipelines.store.keys import Ref
-from pipelines.store.open import make_store
-store = make_store(sys.argv[1])
+from pipelines.store.open import open_store
+store = open_store(sys.argv[1])
 print("ready")
 input()
 print(store.open(Ref("data", "0123abcd")).size)
@@ -393,8 +392,8 @@ def test_a_broken_manifest_is_damage(store, text):
     put(store)
     store.bucket.write(f"manifests/data/{KEY}.json", text.encode("latin-1"))
     with pytest.raises(CorruptArtifactError):
-        make_store(store.uri).find(REF)
-    assert make_store(store.uri).list() == []
+        open_store(store.uri).find(REF)
+    assert open_store(store.uri).list() == []
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../b", "", "a//b", "..", "a\0b"])
@@ -405,7 +404,7 @@ def test_a_manifest_cannot_have_files_written_elsewhere(store, name, tmp_path):
     store.bucket.write(f"manifests/data/{KEY}.json", json.dumps(manifest).encode())
     before = tree(tmp_path)
     with pytest.raises(CorruptArtifactError, match="does not stay in the artifact"):
-        make_store(store.uri).open(REF)
+        open_store(store.uri).open(REF)
     assert tree(tmp_path) == before
 
 
@@ -416,7 +415,7 @@ def test_a_manifest_cannot_lead_elsewhere_by_its_attempt(store, attempt):
     manifest["attempt"] = attempt
     store.bucket.write(f"manifests/data/{KEY}.json", json.dumps(manifest).encode())
     with pytest.raises(CorruptArtifactError):
-        make_store(store.uri).open(REF)
+        open_store(store.uri).open(REF)
 
 
 def test_what_is_missing_is_not_called_damaged(store):
@@ -538,7 +537,7 @@ def test_a_long_transfer_that_breaks_twice_is_no_outage(store, monkeypatch):
         return "done"
 
     assert store.bucket.read("nothing") is None
-    assert store.bucket._outlast(act) == "done"
+    assert store.bucket._retry_while_unavailable(act) == "done"
 
 
 def test_what_always_fails_fails_in_the_end_though_the_bucket_answers(store, monkeypatch):
@@ -549,7 +548,7 @@ def test_what_always_fails_fails_in_the_end_though_the_bucket_answers(store, mon
         raise ConnectionError("no")
 
     with pytest.raises(ArtifactError, match="cannot be used: ConnectionError: no"):
-        store.bucket._outlast(act)
+        store.bucket._retry_while_unavailable(act)
 
 
 def test_work_goes_on_after_an_outage(store, server):
@@ -561,7 +560,7 @@ def test_work_goes_on_after_an_outage(store, server):
         put(store, key="during")
     finally:
         back.join()
-    assert {a.ref.key for a in make_store(store.uri).list()} == {"before", "during"}
+    assert {a.ref.key for a in open_store(store.uri).list()} == {"before", "during"}
     assert len(events(store, "published")) == 2
     assert objects(store, ".locks") == []
 
@@ -574,7 +573,7 @@ def test_a_worker_that_starts_during_an_outage_waits_for_its_end(store, server, 
     back = threading.Timer(3.0, server.start)
     back.start()
     try:
-        assert open_store(store.uri).find(REF) is not None
+        assert open_store(store.uri, in_use=True).find(REF) is not None
     finally:
         back.join()
 
@@ -616,7 +615,7 @@ def test_a_server_that_overwrites_is_refused(use, monkeypatch):
         return True
 
     monkeypatch.setattr(bucket.Bucket, "create", overwrite)
-    store = make_store(use)
+    store = open_store(use)
     with pytest.raises(ValueError, match=r"does not heed If-None-Match.*Use an S3 with"):
         store.prepare()
     monkeypatch.setattr(bucket.Bucket, "create", create)
@@ -632,7 +631,7 @@ def check_then_write(self, name, data):
 
 
 def test_a_bucket_that_creates_in_two_steps_is_refused(use, monkeypatch):
-    store = make_store(use)
+    store = open_store(use)
     with monkeypatch.context() as patch:
         patch.setattr(bucket.Bucket, "create", check_then_write)
         assert [store.bucket.create("x", data) for data in (b"1", b"2")] == [True, False]
@@ -645,7 +644,7 @@ def test_a_bucket_that_creates_in_two_steps_is_refused(use, monkeypatch):
 
 def test_a_bucket_that_was_marked_before_is_tried_once_more(use, monkeypatch):
     """Its mark may be of a time when a sequence of writes was trusted."""
-    store = make_store(use)
+    store = open_store(use)
     store.bucket.write(".igdit-store", b"0123\n")
     with monkeypatch.context() as patch:
         patch.setattr(bucket.Bucket, "create", check_then_write)
@@ -654,7 +653,7 @@ def test_a_bucket_that_was_marked_before_is_tried_once_more(use, monkeypatch):
     store.prepare()
     assert store.bucket.read(".igdit-store").startswith(b"0123\n")
     monkeypatch.setattr(bucket.Bucket, "create", None)
-    make_store(use).prepare()  # tried once and for all
+    open_store(use).prepare()  # tried once and for all
 
 
 @pytest.mark.parametrize("protocol", ["memory", "two-steps"])
@@ -672,7 +671,7 @@ def test_a_library_that_looks_before_it_writes_is_refused_by_how_it_does_it(tmp_
 
 def test_a_bucket_that_is_not_there_is_named(use):
     with pytest.raises(ValueError, match=r"s3://no-such-bucket/x is not: .*does not exist"):
-        make_store("s3://no-such-bucket/x").prepare()
+        open_store("s3://no-such-bucket/x").prepare()
 
 
 def test_nobody_at_the_address_is_said_soon(use, monkeypatch):
@@ -680,13 +679,13 @@ def test_nobody_at_the_address_is_said_soon(use, monkeypatch):
     monkeypatch.setattr(bucket, "FIRST_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"must be a bucket.*Could not connect"):
-        make_store(use + "/nobody").prepare()
+        open_store(use + "/nobody").prepare()
     assert time.monotonic() - started < bucket.OUTAGE_SECONDS / 4
 
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_what_answered_once_is_waited_for_longer_than_what_never_did(use, monkeypatch, answered):
-    found, clock = make_store(use).bucket, [0.0]
+    found, clock = open_store(use).bucket, [0.0]
     assert not answered or found.read("nothing") is None
     monkeypatch.setattr(found, "_answers", lambda: False)
 
@@ -702,7 +701,7 @@ def test_what_answered_once_is_waited_for_longer_than_what_never_did(use, monkey
 
     monkeypatch.setattr(bucket, "time", Time)
     with pytest.raises(ArtifactError, match="refused"):
-        found._outlast(act)
+        found._retry_while_unavailable(act)
     expected = bucket.OUTAGE_SECONDS if answered else bucket.FIRST_SECONDS
     assert clock[0] == pytest.approx(expected, abs=2)
 
@@ -716,22 +715,22 @@ def test_the_servers_time_goes_on_between_two_looks(store, monkeypatch):
 @pytest.mark.parametrize("address", ["s3://", "http://host/x", "s3:///", "nfs://a/b"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(ValueError, match=r"s3://BUCKET/PREFIX.*but got"):
-        make_store(address)
+        open_store(address)
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "much", "nan", "inf"])
 def test_a_cache_size_that_is_none_is_refused(use, monkeypatch, size):
     monkeypatch.setenv("IGDIT_CACHE_GIB", size)
     with pytest.raises(ValueError, match=f"IGDIT_CACHE_GIB must be a positive number.*{size}"):
-        make_store(use)
+        open_store(use)
 
 
 def test_a_lease_time_that_is_none_is_refused(use, monkeypatch):
     monkeypatch.setenv("IGDIT_LEASE_SECONDS", "0.5")
     with pytest.raises(ValueError, match=r"IGDIT_LEASE_SECONDS must be at least 2 .*'0.5'"):
-        make_store(use)
+        open_store(use)
 
 
 def test_the_time_of_a_lease_is_a_minute_unless_told_otherwise(use, monkeypatch):
     monkeypatch.delenv("IGDIT_LEASE_SECONDS")
-    assert make_store(use).leases.seconds == bucket_locks.LEASE_SECONDS == 60.0
+    assert open_store(use).leases.seconds == bucket_locks.LEASE_SECONDS == 60.0
