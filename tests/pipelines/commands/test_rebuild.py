@@ -62,7 +62,7 @@ def test_an_empty_server_comes_to_show_the_same(home, tracked, capsys):
     assert main(["track", "rebuild"]) == 0
     assert shown(home.root) == tracked[1]
     assert contents(home.mlartifacts) == contents(home.root / "before")
-    assert "shows 2 of 2 experiments, studies and tables" in capsys.readouterr().out
+    assert "is up to date for 2 of 2 experiments, studies and tables" in capsys.readouterr().out
 
 
 def test_doing_it_again_changes_nothing(home):
@@ -136,7 +136,7 @@ def test_what_mlflow_does_not_give_back_is_named_with_the_command_and_the_rest_i
     said = capsys.readouterr().out
     assert f"mlflow experiments restore --experiment-id {own.experiment_id}" in said
     assert "\nstudy small, 5 trials" in said
-    assert "shows 1 of 2" in said
+    assert "is up to date for 1 of 2" in said
 
 
 def test_a_damaged_database_is_to_be_moved_away(server, capsys):
@@ -186,7 +186,7 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(home, tracked, capsys):
         metrics.write_bytes(whole)
     said = capsys.readouterr().out
     assert f"{node.ref} is damaged" in said
-    assert "shows 1 of 2" in said
+    assert "is up to date for 1 of 2" in said
     studied = {k: v for k, v in tracked[1].items() if v["experiment"] == "study-small"}
     assert {k: v for k, v in shown(home.root).items() if k in studied} == studied
 
@@ -202,7 +202,7 @@ def test_a_server_that_is_away_is_said_without_its_password(home, monkeypatch, c
 
 def test_without_results_there_is_nothing_to_show(tmp_path, capsys):
     assert main(["track", "rebuild"]) == 0
-    assert "shows 0 of 0" in capsys.readouterr().out
+    assert "is up to date for 0 of 0" in capsys.readouterr().out
 
 
 def test_artifacts_lie_where_mlflow_says(home):
