@@ -1,1 +1,1 @@
-"""What each kind of artifact is built by."""
+"""Stages: the builders of each kind of artifact."""

@@ -1,4 +1,4 @@
-"""Build one artifact in a worker: the frame around every stage."""
+"""Build artifacts in a worker: the frame around every stage."""
 
 from __future__ import annotations
 
@@ -65,4 +65,4 @@ def build(job: Job) -> None:
 
 
 WORK = Work(build=build, train=train_worker)
-"""Work of the stages, for runners."""
+"""Functions of the stages that runners execute."""

@@ -1,4 +1,4 @@
-"""Data stage, second half: shards of latents are bound, learnt from, and samples are decoded."""
+"""Codecs and latents of an experiment: training data, normalisation, decoding of samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ig_core.data.normalisation import Normalisation
 from ig_core.images.sets import ImageDataset, read_images
 from pipelines.common.remedies import explained_settings
 from pipelines.graph.digests import codec_digest
-from pipelines.stages.usable_images import BATCH
+from pipelines.stages.usable_images import CODEC_BATCH
 from pipelines.store.file_names import (
     IMAGES_FILE,
     LATENTS_FILE,
@@ -35,29 +35,30 @@ if TYPE_CHECKING:
     from pipelines.store.base import Store
 
 
-def codec_of(context: Context) -> Codec:
-    """The codec of the experiment, which must be what was pinned."""
+def pinned_codec(context: Context) -> Codec:
+    """Load the codec of the experiment; raise ValueError if it is not the pinned one."""
     data = context.experiment.data
     path = Path(data.codec_path or "")
     if codec_digest(data.codec, path) != data.codec_sha256:
         raise ValueError(f"data.codec_path {path} changed since the run began")
-    return _loaded_codec(data.codec, path, data.codec_sha256, context.device)
+    return _cached_codec(data.codec, path, data.codec_sha256, context.device)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded_codec(name: str, path: Path, digest: str, device: str) -> Codec:  # noqa: ARG001
-    """The last one used; the digest tells that it has not changed."""
+def _cached_codec(name: str, path: Path, digest: str, device: str) -> Codec:  # noqa: ARG001
+    """Load a codec and keep the last one; another digest means that the file changed."""
     return load_codec(name, path, device)
 
 
-def _given(context: Context) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) that lie beside latents of the va-vae."""
-    given = json.loads((context.input("listing") / NORMALISATION_FILE).read_text(encoding="utf-8"))
-    mean, std = (torch.tensor(given[name]) for name in ("mean", "std"))
+def stored_moments(context: Context) -> tuple[Tensor, Tensor]:
+    """Read mean and standard deviation (C,) that lie beside latents of the va-vae."""
+    stored = json.loads((context.input("listing") / NORMALISATION_FILE).read_text(encoding="utf-8"))
+    mean, std = (torch.tensor(stored[name]) for name in ("mean", "std"))
     return mean, std
 
 
-def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
+def channel_normalisation(mean: Tensor, std: Tensor) -> Normalisation:
+    """Make the normalisation to mean 0 and deviation 1 from moments of each channel (C,)."""
     if not bool((std > 0).all()):
         raise ValueError(
             f"latents must vary in every channel, but their deviations are {std.tolist()}"
@@ -66,7 +67,7 @@ def _of_channels(mean: Tensor, std: Tensor) -> Normalisation:
 
 
 def read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
-    """Read what binds shards together, and the normalisation of their latents."""
+    """Read the statistics of bound shards, and the normalisation of their latents."""
     statistics = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
     if "shift" not in statistics or "factor" not in statistics:
         raise ValueError(f"{folder / STATISTICS_FILE} lacks the normalisation of its latents")
@@ -75,7 +76,7 @@ def read_statistics(folder: Path) -> tuple[dict[str, Any], Normalisation]:
 
 
 def open_dataset(store: Store, graph: Graph) -> ImageDataset | LatentDataset:
-    """The training data of an experiment."""
+    """Open the training data of an experiment."""
     artifact = store.open(graph.data.ref)
     data = graph.experiment.data
     if data.source == "digits":
@@ -87,20 +88,20 @@ def open_dataset(store: Store, graph: Graph) -> ImageDataset | LatentDataset:
 
 
 def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisation:
-    """How the latents were normalised that the model learnt.
+    """Return the normalisation of the latents that the model was trained on.
 
-    A published checkpoint comes without its data: of SD-VAE the factor is its authors', of VA-VAE
-    the statistics are those that lie beside the latents.
+    A published checkpoint comes without its data: the factor of SD-VAE is its authors', the
+    statistics of VA-VAE are those that lie beside the latents.
     """
     if "data" not in context.node.inputs:
         if decoder["codec"] == "sd-vae":
             return Normalisation.uniform(context.experiment.data.channels, SD_SCALE)
-        return _of_channels(*_given(context))
+        return channel_normalisation(*stored_moments(context))
     statistics, normalisation = read_statistics(context.input("data"))
-    known, encoder = statistics.get("encoder_sha256"), context.experiment.data.encoder_sha256
-    if statistics["codec"] != decoder["codec"] or known not in (None, encoder):
+    trained_on, encoder = statistics.get("encoder_sha256"), context.experiment.data.encoder_sha256
+    if statistics["codec"] != decoder["codec"] or trained_on not in (None, encoder):
         raise ValueError(
-            f"the decoder must belong to the encoder {statistics['codec']} {known}, "
+            f"the decoder must belong to the encoder {statistics['codec']} {trained_on}, "
             f"which made the latents, but that of {decoder['codec']} "
             f"{decoder['sha256']} is {encoder}"
         )
@@ -108,7 +109,7 @@ def _normalisation_of(context: Context, decoder: dict[str, Any]) -> Normalisatio
 
 
 def decoder_of(context: Context) -> Callable[[Tensor], Tensor] | None:
-    """What makes pixels uint8 (B, 3, R, R) of samples; None: they are pixels.
+    """Return the function that decodes samples to uint8 (B, 3, R, R); None if they are pixels.
 
     Raises:
         ValueError: If the decoder is not that of the latents that the model was trained on.
@@ -117,10 +118,10 @@ def decoder_of(context: Context) -> Callable[[Tensor], Tensor] | None:
     if decoder is None:
         return None
     normalisation = _normalisation_of(context, decoder)
-    codec = codec_of(context)
+    codec = pinned_codec(context)
 
     def decode(z: Tensor) -> Tensor:
         latents = normalisation.invert(z)
-        return torch.cat([codec.decode(part) for part in latents.split(BATCH)])
+        return torch.cat([codec.decode(part) for part in latents.split(CODEC_BATCH)])
 
     return decode

@@ -1,4 +1,4 @@
-"""Context of a build: the node, the store, scratch space, and what is recorded."""
+"""Context of a build: the node, its inputs in the store, and the record of how it was made."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage sees of the world."""
+    """Node to build, with the store and the experiment; all that a stage's builder gets."""
 
     store: Store
     node: Node
     experiment: Experiment
 
     def input(self, name: str) -> Path:
-        """Folder of a verified input artifact."""
+        """Return the folder of an input artifact, verified."""
         node = self.node.inputs[name]
         return self.store.open(node.ref).path
 
     def parts(self) -> list[Path]:
-        """Folders of the inputs that are parts of a whole, in order."""
+        """Return the folders of the inputs `part-00000`, `part-00001`, ..., in order."""
         return [self.input(name) for name in self.node.inputs if name.startswith("part-")]
 
     @property
     def device(self) -> str:
-        """Where tensors go."""
+        """Device of the tensors."""
         return self.experiment.resources.device
 
 
 def describe(node: Node) -> dict[str, Any]:
-    """The part of the manifest that says what an artifact was made from."""
+    """Describe what an artifact is made from, for its manifest."""
     return {
         "stage": node.stage,
         "version": VERSIONS[node.kind],
@@ -57,8 +57,8 @@ def describe(node: Node) -> dict[str, Any]:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of what results may depend on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of the packages that results may depend on."""
+    versions = {"python": platform.python_version()}
     for name in (
         "torch",
         "numpy",
@@ -69,10 +69,10 @@ def package_versions() -> dict[str, str]:
         "igdit",
     ):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def write_experiment(experiment: Experiment, directory: Path) -> None:

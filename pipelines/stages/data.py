@@ -1,10 +1,9 @@
-"""Data stage: the digits, the feature extractor, and the features of images."""
+"""Data stage: the training data, and the weights of the feature extractor."""
 
 from __future__ import annotations
 
 import functools
 import json
-import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from ig_core.images.sets import ImageSet, read_images, write_images
 from ig_core.metrics.digits_net import train_digits_net
 from ig_core.metrics.extractors import DIGITS_CNN
 from pipelines.graph.source_checks import check_values
-from pipelines.stages.codec import _given, _of_channels
+from pipelines.stages.codec import channel_normalisation, stored_moments
 from pipelines.stages.features import pinned_file
 from pipelines.stages.usable_images import check_broken
 from pipelines.store.file_names import (
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def build_data(context: Context, directory: Path) -> None:
-    """Write the training images (scikit-learn's digits: 0..16 scaled to 0..255), or bind shards."""
+    """Publish the training data: scikit-learn's digits (0..16 scaled to 0..255), or shards."""
     if context.experiment.data.source != "digits":
         bind_latents(context, directory)
         return
@@ -62,7 +61,7 @@ def build_data(context: Context, directory: Path) -> None:
 
 
 def build_extractor(context: Context, directory: Path) -> None:
-    """Keep the weights of the feature extractor: given by a file, or trained here on the data."""
+    """Publish the weights of the feature extractor: those of a file, or trained on the data."""
     evaluation = context.experiment.evaluation
     if evaluation.extractor_weights is not None:
         path = pinned_file(context, "extractor_weights", "weights_sha256")
@@ -78,11 +77,8 @@ def build_extractor(context: Context, directory: Path) -> None:
     (directory / EXTRACTOR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 
-logger = logging.getLogger(__name__)
-
-
 def bind_latents(context: Context, directory: Path) -> None:
-    """Bind shards to training data, with what has to be known of them all."""
+    """Bind shards of latents to training data, with their statistics and normalisation."""
     data, nodes = context.experiment.data, context.node.inputs
     folders = {name: context.input(name) for name in nodes if name.startswith("part-")}
     shards = {
@@ -104,11 +100,11 @@ def bind_latents(context: Context, directory: Path) -> None:
             for shard in filled.values()
         ),
     )
-    given = _given(context) if (data.source, data.codec) == ("latents", "va-vae") else None
+    stored = stored_moments(context) if (data.source, data.codec) == ("latents", "va-vae") else None
     if data.source == "latents":
         rows = sum(shard["count"] for shard in filled.values())
-        check_values(data, sums, given, rows=rows)
-    normalisation = _normalisation(data, sums, given)
+        check_values(data, sums, stored, rows=rows)
+    normalisation = _normalisation(data, sums, stored)
     statistics = {
         "source": data.source,
         "count": sum(shard["count"] for shard in filled.values()),
@@ -116,7 +112,7 @@ def bind_latents(context: Context, directory: Path) -> None:
             sum(counts) for counts in zip(*(s["per_class"] for s in filled.values()), strict=True)
         ],
         "codec": data.codec,
-        # Of the encoder alone. What encoded latents that were found ready is not known.
+        # Of the encoder alone; the encoder of latents that came ready-made is not known.
         "encoder_sha256": data.encoder_sha256 if data.source == "images" else None,
         "mean": sums.mean.tolist(),
         "std": sums.std.tolist(),
@@ -142,11 +138,15 @@ def bind_latents(context: Context, directory: Path) -> None:
 
 
 def _normalisation(
-    data: DataConfig, sums: ChannelSums, given: tuple[Tensor, Tensor] | None
+    data: DataConfig, sums: ChannelSums, stored: tuple[Tensor, Tensor] | None
 ) -> Normalisation:
-    """sd-vae: the factor of its authors. va-vae: that of the latents' makers, else measured."""
+    """Choose the normalisation of latents.
+
+    That of the sd-vae is the factor of its authors; that of the va-vae comes from the statistics
+    that lie beside the latents, else from the measured ones.
+    """
     if data.codec == "none":
         return Normalisation.uniform(data.channels, 1.0)
     if data.codec == "sd-vae":
         return Normalisation.uniform(data.channels, SD_SCALE)
-    return _of_channels(*(given or (sums.mean, sums.std)))
+    return channel_normalisation(*(stored or (sums.mean, sums.std)))

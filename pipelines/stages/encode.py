@@ -1,8 +1,8 @@
-"""Data stage, first half: a source is listed, and its rows become shards of latents.
+"""Encode stage: list a source, and encode its rows as shards of latents.
 
 A shard is an artifact, made by one task on any worker, with a GPU or without. That is what makes
-encoding resumable and lets runs share it; Ray Data, which streams through a dataset, would begin
-anew. Latents that lie in another format are converted into the same shards.
+encoding resumable and lets runs share it; Ray Data, which streams through a dataset, would start
+again. Latents in another format are converted into the same shards.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from ig_core.data.sources.source import list_source
 from ig_core.images.sets import ImageSet, write_images
 from pipelines.common.remedies import explained_settings
 from pipelines.graph.source_checks import check_rows
-from pipelines.stages.codec import codec_of
-from pipelines.stages.usable_images import BATCH, READ_AHEAD, Judged, usable_images
+from pipelines.stages.codec import pinned_codec
+from pipelines.stages.usable_images import (
+    CODEC_BATCH,
+    READ_AHEAD_IMAGES,
+    ImageFaults,
+    usable_images,
+)
 from pipelines.store.file_names import (
     IMAGES_FILE,
     LATENTS_FILE,
@@ -47,16 +52,16 @@ if TYPE_CHECKING:
     Usable = tuple[int, int, Any]
 
 
-PREVIEW = 16
-"""Images of a shard that are kept for people."""
+PREVIEW_IMAGES = 16
+"""Images of a shard that are stored as a preview."""
 
 
 def build_listing(context: Context, directory: Path) -> None:
-    """List the rows of the source, which must be what was pinned; keep its normalisation."""
+    """List the rows of the source; raise ValueError if it changed since the run began."""
     data = context.experiment.data
     path = Path(data.path or "")
     statistics = statistics_only(path) if data.codec == "va-vae" else None
-    if statistics is not None:  # of latents that a published checkpoint learnt elsewhere
+    if statistics is not None:  # of latents that a published checkpoint was trained on elsewhere
         root, content = statistics.parent, file_digest(statistics)
     else:
         labels = None if data.classes is None else Path(data.classes)
@@ -74,7 +79,7 @@ def build_listing(context: Context, directory: Path) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _listing(folder: Path, root: Path) -> Listing:
-    """The last one used: a worker makes many shards."""
+    """Read a listing and keep the last one: a worker makes many shards."""
     return read_listing(folder / LISTING_FILE, root)
 
 
@@ -83,12 +88,12 @@ def build_latents(context: Context, directory: Path) -> None:
     data, config = context.experiment.data, context.node.config
     listing = _listing(context.input("listing"), detect(Path(data.path or "")).root)
     writer, sums = ShardWriter(directory), None
-    judged = Judged(data.max_broken)
+    faults = ImageFaults(data.max_broken)
     labels: list[int] = []
     if listing.has_latents:
-        pieces = _converted(listing, config["start"], config["stop"], data)
+        pieces = _convert_rows(listing, config["start"], config["stop"], data)
     else:
-        pieces = _encoded(context, listing, judged, directory)
+        pieces = _encode_images(context, listing, faults, directory)
     for index, label, latent, mirror in pieces:
         writer.add(index, label, latent, mirror)
         labels += label
@@ -96,8 +101,8 @@ def build_latents(context: Context, directory: Path) -> None:
         sums = piece if sums is None else sums + piece
     about: dict[str, Any] = {
         "count": len(labels),
-        "broken": judged.broken,
-        "oriented": judged.oriented,
+        "broken": faults.broken,
+        "oriented": faults.oriented,
     }
     if sums is not None:
         writer.write(directory / LATENTS_FILE)
@@ -111,39 +116,40 @@ def build_latents(context: Context, directory: Path) -> None:
     (directory / SHARD_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
-def _converted(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:
-    for first in range(start, stop, READ_AHEAD):
-        last = min(first + READ_AHEAD, stop)
+def _convert_rows(listing: Listing, start: int, stop: int, data: DataConfig) -> Iterator[Piece]:
+    """Read latents of another format, a piece at a time."""
+    for first in range(start, stop, READ_AHEAD_IMAGES):
+        last = min(first + READ_AHEAD_IMAGES, stop)
         rows = latent_rows(listing, first, last)
         check_rows(data, listing, rows, first)
         mirror = rows.mirror if data.flip else None
         yield list(range(first, last)), rows.label.tolist(), rows.latent, mirror
 
 
-def _encoded(
+def _encode_images(
     context: Context,
     listing: Listing,
-    judged: Judged,
+    faults: ImageFaults,
     directory: Path,
 ) -> Iterator[Piece]:
-    """Encoded images, a batch at a time."""
+    """Encode images, a batch at a time."""
     data, config = context.experiment.data, context.node.config
-    codec = None if data.codec == "none" else codec_of(context)
-    usable = usable_images(listing, config["start"], config["stop"], data.resolution, judged)
-    while kept := list(islice(usable, BATCH)):
+    codec = None if data.codec == "none" else pinned_codec(context)
+    usable = usable_images(listing, config["start"], config["stop"], data.resolution, faults)
+    while kept := list(islice(usable, CODEC_BATCH)):
         if not (directory / IMAGES_FILE).exists():
-            _keep_preview(kept, directory)
-        yield _encode(kept, codec, context.device, flip=data.flip)
+            _write_preview(kept, directory)
+        yield _encode_batch(kept, codec, context.device, flip=data.flip)
 
 
-def _keep_preview(kept: list[Usable], directory: Path) -> None:
+def _write_preview(kept: list[Usable], directory: Path) -> None:
     """Write the first images of a shard."""
-    index, label, pixels = zip(*kept[:PREVIEW], strict=True)
+    index, label, pixels = zip(*kept[:PREVIEW_IMAGES], strict=True)
     images = ImageSet(torch.tensor(index), torch.tensor(label), torch.stack(pixels))
     write_images(directory / IMAGES_FILE, images)
 
 
-def _encode(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool) -> Piece:
+def _encode_batch(kept: list[Usable], codec: Codec | None, device: str, *, flip: bool) -> Piece:
     index, label, pixels = zip(*kept, strict=True)
     images = torch.stack(pixels)
     if codec is None:  # pixels are mirrored when they are read

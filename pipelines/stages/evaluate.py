@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 def build_features(context: Context, directory: Path) -> None:
-    """Features of one shard of samples."""
+    """Publish the features of one shard of samples."""
     images = read_images([context.input("images") / IMAGES_FILE])
     batches = images.image.split(context.experiment.resources.sample_batch)
     write_features(context, batches, directory / FEATURES_FILE)
 
 
 def build_evaluation(context: Context, directory: Path) -> None:
-    """Metrics of a set of samples against the reference.
+    """Publish the metrics of a set of samples against the reference.
 
-    Random labels are the headline where there are any; the class-balanced part of the same pool is
-    measured too.
+    Where samples have random labels, the headline is theirs; the class-balanced part of the same
+    pool is measured too.
     """
     reference = _read_reference(context.input("reference"))
     parts = [load_file(part / FEATURES_FILE) for part in context.parts()]
@@ -47,8 +47,8 @@ def build_evaluation(context: Context, directory: Path) -> None:
     balanced = {name: rows[:count] for name, rows in whole.items()}
     metrics: dict[str, Any] = {"num_samples": count}
     config, protocol = context.node.config, fingerprint(context.node)
-    # Labels that go round.
-    rounds = {**config, "round_length": context.experiment.model.num_classes}
+    # Labels that cycle through the classes.
+    by_rounds = {**config, "round_length": context.experiment.model.num_classes}
     if sample.get("labels") == "random":
         pool = random_pool(sample["seed"], count, sample["num_classes"])
         rows = torch.from_numpy(rows_of(pool))
@@ -57,28 +57,28 @@ def build_evaluation(context: Context, directory: Path) -> None:
         )
         metrics |= {
             f"balanced_{name}": value
-            for name, value in _measure(balanced, reference, rounds).items()
+            for name, value in _measure(balanced, reference, by_rounds).items()
         }
         metrics["balanced_fingerprint"] = as_json(dataclasses.replace(protocol, labels="balanced"))
     else:
-        made_here = "seed" in context.node.inputs["sample"].inputs["part-00000"].config
-        metrics |= _measure(balanced, reference, rounds if made_here else config)
+        sampled_here = "seed" in context.node.inputs["sample"].inputs["part-00000"].config
+        metrics |= _measure(balanced, reference, by_rounds if sampled_here else config)
     metrics["fingerprint"] = as_json(protocol)
     (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
 def as_json(fingerprint: Fingerprint) -> dict[str, Any]:
-    """A fingerprint as it is kept with its numbers."""
+    """Return a fingerprint as it is stored beside its metrics."""
     return {"id": fingerprint.id, **dataclasses.asdict(fingerprint)}
 
 
 class _Reference(NamedTuple):
-    """What samples are compared with."""
+    """Statistics of the reference that samples are compared with."""
 
     pooled: Frechet
     spatial: Frechet | None
     features: torch.Tensor | None
-    """(M, F); None: the reference is moments alone."""
+    """(M, F); None if the reference has moments alone."""
 
 
 def _read_reference(folder: Path) -> _Reference:
@@ -97,7 +97,7 @@ def _read_reference(folder: Path) -> _Reference:
 def _measure(
     rows: dict[str, torch.Tensor], reference: _Reference, config: dict[str, Any]
 ) -> dict[str, Any]:
-    """All metrics of one set of rows; those that the reference cannot give are missing."""
+    """Compute the metrics of one set of rows, but for those that the reference does not allow."""
     features = rows["features"]
     fid, infinite = fid_estimates(
         features,

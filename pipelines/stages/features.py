@@ -1,4 +1,4 @@
-"""Features of images: the extractor, loaded once in a worker, and what it gives."""
+"""Features of images by the experiment's extractor, which a worker loads once."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 def _extractor(context: Context) -> Callable[[torch.Tensor], ImageFeatures]:
-    """The extractor of an evaluation, with the weights of its artifact."""
+    """Load the extractor of an evaluation, with the weights of its artifact."""
     name = context.experiment.evaluation.extractor
-    return _made_extractor(
+    return _cached_extractor(
         name, context.input("extractor") / WEIGHTS_FILE, context.device, spatial=name == INCEPTION
     )
 
 
-# The last one used: a worker extracts features of many shards.
-_made_extractor = functools.lru_cache(maxsize=1)(make_image_extractor)
+# The last one is kept: a worker extracts features of many shards.
+_cached_extractor = functools.lru_cache(maxsize=1)(make_image_extractor)
 
 
-def extracted(context: Context, batches: Iterable[torch.Tensor]) -> Iterator[ImageFeatures]:
-    """Features of images, a batch at a time."""
+def extract_features(context: Context, batches: Iterable[torch.Tensor]) -> Iterator[ImageFeatures]:
+    """Extract features of images, a batch at a time."""
     return map(_extractor(context), batches)
 
 
 def write_features(context: Context, batches: Iterable[torch.Tensor], path: Path) -> None:
-    """Features (N, F), logits (N, K) and, of Inception, spatial features (N, 2023) of images."""
-    pieces = list(extracted(context, batches))
+    """Write features (N, F), logits (N, K) and, of Inception, spatial features (N, 2023)."""
+    pieces = list(extract_features(context, batches))
     columns = zip(ImageFeatures._fields, zip(*pieces, strict=True), strict=True)
     save_file({name: torch.cat(column) for name, column in columns if column[0] is not None}, path)
 
 
 def pinned_file(context: Context, field: str, digest: str) -> Path:
-    """A file that the evaluation names; what is read must be what was pinned."""
+    """Return a file that the evaluation names; raise ValueError if it is not the pinned one."""
     path = Path(getattr(context.experiment.evaluation, field))
     if path_digest(path) != context.node.config[digest]:
         raise ValueError(f"{field} {path} changed since the run began")

@@ -1,4 +1,4 @@
-"""Jobs for workers, and what workers post back."""
+"""Jobs for workers, their progress and their outcome."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to build artifacts; travels by pickle."""
+    """Artifacts for a worker to build; travels by pickle."""
 
     store: str
     nodes: tuple[Node, ...]
-    """One artifact; or several shards of images, of the same samples under other guidances."""
+    """One artifact; or several shards of images: the same samples under several guidances."""
     experiment: str
     """The resolved experiment, as JSON."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What a training worker needs; travels by pickle."""
+    """Training for a group of workers; travels by pickle."""
 
     store: str
     experiment: str
@@ -35,31 +35,31 @@ class TrainJob:
     steps: tuple[int, ...]
     """Steps whose checkpoints are wanted, ascending."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells what this training published for safety from what others did."""
+    """Identity of the training, which marks the resume states that it published."""
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where a training is."""
+    """Progress of a training."""
 
     step: int
     steps: int
     loss: float
     steps_per_second: float
     host: str = ""
-    """Where the first worker runs."""
+    """Name of the first worker's machine."""
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How a training ended: at its last step, where a loss was not finite, or early."""
+    """End of a training: at its last step, at a loss that is not finite, or early."""
 
     step: int
     non_finite_step: int | None = None
     preempted: bool = False
-    """Its node is drained: the state is published, and the rest is to be trained elsewhere."""
+    """The node is drained: the state is published, and the training goes on elsewhere."""
     damaged: CorruptArtifactError | None = None
-    """What it was to start from cannot be used. Not raised by a worker: it would be tried again."""
+    """Error of a damaged artifact to start from; a worker that raised it would be restarted."""
 
 
 class Train(Protocol):
@@ -74,13 +74,14 @@ class Train(Protocol):
         is_preempted: Callable[[], bool] = ...,
         publishing: Callable[[], AbstractContextManager[None]] = ...,
     ) -> TrainOutcome:
-        """Train on, and publish checkpoints."""
+        """Train from the last published state, and publish checkpoints."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Functions that runners execute; a runner knows no more of the stages than these."""
+    """Functions that runners execute; runners know no more of the stages than these."""
 
     build: Callable[[Job], None]
     """Builds and publishes artifacts."""
     train: Train
+    """Trains in each worker, and publishes checkpoints."""

@@ -1,4 +1,4 @@
-"""Data stage: the features of the real images that samples are compared with."""
+"""Reference stage: features of the real images that samples are compared with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ig_core.metrics.extractors import DIGITS_CNN, FEATURE_LAYERS, ImageFeatures
 from ig_core.metrics.frechet import FeatureStats
 from ig_core.metrics.reference import Moments, read_reference
 from pipelines.graph.source_checks import ImagesOf
-from pipelines.stages.features import extracted, pinned_file
-from pipelines.stages.usable_images import Judged, usable_images
+from pipelines.stages.features import extract_features, pinned_file
+from pipelines.stages.usable_images import ImageFaults, usable_images
 from pipelines.store.file_names import FEATURES_FILE, IMAGES_FILE, MOMENTS_FILE, STATISTICS_FILE
 
 if TYPE_CHECKING:
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from ig_core.images.crop import Mode
     from pipelines.stages.context import Context
 
-ROWS = 4096
-"""Images whose moments are taken, and rows of a source that are looked up, at once."""
-KEPT = 50_000
-"""Images whose features are kept, for precision, recall and KID: of more, at even distances."""
+ROWS_AT_ONCE = 4096
+"""Images whose moments are computed, and rows of a source that are read, at once."""
+MAX_STORED_FEATURES = 50_000
+"""Images whose features are stored for precision, recall and KID; of more images every k-th."""
 
 
 class Measured(NamedTuple):
-    """What images gave."""
+    """Moments of image features."""
 
     moments: dict[str, Moments]
-    """Of their features, by name."""
+    """Kind of features -> their moments."""
     num_images: int
-    """How many they are."""
+    """Number of images."""
 
 
 def build_reference(context: Context, directory: Path) -> None:
-    """Moments of the real images' features, and the features of those that are at hand.
+    """Publish moments of the real images' features, and features of images that are at hand.
 
-    Of a reference file the moments are taken as they stand, of however many images they are.
+    Moments in a reference file are taken as they are, whatever the number of their images.
     """
     size = context.experiment.resources.sample_batch
     if "data" in context.node.inputs:
@@ -79,27 +79,32 @@ def build_reference(context: Context, directory: Path) -> None:
 
 
 def _measure_source(context: Context, directory: Path) -> dict[str, Moments]:
-    """Measure images of a source, cropped; what is wrong with some of them is kept."""
+    """Measure the images of a source, cropped, and write down the faulty ones."""
     experiment, config = context.experiment, context.node.config
     source = ImagesOf.reference(experiment)
     listing = source.list()
     if identify_images(listing) != config["images"]:
         raise ValueError(f"the reference {source.path} changed since the run began")
-    judged = Judged(experiment.data.max_broken)
+    faults = ImageFaults(experiment.data.max_broken)
     mode: Mode = "L" if experiment.evaluation.extractor == DIGITS_CNN else "RGB"
-    # A part at a time: the rows of all would take much memory.
+    # A part at a time: all rows at once would take much memory.
     usable = (
         image
-        for start in range(0, len(listing), ROWS)
+        for start in range(0, len(listing), ROWS_AT_ONCE)
         for *_, image in usable_images(
-            listing, start, min(start + ROWS, len(listing)), config["resolution"], judged, mode
+            listing,
+            start,
+            min(start + ROWS_AT_ONCE, len(listing)),
+            config["resolution"],
+            faults,
+            mode,
         )
     )
     batches = map(torch.stack, _batched(usable, experiment.resources.sample_batch))
-    found = _measure(context, batches, len(listing), directory)
-    about = {"count": found.num_images, "broken": judged.broken, "oriented": judged.oriented}
+    measured = _measure(context, batches, len(listing), directory)
+    about = {"count": measured.num_images, "broken": faults.broken, "oriented": faults.oriented}
     (directory / STATISTICS_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return found.moments
+    return measured.moments
 
 
 def _batched(images: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
@@ -108,61 +113,60 @@ def _batched(images: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 
 def _measure(context: Context, batches: Iterable[Tensor], total: int, directory: Path) -> Measured:
-    """Take moments of all images, and write the features of some, in memory that has a bound.
+    """Compute moments of all images and write the features of some, in bounded memory.
 
     Args:
-        context: Whose extractor it is.
+        context: Context with the extractor.
         batches: The images.
-        total: How many they are at most.
-        directory: Where the features go.
+        total: Largest number of images.
+        directory: Folder for the features.
 
     Raises:
         ValueError: If there are fewer than two.
     """
     stats: dict[str, FeatureStats] = {}
     kept, count = [], 0
-    for block in _blocks(extracted(context, batches)):
+    for block in _blocks(extract_features(context, batches)):
         for name, rows in block.items():
-            found = FeatureStats.from_features(rows)
-            stats[name] = stats[name] + found if name in stats else found
+            block_stats = FeatureStats.from_features(rows)
+            stats[name] = stats[name] + block_stats if name in stats else block_stats
         features = block["features"]
-        kept.append(features[_chosen(count, count + len(features), total)])
+        kept.append(features[_choose_rows(count, count + len(features), total)])
         count += len(features)
     if count < 2:
         raise ValueError(
-            f"a reference must have at least 2 images that can be used, but {count} "
-            f"of {total} can be"
+            f"a reference must have at least 2 usable images, but {count} of {total} are usable"
         )
     save_file({"features": torch.cat(kept)}, directory / FEATURES_FILE)
-    moments = {name: Moments(found.mean, found.covariance) for name, found in stats.items()}
+    moments = {name: Moments(each.mean, each.covariance) for name, each in stats.items()}
     return Measured(moments, count)
 
 
-def _chosen(start: int, stop: int, total: int) -> Tensor:
-    """Places in start..stop, less `start`, of those that are kept: KEPT of `total`, evenly."""
-    if total <= KEPT:
+def _choose_rows(start: int, stop: int, total: int) -> Tensor:
+    """Choose the rows of start..stop, counted from `start`, whose features are stored."""
+    if total <= MAX_STORED_FEATURES:
         return torch.arange(stop - start)
-    steps = torch.arange(start, stop + 1) * KEPT // total
+    steps = torch.arange(start, stop + 1) * MAX_STORED_FEATURES // total
     return torch.nonzero(steps[1:] != steps[:-1])[:, 0]
 
 
 def _blocks(pieces: Iterable[ImageFeatures]) -> Iterator[dict[str, Tensor]]:
-    """Features for FID and sFID of ROWS images at a time, however many a batch holds."""
+    """Regroup features for FID and sFID into blocks of ROWS_AT_ONCE images."""
     waiting: list[ImageFeatures] = []
     for piece in pieces:
         waiting.append(piece)
-        while (held := sum(len(each.features) for each in waiting)) >= ROWS:
-            whole = _joined(waiting)
-            yield {name: rows[:ROWS] for name, rows in whole.items()}
+        while (held := sum(len(each.features) for each in waiting)) >= ROWS_AT_ONCE:
+            whole = _join(waiting)
+            yield {name: rows[:ROWS_AT_ONCE] for name, rows in whole.items()}
             waiting = []
-            if held > ROWS:
-                rest = {name: rows[ROWS:] for name, rows in whole.items()}
+            if held > ROWS_AT_ONCE:
+                rest = {name: rows[ROWS_AT_ONCE:] for name, rows in whole.items()}
                 waiting = [ImageFeatures(rest["features"], torch.empty(0), rest.get("spatial"))]
     if waiting:
-        yield _joined(waiting)
+        yield _join(waiting)
 
 
-def _joined(pieces: list[ImageFeatures]) -> dict[str, Tensor]:
-    found = {"features": torch.cat([piece.features for piece in pieces])}
+def _join(pieces: list[ImageFeatures]) -> dict[str, Tensor]:
+    features = {"features": torch.cat([piece.features for piece in pieces])}
     spatial = [piece.spatial for piece in pieces if piece.spatial is not None]
-    return found | ({"spatial": torch.cat(spatial)} if spatial else {})
+    return features | ({"spatial": torch.cat(spatial)} if spatial else {})

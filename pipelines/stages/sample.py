@@ -1,4 +1,4 @@
-"""Sample stage: images by index, the same whoever makes them."""
+"""Sample stage: images by index, the same on any worker and in any batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PREVIEW_ROWS = 8
 
 @functools.lru_cache(maxsize=1)
 def _model(checkpoint: Path, device: str, *, compiled: bool) -> DiffusionTransformer:
-    """The last model used: a worker samples many shards of one checkpoint."""
+    """Load a model and keep the last one: a worker samples many shards of one checkpoint."""
     model = load_ema(checkpoint, device)
     if compiled:
         model.compile_blocks()
@@ -40,7 +40,7 @@ def _model(checkpoint: Path, device: str, *, compiled: bool) -> DiffusionTransfo
 
 
 def shard_indices(config: dict[str, Any], num_classes: int) -> Tensor:
-    """Pool indices of a shard, (B,): a range of the pool, or of what random labels need besides."""
+    """Return the pool indices of a shard, (B,): of the pool, or of what random labels add to it."""
     pool = torch.arange(config["stop"])
     if config["labels"] == "random":
         wanted = random_pool(config["seed"], config["num_samples"], num_classes)
@@ -96,14 +96,14 @@ def build_images(contexts: Sequence[Context], directories: Sequence[Path]) -> No
     except NonFiniteSampleError as error:
         scales = ", ".join(f"{guidance.ig_scale:g}" for guidance in guidances)
         raise SamplingFailedError(
-            f"nothing was published for ig scale {scales}: {error}"
+            f"sampling with ig_scale {scales} failed, and nothing was published: {error}"
         ) from error
     for directory, shard in zip(directories, zip(*pieces, strict=True), strict=True):
         write_images(directory / IMAGES_FILE, ImageSet.cat(list(shard)))
 
 
 def build_sample(context: Context, directory: Path) -> None:
-    """Bind shards to one set of samples, with a preview: columns are classes if balanced."""
+    """Bind shards to one set of samples, with a preview whose columns are classes if balanced."""
     from PIL import Image
 
     parts, classes = context.parts(), context.experiment.model.num_classes

@@ -1,4 +1,4 @@
-"""Images of a source as they are used: read ahead, cropped, and judged."""
+"""Usable images of a source: read ahead, decoded and cropped; the faulty ones are recorded."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     Usable = tuple[int, int, Any]
 
 
-BATCH = 32
+CODEC_BATCH = 32
 """Images that a codec takes at once: a constant, so that latents do not depend on resources."""
-READ_AHEAD = 8 * BATCH
+READ_AHEAD_IMAGES = 8 * CODEC_BATCH
 """Images that are decoded while others are encoded."""
 READ_AHEAD_BYTES = 2**28
-"""Bytes of their files, above which fewer of them wait."""
-THREADS = 4
-"""Threads that decode them."""
+"""Bytes of image files that are read ahead; above it fewer images are."""
+DECODER_THREADS = 4
+"""Threads that decode images."""
 
 
 @dataclass
-class Judged:
-    """What was found out about images that were read."""
+class ImageFaults:
+    """Faults of the images that were read."""
 
-    most: int
-    """Faulty ones that are borne."""
+    allowed: int
+    """Largest number of faulty images."""
     broken: list[dict[str, str]] = field(default_factory=list)
-    """Name and fault of each."""
+    """Name and fault of each faulty image."""
     oriented: int = 0
-    """How many have an EXIF orientation."""
+    """Number of images with an EXIF orientation."""
 
 
 def usable_images(
@@ -48,10 +48,10 @@ def usable_images(
     start: int,
     stop: int,
     size: int,
-    judged: Judged,
+    faults: ImageFaults,
     mode: Mode = "RGB",
 ) -> Iterator[Usable]:
-    """Index, label and pixels of images that can be used, cropped; the others are named.
+    """Read index, label and pixels of usable images, cropped; record faults in `faults`.
 
     Raises:
         ValueError: If more images are faulty than are allowed.
@@ -64,33 +64,35 @@ def usable_images(
             return index, row, Pixels(None, content)
         return index, row, read_pixels(content, size, mode)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(DECODER_THREADS) as pool:
         waiting: deque[Any] = deque()
         held = 0  # bytes that wait to be decoded
         for item in files:
             length = len(item[1][1])
             waiting.append((pool.submit(decode, item), length))
             held += length
-            while len(waiting) >= READ_AHEAD or (held > READ_AHEAD_BYTES and len(waiting) > 1):
+            while len(waiting) >= READ_AHEAD_IMAGES or (
+                held > READ_AHEAD_BYTES and len(waiting) > 1
+            ):
                 done, length = waiting.popleft()
-                yield from _judge(done.result(), judged)
+                yield from _usable(done.result(), faults)
                 held -= length
         for done, _ in waiting:
-            yield from _judge(done.result(), judged)
+            yield from _usable(done.result(), faults)
 
 
-def _judge(found: tuple[int, Any, Pixels], judged: Judged) -> Iterator[Usable]:
-    index, row, (pixels, fault, is_oriented) = found
-    judged.oriented += is_oriented
+def _usable(decoded: tuple[int, Any, Pixels], faults: ImageFaults) -> Iterator[Usable]:
+    index, row, (pixels, fault, is_oriented) = decoded
+    faults.oriented += is_oriented
     if fault is not None:
-        judged.broken.append({"name": row.name, "fault": fault})
-        check_broken(judged.broken, judged.most)
+        faults.broken.append({"name": row.name, "fault": fault})
+        check_broken(faults.broken, faults.allowed)
     if pixels is not None:
         yield index, row.label, torch.from_numpy(pixels)
 
 
-def check_broken(broken: list[dict[str, str]], most: int) -> None:
-    """Raise ValueError if there are more faulty images than are to be borne."""
-    if len(broken) > most:
-        named = "; ".join(f"{each['name']}: {each['fault']}" for each in broken[:3])
-        raise ValueError(f"over data.max_broken={most} images are faulty, for example {named}")
+def check_broken(broken: list[dict[str, str]], allowed: int) -> None:
+    """Raise ValueError if more images are faulty than `allowed`."""
+    if len(broken) > allowed:
+        named = "; ".join(f"{image['name']}: {image['fault']}" for image in broken[:3])
+        raise ValueError(f"over data.max_broken={allowed} images are faulty, for example {named}")

@@ -1,4 +1,4 @@
-"""Train stage without a training: a published checkpoint becomes one of the store."""
+"""Train stage for published checkpoints: read one, and publish it in the store."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def build_checkpoint(context: Context, directory: Path) -> None:
-    """Read the file that the experiment names, as the model that it describes.
+    """Publish the weights of the file that the experiment names, for the model it describes.
 
-    The averaged weights are taken where the file has them. There is nothing to train on from: no
-    optimizer, no random numbers, no position in the data.
+    The averaged weights are taken where the file has them. Such a checkpoint cannot be trained
+    further: it has no optimizer state and no position in the data.
 
     Raises:
         ValueError: If the file changed since the run began, cannot be read, or does not fit.

@@ -1,4 +1,4 @@
-"""From which published state a training starts, so that all of its workers agree on it."""
+"""Choose the published state from which a training starts, the same on all of its workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Team(NamedTuple):
-    """The workers of a training; with more than one their process group is up."""
+    """Workers of a training; with more than one their process group is up."""
 
     rank: int
     size: int
     device: str
 
     def broadcast(self, numbers: Sequence[int]) -> list[int]:
-        """Return the first worker's numbers on every worker; all pass as many."""
+        """Return the first worker's numbers on every worker; all of them pass as many."""
         import torch
         from torch import distributed
 
@@ -46,23 +46,23 @@ class Team(NamedTuple):
 
 
 def open_data(store: Store, graph: Graph, team: Team) -> Artifact:
-    """The training images, checked by every worker.
+    """Open and verify the training images on every worker.
 
     Raises:
         CorruptArtifactError: On all workers alike, if one of them finds the artifact damaged.
     """
-    mine = _look(store, graph.data)
-    if team.agree(good=isinstance(mine, Artifact)) and isinstance(mine, Artifact):
-        return mine
-    raise _damage(store, graph.data, mine)
+    opened = _try_open(store, graph.data)
+    if team.agree(good=isinstance(opened, Artifact)) and isinstance(opened, Artifact):
+        return opened
+    raise _error(store, graph.data, opened)
 
 
 def open_start(store: Store, graph: Graph, wanted: Iterable[int], team: Team) -> Artifact | None:
-    """The state to start from, checked by every worker; None: a new one.
+    """Open and verify the state to start from on every worker; None for a new one.
 
-    The first worker chooses: what each of them sees might differ, while workers of a driver that
-    was killed are still publishing. A damaged state that is no checkpoint is set aside, and the
-    next older one is taken; nothing else would be made of it if it were built again.
+    The first worker chooses: workers might see different states while those of a driver that was
+    killed are still publishing. A damaged state that is not a checkpoint is quarantined, and the
+    next older one is taken; nothing depends on it that would have to be built again.
 
     Raises:
         CorruptArtifactError: On all workers alike, if one of them finds a checkpoint damaged.
@@ -76,29 +76,30 @@ def open_start(store: Store, graph: Graph, wanted: Iterable[int], team: Team) ->
         if not step:
             return None
         node = graph.checkpoint(step) if is_checkpoint else graph.resume(step)
-        mine = _look(store, node)
-        if team.agree(good=isinstance(mine, Artifact)) and isinstance(mine, Artifact):
-            return mine
+        opened = _try_open(store, node)
+        if team.agree(good=isinstance(opened, Artifact)) and isinstance(opened, Artifact):
+            return opened
         if is_checkpoint:
-            raise _damage(store, node, mine)
-        # What is bad on another machine only may be good: it is left where it is.
-        if first and isinstance(mine, CorruptArtifactError):
+            raise _error(store, node, opened)
+        # A state that only another machine finds damaged may be good: it stays.
+        if first and isinstance(opened, CorruptArtifactError):
             store.quarantine(node.ref)
 
 
-Look = Artifact | CorruptArtifactError | MissingArtifactError
+Opened = Artifact | CorruptArtifactError | MissingArtifactError
 
 
-def _look(store: Store, node: Node) -> Look:
-    """The artifact, or what is wrong with it: to be raised when all workers know of it."""
+def _try_open(store: Store, node: Node) -> Opened:
+    """Open an artifact, or return the error, which is raised when all workers know of it."""
     try:
         return store.open(node.ref)
     except (CorruptArtifactError, MissingArtifactError) as error:
         return error
 
 
-def _damage(store: Store, node: Node, mine: Look) -> Exception:
-    if isinstance(mine, Exception):
-        return mine
+def _error(store: Store, node: Node, opened: Opened) -> Exception:
+    """Return this worker's error, or that of another worker."""
+    if isinstance(opened, Exception):
+        return opened
     where = store.address(node.ref)
     return CorruptArtifactError(node.ref, where, "another worker cannot use it")

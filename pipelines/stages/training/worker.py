@@ -1,4 +1,4 @@
-"""Train stage: checkpoints of one trajectory, published as they come."""
+"""Train stage: train one trajectory in a worker, and publish its checkpoints on the way."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def train_worker(
         rank: This worker's number.
         world_size: Number of workers.
         post: Takes progress reports (rank 0 only).
-        is_preempted: Returns whether this worker is about to be taken away; then the state is
+        is_preempted: Returns True if this worker is about to be taken away; then the state is
             published and all workers end. Called every few seconds at most.
-        publishing: Holds while a state is published: this worker must not be ended meanwhile.
+        publishing: Context in which a state is published and this worker must not be ended.
     """
     import torch
 
@@ -70,9 +70,9 @@ def train_worker(
             start = open_start(store, graph, job.steps, team)
         except CorruptArtifactError as error:
             return TrainOutcome(0, damaged=error)
-        state, dataset = _ready_state(experiment, start, world_size), open_dataset(store, graph)
-        stay = {*job.steps, *experiment.train.checkpoint_steps}
-        publisher = Publisher(store, graph, job.id, stay, resources.save_minutes, team, publishing)
+        state, dataset = _prepare_state(experiment, start, world_size), open_dataset(store, graph)
+        kept = {*job.steps, *experiment.train.checkpoint_steps}
+        publisher = Publisher(store, graph, job.id, kept, resources.save_minutes, team, publishing)
         publisher.begin(start)
         if rank == 0:
             store.log(
@@ -130,8 +130,8 @@ def _train_on(
     return TrainOutcome(state.step)
 
 
-def _ready_state(experiment: Experiment, start: Artifact | None, world_size: int) -> TrainState:
-    """The published state (a new one for None), ready to be trained."""
+def _prepare_state(experiment: Experiment, start: Artifact | None, world_size: int) -> TrainState:
+    """Load the published state, or make a new one for None, ready to be trained."""
     from ig_core.checkpoints.own import load_checkpoint
     from ig_core.checkpoints.sharded import load_sharded
     from ig_core.training.sharding import shard

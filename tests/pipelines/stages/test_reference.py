@@ -53,7 +53,7 @@ def colour(tmp_path, monkeypatch):
         rows = images[:, :, ::4, ::4].flatten(1).float()
         return ImageFeatures(rows, rows[:, :4], rows[:, :6])
 
-    monkeypatch.setattr(features_stage, "_made_extractor", lambda *_, **__: extract)
+    monkeypatch.setattr(features_stage, "_cached_extractor", lambda *_, **__: extract)
 
     def make(path, reference=None, source="images", **changes):
         values = {"channels": 3, "side": SIDE, "resolution": SIDE, "num_classes": len(CLASSES)}
@@ -288,9 +288,9 @@ def test_moments_are_of_all_images_and_features_are_kept_of_some(tmp_path, monke
     """In parts, in bounded memory: the same moments, and features at even distances."""
     rows = torch.arange(300.0).reshape(100, 3).square()
     pieces = [ImageFeatures(part, part, None) for part in rows.split(7)]
-    monkeypatch.setattr(reference_stage, "extracted", lambda *_: iter(pieces))
-    monkeypatch.setattr(reference_stage, "ROWS", 16)
-    monkeypatch.setattr(reference_stage, "KEPT", 20)
+    monkeypatch.setattr(reference_stage, "extract_features", lambda *_: iter(pieces))
+    monkeypatch.setattr(reference_stage, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(reference_stage, "MAX_STORED_FEATURES", 20)
     found = reference_stage._measure(None, [], 100, tmp_path)
     stats = FeatureStats.from_features(rows)
     assert found.num_images == 100

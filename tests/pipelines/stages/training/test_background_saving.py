@@ -27,7 +27,7 @@ LONG = tiny(train={"steps": 60, "checkpoint_every": 20}, resources={"save_minute
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch):
     """Workers meet after every step, however fast they are."""
-    monkeypatch.setattr(saving, "REPORT_EVERY", 1)
+    monkeypatch.setattr(saving, "MEETING_STEPS", 1)
 
 
 @pytest.fixture

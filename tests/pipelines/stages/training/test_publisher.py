@@ -46,7 +46,7 @@ class AtOnce(Executor):
 @pytest.fixture
 def every_step(monkeypatch):
     """Workers meet after every step, however fast they are, and publish before the next one."""
-    monkeypatch.setattr(saving, "REPORT_EVERY", 1)
+    monkeypatch.setattr(saving, "MEETING_STEPS", 1)
     monkeypatch.setattr(saving, "ThreadPoolExecutor", lambda threads: AtOnce())
 
 
@@ -275,7 +275,7 @@ def test_a_notice_publishes_the_state_and_ends_the_training(tmp_path, undisturbe
 
     graph, outcome = trained(store, experiment, is_preempted=is_preempted)
     assert outcome.preempted
-    assert 1 < outcome.step <= 1 + saving.REPORT_EVERY
+    assert 1 < outcome.step <= 1 + saving.MEETING_STEPS
     assert (published_steps(store, graph), resume_steps(store, graph)) == ([], [outcome.step])
     _, again = trained(store, experiment)
     assert again == TrainOutcome(60)
