@@ -19,6 +19,8 @@ from pipelines.store.locks import FileLock
 from pipelines.store.register import read_register
 from tests.equipment.processes import alive, is_loopback, kill_tree, listeners, wait_for
 
+pytestmark = pytest.mark.long
+
 SETTINGS = {
     # Slow enough that a signal sent at one checkpoint lands before the next.
     "train.steps": 96,
@@ -260,6 +262,37 @@ def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two
         run.kill()
         chaos.start().finish()
         chaos.assert_equals(two_workers, 5)
+
+
+SESSION = """
+import sys, threading
+from pathlib import Path
+from experiments import Resources
+from pipelines.execution.machine import room_here
+from pipelines.execution.session import RunnerSession
+from pipelines.stages.build import WORK
+session = RunnerSession(WORK, Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
+asker = threading.Thread(target=session.runner)
+asker.start()
+asker.join()
+import ray
+seven = ray.remote(num_cpus=1)(lambda: 7)
+print(ray.get(seven.remote(), timeout=60))
+session.close()
+assert not ray.is_initialized()
+"""
+
+
+def test_a_session_outlives_the_thread_that_asked_for_it_first(tmp_path):
+    """The kernel kills what a thread started, Ray's processes among it, when that thread ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr[-3000:]
 
 
 @pytest.mark.slow

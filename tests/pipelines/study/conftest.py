@@ -1,16 +1,22 @@
-"""A study in seconds."""
+"""A study in seconds, and a finished one to begin with."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import shutil
+from dataclasses import dataclass
 
 import pytest
 
 from experiments import LayerRange, PruningConfig, Range, SearchSpace, Study
+from pipelines.commands.study import StudyOptions, run_study
+from pipelines.console.console import make_console
 from pipelines.store.folder import FolderStore
+from pipelines.store.home import Home
 from pipelines.study.ledger import StudyLedger
 from pipelines.study.trials import Trial
-from tests.pipelines.conftest import tiny
+from tests.pipelines.conftest import OUTSIDE, forget_databases, tiny
 
 
 def small_study(**changes) -> Study:
@@ -43,6 +49,47 @@ def small_study(**changes) -> Study:
         default_trials=8,
     )
     return dataclasses.replace(base, **changes)
+
+
+def run(home: Home, study: Study, **options) -> str:
+    """Run a study to its end in this process; returns what was printed."""
+    console = make_console(file=io.StringIO(), width=200)
+    assert run_study(study, StudyOptions(parallel=1, **options), home, console) == 0
+    return console.file.getvalue()
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study that is over."""
+
+    home: Home
+    output: str
+
+
+@pytest.fixture(scope="session")
+def _first_studied(tmp_path_factory) -> Studied:
+    """The eight trials of `small_study()`, and a copy of everything beside its home."""
+    home = Home(tmp_path_factory.mktemp("studied") / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OUTSIDE:
+            patch.delenv(name, raising=False)
+        output = run(home, small_study())
+    forget_databases(home.root)
+    shutil.copytree(home.root, home.root.with_name("kept"))
+    return Studied(home, output)
+
+
+@pytest.fixture
+def studied(_first_studied):
+    """A finished study of eight trials, to be read and changed: each test has it as it was.
+
+    Always in one place, since MLflow's database knows where its files lie.
+    """
+    home = Home(_first_studied.home.root)
+    shutil.rmtree(home.root)
+    shutil.copytree(home.root.with_name("kept"), home.root)
+    yield Studied(home, _first_studied.output)
+    forget_databases(home.root)
 
 
 @pytest.fixture

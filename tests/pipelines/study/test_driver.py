@@ -6,9 +6,8 @@ import collections
 import dataclasses
 import io
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -27,7 +26,9 @@ from pipelines.study.findings import forecast
 from pipelines.study.ledger import StudyLedger
 from pipelines.study.search import propose
 from pipelines.study.trials import CurvePoint
-from tests.pipelines.study.conftest import claimed
+from tests.pipelines.study.conftest import claimed, run
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -36,15 +37,10 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def run(home):
-    """Factory: run a study to its end in this process; returns what was printed."""
-
-    def go(study, **options) -> str:
-        console = make_console(file=io.StringIO(), width=200)
-        assert run_study(study, StudyOptions(parallel=1, **options), home, console) == 0
-        return console.file.getvalue()
-
-    return go
+def built(home, studied) -> Home:
+    """A home without a study, whose store has all that the trials of `studied` need."""
+    shutil.copytree(studied.home.store.root, home.store.root)
+    return home
 
 
 def ledger_of(home, study):
@@ -64,8 +60,8 @@ def executed(home, kind):
     return [e for e in home.store.events() if e["event"] == "execute" and e["kind"] == kind]
 
 
-def test_a_study_trains_once_for_each_layer_and_weight(home, study, run):
-    text = run(study())
+def test_a_study_trains_once_for_each_layer_and_weight(studied, study):
+    home, text = studied.home, studied.output
     trials = trials_of(home, study())
     assert [t.state for t in trials] == ["COMPLETE"] * 8
     trainings = {t.point.training for t in trials}
@@ -78,7 +74,7 @@ def test_a_study_trains_once_for_each_layer_and_weight(home, study, run):
     assert "8 complete" in text
 
 
-def test_a_point_that_is_also_the_end_of_the_curve_is_said_once(study, run):
+def test_a_point_that_is_also_the_end_of_the_curve_is_said_once(built, study):
     evaluation = {
         "num_samples": 20,
         "curve_samples": 20,
@@ -91,14 +87,14 @@ def test_a_point_that_is_also_the_end_of_the_curve_is_said_once(study, run):
         study().experiment,
         evaluation=dataclasses.replace(study().experiment.evaluation, **evaluation),
     )
-    text = run(study(experiment=experiment, scales_per_training=2), trials="2")
+    text = run(built, study(experiment=experiment, scales_per_training=2), trials="2")
     said = [line.split("]")[-1] for line in text.splitlines() if line.startswith("FID ")]
     assert len(said) == len(set(said))
     assert sum("step 6" in line for line in said) >= 2
 
 
-def test_every_trial_has_its_fid_interval_curve_and_artifact(home, study, run):
-    run(study(), trials="4")
+def test_every_trial_has_its_fid_interval_curve_and_artifact(studied, study):
+    home = studied.home
     for trial in trials_of(home, study()):
         assert trial.facts["fid_low"] < trial.fid < trial.facts["fid_high"]
         assert sorted(trial.curve) == [2, 4, 6]
@@ -106,25 +102,25 @@ def test_every_trial_has_its_fid_interval_curve_and_artifact(home, study, run):
         assert trial.facts["point_seconds"] > 0
 
 
-def test_a_finished_study_does_nothing_but_say_what_it_found(home, study, run):
-    run(study(), trials="4")
-    before = list(home.store.events())
-    text = run(study(), trials="4")
-    assert list(home.store.events()) == before
-    assert "4 complete" in text
+def test_a_finished_study_does_nothing_but_say_what_it_found(studied, study):
+    before = list(studied.home.store.events())
+    text = run(studied.home, study(), trials="8")
+    assert list(studied.home.store.events()) == before
+    assert "8 complete" in text
 
 
-def test_more_trials_can_be_added_to_a_study(home, study, run):
-    run(study(), trials="4")
+def test_more_trials_can_be_added_to_a_study(studied, study):
+    home = studied.home
     first = trials_of(home, study())
-    run(study(), trials="+3")
+    run(home, study(), trials="+3")
     trials = trials_of(home, study())
-    assert trials[:4] == first
-    assert [t.state for t in trials] == ["COMPLETE"] * 7
+    assert trials[:8] == first
+    assert [t.state for t in trials] == ["COMPLETE"] * 11
 
 
-def test_joint_mode_reuses_a_training_that_is_there(home, study, run):
-    run(study(), trials="4")
+def test_joint_mode_reuses_a_training_that_is_there(studied, study):
+    home = studied.home
+    before = executed(home, "checkpoint")
     training = trials_of(home, study())[0].point.training
     joint = study(name="joint", mode="joint")
     ledger = ledger_of(home, joint)
@@ -133,16 +129,15 @@ def test_joint_mode_reuses_a_training_that_is_there(home, study, run):
     )
     ledger._add([point], [])
     ledger.close()
-    run(joint, trials="1")
+    run(home, joint, trials="1")
     assert trials_of(home, joint)[0].state == "COMPLETE"
-    assert len(executed(home, "checkpoint")) == 1
+    assert executed(home, "checkpoint") == before
 
 
-def test_table_and_plots_are_written(home, study, run):
+def test_table_and_plots_are_written(studied):
     import pandas as pd
 
-    run(study())
-    folder = home.report / "study-small"
+    folder = studied.home.report / "study-small"
     table = pd.read_parquet(folder / "trials.parquet")
     assert len(table) == 8
     assert table["fid"].notna().all()
@@ -171,7 +166,7 @@ def drive(home, study, wanted, evaluate=None):
     return found
 
 
-def test_a_trial_that_raises_is_failed_and_the_study_goes_on(home, study):
+def test_a_trial_that_raises_is_failed_and_the_study_goes_on(built, study):
     seen = []
 
     def evaluate(trial_group, original):
@@ -180,13 +175,13 @@ def test_a_trial_that_raises_is_failed_and_the_study_goes_on(home, study):
             raise TrainingFailedError("the loss of step 3 is not finite")
         return original(trial_group)
 
-    trials = drive(home, study(), 4, evaluate)
+    trials = drive(built, study(), 4, evaluate)
     states = [t.state for t in trials]
     assert states == ["FAIL"] * 3 + ["COMPLETE"] * 4
     assert seen[0] not in seen[1:]
 
 
-def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_again(home, study):
+def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_again(built, study):
     """A node that went away is no fault of the training."""
 
     def evaluate(trial_group, original):
@@ -195,22 +190,21 @@ def test_a_training_whose_workers_are_lost_waits_and_fails_only_if_it_happens_ag
 
     lost: list[list[int]] = []
     with pytest.raises(StudyError, match=r"a worker was lost.*Run the same command to continue"):
-        drive(home, study(), 4, evaluate)
-    assert {t.state for t in trials_of(home, study())} == {"RUNNING"}
+        drive(built, study(), 4, evaluate)
+    assert {t.state for t in trials_of(built, study())} == {"RUNNING"}
 
     def again(trial_group, original):
         if trial_group[0].number in lost[0]:
             return evaluate(trial_group, original)
         return original(trial_group)
 
-    trials = drive(home, study(), 4, again)
+    trials = drive(built, study(), 4, again)
     assert lost == [[0, 1, 2]] * 2
     assert [t.state for t in trials] == ["FAIL"] * 3 + ["COMPLETE"] * 4
 
 
-def test_the_same_command_with_more_trials_does_not_add_them_again(home, study, run, monkeypatch):
-    run(study(), trials="4")
-    first = stop_after(1)
+def test_the_same_command_with_more_trials_does_not_add_them_again(studied, study, monkeypatch):
+    home, first = studied.home, stop_after(1)
     original = StudyDriver._evaluate
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -219,37 +213,36 @@ def test_the_same_command_with_more_trials_does_not_add_them_again(home, study, 
             lambda self, trial_group: first(trial_group, lambda u: original(self, u)),
         )
         with pytest.raises(ArtifactError, match="enough"):
-            run(study(), trials="+5")
-    assert 4 < sum(t.state == "COMPLETE" for t in trials_of(home, study())) < 9
-    text = run(study(), trials="+5")
-    assert "of 9 trials are complete" in text
-    assert [t.state for t in trials_of(home, study())] == ["COMPLETE"] * 9
-    assert "9 of 9 trials are complete" in run(study())
-    run(study(), trials="+1")
-    assert len(trials_of(home, study())) == 10
+            run(home, study(), trials="+5")
+    assert 8 < sum(t.state == "COMPLETE" for t in trials_of(home, study())) < 13
+    text = run(home, study(), trials="+5")
+    assert "of 13 trials are complete" in text
+    assert [t.state for t in trials_of(home, study())] == ["COMPLETE"] * 13
+    assert "13 of 13 trials are complete" in run(home, study())
+    run(home, study(), trials="+1")
+    assert len(trials_of(home, study())) == 14
 
 
-def test_every_point_of_the_small_study_has_an_fid_of_its_own(home, study, run):
+def test_every_point_of_the_small_study_has_an_fid_of_its_own(studied, study):
     """Else none of these tests would see numbers that are entered under the wrong trial."""
-    run(study(), trials="8")
-    trials = trials_of(home, study())
+    trials = trials_of(studied.home, study())
     assert len({t.fid for t in trials}) == 8
     assert len({t.curve[6].fid for t in trials}) == 2
 
 
-def test_a_study_that_was_cut_short_is_not_measured_anew(home, study, run):
-    text = run(study(), trials="8", hours=1e-9)
+def test_a_study_that_was_cut_short_is_not_measured_anew(home, study):
+    text = run(home, study(), trials="8", hours=1e-9)
     assert "0 of 8 trials are complete: the hours are spent" in text
     assert "on noise that was not used" not in text
 
 
-def test_a_shortfall_is_said(home, study, run):
+def test_a_shortfall_is_said(built, study):
     space = SearchSpace(
         aux_layer=LayerRange(low=1, high=1),
         aux_weight=Range(low=0.1, high=0.1, step=0.1),
         ig_scale=Range(low=1.0, high=1.1, step=0.1),
     )
-    text = run(study(space=space, scales_per_training=2), trials="5")
+    text = run(built, study(space=space, scales_per_training=2), trials="5")
     assert "2 of 5 trials are complete: the space has no new point" in text
 
 
@@ -262,14 +255,14 @@ def test_trials_that_fail_one_after_the_other_stop_the_study(home, study):
     assert {t.state for t in trials_of(home, study())} == {"FAIL"}
 
 
-def test_a_store_that_cannot_be_used_stops_the_study_and_leaves_its_trials(home, study):
+def test_a_store_that_cannot_be_used_stops_the_study_and_leaves_its_trials(built, study):
     def evaluate(trial_group, original):
         raise ArtifactError("no space left on device")
 
     with pytest.raises(ArtifactError, match="no space left"):
-        drive(home, study(), 4, evaluate)
-    assert {t.state for t in trials_of(home, study())} == {"RUNNING"}
-    trials = drive(home, study(), 4)
+        drive(built, study(), 4, evaluate)
+    assert {t.state for t in trials_of(built, study())} == {"RUNNING"}
+    trials = drive(built, study(), 4)
     assert [t.state for t in trials] == ["COMPLETE"] * 4
 
 
@@ -311,22 +304,22 @@ def finish_first_training(ledger):
         ledger.complete(trial, 1.0, {"fid_low": 0.9, "fid_high": 1.1})
 
 
-def test_a_training_that_is_taken_over_is_judged_by_what_is_there(home, study):
+def test_a_training_that_is_taken_over_is_judged_by_what_is_there(built, study):
     """Its driver was killed between the second FID and giving it up."""
     base = study()
-    drive(home, base, 3)  # the artifacts are there, from a study that gives nothing up
+    drive(built, base, 3)  # the artifacts are there, from a study that gives nothing up
     rule = PruningConfig(warmup_trainings=1, patience=2)
     pruned_study = study(name="pruned", seed=5, pruning=rule, scales_per_training=3)
-    ledger = ledger_of(home, pruned_study)
+    ledger = ledger_of(built, pruned_study)
     finish_first_training(ledger)
-    ledger._add([t.point for t in trials_of(home, base)], [])
+    ledger._add([t.point for t in trials_of(built, base)], [])
     ledger.close()
-    built = len(home.store.events())
+    known = len(built.store.events())
     with pytest.raises(ArtifactError, match="enough"):
-        drive(home, pruned_study, 20, stop_after(1))
-    later = trials_of(home, pruned_study)[2:5]
+        drive(built, pruned_study, 20, stop_after(1))
+    later = trials_of(built, pruned_study)[2:5]
     assert [t.state for t in later] == ["PRUNED"] * 3
-    assert {e["event"] for e in home.store.events()[built:]} <= {"pruned", "remembered"}
+    assert {e["event"] for e in built.store.events()[known:]} <= {"pruned", "remembered"}
 
 
 def stop_after(count):
@@ -342,17 +335,17 @@ def stop_after(count):
     return evaluate
 
 
-def test_a_trial_that_was_pruned_has_the_last_fid_of_its_curve(home, study):
+def test_a_trial_that_was_pruned_has_the_last_fid_of_its_curve(built, study):
     import optuna
 
     rule = PruningConfig(warmup_trainings=1, patience=1)
     pruned_study = study(name="pruned", pruning=rule, scales_per_training=2)
-    ledger = ledger_of(home, pruned_study)
+    ledger = ledger_of(built, pruned_study)
     finish_first_training(ledger)
     ledger.close()
     with pytest.raises(ArtifactError, match="enough"):
-        drive(home, pruned_study, 20, stop_after(1))
-    url = f"sqlite:///{home.root / 'study.db'}"
+        drive(built, pruned_study, 20, stop_after(1))
+    url = f"sqlite:///{built.root / 'study.db'}"
     pruned = [
         t
         for t in optuna.load_study(study_name="pruned", storage=url).trials
@@ -381,7 +374,7 @@ def test_a_scale_whose_samples_are_not_finite_fails_alone(home, study, monkeypat
     assert sum(t.state == "COMPLETE" for t in trials) == 12
 
 
-def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monkeypatch):
+def test_what_was_found_is_shown_when_an_error_ends_the_study(built, study, monkeypatch):
     console = make_console(file=io.StringIO(), width=200)
     first = stop_after(2)
     original = StudyDriver._evaluate
@@ -391,7 +384,7 @@ def test_what_was_found_is_shown_when_an_error_ends_the_study(home, study, monke
         lambda self, trial_group: first(trial_group, lambda u: original(self, u)),
     )
     with pytest.raises(ArtifactError, match="enough"):
-        run_study(study(), StudyOptions(parallel=1), home, console)
+        run_study(study(), StudyOptions(parallel=1), built, console)
     text = console.file.getvalue()
     assert "Findings so far" in text
     assert "4 complete" in text
@@ -413,10 +406,10 @@ def test_there_is_room_for_as_many_trainings_as_there_are_cores_and_gpus(monkeyp
     assert room_here(Resources(num_workers=2, cpus_per_worker=20)) == 1
 
 
-def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home, study, run):
+def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(studied, study):
     from pipelines.study.findings import findings, holdout_of
 
-    text = run(study())
+    home, text = studied.home, studied.output
     assert "The best point on noise that was not used to choose it: FID" in text
     trials = trials_of(home, study())
     found = findings(study(), trials, {}, home.store)
@@ -430,7 +423,7 @@ def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home
     if m.guidance.ig_scale != 1:
         assert found.holdout.gain is not None
     known = len(home.store.events())
-    run(study())
+    run(home, study())
     assert len(home.store.events()) == known, "it is measured once"
     graph, chosen = holdout_of(study(), found.best)
     node = graph.holdout(chosen)[chosen].evaluate
@@ -438,26 +431,27 @@ def test_the_best_point_is_reported_on_noise_that_had_no_part_in_the_choice(home
     assert findings(study(), trials, {}, home.store).holdout is None
 
 
-def test_a_target_ends_the_study(home, study, run):
-    run(study(), trials="8", target_fid=1e9)
-    assert len(trials_of(home, study())) == 3, "the first scales of the first training"
-    assert runs_of(home)[1][""].info.status == "FINISHED"
-    run(study(), trials="8")
-    assert len(trials_of(home, study())) == 8
+def test_a_target_ends_the_study(built, study):
+    run(built, study(), trials="8", target_fid=1e9)
+    assert len(trials_of(built, study())) == 3, "the first scales of the first training"
+    assert runs_of(built)[1][""].info.status == "FINISHED"
+    run(built, study(), trials="8")
+    assert len(trials_of(built, study())) == 8
 
 
-def test_expensive_work_is_not_begun_without_being_asked(home, study, run):
-    run(study(), trials="4")
+def test_expensive_work_is_not_begun_without_being_asked(studied, study):
+    home = studied.home
     with pytest.raises(ValueError, match=r"worker-hours, more than --ask-above .*--yes"):
-        run(study(), trials="100", ask_above=1e-6)
-    assert len(trials_of(home, study())) == 4
-    run(study(), trials="5", ask_above=0.0, yes=True)
-    assert len(trials_of(home, study())) == 5
+        run(home, study(), trials="100", ask_above=1e-6)
+    assert len(trials_of(home, study())) == 8
+    run(home, study(), trials="9", ask_above=0.0, yes=True)
+    assert len(trials_of(home, study())) == 9
 
 
-def test_the_forecast_counts_what_is_left(home, study, run):
-    assert "8 trials, 2 trainings" in run(study())
-    assert "0 trials, 0 trainings, 0 images; worker-hours 0.00" in run(study())
+def test_the_forecast_counts_what_is_left(studied, study):
+    assert "8 trials, 2 trainings" in studied.output
+    again = run(studied.home, study())
+    assert "0 trials, 0 trainings, 0 images; worker-hours 0.00" in again
 
 
 def test_the_forecast_counts_what_confirming_takes(home, study):
@@ -482,12 +476,12 @@ def runs_of(home):
     return client, {run.data.tags.get("igdit.trial", ""): run for run in runs}, len(runs)
 
 
-def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(home, study, run):
-    run(study(), trials="4")
-    run(study(), trials="5")
+def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(studied, study):
+    home = studied.home
+    run(home, study(), trials="9")
     client, runs, count = runs_of(home)
     trials = trials_of(home, study())
-    assert count == 6
+    assert count == 10
     assert set(runs) == {"", *(str(t.number) for t in trials)}
     parent = runs[""]
     assert parent.info.status == "FINISHED"
@@ -516,11 +510,8 @@ def test_each_trial_is_one_run_below_the_study_however_often_it_is_synced(home, 
         assert [path.startswith("images/samples+step+6+") for path in images] == [True, True]
 
 
-def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_common(
-    home, study, run
-):
-    run(study(), trials="4")
-    _, runs, _ = runs_of(home)
+def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_common(studied):
+    _, runs, _ = runs_of(studied.home)
     common = {
         "experiment",
         "ig_interval",
@@ -553,29 +544,29 @@ def test_parameters_of_trials_are_what_is_compared_and_of_the_study_what_is_comm
         assert mine.info.end_time <= parent.info.end_time
 
 
-def test_a_study_that_somebody_works_on_is_running(home, study, run):
+def test_a_study_that_somebody_works_on_is_running(studied, study):
     """Nobody says it is finished while it has trials that are under way."""
     from pipelines.tracking.client import MlflowTracker
     from pipelines.tracking.study import StudyTracker
 
-    run(study(), trials="4")
+    home = studied.home
     ledger = ledger_of(home, study())
-    claimed(ledger, 8)
+    claimed(ledger, 12)
     tracker = MlflowTracker(home.tracking_uri, home.mlartifacts)
     StudyTracker(tracker, study(), ledger.identity, home.store).sync(ledger.trials(), finished=True)
     ledger.close()
     assert runs_of(home)[1][""].info.status == "RUNNING"
 
 
-def test_an_option_that_came_later_makes_no_second_run_of_a_trial(home, study, run):
-    run(study(), trials="4")
+def test_an_option_that_came_later_makes_no_second_run_of_a_trial(studied, study):
+    home = studied.home
     ledger = ledger_of(home, study())
     spec = ledger._optuna.user_attrs["igdit.spec"]
     del spec["experiment"]["optim"]["precision"]
     ledger._optuna.set_user_attr("igdit.spec", spec)
     ledger.close()
-    run(study(), trials="5")
-    assert runs_of(home)[2] == 6
+    run(home, study(), trials="9")
+    assert runs_of(home)[2] == 10
 
 
 def test_trials_that_failed_are_shown_as_failed(home, study):
@@ -600,10 +591,11 @@ def test_trials_that_failed_are_shown_as_failed(home, study):
     }
 
 
-def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
+def test_the_answer_is_confirmed_on_other_seeds(studied, study):
     import pandas as pd
 
-    text = run(study(), trials="8", confirm_seeds=2)
+    home = studied.home
+    text = run(home, study(), trials="8", confirm_seeds=2)
     assert "Confirmed with 2 other training seeds" in text
     table = pd.read_parquet(home.report / "study-small" / "confirmed.parquet")
     layers = {t.point.aux_layer for t in trials_of(home, study())}
@@ -613,25 +605,6 @@ def test_the_answer_is_confirmed_on_other_seeds(home, study, run):
     assert (baseline["gain"] == 0).all()
     assert len(executed(home, "checkpoint")) == 2 + len(table)
     assert (home.report / "study-small" / "fid_confirmed.png").stat().st_size > 10_000
-
-
-SESSION = """
-import sys, threading
-from pathlib import Path
-from experiments import Resources
-from pipelines.execution.machine import room_here
-from pipelines.execution.session import RunnerSession
-from pipelines.stages.build import WORK
-session = RunnerSession(WORK, Resources(num_workers=1, sample_tasks=1), Path(sys.argv[1]), 1)
-asker = threading.Thread(target=session.runner)
-asker.start()
-asker.join()
-import ray
-seven = ray.remote(num_cpus=1)(lambda: 7)
-print(ray.get(seven.remote(), timeout=60))
-session.close()
-assert not ray.is_initialized()
-"""
 
 
 def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let_go(
@@ -653,18 +626,6 @@ def test_what_trials_run_on_is_closed_after_an_interrupt_only_when_they_have_let
         StudyDriver(ledger, home, Budget(8), session_of(ledger, home), print).run()
     ledger.close()
     assert happened == ["let go", "closed"]
-
-
-def test_a_session_outlives_the_thread_that_asked_for_it_first(tmp_path):
-    """The kernel kills what a thread started, Ray's processes among it, when that thread ends."""
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr[-3000:]
 
 
 def test_a_session_that_cannot_start_says_so_to_everyone(tmp_path, monkeypatch):
