@@ -558,17 +558,6 @@ def test_a_study_that_somebody_works_on_is_running(studied, study):
     assert runs_of(home)[1][""].info.status == "RUNNING"
 
 
-def test_an_option_that_came_later_makes_no_second_run_of_a_trial(studied, study):
-    home = studied.home
-    ledger = ledger_of(home, study())
-    spec = ledger._optuna.user_attrs["igdit.spec"]
-    del spec["experiment"]["optim"]["precision"]
-    ledger._optuna.set_user_attr("igdit.spec", spec)
-    ledger.close()
-    run(home, study(), trials="9")
-    assert runs_of(home)[2] == 10
-
-
 def test_trials_that_failed_are_shown_as_failed(home, study):
     from pipelines.tracking.client import MlflowTracker
     from pipelines.tracking.study import StudyTracker
