@@ -20,7 +20,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_for(condition, seconds: float = 120.0):
+def wait_for(condition, seconds: float = 300.0):
     """Poll until the condition gives something true, and return that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from cluster.processes import descendants, title
+from pipelines.__main__ import main
 from pipelines.graph.graph import Graph
 from pipelines.store.folder import FolderStore
 from pipelines.store.locks import FileLock
 from pipelines.store.register import read_register
 from tests.equipment.processes import alive, is_loopback, kill_tree, listeners, wait_for
+from tests.pipelines.conftest import OUTSIDE
 
 pytestmark = pytest.mark.long
 
@@ -122,82 +124,26 @@ def fids(store: FolderStore) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
-    """An undisturbed run with two Ray Train workers; the addresses it listened on are kept."""
-    run = Run(tmp_path_factory.mktemp("two") / "home", 2)
-    try:
-        run.wait_published("checkpoint", 1)
-        run.addresses = listeners([run.process.pid, *descendants(run.process.pid)])
-        run.titles = [title(pid) for pid in descendants(run.process.pid)]
-        run.finish()
-    finally:
-        kill_tree(run.process.pid)
-    return run
-
-
-@pytest.fixture(scope="module")
-def one_worker(tmp_path_factory):
-    """A run that got SIGTERM at its first checkpoint, and the one that finished it."""
-    home = tmp_path_factory.mktemp("one") / "home"
-    stopped = Run(home, 1)
-    try:
-        stopped.wait_published("checkpoint", 1)
-        below = descendants(stopped.process.pid)
-        stopped.process.terminate()
-        assert stopped.process.wait(timeout=60) == 130
-        wait_for(lambda: not any(alive(pid) for pid in below), 60)
-        lock = FileLock(stopped.store.root / ".in-use.lock")
-        assert lock.acquire()
-        lock.release()
-        stopped.kept = stopped.published("checkpoint")
-        run = Run(home, 1)
-        run.finish()
-    finally:
-        kill_tree(stopped.process.pid)
-    run.stopped = stopped
-    return run
-
-
-def test_two_workers_run_as_ray_train_workers_listening_on_loopback_only(two_workers):
-    assert sum("RayTrainWorker" in name for name in two_workers.titles) == 2
-    assert len(two_workers.addresses) >= 4
-    assert [a for a in two_workers.addresses if not is_loopback(a)] == []
-
-
-def test_everything_is_built_once_and_a_second_run_builds_nothing(two_workers):
-    before = list(two_workers.store.events())
-    counts = collections.Counter((e["kind"], e["key"]) for e in before if e["event"] == "execute")
-    assert set(counts.values()) == {1}
-    again = Run(two_workers.home, 1, "--resources.sample-batch", "100")
-    again.finish()
-    assert list(two_workers.store.events()) == before
-
-
-def test_one_and_two_workers_give_the_same_losses_weights_and_fid(one_worker, two_workers):
-    for name in ("history", "ema", "model", "optimizer"):
-        assert final_weights(one_worker.store, name) == final_weights(two_workers.store, name)
-    assert fids(one_worker.store) == fids(two_workers.store)
-
-
-def test_sigterm_lets_workers_go_and_keeps_what_was_published(one_worker):
-    """That workers go is asserted where it happens, in the fixture."""
-    kept = one_worker.stopped.kept
-    assert kept
-    assert len(kept) < len(final_graph(one_worker.store).checkpoints)
-    starts = [e["from_step"] for e in events(one_worker.store, "execute", "checkpoint")]
-    assert starts == [0, int(kept[-1][-8:])]
-    published = collections.Counter(e["key"] for e in events(one_worker.store, "published"))
-    assert set(published.values()) == {1}
+def undisturbed(tmp_path_factory) -> FolderStore:
+    """The store of the same run in one process, without Ray."""
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OUTSIDE:
+            patch.delenv(name, raising=False)
+        patch.setenv("IGDIT_HOME", str(home))
+        words = ["--resources.runner", "inline", "--resources.num-workers", "1"]
+        assert main(["run", "digits", *OPTIONS, *words]) == 0
+    return FolderStore(home / "store")
 
 
 class Chaos:
-    """Runs of one home that are killed, one after the other."""
+    """Runs of one home that are stopped or killed, one after the other."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.store, self.runs = home, FolderStore(home / "store"), []
 
-    def start(self) -> Run:
-        self.runs.append(Run(self.home, 2))
+    def start(self, workers: int) -> Run:
+        self.runs.append(Run(self.home, workers))
         return self.runs[-1]
 
     def __enter__(self) -> Chaos:
@@ -207,34 +153,54 @@ class Chaos:
         for each in self.runs:
             kill_tree(each.process.pid)
 
-    def kill_driver_in_training_then_a_worker_then_a_builder(self) -> Run:
-        """Three kills; the run that survived the last two."""
-        run = self.start()
+    @property
+    def starts(self) -> list[int]:
+        """Steps at which trainings started."""
+        return [e["from_step"] for e in events(self.store, "execute", "checkpoint")]
+
+    def stop_at_the_first_checkpoint(self) -> None:
+        """SIGTERM to a run with one worker; its processes go, and what it published stays."""
+        run = self.start(1)
         run.wait_published("checkpoint", 1)
+        below = descendants(run.process.pid)
+        run.process.terminate()
+        assert run.process.wait(timeout=60) == 130
+        wait_for(lambda: not any(alive(pid) for pid in below), 60)
+        lock = FileLock(self.store.root / ".in-use.lock")
+        assert lock.acquire()
+        lock.release()
+        self.kept = run.published("checkpoint")
+
+    def kill_one_of_two_workers_then_the_driver(self) -> None:
+        """Ray Train starts a new group, which publishes before the driver is killed too."""
+        run = self.start(2)
+        run.wait_for(lambda: len(self.starts) == 2)
+        pids = descendants(run.process.pid)
+        self.addresses = listeners([run.process.pid, *pids])
+        self.titles = [title(pid) for pid in pids]
+        run.kill_worker("RayTrainWorker")
+        run.wait_published("checkpoint", 2)
         run.kill()
 
-        run = self.start()
-        run.wait_for(lambda: len(events(run.store, "execute", "checkpoint")) == 2)
-        run.kill_worker("RayTrainWorker")  # Ray Train starts a new group
-        run.wait_published("checkpoint", 2)
-        run.kill_worker("build")  # its task runs again
-        return run
+    def kill_a_builder(self) -> None:
+        """Its task runs again, and the run comes to its end."""
+        run = self.start(1)
+        run.kill_worker("build")
+        run.finish()
 
-    def assert_equals(self, undisturbed: Run, kills: int) -> None:
+    def assert_equals(self, undisturbed: FolderStore, kills: int) -> None:
         """Bit-identical, each thing published once, and little done again."""
         store = self.store
         for name in ("ema", "model", "optimizer", "history"):
-            assert final_weights(store, name) == final_weights(undisturbed.store, name)
-        assert fids(store) == fids(undisturbed.store)
+            assert final_weights(store, name) == final_weights(undisturbed, name)
+        assert fids(store) == fids(undisturbed)
         published = collections.Counter((e["kind"], e["key"]) for e in events(store, "published"))
         assert set(published.values()) == {1}
-        starts = [e["from_step"] for e in events(store, "execute", "checkpoint")]
-        assert starts == sorted(starts)
-        assert starts[0] == 0
-        assert all(step % 32 == 0 and step > 0 for step in starts[1:])
-        assert len(starts) == 3  # from nothing, after the driver's death, after a worker's
+        assert self.starts == sorted(self.starts)
+        assert self.starts[0] == 0
+        assert all(step % 32 == 0 and step > 0 for step in self.starts[1:])
         executed = collections.Counter(e["kind"] for e in events(store, "execute"))
-        expected = collections.Counter(e["kind"] for e in events(undisturbed.store, "execute"))
+        expected = collections.Counter(e["kind"] for e in events(undisturbed, "execute"))
         del executed["checkpoint"], expected["checkpoint"]
         # A kill costs at most what was being built then: one task and the driver's next one.
         assert sum(executed.values()) <= sum(expected.values()) + kills * 2
@@ -242,26 +208,51 @@ class Chaos:
         assert not list((store.root / ".staging").iterdir())
 
 
-def test_killed_at_three_moments_it_ends_bit_identical_to_the_undisturbed_run(
-    two_workers, tmp_path
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """A run that was stopped, lost a worker, its driver and a builder, and came to its end."""
+    with Chaos(tmp_path_factory.mktemp("disturbed") / "home") as chaos:
+        chaos.stop_at_the_first_checkpoint()
+        chaos.kill_one_of_two_workers_then_the_driver()
+        chaos.kill_a_builder()
+        yield chaos
+
+
+def test_sigterm_lets_workers_go_and_keeps_what_was_published(disturbed):
+    """That workers go is asserted where it happens."""
+    kept = disturbed.kept
+    assert kept
+    assert len(kept) < len(final_graph(disturbed.store).checkpoints)
+    assert disturbed.starts[:2] == [0, int(kept[-1][-8:])]
+
+
+def test_two_workers_run_as_ray_train_workers_listening_on_loopback_only(disturbed):
+    assert sum("RayTrainWorker" in name for name in disturbed.titles) == 2
+    assert len(disturbed.addresses) >= 4
+    assert [a for a in disturbed.addresses if not is_loopback(a)] == []
+
+
+def test_disturbed_at_four_moments_it_ends_bit_identical_to_the_undisturbed_run(
+    disturbed, undisturbed
 ):
-    with Chaos(tmp_path / "home") as chaos:
-        chaos.kill_driver_in_training_then_a_worker_then_a_builder().finish()
-        chaos.assert_equals(two_workers, 3)
+    """Its steps are of one worker, of two and of one again, those of the other of no Ray at all."""
+    disturbed.assert_equals(undisturbed, 4)
+    # From nothing, after the stop, after a worker's death, after the driver's.
+    assert len(disturbed.starts) == 4
 
 
 @pytest.mark.slow
-def test_killed_at_five_moments_it_ends_bit_identical_to_the_undisturbed_run(two_workers, tmp_path):
-    """The driver before and after the training too."""
+def test_killed_before_and_after_the_training_it_ends_bit_identical_too(undisturbed, tmp_path):
     with Chaos(tmp_path / "home") as chaos:
-        run = chaos.start()
+        run = chaos.start(2)
         run.wait_published("data", 1)
         run.kill()
-        run = chaos.kill_driver_in_training_then_a_worker_then_a_builder()
+        run = chaos.start(2)
         run.wait_published("evaluate", 5)
         run.kill()
-        chaos.start().finish()
-        chaos.assert_equals(two_workers, 5)
+        chaos.start(2).finish()
+        chaos.assert_equals(undisturbed, 2)
+        assert chaos.starts == [0]
 
 
 SESSION = """
