@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import Experiment, get_experiment
+from pipelines.execution.listener import NullListener
 from pipelines.execution.runners import InlineRunner
-from pipelines.execution.scheduler import NullListener, Pipeline
+from pipelines.execution.scheduler import Pipeline
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import Node, closure
 from pipelines.graph.plan import make_plan

@@ -6,9 +6,10 @@ Adam with betas (0.9, 0.95) for the rest, batch 256 (LightningDiT itself: 1024),
 uniform t, auxiliary loss weight 0.5 at block 8, random flips; Heun on 125 points of time, which are
 124 intervals, with shift 0.3 where t = 1 is data: 1/0.3 here.
 
-What the published sources disagree on: the paper gives the moving average 0.9995, the code 0.9999,
-which is taken; the paper trains for 60 and 680 epochs (300,000 and 3,400,000 steps), the shipped
-configuration ends at 3,000,000. `--train.steps 3400000` goes on from the shorter training.
+The published sources disagree on two settings. The moving average is 0.9995 in the paper and
+0.9999 in the code, which is taken. The paper trains for 60 and 680 epochs (300,000 and 3,400,000
+steps), the shipped configuration for 3,000,000 steps. `--train.steps 3400000` goes on from the
+shorter training.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import replace
 
 from experiments.protocols import adm_imagenet256
 from experiments.schema import DataConfig, Experiment
-from experiments.sit import GPUS
+from experiments.sit import EIGHT_GPUS
 from ig_core.config import (
     Guidance,
     LossConfig,
@@ -35,7 +36,7 @@ VA_LATENTS = DataConfig(
 
 
 def lightningdit(*, ig: bool) -> Experiment:
-    """LightningDiT-XL/1 for 60 epochs."""
+    """Return LightningDiT-XL/1 for 60 epochs, with or without the auxiliary head."""
     return Experiment(
         name="lightningdit_xl1_ig" if ig else "lightningdit_xl1",
         data=VA_LATENTS,
@@ -52,28 +53,32 @@ def lightningdit(*, ig: bool) -> Experiment:
         ),
         train=TrainConfig(steps=STEPS_60_EPOCHS, batch_size=256, checkpoint_every=100_000),
         guidance=Guidance(ig_scale=1.7 if ig else 1.0),
-        # 1.7 is published for 680 epochs; that of 60 epochs is not known: a sweep finds ours.
+        # 1.7 is published for 680 epochs; that of 60 epochs is not known: a sweep chooses ours.
         ig_scales=(1.0, 1.4, 1.7, 2.0, 2.3) if ig else (),
         sampler=SamplerConfig(method="heun", num_steps=124, shift=1 / 0.3),
         evaluation=adm_imagenet256(),
-        resources=GPUS,
+        resources=EIGHT_GPUS,
     )
 
 
 def lightningdit_xl1() -> Experiment:
-    """The same recipe without auxiliary head (not LightningDiT's own, whose batch is 1024)."""
+    """Return the recipe without auxiliary head (LightningDiT's own has a batch of 1024)."""
     return lightningdit(ig=False)
 
 
 def lightningdit_xl1_ig() -> Experiment:
-    """With the head at block 8. Published: FID 2.42 at 60 epochs, 1.34 at 680 (scale 1.7)."""
+    """Return the recipe with the head at block 8.
+
+    Published: FID 2.42 at 60 epochs, 1.34 at 680 (scale 1.7).
+    """
     return lightningdit(ig=True)
 
 
 def lightningdit_xl1_ig_cfg() -> Experiment:
-    """The same training, both guidances as published: 1.19 at 680 epochs.
+    """Return the same training under both guidances.
 
-    The published interval begins at 0.19 where t = 1 is data: it ends at 0.81 here.
+    Published: FID 1.19 at 680 epochs. The published interval begins at 0.19 where t = 1 is data: it
+    ends at 0.81 here.
     """
     return replace(
         lightningdit_xl1_ig(),

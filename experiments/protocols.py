@@ -1,9 +1,9 @@
-"""Evaluation protocols by name: what makes one FID comparable with another.
+"""Evaluation protocols by name.
 
-A protocol is an `EvaluationConfig`. Seeds of noise, sizes of shards and where files lie are no part
-of it; everything else is. `igdit evaluate --protocol NAME` takes one of these, an experiment calls
-one. A number is only ever compared with numbers of the same fingerprint
-(`pipelines.graph.fingerprint`), of which the protocol is the part that a person names.
+A protocol is an `EvaluationConfig` without seeds of noise, sizes of shards and paths of files.
+`igdit evaluate --protocol NAME` takes one of these, an experiment calls one. A number is compared
+only with numbers of the same fingerprint (`pipelines.graph.fingerprint`); the protocol is the part
+of it that has a name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from experiments.schema import EvaluationConfig
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NO_PART = (
+NOT_IN_PROTOCOL = (
     "extractor_weights",
     "reference",
     "shard_size",
@@ -38,20 +38,20 @@ ADM_REFERENCE_IMAGES = 10_000
 
 
 def digits() -> EvaluationConfig:
-    """5,000 class-balanced samples against scikit-learn's digits; a small CNN's 64 features."""
+    """Return the protocol of the digits: 5,000 class-balanced samples, 64 features of a CNN."""
     return EvaluationConfig()
 
 
 def adm_imagenet256(weights: str | None = None, reference: str | None = None) -> EvaluationConfig:
-    """ADM's protocol on ImageNet 256x256 (Dhariwal and Nichol 2021, `evaluations/evaluator.py`).
+    """Return ADM's protocol on ImageNet 256x256 (Dhariwal and Nichol 2021, `evaluator.py`).
 
     50,000 samples with random labels (and class-balanced ones, from the same pool); Inception-v3 of
     2015; FID and sFID against the moments of the training set, precision and recall against the
     10,000 images of the reference batch; Inception Score over 10 splits.
 
     Args:
-        weights: Weights of Inception-v3 in torch-fidelity's port; None: still to be named.
-        reference: `VIRTUAL_imagenet256_labeled.npz`; None: still to be named.
+        weights: Weights of Inception-v3 in torch-fidelity's port; None if not named yet.
+        reference: `VIRTUAL_imagenet256_labeled.npz`; None if not named yet.
     """
     return EvaluationConfig(
         extractor="inception-v3-compat",
@@ -71,13 +71,14 @@ PROTOCOLS: dict[str, Callable[..., EvaluationConfig]] = {
     "adm-imagenet256": adm_imagenet256,
 }
 CUSTOM = "custom"
+"""Name of every other protocol."""
 
 
 def get_protocol(name: str, weights: str | None, reference: str | None) -> EvaluationConfig:
-    """The protocol of that name, with the files that it needs.
+    """Return a protocol by its name, with the files that it needs.
 
     Raises:
-        ValueError: there is none, or a file it needs is not named.
+        ValueError: If there is no such protocol, or a file that it needs is not named.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, but got {name!r}")
@@ -95,16 +96,16 @@ def get_protocol(name: str, weights: str | None, reference: str | None) -> Evalu
 
 
 def protocol_name(evaluation: EvaluationConfig) -> str:
-    """Protocol that an evaluation follows to the letter, else "custom"."""
+    """Return the name of the protocol that an evaluation follows exactly, else "custom"."""
     for name, make in PROTOCOLS.items():
         protocol = make() if name == "digits" else make("weights", "reference")
-        if protocol_essence(protocol) == protocol_essence(evaluation):
+        if protocol_settings(protocol) == protocol_settings(evaluation):
             return name
     return CUSTOM
 
 
-def protocol_essence(evaluation: EvaluationConfig) -> dict[str, object]:
-    """Return the settings of an evaluation that are part of its protocol, by name."""
+def protocol_settings(evaluation: EvaluationConfig) -> dict[str, object]:
+    """Return the settings of an evaluation that are part of its protocol, by field."""
     values = dataclasses.asdict(evaluation)
     named = {name: values[name] is not None for name in ("extractor_weights", "reference")}
-    return {name: value for name, value in values.items() if name not in NO_PART} | named
+    return {name: value for name, value in values.items() if name not in NOT_IN_PROTOCOL} | named

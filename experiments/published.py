@@ -1,9 +1,9 @@
-"""Numbers that others published, with their source, and how they were measured.
+"""Published numbers, with their sources and the protocols by which they were measured.
 
 ImageNet 256 x 256, 50,000 samples. All from the IG paper's system comparison and ablation (arXiv
 2512.24176, tables 5, 1 and 3 of its second version), which quotes the other methods from their own
-papers. "Without CFG" the paper's rows have internal guidance on (its author, issue 2 of the
-published code). What could not be recovered is None, and is invented nowhere.
+papers. The paper's rows "without CFG" have internal guidance on (its author, issue 2 of the
+published code). Numbers that are not known are None.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 PAPER = "arXiv 2512.24176"
 IMAGENET_TRAIN = 1_281_167
-"""Images of ImageNet's training set, on which all of them were trained."""
+"""Images of ImageNet's training set, on which all of these models were trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +20,15 @@ class Published:
     """One row of a published table."""
 
     method: str
-    """Name there."""
+    """Name of the method in the paper."""
     epochs: int | None
-    """Training epochs."""
+    """Training epochs; None if they are not known."""
     cfg: bool = False
     """Whether classifier-free guidance (or autoguidance) was on."""
     fid: float
     """Frechet distance of 50,000 samples with random labels."""
     sfid: float | None = None
-    """The same of spatial features."""
+    """Frechet distance of spatial features."""
     inception_score: float | None = None
     """Inception Score."""
     precision: float | None = None
@@ -36,29 +36,29 @@ class Published:
     recall: float | None = None
     """Recall (k = 3)."""
     balanced_fid: float | None = None
-    """FID with 50 samples of each class, where that was published too."""
+    """FID with 50 samples of each class; None if it was not published."""
     source: str = f"{PAPER}, table 5"
-    """Where it stands."""
+    """Paper and table of the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedProtocol:
-    """How published numbers were measured."""
+    """Protocol by which published numbers were measured."""
 
     num_samples: int = 50_000
-    """Images."""
+    """Number of sampled images."""
     labels: str = "random"
-    """Labels drawn at random; 50 of each class is about 0.1 lower (RAE, and the IG paper)."""
+    """Labels of the samples. With 50 of each class FID is about 0.1 lower (RAE, the IG paper)."""
     extractor: str = "ADM's TensorFlow graph of Inception-v3 (2015)"
     """Feature extractor."""
     reference: str = "VIRTUAL_imagenet256_labeled.npz"
-    """Statistics of the training set, of ADM."""
+    """File with ADM's statistics of the training set."""
     pixels: str = "truncated: uint8 of 255 (x + 1) / 2"
     """Rounding to uint8."""
     noise: str = "a seed for each GPU: the images depend on how many there were"
-    """Where the noise came from."""
+    """Origin of the sampling noise."""
     cfg_channels: str | None = None
-    """Channels of the latent that classifier-free guidance acted on; None: all of them."""
+    """Channels of the latent that classifier-free guidance acted on; None if all."""
 
 
 SIT_PROTOCOL = PublishedProtocol()
@@ -71,8 +71,8 @@ LIGHTNINGDIT_PROTOCOL = PublishedProtocol(pixels="truncated: uint8 of 127.5 x + 
 """LightningDiT with IG (its `inference.py`, guided-diffusion's evaluator)."""
 
 IG_SIT_800_SHA256 = "a7f4eb9f417295a14e5063b70020ab3f55b60a4905ccda7b244343deaf9840cd"
-"""`SiT-XL-IG-ImageNet256-800EP.pt`, 10,842,729,224 bytes, as the authors published it (digest by a
-third party's audit)."""
+"""`SiT-XL-IG-ImageNet256-800EP.pt`, 10,842,729,224 bytes, as the authors published it (the digest
+is a third party's)."""
 
 
 def row(
@@ -83,7 +83,15 @@ def row(
     cfg: bool = False,
     balanced: float | None = None,
 ) -> Published:
-    """A row of table 5: FID, sFID, Inception Score, precision, recall."""
+    """Return a row of table 5.
+
+    Args:
+        method: Name of the method.
+        epochs: Training epochs.
+        numbers: FID, sFID, Inception Score, precision, recall.
+        cfg: Whether classifier-free guidance was on.
+        balanced: FID with 50 samples of each class.
+    """
     fid, sfid, score, precision, recall = numbers
     if fid is None:
         raise ValueError(f"{method} needs an FID, but got None")
@@ -101,13 +109,13 @@ def row(
 
 
 def ablation(method: str, fid: float, score: float, table: int) -> Published:
-    """A row of the ablation on SiT-B/2, 80 epochs, without CFG."""
+    """Return a row of the ablation on SiT-B/2, 80 epochs, without CFG."""
     return Published(
         method=method, epochs=80, fid=fid, inception_score=score, source=f"{PAPER}, table {table}"
     )
 
 
-OTHERS = (
+OTHER_METHODS = (
     row("ADM", 400, (10.94, 6.02, 101.0, 0.69, 0.63)),
     row("ADM", 400, (3.94, 6.14, 215.8, 0.83, 0.53), cfg=True),
     row("DiT-XL/2", 1400, (9.62, 6.85, 121.5, 0.67, 0.67)),
@@ -134,7 +142,8 @@ OTHERS = (
     row("RAE DiT-DH", 800, (1.60, 5.40, 242.7, 0.79, 0.65), balanced=1.51),
     row("RAE DiT-DH", 800, (1.28, 4.72, 262.9, 0.78, 0.67), cfg=True, balanced=1.13),
 )
-"""Rows that nothing here trains; LightningDiT's own training has a batch of 1024."""
+"""Rows of methods that no experiment here trains, LightningDiT's own recipe with batch 1024 among
+them."""
 
 SIT_XL2 = row("SiT-XL/2", 1400, (8.61, 6.32, 131.7, 0.68, 0.67))
 SIT_XL2_CFG = row("SiT-XL/2", 1400, (2.06, 4.50, 270.3, 0.82, 0.59), cfg=True)
@@ -155,7 +164,7 @@ SIT_B2_AUX = {
     4: ablation("+ head at block 4", 30.60, 47.70, 1),
     8: ablation("+ head at block 8", 38.05, 37.97, 1),
 }
-"""Block of the auxiliary head -> unguided."""
+"""Block of the auxiliary head -> numbers without guidance."""
 SIT_B2_IG_15 = ablation("+ IG 1.5", 19.02, 65.06, 3)
 SIT_B2_IG_19 = ablation("+ IG 1.9", 17.38, 69.12, 3)
 SIT_B2_IG_23_INTERVAL = ablation("+ IG 2.3 in [0.3, 1)", 16.19, 72.95, 3)

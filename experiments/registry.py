@@ -1,4 +1,4 @@
-"""Experiments by name."""
+"""Registry of experiments and studies by name."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ STUDIES: dict[str, Callable[[], Study]] = {"digits": digits_study}
 
 
 def get_experiment(name: str) -> Experiment:
-    """Build the named experiment.
+    """Build the experiment of a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: If there is no experiment of that name.
     """
-    return _named(EXPERIMENTS, name, "experiment", ", or a file ending in .json")
+    return _build(EXPERIMENTS, name, "experiment", ", or a file ending in .json")
 
 
 def get_study(name: str) -> Study:
-    """Build the named study.
+    """Build the study of a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: If there is no study of that name.
     """
-    return _named(STUDIES, name, "study")
+    return _build(STUDIES, name, "study")
 
 
-def _named(table: dict[str, Callable[[], T]], name: str, what: str, otherwise: str = "") -> T:
+def _build(table: dict[str, Callable[[], T]], name: str, noun: str, otherwise: str = "") -> T:
     if name not in table:
         close = difflib.get_close_matches(name, table, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(
-            f"{what} must be one of {', '.join(table)}{otherwise}, but got {name!r}{hint}"
+            f"{noun} must be one of {', '.join(table)}{otherwise}, but got {name!r}{hint}"
         )
     return table[name]()

@@ -1,4 +1,8 @@
-"""Schema of an experiment: one frozen value from which everything else follows."""
+"""Schema of an experiment: its parts, the experiment itself, and its JSON.
+
+An experiment is one frozen value that specifies a result completely. Every field says what it sets
+(the text is also the help of its option), and its metadata say whether it enters a key.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,115 @@ from ig_core.config import (
 )
 
 NOT_IN_KEY = {"key": False}
-"""Metadata of a field that says where something lies, what it is called or who computes: what is
-computed does not depend on it."""
-MOST_SHARDS = 1_000_000
-"""Beyond so many, a setting is a mistake: the plan alone would fill the memory."""
+"""Metadata of a field that does not enter a key: where a file lies, what a thing is called, who
+computes. The result does not depend on it."""
+CODEC_DOWNSAMPLING = {"none": 1, "sd-vae": 8, "va-vae": 16}
+"""Codec -> pixels of an image along one side of a latent's cell."""
+CODEC_CHANNELS = {"none": 3, "sd-vae": 4, "va-vae": 32}
+"""Codec -> channels of the images or latents that the model learns."""
+MAX_SAMPLE_SHARDS = 1_000_000
+"""Largest number of shards of samples: with more, the plan alone would fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Training data."""
+
+    source: Literal["digits", "latents", "images"] = "digits"
+    """digits: the 1,797 handwritten 8x8 digits of scikit-learn. images: class folders, Parquet
+    files, WebDataset tars or an ADM zip file. latents: in the format of SiT and REPA (.npy) or of
+    LightningDiT (safetensors)."""
+    path: str | None = field(default=None, metadata=NOT_IN_KEY)
+    """Folder or file of images or latents, or a pattern in the last part of the name
+    (`train-*.parquet`, `set-{000..099}.tar`)."""
+    classes: str | None = field(default=None, metadata=NOT_IN_KEY)
+    """JSON file {folder or file: label} with the labels. None: the labels beside the data, else the
+    order of the class folders."""
+    content: str | None = None
+    """Identity of the data at `path`. A run fills it in; an experiment that has it accepts no other
+    data."""
+    count: int | None = field(default=None, metadata=NOT_IN_KEY)
+    """Number of images or latents at `path`; a run fills it in."""
+    codec: Literal["none", "sd-vae", "va-vae"] = "none"
+    """Codec that encodes images and decodes samples. none: the model learns pixels."""
+    codec_path: str | None = field(default=None, metadata=NOT_IN_KEY)
+    """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
+    codec_sha256: str | None = None
+    """SHA-256 of the codec's weights. A run fills it in; an experiment that has it accepts no
+    others."""
+    encoder_sha256: str | None = None
+    """SHA-256 of the encoder's part of these weights, the only part that latents of images depend
+    on; a run fills it in."""
+    channels: int = 1
+    """Channels of the images or latents that the model learns."""
+    side: int = 8
+    """Rows and columns of the images or latents that the model learns."""
+    num_classes: int = 10
+    """Number of classes."""
+    flip: bool = False
+    """Mirror each image with probability 1/2. Latents must hold both versions, because the latent
+    of a mirrored image is not the mirrored latent."""
+    resolution: int = 256
+    """Side of the images in pixels, to which images are centre-cropped as in ADM and samples are
+    decoded."""
+    shard_size: int = 10_000
+    """Images or latents that one task encodes; an interrupted encoder loses no more."""
+    max_broken: int = field(default=100, metadata=NOT_IN_KEY)
+    """Most faulty images (unreadable, of more than 8 bits, or CMYK) that a run accepts and
+    names; with more of them it ends."""
+    check_statistics: bool = field(default=True, metadata=NOT_IN_KEY)
+    """Refuse latents whose values do not fit their codec or their statistics."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "side", "num_classes", "resolution", "shard_size"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(self.max_broken >= 0, "data.max_broken", self.max_broken, "at least 0")
+        if self.source == "digits":
+            self._check_digits()
+            return
+        require(
+            self.source == "images" or self.codec != "none",
+            "data.codec",
+            self.codec,
+            "sd-vae or va-vae with data.source=latents",
+        )
+        factor, channels = CODEC_DOWNSAMPLING[self.codec], CODEC_CHANNELS[self.codec]
+        require(
+            self.channels == channels,
+            "data.channels",
+            self.channels,
+            f"{channels} with data.codec={self.codec}",
+        )
+        require(
+            self.resolution == self.side * factor,
+            "data.resolution",
+            self.resolution,
+            f"{self.side * factor}: data.side={self.side} times {factor} of {self.codec}",
+        )
+
+    @property
+    def image_side(self) -> int:
+        """Side in pixels of the images that are learnt, and of samples."""
+        return self.side if self.source == "digits" else self.resolution
+
+    def _check_digits(self) -> None:
+        """Check that no setting is given that the digits do not have."""
+        for name, value in (
+            ("path", None),
+            ("classes", None),
+            ("codec", "none"),
+            ("codec_path", None),
+            ("channels", 1),
+            ("side", 8),
+            ("num_classes", 10),
+            ("flip", False),
+        ):
+            require(
+                getattr(self, name) == value,
+                f"data.{name}",
+                getattr(self, name),
+                f"{value} with data.source=digits",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,109 +231,8 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Training data."""
-
-    source: Literal["digits", "latents", "images"] = "digits"
-    """digits: the 1,797 handwritten 8x8 digits of scikit-learn. images: class folders, Parquet
-    files, WebDataset tars or an ADM zip file. latents: in the format of SiT and REPA (.npy) or of
-    LightningDiT (safetensors)."""
-    path: str | None = field(default=None, metadata=NOT_IN_KEY)
-    """Folder or file of images or latents, or a pattern in the last part of the name
-    (`train-*.parquet`, `set-{000..099}.tar`)."""
-    classes: str | None = field(default=None, metadata=NOT_IN_KEY)
-    """JSON file {folder or file: label} with the labels. None: the labels beside the data, else the
-    order of the class folders."""
-    content: str | None = None
-    """Identity of the data at `path`. A run fills it in; an experiment that has it accepts no other
-    data."""
-    count: int | None = field(default=None, metadata=NOT_IN_KEY)
-    """Number of images or latents at `path`; a run fills it in."""
-    codec: Literal["none", "sd-vae", "va-vae"] = "none"
-    """Codec that encodes images and decodes samples. none: the model learns pixels."""
-    codec_path: str | None = field(default=None, metadata=NOT_IN_KEY)
-    """Weights of the codec: a folder of diffusers' AutoencoderKL (sd-vae), or a file (va-vae)."""
-    codec_sha256: str | None = None
-    """SHA-256 of the codec's weights. A run fills it in; an experiment that has it accepts no
-    others."""
-    encoder_sha256: str | None = None
-    """SHA-256 of the encoder's part of these weights, the only part that latents of images depend
-    on; a run fills it in."""
-    channels: int = 1
-    """Channels of the images or latents that the model learns."""
-    side: int = 8
-    """Rows and columns of the images or latents that the model learns."""
-    num_classes: int = 10
-    """Number of classes."""
-    flip: bool = False
-    """Mirror each image with probability 1/2. Latents must hold both versions, because the latent
-    of a mirrored image is not the mirrored latent."""
-    resolution: int = 256
-    """Side of the images in pixels, to which images are centre-cropped as in ADM and samples are
-    decoded."""
-    shard_size: int = 10_000
-    """Images or latents that one task encodes; an interrupted encoder loses no more."""
-    max_broken: int = field(default=100, metadata=NOT_IN_KEY)
-    """Most faulty images (unreadable, of more than 8 bits, or CMYK) that a run accepts and
-    names; with more of them it ends."""
-    check_statistics: bool = field(default=True, metadata=NOT_IN_KEY)
-    """Refuse latents whose values do not fit their codec or their statistics."""
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "side", "num_classes", "resolution", "shard_size"):
-            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
-        require(self.max_broken >= 0, "data.max_broken", self.max_broken, "at least 0")
-        if self.source == "digits":
-            self._check_digits()
-            return
-        require(
-            self.source == "images" or self.codec != "none",
-            "data.codec",
-            self.codec,
-            "sd-vae or va-vae with data.source=latents",
-        )
-        factor, channels = CODEC_FACTOR[self.codec], CODEC_CHANNELS[self.codec]
-        require(
-            self.channels == channels,
-            "data.channels",
-            self.channels,
-            f"{channels} with data.codec={self.codec}",
-        )
-        require(
-            self.resolution == self.side * factor,
-            "data.resolution",
-            self.resolution,
-            f"{self.side * factor}: data.side={self.side} times {factor} of {self.codec}",
-        )
-
-    @property
-    def image_side(self) -> int:
-        """Side in pixels of the images that are learnt, and of samples."""
-        return self.side if self.source == "digits" else self.resolution
-
-    def _check_digits(self) -> None:
-        """Raise ValueError for what digits do not have."""
-        for name, value in (
-            ("path", None),
-            ("classes", None),
-            ("codec", "none"),
-            ("codec_path", None),
-            ("channels", 1),
-            ("side", 8),
-            ("num_classes", 10),
-            ("flip", False),
-        ):
-            require(
-                getattr(self, name) == value,
-                f"data.{name}",
-                getattr(self, name),
-                f"{value} with data.source=digits",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Workers and batch sizes: never part of a key, and change results by rounding at most."""
+    """Workers and batch sizes. They enter no key, and change results by rounding at most."""
 
     num_workers: int = 2
     """Training workers; 1 trains in a plain task, without the set-up of a worker group."""
@@ -293,12 +301,12 @@ class Resources:
 
     @property
     def device(self) -> str:
-        """Where tensors go."""
+        """Device of tensors, by its name in torch."""
         return "cuda" if self.use_gpu else "cpu"
 
     @property
     def fewest_workers(self) -> int:
-        """Training workers without which nothing is trained."""
+        """Fewest workers with which a training starts."""
         return self.num_workers if self.min_workers is None else self.min_workers
 
 
@@ -383,10 +391,11 @@ class Experiment:
             "image would depend on the batch it is in)",
         )
         require(
-            self._shards <= MOST_SHARDS,
+            self._shards <= MAX_SAMPLE_SHARDS,
             "train.checkpoint_every, evaluation.shard_size",
             (self.train.checkpoint_every, self.evaluation.shard_size),
-            f"large enough for at most {MOST_SHARDS:,} shards of samples, not {self._shards:,}",
+            f"large enough for at most {MAX_SAMPLE_SHARDS:,} shards of samples, not "
+            f"{self._shards:,}",
         )
         require(
             self.guidance.auto_scale == 1,
@@ -396,7 +405,7 @@ class Experiment:
         )
 
     def _check_sharding(self) -> None:
-        """Raise ValueError for what cannot be right when every worker has a part of the state."""
+        """Check that nothing is set that a state sharded over the workers does not support."""
         if self.resources.sharding == "none":
             return
         optim, also = self.optim, "with resources.sharding=fsdp"
@@ -411,13 +420,13 @@ class Experiment:
 
     @property
     def reference_side(self) -> int:
-        """Side in pixels of the images that samples are compared with, where they are cropped."""
+        """Side in pixels to which reference images are cropped."""
         given = self.evaluation.reference_resolution
         return self.data.image_side if given is None else given
 
     @property
     def _shards(self) -> int:
-        """Shards of samples that it asks for, about."""
+        """Approximate number of shards of samples."""
         evaluation, size = self.evaluation, self.evaluation.shard_size
         checkpoints = -(-self.train.steps // self.train.checkpoint_every)
         return 2 * checkpoints * -(-evaluation.curve_samples // size) + len(self.ig_scales) * -(
@@ -426,7 +435,7 @@ class Experiment:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Internal guidance scales to compare, ascending; 1 and the curve's are among them."""
+        """Internal guidance scales to compare, ascending, with 1 and the curve's among them."""
         return tuple(sorted({1.0, float(self.guidance.ig_scale), *map(float, self.ig_scales)}))
 
     @property
@@ -448,15 +457,16 @@ class Experiment:
 
 
 def experiment_to_json(experiment: Experiment) -> str:
-    """The resolved experiment as JSON; `experiment_from_json` gives it back."""
+    """Return an experiment as JSON, which `experiment_from_json` reads."""
     return json.dumps(dataclasses.asdict(experiment), indent=2) + "\n"
 
 
 def experiment_from_json(text: str) -> Experiment:
-    """Read a resolved experiment.
+    """Read an experiment from its JSON.
 
     Raises:
-        ValueError: not JSON, an unknown or missing field, or a value of the wrong type.
+        ValueError: If the text is not JSON, a field is unknown or missing, or a value has the wrong
+            type.
     """
     try:
         values = json.loads(text)
@@ -466,10 +476,16 @@ def experiment_from_json(text: str) -> Experiment:
 
 
 def read_dataclass(cls: type[Any], values: object, where: str) -> Any:  # noqa: ANN401
-    """A configuration from plain JSON values; fields that are missing have their default.
+    """Build a configuration from plain JSON values; missing fields have their default.
+
+    Args:
+        cls: Class of the configuration, a dataclass.
+        values: The values by field.
+        where: Path of the configuration, for messages.
 
     Raises:
-        ValueError: an unknown or missing field, or a value of the wrong type, named by its path.
+        ValueError: If a field is unknown or missing, or a value has the wrong type; the message
+            names its path.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, but got {values!r}")
@@ -485,7 +501,7 @@ def read_dataclass(cls: type[Any], values: object, where: str) -> Any:  # noqa: 
 
 
 def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
-    """Check a JSON value against a type of the schema and convert it."""
+    """Convert a JSON value to a type of the schema."""
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return read_dataclass(hint, value, where)  # type: ignore[arg-type]
@@ -507,12 +523,6 @@ def _read(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
             return float(value)
         except OverflowError:
             require(False, where, "a number of over 300 digits", "a float")
-    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    require(fits, where, value, f"of type {hint.__name__}")
+    matches = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    require(matches, where, value, f"of type {hint.__name__}")
     return value
-
-
-CODEC_FACTOR = {"none": 1, "sd-vae": 8, "va-vae": 16}
-"""Codec -> pixels along one side of a latent's cell."""
-CODEC_CHANNELS = {"none": 3, "sd-vae": 4, "va-vae": 32}
-"""Codec -> channels of the images or latents that the model learns."""

@@ -29,15 +29,15 @@ SD_LATENTS = DataConfig(
     source="latents", codec="sd-vae", channels=4, side=32, num_classes=1000, flip=False
 )
 """SD-VAE f8 moments, sampled anew each time, times 0.18215. The folder is `--data.path`."""
-GPUS = Resources(num_workers=8, use_gpu=True, sample_tasks=8, sample_batch=125)
+EIGHT_GPUS = Resources(num_workers=8, use_gpu=True, sample_tasks=8, sample_batch=125)
 """Eight GPUs with 32 images of a batch each; any other number gives the same results."""
 
 Size = Literal["B", "L", "XL"]
 
 _SCALES: dict[Size, tuple[float, tuple[float, ...]]] = {
-    # Of the paper's ablation; no more of its grid is known.
+    # The scales of the paper's ablation; no more of its grid is known.
     "B": (1.9, (1.0, 1.5, 1.9, 2.3)),
-    # The scales of the paper's rows without CFG are not known: a sweep finds ours.
+    # The scales of the paper's rows without CFG are not known: a sweep chooses ours.
     "L": (1.4, (1.0, 1.2, 1.4, 1.6, 1.9, 2.3)),
     "XL": (1.4, (1.0, 1.2, 1.4, 1.6, 1.9, 2.3)),
 }
@@ -45,7 +45,7 @@ _SCALES: dict[Size, tuple[float, tuple[float, ...]]] = {
 
 
 def sit(size: Size, *, ig: bool) -> Experiment:
-    """SiT-SIZE/2 for 80 epochs."""
+    """Return SiT-SIZE/2 for 80 epochs, with or without the auxiliary head."""
     scale, scales = _SCALES[size] if ig else (1.0, ())
     return Experiment(
         name=f"sit_{size.lower()}2{'_ig' if ig else ''}",
@@ -58,22 +58,22 @@ def sit(size: Size, *, ig: bool) -> Experiment:
         ig_scales=scales,
         sampler=SamplerConfig(method="sde", num_steps=250, state_dtype="float64"),
         evaluation=adm_imagenet256(),
-        resources=GPUS,
+        resources=EIGHT_GPUS,
     )
 
 
 def sit_b2() -> Experiment:
-    """SiT-B/2 without auxiliary head. Published: FID 33.02 at 80 epochs."""
+    """Return SiT-B/2 without auxiliary head. Published: FID 33.02 at 80 epochs."""
     return sit("B", ig=False)
 
 
 def sit_b2_ig() -> Experiment:
-    """SiT-B/2 with the head at block 4. Published: 30.60 unguided, 17.38 at scale 1.9."""
+    """Return SiT-B/2 with the head at block 4. Published: FID 30.60, at scale 1.9 17.38."""
     return sit("B", ig=True)
 
 
 def sit_b2_ig_interval() -> Experiment:
-    """The same training, guided in t of [0.3, 1). Published: 16.19 at scale 2.3."""
+    """Return the same training, guided for t in [0.3, 1). Published: FID 16.19 at scale 2.3."""
     base = sit_b2_ig()
     return replace(
         base,
@@ -84,27 +84,27 @@ def sit_b2_ig_interval() -> Experiment:
 
 
 def sit_l2() -> Experiment:
-    """SiT-L/2 without auxiliary head. The paper's numbers of this size are not known to us."""
+    """Return SiT-L/2 without auxiliary head. No published number of this size is known."""
     return sit("L", ig=False)
 
 
 def sit_l2_ig() -> Experiment:
-    """SiT-L/2 with the head at block 8. The paper's numbers of this size are not known to us."""
+    """Return SiT-L/2 with the head at block 8. No published number of this size is known."""
     return sit("L", ig=True)
 
 
 def sit_xl2() -> Experiment:
-    """SiT-XL/2 without auxiliary head. Published: FID 8.61 at 1400 epochs."""
+    """Return SiT-XL/2 without auxiliary head. Published: FID 8.61 at 1400 epochs."""
     return sit("XL", ig=False)
 
 
 def sit_xl2_ig() -> Experiment:
-    """SiT-XL/2 with the head at block 8. Published: FID 5.31 at 80 epochs, 1.75 at 800."""
+    """Return SiT-XL/2 with the head at block 8. Published: FID 5.31 at 80 epochs, 1.75 at 800."""
     return sit("XL", ig=True)
 
 
 def sit_xl2_ig_cfg() -> Experiment:
-    """The same training, both guidances as published (`SiT/gen.sh`): 1.46 at 800 epochs."""
+    """Return the same training under both guidances (`SiT/gen.sh`). Published: FID 1.46 at 800."""
     return replace(
         sit_xl2_ig(),
         name="sit_xl2_ig_cfg",

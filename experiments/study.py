@@ -1,4 +1,4 @@
-"""What a study is: an experiment, what of it varies, and how the search goes about it."""
+"""Schema of a study: an experiment, its searched parameters, and the search."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRange:
-    """Whole numbers low..high; high None: up to the last block but one of the model."""
+    """Range of auxiliary layers, low..high."""
 
     low: int = 1
     """Smallest auxiliary layer."""
     high: int | None = None
-    """Largest; None: the model's depth - 1."""
+    """Largest auxiliary layer. None: the model's depth - 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Multiples of `step` from low to high, both included."""
+    """Range of numbers in steps of `step` from low to high, both included."""
 
     low: float
     """Smallest value."""
     high: float
     """Largest value."""
     step: float
-    """Distance of neighbouring values: closer ones are not worth telling apart."""
+    """Distance of neighbouring values; closer ones are not worth telling apart."""
 
     def __post_init__(self) -> None:
         require(self.step > 0, "step", self.step, "positive")
@@ -54,29 +54,29 @@ class Range:
         return round((self.high - self.low) / self.step) + 1
 
     def value(self, index: int) -> float:
-        """The value with that number, without the noise of repeated addition."""
+        """Return the value at an index, counted from 0, without the error of repeated addition."""
         return round(self.low + index * self.step, 10)
 
     def index(self, value: float) -> int:
-        """Number of the nearest value."""
+        """Return the index of the nearest value."""
         return min(max(round((value - self.low) / self.step), 0), self.count - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """The three dimensions of a study."""
+    """Ranges of the three searched parameters."""
 
     aux_layer: LayerRange = field(default_factory=LayerRange)
     """Block whose tokens the auxiliary head reads."""
     aux_weight: Range = field(default_factory=lambda: Range(low=0.1, high=1.0, step=0.05))
     """Weight of the auxiliary loss."""
     ig_scale: Range = field(default_factory=lambda: Range(low=1.0, high=3.0, step=0.1))
-    """Internal guidance scale; should hold 1, where guidance is off."""
+    """Internal guidance scale; the range should hold 1, where guidance is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of the three dimensions."""
+    """One setting of the three searched parameters."""
 
     aux_layer: int
     """Block whose tokens the auxiliary head reads."""
@@ -87,12 +87,12 @@ class Point:
 
     @property
     def training(self) -> tuple[int, float]:
-        """What of it needs a training of its own."""
+        """Parameters that need a training of their own: layer and weight."""
         return self.aux_layer, self.aux_weight
 
     @property
     def training_name(self) -> str:
-        """The training, for people."""
+        """Name of the training, for people."""
         return f"layer {self.aux_layer}, weight {self.aux_weight:g}"
 
 
@@ -105,7 +105,7 @@ class PruningConfig:
     warmup_trainings: int = 4
     """Finished trainings there must be before one is pruned."""
     patience: int = 2
-    """Checkpoints in a row at which it must be worse; one noisy point never decides."""
+    """Checkpoints in a row at which a training must be worse; one noisy point never decides."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_trainings", "patience"):
@@ -186,7 +186,7 @@ class Study:
         return self.space.aux_layer.low, last if high is None else high
 
     def at(self, aux_layer: int, aux_weight: float, scales: tuple[float, ...]) -> Experiment:
-        """The experiment of one training, evaluated at these scales at its end."""
+        """Return the experiment of one training, evaluated at these scales at its end."""
         base = self.experiment
         return replace(
             base,
@@ -206,7 +206,10 @@ class Study:
         return self.experiment.guidance_at(point.ig_scale)
 
     def fixed(self) -> dict[str, object]:
-        """What must not change while a study goes on: all but its length and its resources."""
+        """Return the settings that must not change while a study goes on, as plain JSON values.
+
+        Name, length and resources are left out.
+        """
         values = dataclasses.asdict(self)
         for name in ("name", "default_trials"):
             del values[name]
@@ -230,10 +233,10 @@ class Study:
 
     @classmethod
     def from_fixed(cls, name: str, fixed: dict[str, object]) -> Study:
-        """Return the study of that name that `fixed` wrote.
+        """Build a study from its name and what `fixed` returned.
 
         Raises:
-            ValueError: it holds what no study has.
+            ValueError: If a setting is unknown, missing or of the wrong type.
         """
         # Resources are not written down, and the number of workers limits the batch.
         unwritten = {"name": name, "resources": {"num_workers": 1}}

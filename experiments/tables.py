@@ -1,4 +1,4 @@
-"""The paper's tables as rows: what was published, and the experiment that should give it."""
+"""Tables of the paper: each row has published numbers and the experiment that should give them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments import published as paper
 from experiments.lightningdit import STEPS_680_EPOCHS, lightningdit_xl1_ig, lightningdit_xl1_ig_cfg
 from experiments.published import (
     LIGHTNINGDIT_PROTOCOL,
-    OTHERS,
+    OTHER_METHODS,
     SIT_AUTHORS_PROTOCOL,
     SIT_PROTOCOL,
     Published,
@@ -37,35 +37,76 @@ STEPS_1400_EPOCHS = 7_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """One row: published, and ours."""
+    """One row of a table."""
 
     name: str
-    """What names it on the command line and in MLflow."""
+    """Name of the row on the command line and in MLflow."""
     published: Published
-    """The published numbers."""
+    """Published numbers."""
     experiment: Experiment | None = None
-    """What should give them; None: nothing here does."""
+    """Experiment that should give them; None if no experiment here does."""
     scale: float | None = None
-    """Internal guidance scale of the published number; None: not known, ours is chosen."""
+    """Internal guidance scale of the published number; None if not known: ours is chosen."""
     protocol: PublishedProtocol = SIT_PROTOCOL
-    """How the published numbers were measured."""
+    """Protocol of the published numbers."""
     checkpoints: tuple[str, ...] = ()
     """SHA-256 of published checkpoints that stand for the training."""
     note: str = ""
-    """What a reader must know."""
+    """Remark for readers of the table."""
 
     @property
     def guidance(self) -> Guidance | None:
-        """Guidance of our number; None: a sweep chooses it, or nothing is run."""
+        """Guidance of our number; None if a sweep chooses it, or nothing is run."""
         if self.experiment is None or self.scale is None:
             return None
         return self.experiment.guidance_at(self.scale)
 
 
 def main_table() -> tuple[TableRow, ...]:
-    """The system comparison: what IG reaches, and what it is compared with."""
-    others = [TableRow(name=_name(other), published=other) for other in OTHERS]
+    """Return the rows of the system comparison."""
+    others = [TableRow(name=_name(other), published=other) for other in OTHER_METHODS]
     return (*others, *_sit_rows(), *_lightningdit_rows())
+
+
+def sit_b2_ablation() -> tuple[TableRow, ...]:
+    """Return the rows of the ablation on SiT-B/2, 80 epochs: head, its block, and guidance."""
+    head = sit_b2_ig()
+    rows = [TableRow(name="sit_b2", published=paper.SIT_B2, experiment=sit_b2(), scale=1.0)]
+    for layer, numbers in paper.SIT_B2_AUX.items():
+        # Only the block of the paper's choice is guided too.
+        scales = head.ig_scales if layer == head.model.aux_layer else ()
+        guidance = head.guidance if scales else Guidance()
+        trained = replace(
+            head, model=replace(head.model, aux_layer=layer), ig_scales=scales, guidance=guidance
+        )
+        rows.append(
+            TableRow(name=f"sit_b2-head-{layer}", published=numbers, experiment=trained, scale=1.0)
+        )
+    rows += [
+        TableRow(name="sit_b2_ig-1.5", published=paper.SIT_B2_IG_15, experiment=head, scale=1.5),
+        TableRow(name="sit_b2_ig-1.9", published=paper.SIT_B2_IG_19, experiment=head, scale=1.9),
+        TableRow(
+            name="sit_b2_ig-2.3-interval",
+            published=paper.SIT_B2_IG_23_INTERVAL,
+            scale=2.3,
+            experiment=sit_b2_ig_interval(),
+            note="t = 1, the first step, is guided here as in the published code",
+        ),
+    ]
+    return tuple(rows)
+
+
+def paper_table() -> tuple[TableRow, ...]:
+    """Return the rows of both tables."""
+    return (*main_table(), *sit_b2_ablation())
+
+
+TABLES: dict[str, Callable[[], tuple[TableRow, ...]]] = {
+    "main": main_table,
+    "sit_b2_ablation": sit_b2_ablation,
+    "paper_table": paper_table,
+}
+"""Name -> function that builds the rows."""
 
 
 def _sit_rows() -> list[TableRow]:
@@ -140,34 +181,6 @@ def _lightningdit_rows() -> list[TableRow]:
     ]
 
 
-def sit_b2_ablation() -> tuple[TableRow, ...]:
-    """SiT-B/2, 80 epochs: the head alone, its block, and the guidance."""
-    head = sit_b2_ig()
-    rows = [TableRow(name="sit_b2", published=paper.SIT_B2, experiment=sit_b2(), scale=1.0)]
-    for layer, numbers in paper.SIT_B2_AUX.items():
-        # Only the block of the paper's choice is guided too.
-        scales = head.ig_scales if layer == head.model.aux_layer else ()
-        guidance = head.guidance if scales else Guidance()
-        trained = replace(
-            head, model=replace(head.model, aux_layer=layer), ig_scales=scales, guidance=guidance
-        )
-        rows.append(
-            TableRow(name=f"sit_b2-head-{layer}", published=numbers, experiment=trained, scale=1.0)
-        )
-    rows += [
-        TableRow(name="sit_b2_ig-1.5", published=paper.SIT_B2_IG_15, experiment=head, scale=1.5),
-        TableRow(name="sit_b2_ig-1.9", published=paper.SIT_B2_IG_19, experiment=head, scale=1.9),
-        TableRow(
-            name="sit_b2_ig-2.3-interval",
-            published=paper.SIT_B2_IG_23_INTERVAL,
-            scale=2.3,
-            experiment=sit_b2_ig_interval(),
-            note="t = 1, the first step, is guided here as in the published code",
-        ),
-    ]
-    return tuple(rows)
-
-
 def _steps(experiment: Experiment, steps: int) -> Experiment:
     return replace(experiment, train=replace(experiment.train, steps=steps))
 
@@ -176,16 +189,3 @@ def _name(row: Published) -> str:
     return f"{row.method}-{row.epochs}{'-cfg' if row.cfg else ''}".replace("/", "").replace(
         " ", "_"
     )
-
-
-def paper_table() -> tuple[TableRow, ...]:
-    """Both of them in one comparison."""
-    return (*main_table(), *sit_b2_ablation())
-
-
-TABLES: dict[str, Callable[[], tuple[TableRow, ...]]] = {
-    "main": main_table,
-    "sit_b2_ablation": sit_b2_ablation,
-    "paper_table": paper_table,
-}
-"""Name -> function that builds the rows."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from experiments import Resources  # noqa: TC001 - tyro resolves it at run time
-from experiments.sit import GPUS
+from experiments.sit import EIGHT_GPUS
 from experiments.tables import TABLES
 from pipelines.commands.help import asks_for_help, help_of
 from pipelines.commands.parse import parse_options
@@ -223,7 +223,7 @@ class TableOptions:
     """Weights of the Inception-v3 of 2015 (weights-inception-2015-12-05-6726825d.pth)."""
     reference: str | None = None
     """ADM's reference for ImageNet 256 x 256 (VIRTUAL_imagenet256_labeled.npz)."""
-    resources: Resources = GPUS
+    resources: Resources = EIGHT_GPUS
     """Workers and batch sizes."""
 
 

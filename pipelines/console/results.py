@@ -214,7 +214,7 @@ def print_garbage(garbage: Garbage, console: Console) -> None:
         log(console, f"forgotten: {root}")
     for artifact in garbage.artifacts:
         log(console, f"{artifact.ref}  {data_size(artifact.size)}")
-    for name in garbage.set_aside:
+    for name in garbage.quarantined:
         log(console, f"quarantined: {name}")
 
 
@@ -224,7 +224,7 @@ def print_freed(garbage: Garbage, console: Console, *, deleted: bool) -> None:
     verb = "Deleted" if deleted else "Would delete"
     console.print(
         f"{verb} {len(garbage.artifacts)} artifacts ({total}) and "
-        f"{len(garbage.set_aside)} quarantined ones.",
+        f"{len(garbage.quarantined)} quarantined ones.",
     )
     if garbage.unreadable:
         keys = " ".join(f"--forget {key[:8]}" for key in garbage.unreadable)
@@ -232,5 +232,5 @@ def print_freed(garbage: Garbage, console: Console, *, deleted: bool) -> None:
             f"All artifacts are kept, because a run with an unreadable record may need them. Run "
             f"it again, or forget it: {keys}",
         )
-    if not deleted and (garbage.artifacts or garbage.set_aside or garbage.forgotten):
+    if not deleted and (garbage.artifacts or garbage.quarantined or garbage.forgotten):
         console.print("Nothing was deleted; add --delete to delete.")

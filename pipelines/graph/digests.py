@@ -35,11 +35,11 @@ def codec_digest(name: str, path: Path) -> str:
     with explained_settings(path="data.codec_path"):
         parts = codec_parts(name, path)
     if name == "va-vae":
-        return _known_digest(path)
-    return content_digest({part.name: _known_digest(part) for part in parts})
+        return known_digest(path)
+    return content_digest({part.name: known_digest(part) for part in parts})
 
 
-def _known_digest(path: Path) -> str:
+def known_digest(path: Path) -> str:
     """Digest of a path; a large file that did not change is read once a process."""
     if path.is_dir():
         return path_digest(path)

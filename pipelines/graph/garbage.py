@@ -51,7 +51,7 @@ class Garbage:
     """What can go."""
 
     artifacts: tuple[Artifact, ...]
-    set_aside: tuple[str, ...]
+    quarantined: tuple[str, ...]
     """Damaged artifacts that were rebuilt."""
     unreadable: tuple[str, ...] = ()
     """Keys of records that cannot be read and are not forgotten: while there is one, no artifact is
@@ -77,7 +77,7 @@ def _find(store: Store, words: Iterable[str]) -> tuple[Garbage, tuple[str, ...]]
     """Garbage, and the keys of the roots that are forgotten."""
     register = read_register(store)
     roots = register.roots(words)
-    keys, titles, aside = tuple(roots), tuple(roots.values()), tuple(store.set_aside())
+    keys, titles, aside = tuple(roots), tuple(roots.values()), tuple(store.quarantined())
     unreadable = tuple(key for key in register.unreadable_keys if key not in roots)
     if unreadable:
         return Garbage((), aside, unreadable, titles), keys
@@ -135,8 +135,8 @@ def collect_garbage(
             forget_root(store, key)
         for artifact in garbage.artifacts:
             store.delete(artifact)
-        for name in garbage.set_aside:
-            store.discard(name)
+        for name in garbage.quarantined:
+            store.delete_quarantined(name)
         store.sweep()
     finally:
         lock.release()

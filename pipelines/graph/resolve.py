@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.remedies import explained_settings, option
-from pipelines.graph.digests import _known_digest, codec_digest
+from pipelines.graph.digests import codec_digest, known_digest
 from pipelines.graph.node import INCEPTION
-from pipelines.graph.source_checks import ImagesOf, pin_source, reference_identity
+from pipelines.graph.source_checks import ImagesOf, reference_identity, resolve_source
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ig_core.config import ModelConfig, TrainConfig
 
 
-PINNED = ("extractor_weights", "reference")
+EVALUATION_FILES = ("extractor_weights", "reference")
 """Files of an evaluation."""
 
 
@@ -109,25 +109,25 @@ def resolve(
         named = "; ".join(f"{option(field)} PATH: {what}" for field, what in unnamed.items())
         raise ValueError(f"{experiment.name} needs files that are not named yet: {named}")
     if "train.from_checkpoint" not in skip:
-        experiment = dataclasses.replace(experiment, train=_pin_checkpoint(experiment))
-    experiment = dataclasses.replace(experiment, data=_pin_data(experiment, skip))
+        experiment = dataclasses.replace(experiment, train=_resolve_checkpoint(experiment))
+    experiment = dataclasses.replace(experiment, data=_resolve_data(experiment, skip))
     if "evaluation.extractor_weights" not in skip:
-        experiment = dataclasses.replace(experiment, evaluation=_pin_weights(experiment))
-    return dataclasses.replace(experiment, evaluation=_pin_reference(experiment, skip))
+        experiment = dataclasses.replace(experiment, evaluation=_resolve_weights(experiment))
+    return dataclasses.replace(experiment, evaluation=_resolve_reference(experiment, skip))
 
 
-def _pin_weights(experiment: Experiment) -> EvaluationConfig:
+def _resolve_weights(experiment: Experiment) -> EvaluationConfig:
     """The weights of an extractor, pinned."""
     evaluation = experiment.evaluation
     if evaluation.extractor_weights is None:
         return evaluation
-    path, digest = _pin_file(
+    path, digest = _resolve_file(
         "extractor_weights", evaluation.extractor_weights, evaluation.weights_sha256
     )
     return dataclasses.replace(evaluation, extractor_weights=str(path), weights_sha256=digest)
 
 
-def _pin_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
+def _resolve_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
     """Return where a file lies and its digest.
 
     Raises:
@@ -136,7 +136,7 @@ def _pin_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
     path = Path(given).expanduser().absolute()
     if not path.is_file():
         raise ValueError(f"{field} must be a file, but got {str(path)!r}")
-    digest = _known_digest(path)
+    digest = known_digest(path)
     _check_known(field, path, known, digest)
     return path, digest
 
@@ -150,7 +150,7 @@ def _check_known(field: str, path: Path, known: str | None, digest: str | None) 
         )
 
 
-def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationConfig:
+def _resolve_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationConfig:
     """What samples are compared with, pinned after a look into it.
 
     Raises:
@@ -167,7 +167,7 @@ def _pin_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationC
         evaluation = dataclasses.replace(evaluation, reference=str(path))
         side = None if evaluation.reference_sha256 else experiment.reference_side
         if _has_format_of_samples(path, side):
-            digest = _known_digest(path)
+            digest = known_digest(path)
             _check_known("reference", path, evaluation.reference_sha256, digest)
             if evaluation.reference_content is not None:
                 raise ValueError(
@@ -216,7 +216,7 @@ def _has_format_of_samples(path: Path, side: int | None) -> bool:
     return True
 
 
-def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
+def _resolve_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
     """Data pinned by their content, as far as they are named, after a look at what is small.
 
     Raises:
@@ -235,7 +235,7 @@ def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
         if data.source == "images":
             pinned["encoder_sha256"] = encoder
     if data.path is not None and "data.path" not in skip:
-        pinned |= pin_source(
+        pinned |= resolve_source(
             data, Path(data.path).expanduser().absolute(), imported=experiment.train.imported
         )
     for name in ("content", "count", "codec_sha256", "encoder_sha256"):
@@ -248,12 +248,12 @@ def _pin_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
     return dataclasses.replace(data, **pinned)
 
 
-def _pin_checkpoint(experiment: Experiment) -> TrainConfig:
+def _resolve_checkpoint(experiment: Experiment) -> TrainConfig:
     """The published checkpoint that stands for a training, pinned; it must fit the model."""
     train = experiment.train
     if train.from_checkpoint is None:
         return train
-    path, digest = _pin_file(
+    path, digest = _resolve_file(
         "train.from_checkpoint", train.from_checkpoint, train.checkpoint_sha256
     )
     _check_checkpoint(path, experiment.model, digest)

@@ -22,7 +22,7 @@ PROBES = 16
 """Images of a reference of which one at least must be usable before any work."""
 
 
-def pin_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any]:
+def resolve_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any]:
     """Fields of a source, by all that the data say of it.
 
     Args:

@@ -170,7 +170,7 @@ class Activity:
             replace_text(self._folder / LAST, self._text())
             self._path.unlink(missing_ok=True)
         with suppress(OSError):
-            self._alive.release(remove=True)
+            self._alive.release(delete=True)
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of the state; passwords and tokens in their texts are hidden."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from pipelines.common.errors import ArtifactError, MissingArtifactError
 from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
-from pipelines.store.files import follow_umask, remove_tree
+from pipelines.store.files import delete_tree, follow_umask
 from pipelines.store.keys import Ref, check_file_name, file_digest
 from pipelines.store.rights import explain
 
@@ -100,7 +100,7 @@ class SharedRecords(ABC):
         """Return when the small texts of a prefix were written, in seconds since the epoch."""
 
     @abstractmethod
-    def remove_record(self, name: str) -> None:
+    def delete_record(self, name: str) -> None:
         """Remove a small text."""
 
 
@@ -252,7 +252,7 @@ class Store(SharedRecords):
                     f"artifact {ref} could not be made in {self.uri}: {reason}"
                 ) from error
             finally:
-                remove_tree(staging, as_far_as_possible=True)
+                delete_tree(staging, as_far_as_possible=True)
 
     @abstractmethod
     def _staging(self, ref: Ref) -> AbstractContextManager[Path]:
@@ -284,7 +284,7 @@ class Store(SharedRecords):
         try:
             yield True
         finally:
-            lock.release(remove=True)
+            lock.release(delete=True)
 
     @abstractmethod
     def log(self, event: str, ref: Ref, **details: object) -> None:
@@ -309,11 +309,11 @@ class Store(SharedRecords):
         """
 
     @abstractmethod
-    def set_aside(self) -> Sequence[str]:
+    def quarantined(self) -> Sequence[str]:
         """Names of what was set aside."""
 
     @abstractmethod
-    def discard(self, name: str) -> None:
+    def delete_quarantined(self, name: str) -> None:
         """Delete something that was set aside."""
 
     @abstractmethod

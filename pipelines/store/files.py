@@ -67,7 +67,7 @@ def follow_umask(directory: Path) -> None:
             path.chmod(usual)
 
 
-def remove_tree(path: Path, *, as_far_as_possible: bool = False) -> None:
+def delete_tree(path: Path, *, as_far_as_possible: bool = False) -> None:
     """Remove a folder with all in it; of a symbolic link the link, not what it leads to.
 
     Args:

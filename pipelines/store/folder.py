@@ -29,9 +29,9 @@ from pipelines.store.base import Artifact, Store
 from pipelines.store.errors import CorruptArtifactError
 from pipelines.store.file_names import MANIFEST_FILE
 from pipelines.store.files import (
+    delete_tree,
     read_if_there,
     read_tail,
-    remove_tree,
     sync_directory,
     write_durably,
 )
@@ -197,7 +197,7 @@ class FolderStore(Store):
     def record_times(self, prefix: str) -> dict[str, float]:
         return {name: path.stat().st_mtime for name, path in self._files(prefix).items()}
 
-    def remove_record(self, name: str) -> None:
+    def delete_record(self, name: str) -> None:
         self._inside(name).unlink(missing_ok=True)
 
     def _files(self, prefix: str) -> dict[str, Path]:
@@ -226,15 +226,15 @@ class FolderStore(Store):
         self.log("quarantined", ref)
         return target.name
 
-    def set_aside(self) -> Sequence[str]:
+    def quarantined(self) -> Sequence[str]:
         return sorted(path.name for path in (self.root / ".corrupt").glob("*"))
 
-    def discard(self, name: str) -> None:
+    def delete_quarantined(self, name: str) -> None:
         if "/" in name or name in ("", ".", ".."):
             raise ValueError(f"the name must stay in the store, but got {name!r}")
         path = self.root / ".corrupt" / name
         try:
-            remove_tree(path)
+            delete_tree(path)
         except OSError as error:
             raise ArtifactError(f"{path} could not be deleted: {explain(error)}") from error
 

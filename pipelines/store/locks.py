@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipelines.common.errors import StoppedError
-from pipelines.store.files import remove_tree
+from pipelines.store.files import delete_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,8 +31,8 @@ class Lock(Protocol):
     def acquire(self) -> bool:
         """Take the lock if it is free; False if somebody holds it."""
 
-    def release(self, *, remove: bool = False) -> None:
-        """Give it back; `remove` also takes away what says that it ever was there."""
+    def release(self, *, delete: bool = False) -> None:
+        """Give it back; `delete` also takes away what says that it ever was there."""
 
 
 def wait_for_lock(
@@ -103,11 +103,11 @@ class FileLock:
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"{os.getpid()} {platform.node()}\n".encode(), 0)
 
-    def release(self, *, remove: bool = False) -> None:
-        """Give the lock back; `remove` also deletes its file, while the lock still holds."""
+    def release(self, *, delete: bool = False) -> None:
+        """Give the lock back; `delete` also deletes its file, while the lock still holds."""
         if self._file is None:
             return
-        if remove:
+        if delete:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
         self._file = None
@@ -169,8 +169,8 @@ def staging(folder: Path, label: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        remove_tree(path, as_far_as_possible=True)
-        lock.release(remove=True)
+        delete_tree(path, as_far_as_possible=True)
+        lock.release(delete=True)
 
 
 def _new(folder: Path, label: str) -> tuple[Path, FileLock]:
@@ -188,7 +188,7 @@ def sweep_staging(folder: Path) -> int:
         lock = FileLock(path)
         if lock.acquire():
             left = path.with_name(path.name.removesuffix(LOCK))
-            remove_tree(left, as_far_as_possible=True)
-            lock.release(remove=True)
+            delete_tree(left, as_far_as_possible=True)
+            lock.release(delete=True)
             removed += 1
     return removed

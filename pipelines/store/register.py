@@ -166,7 +166,7 @@ def remember(store: Store, record: Record) -> None:
         try:
             _read(same + rest, text)
         except ValueError:
-            store.remove_record(FOLDER + same + rest)
+            store.delete_record(FOLDER + same + rest)
     store.write_record(FOLDER + record.file, json.dumps(dataclasses.asdict(record), indent=2))
 
 
@@ -178,7 +178,7 @@ def record_times(store: Store) -> dict[str, float]:
 def forget_root(store: Store, key: str) -> None:
     """Remove what is recorded of a root: its records and the times of its commands."""
     for rest in store.record_times(f"{FOLDER}{key}."):
-        store.remove_record(f"{FOLDER}{key}.{rest}")
+        store.delete_record(f"{FOLDER}{key}.{rest}")
 
 
 def _read(name: str, text: str) -> Record:

@@ -29,7 +29,7 @@ from pipelines.study.storage import (
     importances,
     name_store,
     open_storage,
-    outlast,
+    retry_while_unavailable,
 )
 from pipelines.study.trials import (
     CURVE,
@@ -80,7 +80,7 @@ class StudyLedger:
         try:
             self._open(url)
         except BaseException:
-            self._alive.release(remove=True)
+            self._alive.release(delete=True)
             raise
 
     def _open(self, url: str) -> None:
@@ -90,7 +90,7 @@ class StudyLedger:
             for left in self.store.lock_names(DRIVER_LOCK):
                 self._lives(left.removesuffix(".lock"))  # removes what the dead left
             self._storage = open_storage(url)
-            self._optuna = self._outlast(
+            self._optuna = self._retry_while_unavailable(
                 functools.partial(
                     optuna.create_study,
                     storage=self._storage,
@@ -101,12 +101,12 @@ class StudyLedger:
             )
             check_same(self._optuna, self.study, name_store(self.store))
 
-    def _outlast(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
-        return outlast(act, self.stopped.is_set)
+    def _retry_while_unavailable(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+        return retry_while_unavailable(act, self.stopped.is_set)
 
     def close(self) -> None:
         """Let go: trials that are still running may be taken over at once."""
-        self._alive.release(remove=True)
+        self._alive.release(delete=True)
         self._storage.remove_session()
 
     # What is known
@@ -118,7 +118,9 @@ class StudyLedger:
 
     def _own_trials(self) -> list[tuple[Trial, FrozenTrial]]:
         return own_trials(
-            self._outlast(lambda: self._storage.get_all_trials(self._optuna._study_id))
+            self._retry_while_unavailable(
+                lambda: self._storage.get_all_trials(self._optuna._study_id)
+            )
         )
 
     # What is next
@@ -178,7 +180,7 @@ class StudyLedger:
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
             )
-            self._outlast(functools.partial(self._add_one, point, trial))
+            self._retry_while_unavailable(functools.partial(self._add_one, point, trial))
         added = set(points)
         return [t for t in self._mine() if t.point in added]
 
@@ -226,9 +228,9 @@ class StudyLedger:
 
     def goal(self, trials: int) -> int:
         """Remember how many trials are wanted; returns the most that ever were."""
-        known = self._outlast(lambda: self._optuna.user_attrs.get(GOAL, 0))
+        known = self._retry_while_unavailable(lambda: self._optuna.user_attrs.get(GOAL, 0))
         if trials > known:
-            self._outlast(lambda: self._optuna.set_user_attr(GOAL, trials))
+            self._retry_while_unavailable(lambda: self._optuna.set_user_attr(GOAL, trials))
         return max(trials, known)
 
     def lost(self, trial_group: Sequence[Trial]) -> int:
@@ -241,7 +243,7 @@ class StudyLedger:
     @functools.cached_property
     def identity(self) -> str:
         """Name of the study in MLflow and the register, whatever its settings come to be."""
-        return str(self._outlast(lambda: self._optuna.user_attrs[IDENTITY]))
+        return str(self._retry_while_unavailable(lambda: self._optuna.user_attrs[IDENTITY]))
 
     def importances(self) -> dict[str, float]:
         """Optuna's parameter importances, largest first; empty while there are too few trials."""
@@ -269,7 +271,7 @@ class StudyLedger:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     act(found)
 
-        self._outlast(write)
+        self._retry_while_unavailable(write)
 
     # Keeping house
 
@@ -279,7 +281,7 @@ class StudyLedger:
             return True
         lock = self._lock_of(driver)
         free = lock.acquire()
-        lock.release(remove=True)
+        lock.release(delete=True)
         return not free
 
     def _lock_of(self, driver: str) -> Lock:

@@ -168,7 +168,9 @@ def importances(trials: Iterable[FrozenTrial]) -> dict[str, float]:
         return {}
 
 
-def outlast(act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False) -> Any:  # noqa: ANN401
+def retry_while_unavailable(
+    act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False
+) -> Any:  # noqa: ANN401
     """Do something with the storage; while that is away, try again for a while.
 
     Args:
@@ -277,15 +279,19 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
     Raises:
         ValueError: it is another one, or somebody else's.
     """
-    known, fixed = outlast(lambda: found.user_attrs).get(SPEC), study.fixed()
+    known, fixed = retry_while_unavailable(lambda: found.user_attrs).get(SPEC), study.fixed()
     if known is None:
-        directions = [direction.name for direction in outlast(lambda: found.directions)]
-        if directions != ["MINIMIZE"] or outlast(lambda: found.get_trials(deepcopy=False)):
+        directions = [
+            direction.name for direction in retry_while_unavailable(lambda: found.directions)
+        ]
+        if directions != ["MINIMIZE"] or retry_while_unavailable(
+            lambda: found.get_trials(deepcopy=False)
+        ):
             raise ValueError(
                 f"study {study.name!r} in that database is not igdit's: choose "
                 f"another name with --name"
             )
-        outlast(lambda: found.set_user_attr(SPEC, fixed))
+        retry_while_unavailable(lambda: found.set_user_attr(SPEC, fixed))
     _check(
         found,
         STORE,
@@ -305,14 +311,14 @@ def check_same(found: optuna.Study, study: Study, store: str) -> None:
         point_key(study),
         "code that gives other results: start another study with --name",
     )
-    if IDENTITY not in outlast(lambda: found.user_attrs):
-        outlast(lambda: found.set_user_attr(IDENTITY, uuid.uuid4().hex))
+    if IDENTITY not in retry_while_unavailable(lambda: found.user_attrs):
+        retry_while_unavailable(lambda: found.set_user_attr(IDENTITY, uuid.uuid4().hex))
 
 
 def _check(found: optuna.Study, name: str, value: str, meaning: str) -> None:
-    known = outlast(lambda: found.user_attrs).get(name)
+    known = retry_while_unavailable(lambda: found.user_attrs).get(name)
     if known is None:
-        outlast(lambda: found.set_user_attr(name, value))
+        retry_while_unavailable(lambda: found.set_user_attr(name, value))
     elif known != value:
         raise ValueError(f"study {found.study_name!r} belongs to {meaning}")
 
@@ -345,7 +351,7 @@ def read_studies(url: str, store: Store) -> list[StoredStudy]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_storage(url, create=False)
     try:
-        names = outlast(lambda: optuna.get_all_study_names(storage))
+        names = retry_while_unavailable(lambda: optuna.get_all_study_names(storage))
         studies = [_read(storage, name) for name in names]
     finally:
         storage.remove_session()
@@ -356,7 +362,7 @@ def read_studies(url: str, store: Store) -> list[StoredStudy]:
 
 def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:
     """Read a study, None if igdit did not create it, and the store that its work lies in."""
-    study = outlast(lambda: optuna.load_study(study_name=name, storage=storage))
+    study = retry_while_unavailable(lambda: optuna.load_study(study_name=name, storage=storage))
     known = study.user_attrs
     if SPEC not in known:
         return None, None
@@ -365,7 +371,7 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("study %r was written by another version and is left out: %s", name, error)
         return None, None
-    own = own_trials(outlast(study.get_trials))
+    own = own_trials(retry_while_unavailable(study.get_trials))
     trials, found = [trial for trial, _ in own], importances([trial for _, trial in own])
     return StoredStudy(spec, known[IDENTITY], trials, found), known.get(STORE)
 

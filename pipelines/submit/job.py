@@ -18,7 +18,7 @@ from pipelines.common.errors import UsageError
 from pipelines.common.redaction import has_secret, redact
 from pipelines.common.settings import COMMIT, SECRETS_FILE
 from pipelines.execution.ray_env import RAY_SETTINGS
-from pipelines.graph.resolve import PINNED
+from pipelines.graph.resolve import EVALUATION_FILES
 from pipelines.store.keys import content_key
 from pipelines.store.open import file_path, local_path
 from pipelines.submit.uploads import KEPT_BACK, SECRET_NAME
@@ -272,7 +272,7 @@ def check_files_of(config: object, *, shared: bool) -> None:
         UsageError: If a path is relative, or `shared` is False and there is a path.
     """
     for name, value in _texts(config, ""):
-        is_file = "/" in value or name.rpartition(".")[2] in PINNED
+        is_file = "/" in value or name.rpartition(".")[2] in EVALUATION_FILES
         if "://" in value or not is_file:
             continue
         if not value.startswith("/"):

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.protocols import CUSTOM, protocol_essence, protocol_name
+from experiments.protocols import CUSTOM, protocol_name, protocol_settings
 from pipelines.common.revision import split_commit
 from pipelines.graph.fingerprint import fingerprint
 from pipelines.results.measurements import checkpoint_name
@@ -111,7 +111,7 @@ def comparison_name(graph: Graph) -> str:
     if name != CUSTOM:
         digest = evaluation.reference_sha256 or evaluation.reference_content
         return name if digest is None else f"{name} {digest[:8]}"
-    key = content_key([protocol_essence(evaluation), reference.key])
+    key = content_key([protocol_settings(evaluation), reference.key])
     return f"{graph.experiment.data.source} {key[:8]}"
 
 

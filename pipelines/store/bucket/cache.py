@@ -121,7 +121,7 @@ class Cache:
         """A fresh name for a folder that is to become an entry."""
         return staging(self.folder / ".staging", name)
 
-    def drop(self, name: str, unless: Callable[[], bool] = lambda: False) -> None:
+    def delete(self, name: str, unless: Callable[[], bool] = lambda: False) -> None:
         """Remove an entry; whoever has a file of it open keeps that.
 
         Args:
@@ -173,7 +173,7 @@ class Cache:
                 self._warn(total)
                 return
             total -= self._sizes[name]
-            self._drop_unused(name, when)
+            self._delete_unused(name, when)
 
     def _warn(self, total: int) -> None:
         if not self._warned:
@@ -185,9 +185,9 @@ class Cache:
             )
         self._warned = True
 
-    def _drop_unused(self, name: str, when: float) -> None:
+    def _delete_unused(self, name: str, when: float) -> None:
         """Remove an entry, unless somebody has begun to use it while others were removed."""
-        self.drop(name, unless=lambda: self._used(name) != when)
+        self.delete(name, unless=lambda: self._used(name) != when)
 
 
 def _size(folder: Path) -> int:

@@ -95,12 +95,12 @@ class Leases:
                 self._renewer = threading.Thread(target=self._renew, name="leases", daemon=True)
                 self._renewer.start()
 
-    def drop(self, path: str) -> None:
+    def release(self, path: str) -> None:
         """Renew it no more, and remove it; a bucket that is away keeps it until it is too old."""
         with self._writing, self._guard:
             self._held.pop(path, None)
         with suppress(ArtifactError, OSError):
-            self.bucket.remove(path)
+            self.bucket.delete(path)
 
     def _renew(self) -> None:
         while True:
@@ -145,10 +145,10 @@ class BucketLock:
         try:
             alone = self._is_alone(entry)
         except BaseException:
-            self._leases.drop(path)
+            self._leases.release(path)
             raise
         if not alone:
-            self._leases.drop(path)
+            self._leases.release(path)
             time.sleep(random.uniform(0, 0.2))  # so that rivals do not meet again
             return False
         self._path = path
@@ -160,16 +160,16 @@ class BucketLock:
         if any(alive and self._excludes(other) for other, alive in others.items()):
             return False
         dead = [f"{FOLDER}/{self._name}/{other}" for other, alive in others.items() if not alive]
-        self._leases.bucket.remove(*dead)
+        self._leases.bucket.delete(*dead)
         return True
 
     def _excludes(self, entry: str) -> bool:
         return not (self._shared and entry.startswith("s-"))
 
-    def release(self, *, remove: bool = False) -> None:  # noqa: ARG002 - it leaves no trace
+    def release(self, *, delete: bool = False) -> None:  # noqa: ARG002 - it leaves no trace
         """Give the lock back."""
         if self._path is not None:
-            self._leases.drop(self._path)
+            self._leases.release(self._path)
             self._path = None
 
 

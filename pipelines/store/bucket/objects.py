@@ -121,7 +121,7 @@ class Bucket:
         creates = getattr(self._fs.pipe_file, "__func__", None)
         return self._protocol == "memory" or creates is fsspec.AbstractFileSystem.pipe_file
 
-    def remove(self, *names: str) -> None:
+    def delete(self, *names: str) -> None:
         """Remove objects; what is not there may be named."""
 
         def one(name: str) -> None:
@@ -183,7 +183,7 @@ class Bucket:
             name = uuid.uuid4().hex
             self.write(f".clock/{name}", b"")
             self._clock = self.list(".clock", name)[name], _elapsed()
-            self.remove(f".clock/{name}")
+            self.delete(f".clock/{name}")
         server, here = self._clock
         return server + _elapsed() - here
 

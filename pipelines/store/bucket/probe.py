@@ -36,7 +36,7 @@ def require_atomic_create(bucket: Bucket) -> None:
             created = _race(bucket, name)
             again = bucket.create(name, b"late")
         finally:
-            bucket.remove(name)
+            bucket.delete(name)
         if again:
             raise ValueError(_refusal(bucket, "its server does not heed If-None-Match"))
         if created != 1:

@@ -56,11 +56,11 @@ class Publication:
             except BaseException:
                 with suppress(ArtifactError, OSError):
                     if not self.is_published(ref, attempt):
-                        self._bucket.remove(*objects)
+                        self._bucket.delete(*objects)
                 raise
             if not first:
-                self._bucket.remove(*objects)
-            self._bucket.remove(fence)
+                self._bucket.delete(*objects)
+            self._bucket.delete(fence)
             return attempt if first else None
 
     def is_published(self, ref: Ref, attempt: str) -> bool:
@@ -68,7 +68,7 @@ class Publication:
         text = self._bucket.read(manifest_name(ref))
         return text is not None and attempt_of(text) == attempt
 
-    def abandon(self, ref: Ref, attempt: str) -> None:
+    def sweep(self, ref: Ref, attempt: str) -> None:
         """Remove what a builder left that seems to be dead, unless it did publish, or does now.
 
         The fence stays: should the builder live, it finds that its files are gone.
@@ -80,15 +80,15 @@ class Publication:
             if found is not None and not found.startswith(DEAD):
                 return
         if self.is_published(ref, attempt):
-            self._bucket.remove(fence)
+            self._bucket.delete(fence)
             return
-        self.remove_files(ref, attempt)
+        self.delete_files(ref, attempt)
 
-    def remove_files(self, ref: Ref, attempt: str) -> None:
+    def delete_files(self, ref: Ref, attempt: str) -> None:
         """Remove the files of an attempt."""
         check_name(attempt)
         prefix = files_name(ref, attempt)
-        self._bucket.remove(*(f"{prefix}/{name}" for name in self._bucket.list(prefix)))
+        self._bucket.delete(*(f"{prefix}/{name}" for name in self._bucket.list(prefix)))
 
 
 def manifest_name(ref: Ref) -> str:

@@ -117,15 +117,15 @@ class BucketStore(Store):
             except (CorruptArtifactError, FileNotFoundError):
                 if last or artifact is None or seen is None:
                     raise
-                self._drop_copy(artifact.path, seen)
+                self._delete_copy(artifact.path, seen)
         raise AssertionError  # the last try returns or raises
 
     def using(self) -> AbstractContextManager[None]:
         return self.cache.keeping()
 
-    def _drop_copy(self, path: Path, seen: tuple[int, int]) -> None:
+    def _delete_copy(self, path: Path, seen: tuple[int, int]) -> None:
         """Remove this machine's copy, which may be what is damaged, unless it was replaced."""
-        self.cache.drop(path.name, unless=lambda: _state(path) != seen)
+        self.cache.delete(path.name, unless=lambda: _state(path) != seen)
 
     def _fetch(self, artifact: Artifact) -> bool:
         prefix = files_name(artifact.ref, artifact.manifest["attempt"])
@@ -223,8 +223,8 @@ class BucketStore(Store):
             name[len(begin) :]: written for name, written in self.bucket.list(folder, begin).items()
         }
 
-    def remove_record(self, name: str) -> None:
-        self.bucket.remove(name)
+    def delete_record(self, name: str) -> None:
+        self.bucket.delete(name)
 
     # Housekeeping
 
@@ -239,18 +239,18 @@ class BucketStore(Store):
         return name
 
     def _forget(self, ref: Ref) -> None:
-        self.bucket.remove(manifest_name(ref))
+        self.bucket.delete(manifest_name(ref))
         self._remembered.pop(ref, None)
         self._verified.pop(ref, None)
 
-    def set_aside(self) -> Sequence[str]:
+    def quarantined(self) -> Sequence[str]:
         return [name.removesuffix(".json") for name in self.bucket.list(".corrupt")]
 
-    def discard(self, name: str) -> None:
+    def delete_quarantined(self, name: str) -> None:
         kind, key, attempt = name.split(".")
         if attempt != "unknown":
-            self._publication.remove_files(Ref(kind, key), attempt)
-        self.bucket.remove(f".corrupt/{name}.json")
+            self._publication.delete_files(Ref(kind, key), attempt)
+        self.bucket.delete(f".corrupt/{name}.json")
 
     def sweep(self) -> int:
         removed = self.cache.sweep()
@@ -260,7 +260,7 @@ class BucketStore(Store):
                 continue
             flat, _, attempt = name.rpartition("-")
             with suppress(ValueError):
-                self._publication.abandon(Ref.parse_flat(flat), attempt)
+                self._publication.sweep(Ref.parse_flat(flat), attempt)
             mark.release()
             removed += 1
         return removed
@@ -268,8 +268,8 @@ class BucketStore(Store):
     def delete(self, artifact: Artifact) -> None:
         self._forget(artifact.ref)
         self.log("deleted", artifact.ref)
-        self._publication.remove_files(artifact.ref, artifact.manifest["attempt"])
-        self.cache.drop(artifact.path.name)
+        self._publication.delete_files(artifact.ref, artifact.manifest["attempt"])
+        self.cache.delete(artifact.path.name)
 
 
 def _state(path: Path) -> tuple[int, int] | None:

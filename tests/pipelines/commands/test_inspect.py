@@ -395,7 +395,7 @@ def taken_by_a_run(folder, codec):
     """Whether a run pins a source and converts all of it, with the published settings."""
     from ig_core.data.sources.rows import latent_rows
     from ig_core.data.sources.source import list_source
-    from pipelines.graph.source_checks import check_rows, pin_source
+    from pipelines.graph.source_checks import check_rows, resolve_source
 
     known = {
         "sd-vae": {"channels": 4, "side": 32, "resolution": 256},
@@ -405,7 +405,7 @@ def taken_by_a_run(folder, codec):
         source="latents", codec=codec, path=str(folder), num_classes=1000, **known[codec]
     )
     try:
-        pin_source(data, folder, imported=False)
+        resolve_source(data, folder, imported=False)
         listing = list_source(folder, 1000)
         check_rows(data, listing, latent_rows(listing, 0, len(listing)), 0)
     except ValueError:

@@ -323,9 +323,9 @@ def test_collecting_deletes_the_garbage_and_nothing_else(two_runs, finished):
 def test_collecting_deletes_what_was_set_aside(store, finished):
     aside = store.quarantine(finished.graph.data.ref)
     garbage = find_garbage(store)
-    assert garbage.set_aside == (aside,)
+    assert garbage.quarantined == (aside,)
     collect_garbage(store)
-    assert find_garbage(store).set_aside == ()
+    assert find_garbage(store).quarantined == ()
     assert len(store.list()) == 40
 
 

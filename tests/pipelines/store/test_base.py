@@ -447,7 +447,7 @@ def test_setting_aside_twice_keeps_both(store):
     two = store.quarantine(REF)
     folders = [store.root / ".corrupt" / name for name in (one, two)]
     assert [(folder / "a.txt").read_text() for folder in folders] == ["one", "two"]
-    assert store.set_aside() == sorted((one, two))
+    assert store.quarantined() == sorted((one, two))
 
 
 def test_setting_aside_what_is_not_there_does_nothing(store):
@@ -472,8 +472,8 @@ RECORDS = {
     "write_record": lambda store, name: store.write_record(name, "text"),
     "records": lambda store, name: store.records(name),
     "record_times": lambda store, name: store.record_times(name),
-    "remove_record": lambda store, name: store.remove_record(name),
-    "discard": lambda store, name: store.discard(name),
+    "delete_record": lambda store, name: store.delete_record(name),
+    "delete_quarantined": lambda store, name: store.delete_quarantined(name),
 }
 
 
@@ -492,8 +492,8 @@ def test_only_what_was_set_aside_is_discarded(store, name):
     put(store)
     store.quarantine(REF)
     with pytest.raises(ValueError, match="must stay in the store"):
-        store.discard(name)
-    assert len(store.set_aside()) == 1
+        store.delete_quarantined(name)
+    assert len(store.quarantined()) == 1
 
 
 # Symbolic links
@@ -518,8 +518,8 @@ def test_of_a_linked_artifact_the_link_is_deleted_and_what_stays_is_named(store,
 
 def test_a_linked_artifact_that_was_set_aside_is_discarded(store, tmp_path):
     moved_and_linked(store, tmp_path / "elsewhere")
-    store.discard(store.quarantine(REF))
-    assert store.set_aside() == []
+    store.delete_quarantined(store.quarantine(REF))
+    assert store.quarantined() == []
     assert (tmp_path / "elsewhere" / "a.txt").exists()
 
 
@@ -542,7 +542,7 @@ def test_what_was_set_aside_and_cannot_be_deleted_is_named(store, monkeypatch):
 
     monkeypatch.setattr("shutil.rmtree", refuse)
     with pytest.raises(ArtifactError, match=f"{name} could not be deleted: .*busy"):
-        store.discard(name)
+        store.delete_quarantined(name)
 
 
 def test_a_kind_on_another_file_system_is_refused_before_work(store, tmp_path):

@@ -87,14 +87,14 @@ def test_the_file_goes_if_asked_and_stays_otherwise(path):
     lock.release()
     assert path.exists()
     assert lock.acquire()
-    lock.release(remove=True)
+    lock.release(delete=True)
     assert not path.exists()
 
 
 def test_releasing_what_is_not_held_does_nothing(path):
     holder, other = FileLock(path), FileLock(path)
     assert holder.acquire()
-    other.release(remove=True)
+    other.release(delete=True)
     assert path.exists()
     assert not other.acquire()
     holder.release()
@@ -158,7 +158,7 @@ def test_a_try_that_fails_otherwise_leaves_no_open_file(path, monkeypatch):
         with pytest.raises(OSError, match="No locks available"):
             lock.acquire()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    lock.release(remove=True)
+    lock.release(delete=True)
     assert path.exists()
 
 
@@ -181,7 +181,7 @@ def test_the_file_goes_while_the_lock_still_holds(path, monkeypatch):
         assert next_one.acquire()
 
     monkeypatch.setattr(os, "close", close_and_let_the_next_one_in)
-    lock.release(remove=True)
+    lock.release(delete=True)
     assert not FileLock(path).acquire()
 
 

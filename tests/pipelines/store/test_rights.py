@@ -62,9 +62,9 @@ with in_use(store), store.lease(Ref("data", "next")) as held:
 assert store.sweep() == 1
 lock = store.lock(".drivers/driver-1.lock")
 assert lock.acquire()
-lock.release(remove=True)
-store.remove_record(".runs/0123.json")
-[store.discard(name) for name in store.set_aside()]
+lock.release(delete=True)
+store.delete_record(".runs/0123.json")
+[store.delete_quarantined(name) for name in store.quarantined()]
 store.quarantine(Ref("data", "one"))
 store.delete(store.open(Ref("data", "other")))
 print(len(list(store.events())))

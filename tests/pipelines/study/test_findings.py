@@ -169,7 +169,7 @@ def test_what_is_damaged_is_built_again_once(tmp_path):
 
     assert rebuild_damaged(store, act, said.append) == "built"
     assert [line.partition("/")[2][0] for line in said] == ["a", "b"]
-    assert len(store.set_aside()) == 2
+    assert len(store.quarantined()) == 2
 
     tries.clear()
 

@@ -24,7 +24,13 @@ from pipelines.common.redaction import redact_error
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.study import storage
-from pipelines.study.storage import can_pass, open_storage, outlast, read_studies, read_study
+from pipelines.study.storage import (
+    can_pass,
+    open_storage,
+    read_studies,
+    read_study,
+    retry_while_unavailable,
+)
 from pipelines.tracking.messages import behind
 from tests.pipelines.study.conftest import claimed
 
@@ -146,11 +152,11 @@ def test_each_call_has_its_own_clock(clock):
     """Another thread's successes keep no one waiting for ever."""
 
     def act():
-        assert outlast(lambda: "done") == "done"
+        assert retry_while_unavailable(lambda: "done") == "done"
         gone()
 
     with pytest.raises(StudyError, match=r"database failed: .*connection refused"):
-        outlast(act)
+        retry_while_unavailable(act)
     assert len(clock) == storage.OUTAGE_SECONDS + 1
     attempts = []
 
@@ -158,7 +164,9 @@ def test_each_call_has_its_own_clock(clock):
         attempts.append(0)
         return "there" if len(attempts) > storage.OUTAGE_SECONDS else gone()
 
-    assert outlast(comes_back) == "there", "nor does an outage before it count against a call"
+    assert retry_while_unavailable(comes_back) == "there", (
+        "nor does an outage before it count against a call"
+    )
 
 
 def test_what_does_not_pass_is_said_at_once_with_what_mends_it(open_ledger, study, clock):
@@ -178,7 +186,9 @@ def test_what_does_not_pass_is_said_at_once_with_what_mends_it(open_ledger, stud
 
 def fill(ledger):
     for number in range(100):
-        ledger._outlast(functools.partial(ledger._optuna.set_user_attr, f"{number}", "x" * 2000))
+        ledger._retry_while_unavailable(
+            functools.partial(ledger._optuna.set_user_attr, f"{number}", "x" * 2000)
+        )
 
 
 def test_a_database_that_may_not_be_written_is_refused_but_can_be_read(

@@ -248,7 +248,7 @@ def test_of_damaged_states_the_next_older_good_one_is_continued(tmp_path, undist
     _, outcome = trained(store, experiment)
     assert outcome == TrainOutcome(60)
     assert starts(store) == [0, 6, 11, 6]
-    aside = [name.rpartition("-")[0] for name in store.set_aside()]
+    aside = [name.rpartition("-")[0] for name in store.quarantined()]
     assert aside == [f"resume-{graph.resume(step).key}" for step in (11, 13)]
     assert_same_end(store, undisturbed, graph)
 

@@ -177,7 +177,7 @@ def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monke
         if not swept:
             attempt = next(iter(files)).split("/")[3]
             swept.append(attempt)
-            open_store(store.uri)._publication.abandon(REF, attempt)
+            open_store(store.uri)._publication.sweep(REF, attempt)
 
     monkeypatch.setattr(store.bucket, "upload", sleep_after)
     put(store)
@@ -189,7 +189,7 @@ def test_a_builder_that_slept_and_was_swept_publishes_all_its_files(store, monke
 
 def test_a_sweeper_that_comes_too_late_leaves_what_was_published(store, monkeypatch, tmp_path):
     attempt = put(store).manifest["attempt"]
-    store._publication.abandon(REF, attempt)
+    store._publication.sweep(REF, attempt)
     assert elsewhere(store, monkeypatch, tmp_path).open(REF).size == 1007
     assert store.bucket.list(".fences") == {}
 
@@ -240,7 +240,7 @@ def test_a_process_that_holds_no_lease_keeps_no_thread_and_no_client():
     for path in ("first", "second"):
         leases.hold(path, b"held")
         wait_for(lambda path=path: leases.bucket.read(path) == b"held")
-        leases.drop(path)
+        leases.release(path)
         wait_for(lambda: leases._renewer is None)
         assert leases.bucket.read(path) is None
     client = weakref.ref(leases.bucket)
@@ -348,7 +348,7 @@ def test_damage_in_the_bucket_is_named_and_not_used(store, use, monkeypatch, tmp
     artifact = put(store)
     name = next(name for name in objects(store) if name.endswith("a.txt"))
     if how == "removed":
-        store.bucket.remove(name)
+        store.bucket.delete(name)
     else:
         store.bucket.write(name, b"conten" if how == "cut" else b"CONTENT")
     monkeypatch.setenv("IGDIT_CACHE", str(tmp_path / "elsewhere"))
@@ -431,8 +431,8 @@ def test_setting_aside_keeps_every_byte_and_makes_room(store):
     assert before <= set(objects(store))
     put(store, text="rebuilt")
     assert (store.open(REF).path / "a.txt").read_text() == "rebuilt"
-    assert store.set_aside() == [aside]
-    store.discard(aside)
+    assert store.quarantined() == [aside]
+    store.delete_quarantined(aside)
     assert len(objects(store)) == 3
     assert not before & set(objects(store))
 
@@ -454,7 +454,7 @@ def test_records_are_written_once(store):
     store.write_record(".runs/a.json", "second")
     assert store.records(".runs/") == {"a.json": "first"}
     assert abs(store.record_times(".runs/")["a.json"] - time.time()) < 60
-    store.remove_record(".runs/a.json")
+    store.delete_record(".runs/a.json")
     assert store.records(".runs/") == {}
 
 
@@ -502,9 +502,9 @@ def test_an_entry_that_is_used_meanwhile_is_not_evicted(store):
     path = put(store).path
     seen = path.stat().st_mtime
     assert store.open(REF)
-    store.cache._drop_unused(path.name, seen)
+    store.cache._delete_unused(path.name, seen)
     assert path.exists()
-    store.cache._drop_unused(path.name, path.stat().st_mtime)
+    store.cache._delete_unused(path.name, path.stat().st_mtime)
     assert not path.exists()
 
 
@@ -635,7 +635,7 @@ def test_a_bucket_that_creates_in_two_steps_is_refused(use, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(bucket.Bucket, "create", check_then_write)
         assert [store.bucket.create("x", data) for data in (b"1", b"2")] == [True, False]
-        store.bucket.remove("x")
+        store.bucket.delete("x")
         with pytest.raises(ValueError, match=r"of 8 that created one object at once [2-8] did"):
             store.prepare()
     assert not store.exists()
