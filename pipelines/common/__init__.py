@@ -1,1 +1,1 @@
-"""Ground floor: errors, settings, redaction and number formats. Imports no other package."""
+"""Ground floor of the pipelines: errors, settings, redaction and number formats."""

@@ -1,50 +1,50 @@
-"""What can go wrong while an experiment runs, apart from bad input (ValueError)."""
+"""Errors of a run; bad input is a ValueError."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """The command line cannot be understood."""
+    """Error of a command line that cannot be parsed."""
 
 
 class NoStudiesError(ValueError):
-    """A database of studies is not there, or new."""
+    """Error of a database of studies that is not there, or new."""
 
 
 class PipelineError(RuntimeError):
-    """Base of the pipeline's errors: the message says what to do."""
+    """Base of the errors of a run; the message says what to do."""
 
 
 class TrainingFailedError(PipelineError):
-    """A training stopped because a loss was not finite."""
+    """Error of a training that stopped because a loss was not finite."""
 
 
 class SamplingFailedError(PipelineError):
-    """Samples came out NaN or infinite."""
+    """Error of samples that are NaN or infinite."""
 
 
 class WorkerLostError(PipelineError):
-    """Workers died more often than the resources allow."""
+    """Error of a training that lost workers more often than its resources allow."""
 
 
 class MemoryExhaustedError(PipelineError):
-    """Memory ran out: the work asks for more at once than there is."""
+    """Error of work that needs more memory than there is."""
 
 
 class StoppedError(PipelineError):
-    """The work was told to stop before it was done."""
+    """Error of work that was stopped before it was done."""
 
 
 class StudyError(PipelineError):
-    """A study cannot go on."""
+    """Error of a study that cannot go on."""
 
 
 class JobServerError(PipelineError):
-    """A cluster's job server cannot be reached, or refuses."""
+    """Error of a cluster's job server that cannot be reached, or refuses."""
 
 
 class TrackingError(PipelineError):
-    """The tracking server cannot be reached, or refuses."""
+    """Error of a tracking server that cannot be reached, or refuses."""
 
 
 class ArtifactError(PipelineError):
@@ -52,4 +52,4 @@ class ArtifactError(PipelineError):
 
 
 class MissingArtifactError(ArtifactError):
-    """An artifact that was asked for is not in the store."""
+    """Error of an artifact that is not in the store."""

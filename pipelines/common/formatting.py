@@ -1,6 +1,6 @@
-"""Numbers for people: so many significant digits that no number is shown as 0.00.
+"""Formats of numbers for people, with enough significant digits that none is shown as 0.00.
 
-The terminal, the pages, the plots and MLflow's texts all write a metric by these functions.
+The terminal, the pages, the plots and MLflow's texts all write metrics by these functions.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ if TYPE_CHECKING:
 
 
 SIGNIFICANT_DIGITS = 3
-LEAST_DECIMALS = 2
-"""FIDs are published with two digits after the point, however large they are."""
-SMALLEST_FIXED = 1e-4
-"""Smaller numbers are written with an exponent."""
-MOST_PERCENT_DECIMALS = 2
+MIN_DECIMALS = 2
+"""Digits after the point at least: FIDs are published with two, however large they are."""
+MIN_FIXED_VALUE = 1e-4
+"""Smallest number that is written without an exponent."""
+MAX_PERCENT_DECIMALS = 2
 
 
-def decimals(
-    value: float, significant: int = SIGNIFICANT_DIGITS, least: int = LEAST_DECIMALS
-) -> int:
+def decimals(value: float, significant: int = SIGNIFICANT_DIGITS, least: int = MIN_DECIMALS) -> int:
     """Count the digits after the point that show enough significant digits of a value.
 
     Args:
         value: The number.
-        significant: Significant digits that are to be seen.
-        least: Digits after the point in any case.
+        significant: Number of significant digits.
+        least: Digits after the point at least.
     """
     if value == 0 or not math.isfinite(value):
         return least
@@ -38,7 +36,7 @@ def decimals(
 def number(
     value: float,
     significant: int = SIGNIFICANT_DIGITS,
-    least: int = LEAST_DECIMALS,
+    least: int = MIN_DECIMALS,
     *,
     sign: str = "",
     separator: str = "",
@@ -47,8 +45,8 @@ def number(
 
     Args:
         value: The number.
-        significant: Significant digits that are to be seen.
-        least: Digits after the point in any case.
+        significant: Number of significant digits.
+        least: Digits after the point at least.
         sign: `+` writes it for positive numbers as well.
         separator: Between thousands.
     """
@@ -58,8 +56,8 @@ def number(
 def _written(
     value: float, like: float, significant: int, least: int, *, sign: str = "", separator: str = ""
 ) -> str:
-    """Write a number with the digits that another one needs, so that both can be compared."""
-    if 0 < abs(like) < SMALLEST_FIXED:
+    """Write a number with the digits that the number `like` needs, so that both can be compared."""
+    if 0 < abs(like) < MIN_FIXED_VALUE:
         return f"{value:{sign}.{significant - 1}e}"
     return f"{value:{sign}z{separator}.{decimals(like, significant, least)}f}"
 
@@ -76,15 +74,15 @@ def interval(value: float, low: float, high: float) -> str:
 
 def _like(each: float, value: float, low: float, high: float) -> str:
     like = value if value != 0 else max(abs(low), abs(high))
-    return _written(each, like, SIGNIFICANT_DIGITS, LEAST_DECIMALS)
+    return _written(each, like, SIGNIFICANT_DIGITS, MIN_DECIMALS)
 
 
 def metric(metrics: Mapping[str, Any], name: str = "fid") -> str:
     """Write a metric with its interval, or its spread over splits, where it has one.
 
     Args:
-        metrics: Of an evaluation.
-        name: Which of them.
+        metrics: Metrics of an evaluation.
+        name: Name of the metric.
     """
     value = metrics[name]
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
@@ -125,7 +123,7 @@ def percents(*shares: float, sign: str = "+") -> list[str]:
         shares: The shares.
         sign: `+` writes it for positive numbers as well.
     """
-    digits = min(decimals(100 * shares[0], 2, 0), MOST_PERCENT_DECIMALS)
+    digits = min(decimals(100 * shares[0], 2, 0), MAX_PERCENT_DECIMALS)
     return [f"{100 * share:{sign}z.{digits}f}" for share in shares]
 
 
@@ -161,14 +159,14 @@ def data_size(count: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """M:SS or H:MM:SS."""
+    """Write a duration like `M:SS` or `H:MM:SS`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def in_words(seconds: float) -> str:
-    """Like `3.2 s`, `4 min 05 s` or `2 h 07 min`."""
+    """Write a duration like `3.2 s`, `4 min 05 s` or `2 h 07 min`."""
     if seconds < 60:
         return f"{number(seconds, 2, 1)} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -22,9 +22,9 @@ PHRASES = (
     "running low on memory",
     "ALLOC_FAILED",
 )
-"""In messages of torch's allocators, CUDA's libraries, the kernel and Ray."""
+"""Parts of messages of torch's allocators, CUDA's libraries, the kernel and Ray."""
 FEWER_TASKS = "--resources.sample-tasks (tasks at a time)"
-LONGEST = 200
+MAX_MESSAGE_CHARACTERS = 200
 
 
 def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
@@ -42,28 +42,29 @@ def ran_out_of_memory(error: BaseException | None) -> BaseException | None:
 
 
 def explanation(error: BaseException, doing: str, remedy: str) -> str:
-    """Explain in a line where memory ran out, in what work, and what saves memory."""
+    """Return one line that says where memory ran out, in what work, and what saves memory."""
     lines = [line for line in redact(error).splitlines() if line.strip()]
     said = next(
         (line for line in lines if any(each.lower() in line.lower() for each in PHRASES)),
         lines[0] if lines else type(error).__name__,
     )
+    reason = said.strip()[:MAX_MESSAGE_CHARACTERS]
     return (
-        f"memory ran out on {platform.node()} {doing}: {said.strip()[:LONGEST]}. Published "
-        f"artifacts stay; to use less memory: {remedy}"
+        f"memory ran out on {platform.node()} {doing}: {reason}. Published artifacts stay; to use "
+        f"less memory: {remedy}"
     )
 
 
 @contextmanager
 def explaining_memory(kind: str, resources: Resources) -> Iterator[None]:
-    """Replace an out-of-memory error by one clear error.
+    """Replace an out-of-memory error of the block by one that names the options that mend it.
 
     Args:
-        kind: Kind of the artifact that is made.
-        resources: What was asked for.
+        kind: Kind of the artifact that is built.
+        resources: Resources of the experiment.
 
     Raises:
-        MemoryExhaustedError: instead of what the block raised.
+        MemoryExhaustedError: If memory runs out in the block.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The options of `igdit` that mend what `ig_core` found: the core states facts, and no options."""
+"""Options of `igdit` that mend a wrong setting, which `ig_core` only states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADVICE = {
     ("aux_layer", ""): " LAYER, or an experiment with _ig, such as sit_b2_ig",
     ("judged", "off"): " takes them as they are",
 }
-"""(Setting, value that fits) -> what to say after the option."""
+"""(Setting, value that mends it) -> words after the option."""
 
 
 def option(field: str) -> str:

@@ -1,4 +1,4 @@
-"""The git commit of the code that runs."""
+"""Git commit of the code that runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CODE = Path(__file__).resolve().parents[2]
 
 
 def commit_of(root: Path) -> str:
-    """Ask git for the commit of a folder.
+    """Return the commit of a folder, as git tells it.
 
     Returns:
-        The commit, with + if files differ from it; empty if git does not say.
+        The commit, with + if files differ from it; empty if git knows none.
     """
 
     def git(*words: str) -> str:
@@ -38,7 +38,7 @@ def commit_of(root: Path) -> str:
 
 @functools.cache
 def code_commit() -> str:
-    """Find the commit of the code of this process; asked once, as the code was loaded once.
+    """Return the commit of the code of this process, read once, as the code is loaded once.
 
     Returns:
         The commit, with + if files differed from it; empty if it is not known. A repository around

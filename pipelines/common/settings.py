@@ -1,4 +1,4 @@
-"""The environment: every variable that igdit reads or sets. No other module touches it.
+"""Environment variables: all that igdit reads or sets. No other module touches the environment.
 
 Values are read when they are asked for. A variable that is empty or holds nothing but spaces is
 not set.
@@ -70,7 +70,7 @@ SECRET_VARIABLES = (
     "AWS_SESSION_TOKEN",
     "RAY_AUTH_TOKEN",
 )
-"""Variables whose values are shown nowhere."""
+"""Variables whose values are redacted."""
 EMPTY_IS_UNSET = ("IGDIT_", "MLFLOW_")
 """Beginnings of the variables that `unset_empty_settings` looks at."""
 
@@ -108,7 +108,7 @@ def cache_bytes(default: float) -> int:
         default: Size in GiB if `IGDIT_CACHE_GIB` is not set.
 
     Raises:
-        ValueError: the variable is not a positive number.
+        ValueError: If the variable is not a positive number.
     """
     return int(_number("IGDIT_CACHE_GIB", default) * 2**30)
 
@@ -120,7 +120,7 @@ def lease_seconds(default: float) -> float:
         default: Seconds if `IGDIT_LEASE_SECONDS` is not set.
 
     Raises:
-        ValueError: the variable is not a number of at least 2.
+        ValueError: If the variable is not a number of at least 2.
     """
     return _number("IGDIT_LEASE_SECONDS", default, least=2)
 
