@@ -25,11 +25,11 @@ from pipelines.store.keys import content_key
 from pipelines.submit.job import (
     Submission,
     check_addresses,
-    check_files_of,
-    environment_for,
-    excludes_for,
+    check_files,
     find_root,
-    identity_of,
+    job_environment,
+    job_identity,
+    upload_excludes,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def submit_command(arguments: list[str]) -> int:
     if not root.is_dir():
         raise UsageError(f"--working-dir must be a folder, but got {str(root)!r}")
     address, console = _address(options), make_console()
-    environment = environment_for(all_variables(), options.env, options.secrets)
+    environment = job_environment(all_variables(), options.env, options.secrets)
     if kind == "study":
         command = parse_study(rest)
         name, label, storage = command.study.name, "", command.options.storage
@@ -99,7 +99,7 @@ def submit_command(arguments: list[str]) -> int:
         config = parse_run(rest)
         name, storage = config.name, None
         rest = _uploaded(rest, root)
-    check_files_of(config, shared=options.shared)
+    check_files(config, shared=options.shared)
     elsewhere = files_elsewhere(config)
     config = resolve(config, partly=True, skip=elsewhere)
     if kind == "study":
@@ -113,12 +113,12 @@ def submit_command(arguments: list[str]) -> int:
         kind,
         name,
         label,
-        identity_of(what, environment, storage),
+        job_identity(what, environment, storage),
         tuple(rest),
         options.python,
         environment,
         root,
-        excludes_for(root, environment),
+        upload_excludes(root, environment),
         commit_of(root),
     )
     submission.check_nothing_secret()

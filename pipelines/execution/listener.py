@@ -1,4 +1,4 @@
-"""Listener of a pipeline: what it is told while it runs."""
+"""Listener to the progress of a pipeline."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Listener(Protocol):
     """Receives the progress of a pipeline; its methods are called from several threads."""
 
     def on_waiting(self, node: Node) -> None:
-        """Another process builds the node."""
+        """Handle that another process builds the node."""
 
     def on_started(self, nodes: Sequence[Node]) -> None:
-        """One task of this process builds the nodes; of a training its last checkpoint is named."""
+        """Handle that a task here builds the nodes; of a training the last checkpoint is passed."""
 
     def on_training(self, progress: TrainProgress) -> None:
-        """The training has made steps."""
+        """Handle that the training has made steps."""
 
     def on_finished(self, node: Node, done: int, total: int) -> None:
-        """The artifact is published.
+        """Handle that the artifact is published.
 
         Args:
             node: The artifact.
@@ -34,16 +34,16 @@ class Listener(Protocol):
 
 
 class NullListener:
-    """A listener that ignores everything."""
+    """Listener that ignores everything."""
 
     def on_waiting(self, node: Node) -> None:
-        """Ignored."""
+        """Ignore it."""
 
     def on_started(self, nodes: Sequence[Node]) -> None:
-        """Ignored."""
+        """Ignore it."""
 
     def on_training(self, progress: TrainProgress) -> None:
-        """Ignored."""
+        """Ignore it."""
 
     def on_finished(self, node: Node, done: int, total: int) -> None:
-        """Ignored."""
+        """Ignore it."""

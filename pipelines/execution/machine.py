@@ -19,7 +19,7 @@ def room_here(resources: Resources) -> int:
     if resources.use_gpu:
         import torch
 
-        # One is left for sampling, or no curve would be known before a training ends.
+        # One GPU is left for sampling, or there would be no FID before a training ends.
         room = min(room, (torch.cuda.device_count() - 1) // resources.fewest_workers)
     return max(1, room)
 
@@ -32,9 +32,9 @@ def cores_here() -> int:
 
 
 def require_cores(resources: Resources) -> None:
-    """Refuse more training workers than this machine has cores for, unless a cluster is used.
+    """Check that this machine has cores for the training workers, unless a cluster is used.
 
-    A cluster is asked for what it has when it is joined.
+    The resources of a cluster are compared when it is joined.
 
     Raises:
         ValueError: If this machine has fewer cores.

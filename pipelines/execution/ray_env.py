@@ -10,17 +10,17 @@ RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # A group that was sized by what a lost node had is given up after so long, and sized anew.
+    # A group that was sized with a lost node's resources is given up then, and sized again.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Else Ray aborts with a stack trace where SIGTERM is to end a run in good order.
+    # Else Ray aborts with a stack trace where SIGTERM is to end a run cleanly.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
-"""What Ray reads when it is imported, wherever it runs."""
+"""Variables that Ray reads when it is imported, on this machine and on nodes."""
 
 
 def prepare_ray_environment() -> None:
-    """Set what Ray reads when it is imported: no usage reports; loopback if it is to be local."""
+    """Set the variables that Ray reads when it is imported; without RAY_ADDRESS use loopback."""
     settings = dict(RAY_SETTINGS)
     if not ray_address():
         # Without the first Ray replaces 127.0.0.1 by the host's outward address, whatever it is

@@ -1,6 +1,6 @@
-"""Ray tasks. With `ray_training`, the only module that imports ray.
+"""Runner on Ray: tasks that build artifacts, and trainings.
 
-Import it after `runners.prepare_ray_environment`: Ray reads its settings when it is imported.
+Import it after `ray_env.prepare_ray_environment`: Ray reads its settings when it is imported.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ GPU_KINDS = {"latents", "images", "features", "reference"}
 
 
 class RayRunner:
-    """Ray tasks for artifacts; Ray Train for trainings with more than one worker.
+    """Runner on Ray tasks, and on Ray Train for trainings with more than one worker.
 
     With `RAY_ADDRESS` set it joins that cluster. Otherwise it starts Ray on this machine, bound to
-    loopback, with room for `experiments` at once, and stops it at the end. Where this process is
-    connected already, it uses that and leaves it be.
+    loopback, with room for `experiments` at once, and stops it at the end. A connection that this
+    process has already is used and kept.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class RayRunner:
             on_sigterm = signal.getsignal(signal.SIGTERM)
             _connect(resources, scratch, experiments)
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # ray put its own there
+                signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaced it
         self._await_resources(given_up or threading.Event())
 
     def _await_resources(self, given_up: threading.Event) -> None:
-        """Wait for the resources of a training; Ray itself would wait forever, in silence.
+        """Wait for the resources of a training; Ray itself would wait forever and log nothing.
 
         Raises:
             ValueError: If the resources are not there in time.
@@ -74,7 +74,7 @@ class RayRunner:
         minutes = self.resources.wait_minutes
         lacks = self._lacks()
         if lacks and minutes == 0:
-            hint = "; --resources.wait-minutes waits for nodes that are to come"
+            hint = "; --resources.wait-minutes waits for nodes that are going to join"
             raise ValueError(f"resources ask for {lacks}{hint * bool(ray_address())}")
         if not lacks:
             return
@@ -84,7 +84,7 @@ class RayRunner:
         until = time.monotonic() + 60 * minutes
         try:
             for second in itertools.count():
-                if second % 10 == 0:  # a cluster has one request: another driver's took its place
+                if second % 10 == 0:  # a cluster has one request, and another driver may replace it
                     request_resources(bundles=bundles)
                 if given_up.wait(1.0):
                     raise StoppedError("waiting for the cluster's nodes was stopped")
@@ -93,16 +93,16 @@ class RayRunner:
                     return
                 if time.monotonic() >= until:
                     raise ValueError(f"resources ask for {lacks} after {minutes:g} minutes")
-        finally:  # it stays until it is withdrawn; the work itself keeps the nodes from now on
+        finally:  # a request stays until it is withdrawn; from now on the work keeps the nodes
             request_resources(bundles=[])
 
     def _lacks(self) -> str:
         """Describe the resources that the cluster lacks; empty if it has enough."""
-        there = ray.cluster_resources()
+        available = ray.cluster_resources()
         return ", ".join(
-            f"{need} {kind}s to train on, but the cluster has {there.get(kind, 0):g}"
+            f"{need} {kind}s to train on, but the cluster has {available.get(kind, 0):g}"
             for kind, need in self._needs().items()
-            if need > there.get(kind, 0)
+            if need > available.get(kind, 0)
         )
 
     def _bundle(self) -> dict[str, int]:
@@ -110,18 +110,18 @@ class RayRunner:
         return {"CPU": self.resources.cpus_per_worker, "GPU": int(self.resources.use_gpu)}
 
     def _needs(self) -> dict[str, int]:
-        """Return the least resources of all workers of a training."""
+        """Return the resources of the fewest workers that a training takes."""
         return {
             kind: self.resources.fewest_workers * count for kind, count in self._bundle().items()
         }
 
     def room(self) -> int:
-        # One of each is left for sampling, or no curve would be known before a training ends.
-        there = ray.cluster_resources()
+        # One of each is left for sampling, or there would be no FID before a training ends.
+        available = ray.cluster_resources()
         return max(
             1,
             min(
-                (int(there.get(kind, 0)) - 1) // need
+                (int(available.get(kind, 0)) - 1) // need
                 for kind, need in self._needs().items()
                 if need
             ),
@@ -129,7 +129,7 @@ class RayRunner:
 
     def build(self, job: Job) -> None:
         on_gpu = self.resources.use_gpu and job.nodes[0].kind in GPU_KINDS
-        # A killed worker is replaced; an error of the work itself is not tried again.
+        # A killed worker is replaced; work that raises is not tried again.
         task = ray.remote(
             num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=self.resources.max_failures
         )(self.work.build)
@@ -144,7 +144,7 @@ class RayRunner:
         try:
             with explaining_memory("checkpoint", self.resources):
                 outcome: TrainOutcome = self._get(self._start_training(job, board))
-                while outcome.preempted:  # its node goes, and the training is continued on others
+                while outcome.preempted:  # its node is drained, and others continue the training
                     outcome = self._get(self._start_training(job, board))
                 return outcome
         finally:
@@ -157,13 +157,13 @@ class RayRunner:
         retries = resources.max_failures
         if resources.num_workers == 1:
             gpus = 1 if resources.use_gpu else 0
-            # A process of its own: one that got SIGTERM is about to end.
+            # Each call in a new process: one that got SIGTERM is about to end.
             alone = ray.remote(
                 num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_retries=retries, max_calls=1
             )(train_alone)
             return alone.remote(self.work.train, job, board)
-        # The group is looked after by a task of its own, so that it can be cancelled; beside the
-        # driver, so that no lost node takes it away from workers that live.
+        # A task of its own controls the group, so that it can be cancelled. It runs beside the
+        # driver, so that the loss of another node cannot end it while workers live.
         group: Any = ray.remote(train_in_group)
         group = group.options(num_cpus=0, max_retries=retries, scheduling_strategy=_here())
         return group.remote(
@@ -179,12 +179,12 @@ class RayRunner:
         last = None
         while not done.wait(0.5):
             try:
-                now = ray.get(board.read.remote())
+                progress = ray.get(board.read.remote())
             except RayError:
-                return  # progress is a courtesy; the work reports its own end
-            if now is not None and now != last:
-                last = now
-                post(now)
+                return  # only progress is lost: the task itself reports how it ends
+            if progress is not None and progress != last:
+                last = progress
+                post(progress)
 
     def _get(self, reference: Any) -> Any:  # noqa: ANN401
         try:
@@ -210,7 +210,7 @@ class RayRunner:
 
 
 class _Board:
-    """Holds the progress of a training worker for the driver; a Ray actor."""
+    """Actor of Ray that holds the progress of a training for the driver."""
 
     def __init__(self) -> None:
         self.progress: TrainProgress | None = None
@@ -237,7 +237,7 @@ def _connect(resources: Resources, scratch: Path, experiments: int) -> None:
     require_cores(resources)
     ray.init(
         "local",  # not a cluster that somebody else started on this machine
-        # Maybe more slots than cores: evaluation goes on beside the training.
+        # May be more slots than cores: samples are made beside the training.
         num_cpus=experiments
         * (resources.num_workers * resources.cpus_per_worker + resources.sample_tasks),
         include_dashboard=False,
@@ -263,6 +263,6 @@ def _check_answers(address: str) -> None:
 
 
 def _scratch_option(scratch: Path) -> dict[str, Any]:
-    """Ray's session folder, if its socket paths stay below the 107 bytes that Linux allows."""
+    """Return Ray's option for a session folder if its socket paths fit into Linux's 107 bytes."""
     folder = scratch / "ray"
     return {"_temp_dir": str(folder)} if len(os.fsencode(folder)) <= 40 else {}

@@ -1,6 +1,6 @@
-"""What runs in Ray's workers while a model is trained: alone in a task, or in a group of Ray Train.
+"""Training in Ray's workers: alone in a task, or in a group of Ray Train.
 
-Import it after `runners.prepare_ray_environment`: Ray reads its settings when it is imported.
+Import it after `ray_env.prepare_ray_environment`: Ray reads its settings when it is imported.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
 RESIZE_SECONDS = 5.0
 """Seconds between two checks whether an elastic group could be larger."""
 GRACE_SECONDS = 20.0
-"""Seconds without a publish after which a process that got SIGTERM ends all the same."""
+"""Seconds that a process lives after SIGTERM while it publishes nothing."""
 RESULT_SECONDS = 2.0
-"""Seconds for the result of a training to be fetched before its process ends."""
+"""Seconds that the result of a training can be fetched before its process ends."""
 DRAIN_SECONDS = 120.0
-"""Most seconds that a group is drained before it is replaced by one of another size, beside the
-time in which it publishes a state."""
+"""Most seconds that a group is drained before it is resized, not counting the time in which it
+publishes a state."""
 
 logger = logging.getLogger(__name__)
 
 
 class Preemption:
-    """Preemption of this process's training: its node is drained, SIGTERM, or the group resized.
+    """Preemption of the training in this process: a drained node, SIGTERM, or a resized group.
 
     A training that is preempted publishes its state and ends.
     """
@@ -63,7 +63,7 @@ class Preemption:
         self.grace_seconds, self.result_seconds = grace_seconds, result_seconds
         self._preempted, self._changed = threading.Event(), threading.Condition()
         self._over, self._published_at_once = True, 0
-        self._next_look = 0.0
+        self._next_check = 0.0
 
     def begin(self) -> None:
         """Note that a training starts in this process."""
@@ -100,8 +100,8 @@ class Preemption:
     def is_preempted(self) -> bool:
         """Return whether the training is to end; asks the cluster once a second at most."""
         now = time.monotonic()
-        if not self._preempted.is_set() and now >= self._next_look:
-            self._next_look = now + 1.0
+        if not self._preempted.is_set() and now >= self._next_check:
+            self._next_check = now + 1.0
             if _is_draining():
                 self._preempted.set()
         return self._preempted.is_set()
@@ -110,10 +110,10 @@ class Preemption:
         """Preempt the training and wait for its end.
 
         Args:
-            seconds: Time without a publish after which to give up.
+            seconds: Time without a publish after which to stop waiting.
 
         Returns:
-            Whether the training is over.
+            True if the training is over.
         """
         self._preempted.set()
         with self._changed:
@@ -130,7 +130,7 @@ class Preemption:
     def _drain_and_exit(self) -> None:
         self.drain(self.grace_seconds)
         time.sleep(self.result_seconds)
-        # However long a publish takes: if there is no time for it, SIGKILL comes anyway.
+        # A publish may take any time: if there is none left, SIGKILL comes anyway.
         with self._changed:
             self._changed.wait_for(lambda: not self._publishing)
             os._exit(128 + signal.SIGTERM)
@@ -141,8 +141,8 @@ preemption = Preemption()
 
 def _is_draining() -> bool:
     """Return whether Ray drains this node (a spot instance's notice, a scale-down)."""
-    # `ray.train.get_preemption_info` says the same, but only in a group and as a barrier of all its
-    # workers, and it asks this too. Nothing public says it in a task.
+    # `ray.train.get_preemption_info` reads the same state, but only in a group and as a barrier of
+    # all its workers. No public API tells it in a task.
     from ray._private.state import state
 
     try:
@@ -175,11 +175,11 @@ def train_in_group(
 
     Args:
         train: Function that each worker runs.
-        job: What to train.
-        board: Where the first worker writes its progress.
-        resources: How many workers, and what each of them holds.
-        scratch: Folder for what may be lost.
-        settings: Environment of Ray Train, which it takes from the process that starts a group.
+        job: The training.
+        board: Actor to which the first worker writes its progress.
+        resources: Number of workers, and the resources of each.
+        scratch: Folder for files that may be lost.
+        settings: Variables of Ray Train, which it reads in the process that starts a group.
     """
     override(settings)
     per_worker = {"CPU": float(resources.cpus_per_worker)}
@@ -194,29 +194,31 @@ def train_in_group(
             use_gpu=resources.use_gpu,
             resources_per_worker=per_worker | ({"GPU": 1.0} if resources.use_gpu else {}),
         ),
-        # Checkpoints go to our store; what Ray keeps for itself is scratch.
+        # Checkpoints go to our store; Ray's own files are scratch.
         run_config=RunConfig(
             storage_path=f"{scratch}/ray_train",
             failure_config=FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    for left in reversed(range(resources.max_failures + 1)):
+    for attempts_left in reversed(range(resources.max_failures + 1)):
         try:
             result: Any = trainer.fit()
         except WorkerGroupError as error:
             raise _cause(error) from error
         except ControllerError as error:
             # A group that could not be set up (a node died meanwhile, say); Ray does not try again.
-            if not left:
-                raise WorkerLostError(f"no group of workers could be set up: {error}") from error
-            logger.warning("a group of workers could not be set up, once more: %s", error)
+            if not attempts_left:
+                raise WorkerLostError(
+                    f"no group of training workers could be started: {error}"
+                ) from error
+            logger.warning("a group of training workers did not start; trying again: %s", error)
         else:
             return result.return_value
     raise AssertionError  # the last try returns or raises
 
 
 def _cause(error: WorkerGroupError) -> Exception:
-    """What a group of workers died of: its own error if one raised, else that they died."""
+    """Return the error that a worker of a group raised, else a WorkerLostError."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "cause", failure)
         if isinstance(cause, PipelineError | ValueError):
@@ -243,11 +245,11 @@ def _train_in_worker(config: dict[Any, Any]) -> TrainOutcome:
 
 @dataclass
 class BoundTorchConfig(TorchConfig):
-    """Ray's torch backend, but its store listens on the worker's own address only."""
+    """Settings of Ray's torch backend whose store listens on the worker's own address only."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What sets the group up."""
+        """Class that sets the group up."""
         return _BoundTorchBackend
 
 
@@ -274,7 +276,7 @@ class _BoundTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_shutdown(self, worker_group: Any, backend_config: BoundTorchConfig) -> None:  # noqa: ANN401
         status = worker_group.get_latest_poll_status()
         if status is not None and not status.errors:
-            # All workers live: the group is resized, and what it did is not to be done again.
+            # All workers live: the group is being resized, and its steps are published first.
             worker_group.execute(_drain, DRAIN_SECONDS)
         super().on_shutdown(worker_group, backend_config)
 

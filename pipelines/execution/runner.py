@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """Executes work; errors of the work itself come out as they were raised."""
+    """Runner of work, for one experiment; errors of the work are raised unchanged."""
 
     def build(self, job: Job) -> None:
-        """Build and publish one artifact."""
+        """Build and publish the artifacts of a job."""
 
     def train(self, job: TrainJob, post: Callable[[TrainProgress], None]) -> TrainOutcome:
-        """Train and publish checkpoints; `post` gets progress while it runs."""
+        """Train and publish checkpoints; call `post` with the progress while it runs."""
 
     def stop(self) -> None:
         """Make running calls end soon with `StoppedError`, and their workers with them."""
@@ -26,4 +26,4 @@ class Runner(Protocol):
         """Return how many experiments with these resources fit at once, at least 1."""
 
     def close(self) -> None:
-        """Stop what the runner started; no call may be running."""
+        """Stop the processes that the runner started; no call may be running."""

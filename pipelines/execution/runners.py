@@ -1,7 +1,7 @@
-"""Where work runs: on Ray (`pipelines.execution.ray_tasks`), or in this process.
+"""Runners: on Ray (`pipelines.execution.ray_tasks`), or in this process.
 
-A runner does two things: build one artifact, and train one trajectory. Both block until the work
-is done and are called from the pipeline's threads.
+A runner builds artifacts and trains trajectories. Both calls block until the work is done, and come
+from the pipeline's threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class InlineRunner:
-    """Everything in this process, one thing at a time: for debuggers and small tests."""
+    """Runner in this process, one job at a time: for debuggers and small tests."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -66,14 +66,14 @@ def make_runner(
     experiments: int = 1,
     given_up: threading.Event | None = None,
 ) -> Runner:
-    """Make the runner that the resources ask for; ray is imported only if it is Ray's.
+    """Make the runner that the resources name; import ray only for that on Ray.
 
     Args:
         work: Functions that it executes.
         resources: Workers of one experiment.
-        scratch: Folder for what may be lost.
-        experiments: How many experiments are to run at once on what is started here.
-        given_up: Set when nobody waits any more for nodes that are to come.
+        scratch: Folder for files that may be lost.
+        experiments: Number of experiments that run at once on a Ray that is started here.
+        given_up: Event that stops the wait for nodes that are going to join.
     """
     if resources.runner == "inline":
         return InlineRunner(work)
@@ -84,7 +84,7 @@ def make_runner(
 
 
 def describe_runner(resources: Resources) -> str:
-    """Describe what `make_runner` starts, for people."""
+    """Describe the runner that `make_runner` makes, for people."""
     if resources.runner == "inline":
         return "inline, in this process"
     where = ray_address()

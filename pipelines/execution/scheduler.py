@@ -1,7 +1,7 @@
-"""Run what is missing: every artifact once, in the order of its inputs, as many as fit at a time.
+"""Scheduler: build missing artifacts, each once and after its inputs, as many at a time as fit.
 
-Checkpoints are built together by one training; samples and evaluations of a checkpoint start when
-it is published, while the training goes on, also when another process does the training.
+One training builds all checkpoints; samples and evaluations of a checkpoint start when it is
+published, while the training goes on, also when another process does the training.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 
 POLL_SECONDS = 0.2
+"""Seconds between two looks for finished tasks and published checkpoints."""
 
 
 class Pipeline:
-    """Brings the targets of one experiment into the store."""
+    """Scheduler of one experiment, which builds its targets in the store."""
 
     def __init__(
         self, store: Store, experiment: Experiment, runner: Callable[[], Runner], listener: Listener
@@ -50,7 +51,7 @@ class Pipeline:
         self._looked = 0.0
 
     def run(self, targets: Iterable[Node]) -> None:
-        """Build what is missing. Starts no runner if nothing is.
+        """Build the targets that are missing; start no runner if none is.
 
         Raises:
             TrainingFailedError: If a loss is not finite.
@@ -68,7 +69,7 @@ class Pipeline:
             runner.close()
 
     def stop(self) -> None:
-        """Make `run` end soon with `StoppedError`; what is published stays. From any thread."""
+        """Make `run` end soon with `StoppedError`, from any thread; published artifacts stay."""
         self._stopped.set()
 
     def _check_stopped(self) -> None:
@@ -84,7 +85,7 @@ class Pipeline:
         try:
             while pending or running:
                 self._check_stopped()
-                for node in self._arrived(pending, running):
+                for node in self._newly_published(pending, running):
                     pending.pop(node, None)
                     done.add(node)
                     self.listener.on_finished(node, total - len(pending), total)
@@ -110,7 +111,7 @@ class Pipeline:
         running: dict[Future[None], tuple[Node, ...]],
         done: set[Node],
     ) -> list[tuple[Node, ...]]:
-        """Tasks whose inputs are there, as many as there are free slots, in the order of need."""
+        """Return tasks whose inputs are published, in their order, at most one a free slot."""
         busy = {node for nodes in running.values() for node in nodes}
         ready = (
             node
@@ -122,34 +123,34 @@ class Pipeline:
         together: dict[object, list[Node]] = {}
         for node in ready:
             together.setdefault(_task_of(node), []).append(node)
-        at_work = sum(nodes != () for nodes in running.values())
-        slots = self.experiment.resources.sample_tasks - at_work
+        occupied = sum(nodes != () for nodes in running.values())
+        slots = self.experiment.resources.sample_tasks - occupied
         return [tuple(nodes) for nodes in islice(together.values(), slots)]
 
-    def _arrived(
+    def _newly_published(
         self, pending: dict[Node, None], running: dict[Future[None], tuple[Node, ...]]
     ) -> list[Node]:
-        """Nodes that are published now: built by a finished future, or by a training."""
-        arrived: list[Node] = []
+        """Return nodes that a finished future has built, or a training has published."""
+        published: list[Node] = []
         for future in [future for future in running if future.done()]:
             nodes = running.pop(future)
-            future.result()  # raises what the work raised
-            arrived.extend(nodes)
-        trained = [node for node in pending if node.trained]
-        if trained and time.monotonic() - self._looked >= self.store.poll_seconds:
+            future.result()  # raises the error of the work
+            published.extend(nodes)
+        checkpoints = [node for node in pending if node.trained]
+        if checkpoints and time.monotonic() - self._looked >= self.store.poll_seconds:
             self._looked = time.monotonic()
-            there = set(self.store.refs("checkpoint", trained[0].hash))
-            hopeful = (node for node in trained if node.ref in there)
-            arrived.extend(node for node in hopeful if self.store.find(node.ref))
-        return arrived
+            listed = set(self.store.refs("checkpoint", checkpoints[0].hash))
+            candidates = (node for node in checkpoints if node.ref in listed)
+            published.extend(node for node in candidates if self.store.find(node.ref))
+        return published
 
     def _build(self, runner: Runner, nodes: tuple[Node, ...]) -> None:
-        """Build what is not published meanwhile; waits for what another process builds."""
+        """Build the nodes that are not published meanwhile; wait for those others build."""
         with ExitStack() as leases:
             mine = []
             # In one order everywhere, so that two processes never wait for each other.
             for node in sorted(nodes, key=lambda node: node.key):
-                published = self._waiting(node, functools.partial(self._is_published, node))
+                published = self._wait_check(node, functools.partial(self._is_published, node))
                 held = leases.enter_context(self.store.lease(node.ref, published))
                 if held and not self._is_published(node):
                     mine.append(node)
@@ -165,39 +166,40 @@ class Pipeline:
             return tuple(sorted(set(steps) - set(published_steps(self.store, self.graph))))
 
         last = self.graph.checkpoint(steps[-1])
-        with self.store.lease(Ref("train", last.hash), self._waiting(last, lambda: not missing())):
+        all_published = self._wait_check(last, lambda: not missing())
+        with self.store.lease(Ref("train", last.hash), all_published):
             wanted = missing()
             if self._stopped.is_set() or not wanted:
                 return
-            # What it starts from is opened by its workers: here it may be gigabytes from a bucket.
+            # The workers open the state to start from: here it might be fetched for nothing.
             job = TrainJob(self.store.uri, self._resolved, wanted)
             self.listener.on_started([last])
             outcome = runner.train(job, self.listener.on_training)
         if outcome.damaged is not None:
             raise outcome.damaged
         if outcome.non_finite_step is not None:
-            raise TrainingFailedError(self._explain(outcome.non_finite_step))
+            raise TrainingFailedError(self._non_finite_message(outcome.non_finite_step))
         if missing():
             raise TrainingFailedError(
                 f"training ended at step {outcome.step}, but the checkpoints "
                 f"of steps {list(missing())} were not published"
             )
 
-    def _explain(self, step: int) -> str:
-        good = max(published_steps(self.store, self.graph), default=None)
-        kept = "no checkpoint was published before it"
-        if good is not None:
-            node = self.graph.checkpoint(good)
-            kept = f"the last good checkpoint is step {good}: {self.store.address(node.ref)}"
+    def _non_finite_message(self, step: int) -> str:
+        last_step = max(published_steps(self.store, self.graph), default=None)
+        last = "no checkpoint was published before it"
+        if last_step is not None:
+            node = self.graph.checkpoint(last_step)
+            last = f"the last good checkpoint is step {last_step}: {self.store.address(node.ref)}"
         return (
-            f"training stopped: the loss of step {step} is not finite; {kept}. Lower "
+            f"training stopped: the loss of step {step} is not finite; {last}. Lower "
             f"--optim.lr or --optim.grad-clip."
         )
 
-    def _waiting(self, node: Node, settled: Callable[[], bool]) -> Callable[[], bool]:
-        """Return what a lease calls while it waits: it notifies the listener once.
+    def _wait_check(self, node: Node, settled: Callable[[], bool]) -> Callable[[], bool]:
+        """Return the check that a lease calls while it waits; it notifies the listener once.
 
-        It gives up waiting when `settled` holds or the pipeline was stopped.
+        It is True, and the wait over, when `settled` holds or the pipeline was stopped.
         """
         notified = threading.Event()
 
@@ -211,9 +213,9 @@ class Pipeline:
 
 
 def _task_of(node: Node) -> object:
-    """What nodes that are built together have in common; others are alone.
+    """Return a value that nodes which are built together have in common.
 
-    The same samples under guidances that agree at first share their steps up to where they part.
+    The same samples under guidances that agree at first share their steps until these differ.
     """
     if node.kind != "images":
         return node

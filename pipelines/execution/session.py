@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class RunnerSession:
-    """Shared runner of the pipelines of one process, started when the first one needs it.
+    """Runner that the pipelines of one process share, started when the first one needs it.
 
-    It is started, kept and ended by a thread of its own: the kernel ends Ray's processes when the
-    thread that started them ends.
+    A thread of its own starts, keeps and ends it: the kernel ends Ray's processes when the thread
+    that started them ends.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class RunnerSession:
         Args:
             work: Functions that the runners execute.
             resources: Workers of each experiment.
-            scratch: Folder for what may be lost.
-            experiments: How many are to run at once; None: as many as there is room for.
+            scratch: Folder for files that may be lost.
+            experiments: Number of experiments at once; None for as many as there is room for.
 
         Raises:
             ValueError: If that many cannot run at once.
@@ -44,7 +44,7 @@ class RunnerSession:
             not alone or experiments in (None, 1),
             "parallel",
             experiments,
-            "1 with the inline runner, which does one thing at a time",
+            "1 with the inline runner, which runs one job at a time",
         )
         self._work, self._resources, self._scratch = work, resources, scratch
         self._experiments = experiments
@@ -55,7 +55,7 @@ class RunnerSession:
         self._error: BaseException | None = None
 
     def runner(self) -> Runner:
-        """Return a runner for one pipeline, from any thread; raises what starting raised."""
+        """Return a runner for one pipeline, from any thread; raise the error of starting it."""
         with self._lock:
             if self._keeper is None:
                 self._keeper = threading.Thread(
@@ -68,18 +68,18 @@ class RunnerSession:
         return make_runner(self._work, self._resources, self._scratch, given_up=self._given_up)
 
     def experiments(self) -> int:
-        """Return how many experiments run at once; connects to the cluster if there is one."""
+        """Return how many experiments run at once; connect to the cluster if there is one."""
         if self._experiments is None:
             on_cluster = self._resources.runner == "ray" and ray_address()
             self._experiments = self.runner().room() if on_cluster else room_here(self._resources)
         return self._experiments
 
     def give_up(self) -> None:
-        """Stop waiting for nodes that are to join the cluster."""
+        """Stop waiting for nodes that are going to join the cluster."""
         self._given_up.set()
 
     def close(self) -> None:
-        """Stop what was started; no pipeline may be running."""
+        """Stop the runner; no pipeline may be running."""
         self.give_up()
         self._closed.set()
         if self._keeper is not None:

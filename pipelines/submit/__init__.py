@@ -1,1 +1,1 @@
-"""Jobs on a Ray cluster: what is sent, and how a job is followed."""
+"""Jobs on a Ray cluster: describe, check, submit and follow them."""

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from pipelines.submit.job import Submission
     from pipelines.submit.ray_jobs import Job, JobServer
 
-LARGEST_UPLOAD = 50 * 2**20
-"""Bytes of a folder: half of what the dashboard takes, and a sign of data that lies in it."""
-SHOWN = 10
-RACES = 20
-"""Times that somebody else may take the next number first."""
-AWAY_SECONDS = 300.0
-"""How long a cluster may be away while its log is followed."""
+MAX_UPLOAD_BYTES = 50 * 2**20
+"""Largest upload in bytes: half of what the dashboard takes; more means data in the folder."""
+SHOWN_FILES = 10
+"""Files that are listed where an upload is too large."""
+MAX_NUMBERS_TRIED = 20
+"""Largest number of attempts' numbers that others may take first."""
+RECONNECT_SECONDS = 300.0
+"""Seconds that a lost connection to the cluster is tried again while a log is followed."""
 
 
 def submit(
@@ -39,7 +40,7 @@ def submit(
     again: bool,
     dry_run: bool,
 ) -> int:
-    """Submit a job, unless one that does the same is running; returns the job's exit code.
+    """Submit a job, unless one that does the same is running; return the job's exit code.
 
     Raises:
         UsageError: If the folder is too large, or lacks a file that the job needs.
@@ -79,13 +80,13 @@ def submit(
             console, f"Submitted {submission_id} to {address} ({len(files)} files, {size:.1f} MiB)"
         )
     if detach:
-        _log(console, how_to_go_on(submission_id, address))
+        _log(console, follow_up_commands(submission_id, address))
         return 0
     return watch(server, submission_id, console)
 
 
 def _prepare_authentication() -> None:
-    """Ray's client sends no token unless it is told to, even where one is named."""
+    """Make Ray's client send a token if the environment names one: by default it sends none."""
     path = ray_token_path()
     if has_ray_token() or path:
         set_defaults({"RAY_AUTH_MODE": "token"})
@@ -112,19 +113,19 @@ def check_upload(files: dict[str, int], submission: Submission) -> None:
             experiment's file.
     """
     total = sum(files.values())
-    if total > LARGEST_UPLOAD:
-        largest = sorted(files.items(), key=lambda item: -item[1])[:SHOWN]
+    if total > MAX_UPLOAD_BYTES:
+        largest = sorted(files.items(), key=lambda item: -item[1])[:SHOWN_FILES]
         lines = "\n".join(f"  {size / 2**20:8.1f} MiB  {name}" for name, size in largest)
         raise UsageError(
-            f"{submission.root} must be at most {LARGEST_UPLOAD // 2**20} MiB to be uploaded, but "
-            f"has {total / 2**20:.1f} MiB in {len(files)} files; name what the job does not need "
-            f"in .rayignore or .gitignore. Largest:\n{lines}"
+            f"{submission.root} must be at most {MAX_UPLOAD_BYTES // 2**20} MiB to be uploaded, "
+            f"but has {total / 2**20:.1f} MiB in {len(files)} files; name what the job does not "
+            f"need in .rayignore or .gitignore. Largest:\n{lines}"
         )
     word = submission.words[0]
     if word.endswith(".json") and word not in files:
         raise UsageError(
             f"{word} must be among the files that are uploaded, but .gitignore, "
-            f".rayignore or a rule of ours leaves it out: copy it to {submission.root}"
+            f".rayignore or a rule of igdit leaves it out: copy it to {submission.root}"
         )
 
 
@@ -134,7 +135,7 @@ def describe(submission: Submission, files: dict[str, int], address: str, consol
     _log(
         console,
         f"To          {address}\n"
-        f"Id          {submission.prefix}N, N the next number that is free\n"
+        f"Id          {submission.prefix}N, N the next free number\n"
         f"Command     {submission.entrypoint}\n"
         f"Folder      {submission.root}: {len(files)} files, {size:.1f} MiB",
     )
@@ -144,9 +145,9 @@ def describe(submission: Submission, files: dict[str, int], address: str, consol
 
 
 def find_running(server: JobServer, submission: Submission) -> tuple[Job | None, list[Job]]:
-    """Return the newest running attempt at the same job, and other jobs under such ids."""
+    """Return the newest running attempt at the same job, and other jobs of the same name."""
     jobs = [job for job in server.jobs() if not job.ended]
-    same = [job for job in jobs if submission.is_of(job.metadata)]
+    same = [job for job in jobs if submission.matches(job.metadata)]
     others = [job for job in jobs if job not in same and _attempt(job, submission)]
     return max(same, key=lambda job: _attempt(job, submission), default=None), others
 
@@ -158,11 +159,11 @@ def _attempt(job: Job, submission: Submission) -> int:
 
 
 def send(server: JobServer, submission: Submission) -> str:
-    """Submit the job under the next free number; returns the submission id."""
+    """Submit the job under the next free number; return the submission id."""
     from pipelines.submit.ray_jobs import JobExistsError
 
     number = max((_attempt(job, submission) for job in server.jobs()), default=0)
-    for attempt in range(number + 1, number + 1 + RACES):
+    for attempt in range(number + 1, number + 1 + MAX_NUMBERS_TRIED):
         submission_id = f"{submission.prefix}{attempt}"
         try:
             server.submit(
@@ -175,20 +176,20 @@ def send(server: JobServer, submission: Submission) -> str:
             continue
         return submission_id
     raise JobServerError(
-        f"{RACES} submission ids from {submission.prefix}{number + 1} on were "
-        f"taken by others; try again"
+        f"{MAX_NUMBERS_TRIED} submission ids from {submission.prefix}{number + 1} on were "
+        f"taken by others; submit the same command again"
     )
 
 
 def watch(server: JobServer, submission_id: str, console: Console) -> int:
-    """Follow a job to its end; returns its exit code, or 130 after Ctrl-C, which stops nothing."""
+    """Follow a job to its end; return its exit code, or 130 after Ctrl-C, which stops nothing."""
     try:
         job = _follow_to_the_end(server, submission_id, console)
     except KeyboardInterrupt:
         _log(
             console,
             f"\n{submission_id} keeps running; its log is no longer followed.\n"
-            + how_to_go_on(submission_id, server.address),
+            + follow_up_commands(submission_id, server.address),
         )
         return 130
     _log(console, f"{submission_id}: {job.status}")
@@ -206,14 +207,14 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
     """Follow the log of a job, also through lost connections.
 
     Raises:
-        JobServerError: If the cluster cannot be reached for `AWAY_SECONDS`.
+        JobServerError: If the cluster cannot be reached for `RECONNECT_SECONDS`.
     """
 
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    seen, away_since = 0, None
+    seen, lost_at = 0, None
     while True:
         before = seen
         seen = server.follow(submission_id, write, seen)
@@ -221,25 +222,25 @@ def _follow_to_the_end(server: JobServer, submission_id: str, console: Console) 
             job = server.job(submission_id)
         except JobServerError as error:
             now = time.monotonic()
-            if away_since is None:
-                away_since = now
+            if lost_at is None:
+                lost_at = now
                 _log(console, f"(lost the connection to the cluster: {error}; trying again)")
-            if now - away_since > AWAY_SECONDS:
+            if now - lost_at > RECONNECT_SECONDS:
                 raise
             time.sleep(2.0)
             continue
-        if away_since is not None:
+        if lost_at is not None:
             _log(console, f"(reconnected to {submission_id})")
-        away_since = None
+        lost_at = None
         if job.ended:
-            # The end of its log, written since the last look.
+            # The end of its log, written since it was last read.
             server.follow(submission_id, write, seen)
             return job
         if seen == before:
             time.sleep(1.0)
 
 
-def how_to_go_on(submission_id: str, address: str) -> str:
+def follow_up_commands(submission_id: str, address: str) -> str:
     """Return the commands that follow and stop a job."""
     at = f"--address {shlex.quote(address)}"
     return (

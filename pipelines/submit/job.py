@@ -1,6 +1,6 @@
-"""What `igdit submit` sends to a cluster: a command, addresses and a folder, and nothing secret.
+"""Job that `igdit submit` sends to a cluster: a command, addresses and a folder, and no secrets.
 
-Everything is checked here, where the person is, before anything is sent.
+Everything is checked on this machine before anything is sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.execution.ray_env import RAY_SETTINGS
 from pipelines.graph.resolve import EVALUATION_FILES
 from pipelines.store.keys import content_key
 from pipelines.store.open import file_path, local_path
-from pipelines.submit.uploads import KEPT_BACK, SECRET_NAME
+from pipelines.submit.uploads import SECRET_FILES, SECRET_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,18 +43,18 @@ EXCLUDES = (
     "/tests",
     "/docs",
     "/benchmarks",
-    *KEPT_BACK,
+    *SECRET_FILES,
 )
-"""What no job needs (gitignore's patterns), besides what .gitignore and .rayignore name."""
-SETTINGS = {
+"""Patterns (gitignore's) of files that no job needs, besides those of .gitignore and .rayignore."""
+JOB_SETTINGS = {
     **RAY_SETTINGS,
-    # Ray gives a job that is stopped 3 seconds: too few to end a step and let trials go.
+    # Ray's default for a job that is stopped is 3 seconds: too few to end a step and free trials.
     "RAY_JOB_STOP_WAIT_TIME_S": "30",
     "COLUMNS": "100",  # of tables in the log, which is no terminal
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""What every job gets."""
-ADDRESSES = (
+"""Variables of every job."""
+FORWARDED_VARIABLES = (
     "IGDIT_HOME",
     "IGDIT_STORE",
     "IGDIT_CACHE",
@@ -64,8 +64,8 @@ ADDRESSES = (
     "MLFLOW_TRACKING_URI",
     "IGDIT_DEBUG",
 )
-"""What a job gets of the environment here, if it is set."""
-SAFELY = (
+"""Variables of this environment that a job gets, if they are set."""
+PASSWORD_ADVICE = (
     f"passwords belong on the nodes: in the file that {SECRETS_FILE} names there "
     f"(NAME=VALUE lines, mode 0600), in PGPASSFILE, or in their environment"
 )
@@ -73,16 +73,16 @@ SAFELY = (
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as it is sent, but for the number of the attempt."""
+    """Job to submit, but for the number of the attempt."""
 
     kind: str
     name: str
     label: str
-    """Part of its submission ids after the name; may be empty."""
+    """Part of the submission id after the name; may be empty."""
     identity: str
-    """Tells it from others of that kind and name: what it is, and where its results go."""
+    """Digest of what the job does and where its results go (`job_identity`)."""
     words: tuple[str, ...]
-    """What follows the kind on the command line."""
+    """Arguments after the kind on the command line."""
     python: str
     environment: dict[str, str]
     root: Path
@@ -91,36 +91,36 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """The command line of the job, for a shell."""
+        """Command line of the job, for a shell."""
         return shlex.join([self.python, "-m", "pipelines", self.kind, *self.words])
 
     @property
     def prefix(self) -> str:
-        """Submission ids begin with it; the number of the attempt follows."""
+        """Beginning of the submission id; the number of the attempt follows."""
         parts = ["igdit", self.kind, _plain(self.name), self.label]
         return "-".join(part for part in parts if part) + "-"
 
     def metadata(self, attempt: int) -> dict[str, str]:
-        """What the cluster's dashboard shows of the job."""
-        found = {
+        """Return what the cluster's dashboard shows of the job."""
+        metadata = {
             "igdit.kind": self.kind,
             "igdit.name": self.name,
             "igdit.identity": self.identity,
             "igdit.attempt": str(attempt),
             "igdit.commit": self.commit,
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in metadata.items() if value}
 
-    def is_of(self, metadata: Mapping[str, str]) -> bool:
-        """Whether these are the metadata of an attempt at the same."""
-        mine = self.metadata(0)
-        same = ("igdit.kind", "igdit.name", "igdit.identity")
-        return all(metadata.get(name) == mine.get(name) for name in same)
+    def matches(self, metadata: Mapping[str, str]) -> bool:
+        """Return whether a job with these metadata is an attempt at this one."""
+        own = self.metadata(0)
+        compared = ("igdit.kind", "igdit.name", "igdit.identity")
+        return all(metadata.get(name) == own.get(name) for name in compared)
 
     @property
     def runtime_env(self) -> dict[str, Any]:
         """Ray's runtime environment."""
-        # What is sent is without its repository, and results name the code that made them.
+        # The upload is without its repository, and results name the commit that made them.
         commit = {COMMIT: self.commit} if self.commit else {}
         return {
             "working_dir": str(self.root),
@@ -129,41 +129,45 @@ class Submission:
         }
 
     def check_nothing_secret(self) -> None:
-        """Everybody who sees the dashboard reads what is sent.
+        """Check that no secret is sent: everybody who sees the dashboard reads it.
 
         Raises:
             UsageError: If the command or a variable holds a secret.
         """
         for name, value in self.environment.items():
             if has_secret(value) or SECRET_NAME.search(name.removeprefix(SECRETS_FILE)):
-                raise UsageError(f"{name} would be readable in the job's description: {SAFELY}")
+                raise UsageError(
+                    f"{name} would be readable in the job's description: {PASSWORD_ADVICE}"
+                )
         for word in (self.entrypoint, *self.words):
             if has_secret(word):
                 raise UsageError(
                     f"a password must not be in the command, but it is in "
-                    f"{redact(word)!r}: {SAFELY}"
+                    f"{redact(word)!r}: {PASSWORD_ADVICE}"
                 )
 
 
-def environment_for(
+def job_environment(
     here: Mapping[str, str], extra: tuple[str, ...], secrets: str | None
 ) -> dict[str, str]:
-    """Variables of the job.
+    """Return the variables of the job.
 
     Args:
-        here: The environment of this process.
-        extra: NAME=VALUE, which go before those.
-        secrets: The file of secrets on the nodes.
+        here: Environment of this process.
+        extra: Items NAME=VALUE, which go before those.
+        secrets: File of secrets on the nodes.
 
     Raises:
         UsageError: If an item of `extra` is not NAME=VALUE, or the path of secrets is not absolute.
     """
-    found = SETTINGS | {name: here[name] for name in ADDRESSES if here.get(name, "").strip()}
+    environment = JOB_SETTINGS | {
+        name: here[name] for name in FORWARDED_VARIABLES if here.get(name, "").strip()
+    }
     for item in extra:
         name, equals, value = item.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UsageError(f"--env must be NAME=VALUE, but got {redact(item)!r}")
-        found[name] = value
+        environment[name] = value
     path = secrets or here.get(SECRETS_FILE, "").strip()
     if path:
         if not path.startswith("/"):
@@ -171,38 +175,38 @@ def environment_for(
                 f"{SECRETS_FILE} (or --secrets) must be an absolute path on the "
                 f"nodes, but got {path!r}"
             )
-        found[SECRETS_FILE] = path
-    return found
+        environment[SECRETS_FILE] = path
+    return environment
 
 
-def identity_of(what: object, environment: Mapping[str, str], storage: str | None) -> str:
-    """A digest of what a job does and where its results go.
+def job_identity(content: object, environment: Mapping[str, str], storage: str | None) -> str:
+    """Return a digest of what a job does and where its results go.
 
-    Whoever follows a job that does the same elsewhere finds nothing at home in the end.
+    A job that does the same but writes elsewhere is another: following it would bring no results.
 
     Args:
-        what: All that changes its results, as JSON takes it.
+        content: All that changes the job's results, as JSON takes it.
         environment: Variables of the job.
-        storage: The study's database if the command names one; None: that of the environment.
+        storage: The study's database if the command names one; None for that of the environment.
     """
     home = os.path.normpath(environment.get("IGDIT_HOME", ""))
     store = environment.get("IGDIT_STORE") or f"{home}/store"
     database = storage or environment.get("IGDIT_STUDY_STORAGE") or f"sqlite:///{home}/study.db"
     store = (file_path(store) or store).rstrip("/")
-    return content_key([what, home, store, database])[:12]
+    return content_key([content, home, store, database])[:12]
 
 
 def check_addresses(
     environment: Mapping[str, str], storage: str | None, cluster: str, *, shared: bool, study: bool
 ) -> None:
-    """Whether the nodes of a cluster find what the addresses name.
+    """Check that the nodes of a cluster can reach the addresses of a job.
 
     Args:
         environment: Variables of the job.
-        storage: What --storage says, if it does.
+        storage: Value of --storage, if given.
         cluster: Address of the dashboard.
-        shared: Whether folders are seen by all nodes under the same path.
-        study: Whether it is a study.
+        shared: True if all nodes see folders under the same path.
+        study: True if the job is a study.
 
     Raises:
         UsageError: If an address exists on this machine only, or holds a password.
@@ -210,8 +214,8 @@ def check_addresses(
     home = environment.get("IGDIT_HOME", "")
     if not home.startswith("/"):
         raise UsageError(
-            f"IGDIT_HOME must be an absolute path on the cluster's nodes (reports go "
-            f"there), but got {home or 'nothing'!r}"
+            f"IGDIT_HOME must be an absolute path on the cluster's nodes (reports are "
+            f"written there), but got {home or 'nothing'!r}"
         )
     cache = environment.get("IGDIT_CACHE", "/")
     if not cache.startswith("/"):
@@ -238,7 +242,8 @@ def _check_address(
 ) -> None:
     if has_secret(address):
         raise UsageError(
-            f"{name} must be without a password or a token, but got {redact(address)!r}: {SAFELY}"
+            f"{name} must be without a password or a token, but got {redact(address)!r}: "
+            f"{PASSWORD_ADVICE}"
         )
     path = local_path(address)
     if path is None:
@@ -265,8 +270,8 @@ def _is_loopback(host: str | None) -> bool:
     return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
 
 
-def check_files_of(config: object, *, shared: bool) -> None:
-    """Whether the nodes find the files that an experiment or a study names.
+def check_files(config: object, *, shared: bool) -> None:
+    """Check that the nodes find the files that an experiment or a study names.
 
     Raises:
         UsageError: If a path is relative, or `shared` is False and there is a path.
@@ -285,7 +290,7 @@ def check_files_of(config: object, *, shared: bool) -> None:
 
 
 def _texts(config: object, name: str) -> Iterator[tuple[str, str]]:
-    """Every text in a configuration with its name."""
+    """List the texts in a configuration, each with its field's name."""
     if isinstance(config, str):
         yield name, config
     elif dataclasses.is_dataclass(config):
@@ -295,15 +300,15 @@ def _texts(config: object, name: str) -> Iterator[tuple[str, str]]:
 
 
 def find_root(start: Path) -> Path:
-    """The folder to upload: the next one above that holds the project, else this one."""
+    """Find the folder to upload: the nearest one above that holds the project, else `start`."""
     for folder in (start, *start.parents):
         if (folder / "pipelines" / "__main__.py").is_file():
             return folder
     return start
 
 
-def excludes_for(root: Path, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Patterns of what is not uploaded: results may lie in the folder under any name."""
+def upload_excludes(root: Path, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the patterns of files that are not uploaded, with a home inside the folder."""
     home = Path(os.path.normpath(environment.get("IGDIT_HOME", "/")))
     if home != root and home.is_relative_to(root):
         return (*EXCLUDES, f"/{PurePosixPath(home.relative_to(root))}")
@@ -311,5 +316,5 @@ def excludes_for(root: Path, environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _plain(name: str) -> str:
-    """A name as it can stand in an address."""
+    """Replace characters that cannot stand in an address."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)

@@ -1,6 +1,6 @@
-"""Ray's job server, and what Ray packs of a folder. Besides `ray_runner` the only home of ray.
+"""Ray's job server, and the files of a folder that Ray uploads.
 
-Import it when a job is to be sent: it takes seconds, and reads Ray's variables of the environment.
+Import it when a job is to be submitted: it takes seconds, and reads Ray's variables.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-TIMEOUT = (10.0, 120.0)
+TIMEOUT_SECONDS = (10.0, 120.0)
 """Seconds to connect, and to wait for an answer."""
 QUIET_SECONDS = 20.0
-"""Silence of a log after which the server is asked whether the job still runs."""
+"""Seconds without a line of the log after which the server is asked whether the job still runs."""
 NO_AGENT, AGENT_SECONDS = "No available agent", 60.0
-"""What a head says that has only just started, and how long it may."""
+"""Message of a head that has just started, and the seconds in which it may send it."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-CHATTY = (
+"""Statuses of a job that is over."""
+VERBOSE_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.job.utils",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.working_dir",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers of Ray that tell of every upload; what matters of it is said by `igdit submit`."""
+"""Loggers of Ray that report every upload; `igdit submit` prints what matters of it."""
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to its token"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submission, as the server has it."""
+    """Job as the server describes it."""
 
     submission_id: str
     status: str
@@ -55,23 +56,23 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """True if the job is over."""
         return self.status in ENDED
 
 
 class JobExistsError(JobServerError):
-    """A submission id was used before."""
+    """Raised where a submission id was used before."""
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, but it does not wait for ever."""
+    """Ray's client with a timeout."""
 
     def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return super()._do_request(*args, **{"timeout": TIMEOUT, **kwargs})
+        return super()._do_request(*args, **{"timeout": TIMEOUT_SECONDS, **kwargs})
 
 
 class JobServer:
-    """The job server of a cluster, at the address of its dashboard."""
+    """Job server of a cluster, at the address of its dashboard."""
 
     def __init__(self, address: str) -> None:
         """Connect.
@@ -80,19 +81,19 @@ class JobServer:
             JobServerError: If nothing answers, what answers is not Ray, or it refuses the token.
         """
         self.address = address
-        # Ray takes these before the address that it is given.
+        # Ray prefers this variable to the address that it is given.
         override({"RAY_API_SERVER_ADDRESS": address})
-        for name in CHATTY:
+        for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._client: Any = self._ask(lambda: _Client(address))
 
     def jobs(self) -> list[Job]:
-        """All that were ever submitted to this cluster."""
-        found = self._ask(self._client.list_jobs)
-        return [_job(details) for details in found if details.submission_id]
+        """Return all jobs that were ever submitted to this cluster."""
+        listed = self._ask(self._client.list_jobs)
+        return [_job(details) for details in listed if details.submission_id]
 
     def job(self, submission_id: str) -> Job:
-        """One of them."""
+        """Return one job."""
         return _job(self._ask(lambda: self._client.get_job_info(submission_id)))
 
     def submit(
@@ -134,24 +135,24 @@ class JobServer:
 
         Args:
             submission_id: The job.
-            write: Takes text as it comes.
-            skip: Characters at its beginning that were written before.
+            write: Called with each piece of text.
+            skip: Characters at the beginning of the log that were written before.
 
         Returns:
-            Characters of the log that were written so far, those that were skipped included.
+            Characters of the log that were written so far, including those skipped.
         """
         reader = _LogReader(write, skip)
         try:
             asyncio.run(reader.read(self, submission_id))
-        except BrokenPipeError:  # nobody reads what is written
+        except BrokenPipeError:  # the reader of our output is gone
             raise
         except (OSError, RuntimeError, ClientError) as error:
-            # Lost; the caller asks what became of the job.
+            # The connection is lost; the caller asks for the state of the job.
             logging.getLogger(__name__).debug("the log was lost: %s", redact(error))
         return max(reader.seen, skip)
 
     def tail(self, submission_id: str) -> Any:  # noqa: ANN401
-        """The log in pieces, as an asynchronous iterator."""
+        """Return the log in pieces, as an asynchronous iterator."""
         return self._client.tail_job_logs(submission_id)
 
     def _ask(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -178,7 +179,7 @@ class JobServer:
 
 
 class _LogReader:
-    """Writes a log from where it was left."""
+    """Reader that goes on with a log where it was left."""
 
     def __init__(self, write: Callable[[str], None], skip: int) -> None:
         self._write, self._skip, self.seen = write, skip, 0
@@ -187,7 +188,7 @@ class _LogReader:
         pieces = server.tail(submission_id).__aiter__()
         while True:
             waiting = asyncio.ensure_future(anext(pieces, None))
-            # A machine that is gone says nothing: without a look at the job this would wait on.
+            # A machine that is gone sends nothing: without asking for the job this would never end.
             while not (await asyncio.wait([waiting], timeout=QUIET_SECONDS))[0]:
                 job = await asyncio.to_thread(server.job, submission_id)
                 if job.ended:
@@ -203,25 +204,25 @@ class _LogReader:
 
 
 def files_to_upload(root: Path, excludes: Sequence[str]) -> dict[str, int]:
-    """What Ray would pack of a folder, with the sizes: its own walk, its own rules.
+    """List the files of a folder that Ray would upload, with their bytes, by Ray's own rules.
 
-    Ray packs without compressing, so the sum of the sizes is that of the upload.
+    Ray packs without compressing, so the sum is the size of the upload.
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
 
-    def note(path: Path) -> None:
+    def add(path: Path) -> None:
         if path.is_file():
-            found[path.relative_to(root).as_posix()] = path.stat().st_size
+            sizes[path.relative_to(root).as_posix()] = path.stat().st_size
 
     patterns = [*get_runtime_env_default_excludes(), *excludes]
     packaging._dir_travel(
         root,
         [packaging._get_excludes(root, patterns)],
-        note,
+        add,
         include_gitignore=upload_obeys_gitignore(),
         logger=logging.getLogger(__name__),
     )
-    return found
+    return sizes
 
 
 def _job(details: Any) -> Job:  # noqa: ANN401
@@ -255,6 +256,6 @@ def _reason(error: OSError) -> str:
 
 
 def _last_line(text: str) -> str:
-    """What a traceback says in the end."""
+    """Return the last line of a traceback."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "it does not say why"
+    return lines[-1].strip()[:300] if lines else "without a message"

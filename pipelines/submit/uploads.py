@@ -1,4 +1,4 @@
-"""Files with secrets that lie in the folder which is uploaded: every job could read them."""
+"""Secrets among the files to upload, which every job on the cluster could read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.common.redaction import parse_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-KEPT_BACK = (
+SECRET_FILES = (
     ".env*",
     "*.pem",
     "*.p12",
@@ -27,38 +27,38 @@ KEPT_BACK = (
     "secrets*",
     "!secrets*.py",  # code about secrets, such as ours, holds none
 )
-"""Names of files that hold secrets (gitignore's patterns)."""
-NAMED_BY = {
+"""Patterns (gitignore's) of files that hold secrets and are not uploaded."""
+SECRET_FILE_VARIABLES = {
     "IGDIT_SECRETS": None,
     "PGPASSFILE": "~/.pgpass",
     "RAY_AUTH_TOKEN_PATH": "~/.ray/auth_token",
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
 }
-"""Variables that name a file of secrets, and where it is if they do not."""
+"""Variable that names a file of secrets -> the file's default place."""
 SECRET_NAME = re.compile(r"PASSW|SECRET|TOKEN|CREDENTIAL|_KEY\b|_KEY$|ACCESS_KEY", re.IGNORECASE)
 PATH_NAME = re.compile(r"_(PATH|FILE)$", re.IGNORECASE)
-LARGEST = 2**16
-"""Bytes of a file that may be one of secrets."""
+MAX_SECRET_FILE_BYTES = 2**16
+"""Largest file in bytes that is searched for secrets."""
 
 
 def check_no_secrets(root: Path, files: Iterable[str], environment: Mapping[str, str]) -> None:
-    """Whether none of the files that are uploaded holds secrets.
+    """Check that none of the files to upload holds secrets.
 
     Args:
         root: The folder.
-        files: What of it is uploaded.
+        files: Names of the files to upload, relative to it.
         environment: Variables that name files of secrets.
 
     Raises:
         UsageError: If a file holds secrets.
     """
     named: dict[tuple[int, int] | None, str] = {}
-    for variable, default in NAMED_BY.items():
+    for variable, default in SECRET_FILE_VARIABLES.items():
         path = environment.get(variable) or default
-        if path and (same := _identity(Path(path).expanduser())):
-            named[same] = f"it is the file that {variable} names"
+        if path and (identity := _identity(Path(path).expanduser())):
+            named[identity] = f"it is the file that {variable} names"
     for name in sorted(files):
-        reason = named.get(_identity(root / name)) or _why_secret(root / name)
+        reason = named.get(_identity(root / name)) or _secret_reason(root / name)
         if reason:
             raise UsageError(
                 f"{name} must not be uploaded, where every job can read it ({reason}):"
@@ -67,23 +67,25 @@ def check_no_secrets(root: Path, files: Iterable[str], environment: Mapping[str,
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What is the same for all names of a file; None: there is none."""
+    """Return device and inode of a file, equal for all of its names; None if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _why_secret(path: Path) -> str:
-    """Why a file seems to hold secrets; empty: it does not.
+def _secret_reason(path: Path) -> str:
+    """Return why a file seems to hold secrets; empty if it does not.
 
-    Only files that nobody else may read are looked into, and no code: where that is so of all
-    files, because of a umask, an assignment in a program is no secret.
+    Only files that nobody else may read are searched, and no code: under a strict umask all files
+    are such, and an assignment in a program is not a secret.
     """
     try:
-        found = path.stat()
-        if found.st_mode & 0o077 or found.st_size > LARGEST or path.suffix in (".py", ".sh"):
+        status = path.stat()
+        if status.st_mode & 0o077 or status.st_size > MAX_SECRET_FILE_BYTES:
+            return ""
+        if path.suffix in (".py", ".sh"):
             return ""
         lines = path.read_text(encoding="utf-8").splitlines()
         text = "\n".join(line for line in lines if not line.strip().startswith(("[", ";")))
@@ -92,5 +94,5 @@ def _why_secret(path: Path) -> str:
         return ""
     for name, value in values.items():
         if value and SECRET_NAME.search(name) and not PATH_NAME.search(name):
-            return f"its mode is {found.st_mode & 0o777:04o} and it sets {name}"
+            return f"its mode is {status.st_mode & 0o777:04o} and it sets {name}"
     return ""

@@ -11,7 +11,7 @@ from pipelines.__main__ import main
 from pipelines.common.settings import cache_folder, unset_empty_settings
 from pipelines.store.home import Home
 from pipelines.store.open import file_path, open_store
-from pipelines.submit.job import environment_for, identity_of
+from pipelines.submit.job import job_environment, job_identity
 
 VARIABLES = (
     "IGDIT_HOME",
@@ -51,7 +51,7 @@ def test_an_empty_variable_is_one_that_is_not_set(empty, monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.setenv(name, empty)
     assert where() == unset
-    assert not set(VARIABLES) & set(environment_for(os.environ, (), None))
+    assert not set(VARIABLES) & set(job_environment(os.environ, (), None))
 
 
 def test_empty_variables_reach_no_library(monkeypatch):
@@ -94,7 +94,7 @@ def test_a_file_of_another_host_is_refused():
 
 def test_a_store_is_the_same_however_its_folder_is_written():
     names = ("/data/store", "file:///data/store/", "file://localhost/data/store")
-    assert len({identity_of("x", {"IGDIT_STORE": name}, None) for name in names}) == 1
+    assert len({job_identity("x", {"IGDIT_STORE": name}, None) for name in names}) == 1
 
 
 def test_a_home_may_be_written_as_an_address(monkeypatch, tmp_path):

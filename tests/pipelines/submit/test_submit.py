@@ -678,7 +678,7 @@ def test_a_private_file_that_sets_secrets_is_not_uploaded(
 
 
 def test_too_large_a_folder_is_refused_with_what_is_large(project, server, capsys, monkeypatch):
-    monkeypatch.setattr(submitting, "LARGEST_UPLOAD", 2**20)
+    monkeypatch.setattr(submitting, "MAX_UPLOAD_BYTES", 2**20)
     (project / "sub" / "weights.bin").write_bytes(bytes(2**20))
     assert igdit(*STUDY, "--address", server.address) == 2
     err = capsys.readouterr().err
