@@ -1,1 +1,1 @@
-"""Files and scripts for clusters; `cluster.local` starts one on this machine for trying things."""
+"""Files and scripts for clusters; `cluster.local` starts one on this machine to try things on."""

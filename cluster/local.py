@@ -1,11 +1,11 @@
-"""A Ray cluster of several nodes on this machine, for trying things.
+"""Ray cluster of several nodes on this machine, to try things on.
 
     python -m cluster.local up --nodes 3 [--cpus 1] [--s3] [--postgres] [--mlflow]
-    eval "$(python -m cluster.local env)"      # what a client needs, for this shell
+    eval "$(python -m cluster.local env)"      # a client's variables, for this shell
     python -m cluster.local status|down
 
 The nodes have addresses of their own (127.0.0.2, .3, ...) and need Ray's token; the dashboard and
-all services are on loopback. Everything lies in one folder: token, secrets, pids, logs.
+all services are on loopback. Token, secrets, pids and logs lie in one folder.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.nodes import QUICK, Node, alive_nodes
+from cluster.nodes import FAST_HEALTH_CHECKS, Node, alive_nodes
 from cluster.processes import Process, free_port, wait_for, wait_for_port
 from cluster.services import HOST, S3, Mlflow, Postgres, Service
 
 SERVICES: dict[str, type[Service]] = {"postgres": Postgres, "s3": S3, "mlflow": Mlflow}
-"""In the order of their start."""
+"""Name -> service, in the order in which they start."""
 BUCKET = "igdit"
 
 
 class LocalCluster:
-    """Ray nodes and services; a new object of the same folder finds what an earlier one started."""
+    """Ray nodes and services; a new object of the same folder finds those that another started."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder; nothing is started.
 
         Args:
-            folder: Where all of it lies; its name must be short, Ray's sockets are below it.
+            folder: Folder of the cluster's files; its path must be short, since Ray's sockets lie
+                in it.
         """
         self.folder = folder.absolute()
         self.port, self.dashboard_port = 6431, 8331
@@ -45,8 +46,6 @@ class LocalCluster:
         self.services: dict[str, Service] = {}
         if self._state.exists():
             self._load()
-
-    # What a test or a person does
 
     def start(
         self,
@@ -57,15 +56,15 @@ class LocalCluster:
         port: int = 0,
         dashboard_port: int = 0,
     ) -> None:
-        """Start a head and nodes - 1 workers, and services of `SERVICES`.
+        """Start a head, `nodes` - 1 workers, and services by their names in `SERVICES`.
 
-        The head has no CPUs of its own if there are workers. Ports of 0 are any that are free.
+        The head has no CPUs if there are workers. A port of 0 is any free one.
 
         Raises:
             RuntimeError: If a node or service does not start; those that did are ended again.
         """
         if any(node.process and node.process.alive for node in self.nodes):
-            raise RuntimeError(f"a cluster runs in {self.folder} already: end it by down")
+            raise RuntimeError(f"a cluster runs in {self.folder} already: stop it by `down`")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.port, self.dashboard_port = port or free_port(), dashboard_port or free_port()
         if not self.token.exists():
@@ -80,7 +79,7 @@ class LocalCluster:
             raise
 
     def stop(self) -> None:
-        """End everything that was started here, by pid; the folder stays."""
+        """End all nodes and services by pid; the folder stays."""
         if not self.folder.exists():
             return
         for node in reversed(self.nodes):
@@ -91,7 +90,7 @@ class LocalCluster:
         self._save()
 
     def start_node(self, number: int) -> None:
-        """Start a node, anew if it was killed, or one more."""
+        """Start a node: one that was killed, or the next one."""
         if number == len(self.nodes):
             self.nodes.append(Node(number, self.nodes[-1].cpus))
         node = self.nodes[number]
@@ -103,62 +102,62 @@ class LocalCluster:
         if number == 0:
             wait_for_port(node.address, self.port, node.process, log, 120.0)
             wait_for_port(HOST, self.dashboard_port, node.process, log, 120.0)
-        # Nodes that start on one machine at the same time take each other's sockets.
+        # One after another: nodes that start on one machine at once take each other's sockets.
         wait_for(lambda: node.address in self.alive(), node.process, log, 120.0)
 
     def kill_node(self, number: int) -> None:
-        """SIGKILL to all processes of a node at once, as if its machine had gone."""
+        """Kill all processes of a node at once, as if its machine were lost."""
         process = self.nodes[number].process
         if process is not None:
             process.kill()
         self._save()
 
     def alive(self) -> set[str]:
-        """Addresses of the nodes that Ray takes to be alive."""
+        """Return the addresses of the nodes that Ray takes to be alive."""
         return alive_nodes(self.address, self.token.read_text(encoding="utf-8"))
 
     @property
     def address(self) -> str:
-        """The dashboard's."""
+        """Address of the dashboard."""
         return f"http://{HOST}:{self.dashboard_port}"
 
     def delete(self) -> None:
-        """Delete everything that lies in files; it must be stopped."""
+        """Delete the folder and the services' files; the cluster must be stopped."""
         if "postgres" in self.services:
             self.postgres.delete()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What a client on this machine needs: exports for a shell."""
-        found = {
+        """Variables for a client on this machine."""
+        environment = {
             "RAY_API_SERVER_ADDRESS": self.address,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "IGDIT_HOME": str(self.folder / "home"),
         }
         if "s3" in self.services:
-            found["IGDIT_STORE"] = f"s3://{BUCKET}/store"
+            environment["IGDIT_STORE"] = f"s3://{BUCKET}/store"
         if "postgres" in self.services:
-            found["IGDIT_STUDY_STORAGE"] = self.postgres.url
+            environment["IGDIT_STUDY_STORAGE"] = self.postgres.url
         if "mlflow" in self.services:
-            found["MLFLOW_TRACKING_URI"] = self.mlflow.url
-        return found
+            environment["MLFLOW_TRACKING_URI"] = self.mlflow.url
+        return environment
 
     @property
     def node_environment(self) -> dict[str, str]:
-        """What the nodes have: the token, and where their secrets are."""
-        found = {
+        """Variables of the nodes, with the paths of the token and of their secrets."""
+        environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            **QUICK,
+            **FAST_HEALTH_CHECKS,
         }
         if self.services:
-            found["IGDIT_SECRETS"] = str(self.secrets)
+            environment["IGDIT_SECRETS"] = str(self.secrets)
         if "s3" in self.services:
-            found |= {"AWS_ENDPOINT_URL": self.s3.url, "AWS_DEFAULT_REGION": "us-east-1"}
-        return found
+            environment |= {"AWS_ENDPOINT_URL": self.s3.url, "AWS_DEFAULT_REGION": "us-east-1"}
+        return environment
 
     @property
     def s3(self) -> S3:
@@ -185,12 +184,10 @@ class LocalCluster:
         """File of the nodes' secrets (IGDIT_SECRETS)."""
         return self.folder / "secrets"
 
-    # How
-
     def _ray_start(self, node: Node) -> list[str]:
         if node.number:
-            return node.join(self.nodes[0], self.port, self.folder)
-        return node.lead(self.port, self.dashboard_port, self.folder)
+            return node.worker_command(self.nodes[0], self.port, self.folder)
+        return node.head_command(self.port, self.dashboard_port, self.folder)
 
     def _start_services(self, names: tuple[str, ...]) -> None:
         known = self._known_secrets()
@@ -211,7 +208,7 @@ class LocalCluster:
                 self.s3.make_bucket(BUCKET)
 
     def _known_secrets(self) -> dict[str, str]:
-        """Passwords of the services: made once, kept in a file of their owner only."""
+        """Return the services' passwords, made once and stored in a private file."""
         if not self.secrets.exists():
             made = {
                 "AWS_ACCESS_KEY_ID": "igdit",
@@ -233,27 +230,27 @@ class LocalCluster:
         return self.folder / "state.json"
 
     def _save(self) -> None:
-        def known(process: Process | None) -> list[Any] | None:
-            return None if process is None else [process.pid, process.born]
+        def identity(process: Process | None) -> list[Any] | None:
+            return None if process is None else [process.pid, process.start_time]
 
         state = {
             "port": self.port,
             "dashboard_port": self.dashboard_port,
-            "nodes": [[n.number, n.cpus, known(n.process)] for n in self.nodes],
+            "nodes": [[n.number, n.cpus, identity(n.process)] for n in self.nodes],
             "services": {
                 name: [
                     s.port,
-                    known(s.process),
-                    known(s.helper),
+                    identity(s.process),
+                    identity(s.helper),
                     getattr(s, "target", 0),
                     getattr(s, "backend", ""),
                 ]
                 for name, s in self.services.items()
             },
         }
-        aside = self._state.with_suffix(".new")
-        aside.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        aside.replace(self._state)
+        new = self._state.with_suffix(".new")
+        new.write_text(json.dumps(state, indent=1), encoding="utf-8")
+        new.replace(self._state)
 
     def _load(self) -> None:
         state = json.loads(self._state.read_text(encoding="utf-8"))
@@ -278,7 +275,7 @@ class LocalCluster:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """A file that only its owner reads, from its first byte on."""
+    """Write a file that only its owner can read, from its first byte on."""
     with os.fdopen(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
     ) as file:
@@ -286,7 +283,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.local",
         description=__doc__,
@@ -296,14 +293,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where all of it lies",
+        help="folder of the cluster's files",
         default=Path(tempfile.gettempdir()) / f"igdit-{os.getuid()}",
     )
-    parser.add_argument("--nodes", type=int, default=3, help="the head among them")
-    parser.add_argument("--cpus", type=int, default=1, help="of each node but the head")
+    parser.add_argument("--nodes", type=int, default=3, help="number of nodes, including the head")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs of each node but the head")
     parser.add_argument("--port", type=int, default=6431)
     parser.add_argument("--dashboard-port", type=int, default=8331)
-    parser.add_argument("--clean", action="store_true", help="down: delete the folder as well")
+    parser.add_argument("--clean", action="store_true", help="with down: delete the folder too")
     for name in SERVICES:
         parser.add_argument(f"--{name}", action="store_true")
     chosen = parser.parse_args(arguments)
@@ -331,10 +328,10 @@ def main(arguments: list[str] | None = None) -> int:
         for node in cluster.nodes:
             print(
                 f"node {node.number}  {node.address}  "
-                f"{'runs' if node.address in alive else 'is gone'}"
+                f"{'running' if node.address in alive else 'stopped'}"
             )
         for name, service in cluster.services.items():
-            print(f"{name}  port {service.port}  {'runs' if service.running else 'is away'}")
+            print(f"{name}  port {service.port}  {'running' if service.running else 'stopped'}")
     return 0
 
 

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from cluster.processes import Process
 
 START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-STORE_MEMORY = 150_000_000
+OBJECT_STORE_BYTES = 150_000_000
 """Bytes of Ray's object store on each node: results go to our store, not through Ray's."""
-QUICK = {
+FAST_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""A node that is gone is noticed in seconds."""
+"""Ray's settings with which a lost node is noticed within seconds."""
 
 
 @dataclass
 class Node:
-    """One `ray start --block`."""
+    """Node of the cluster: one `ray start --block`."""
 
     number: int
     cpus: int
@@ -37,11 +37,11 @@ class Node:
 
     @property
     def address(self) -> str:
-        """Its own loopback address; the head is 127.0.0.2."""
+        """Loopback address of the node; that of the head is 127.0.0.2."""
         return f"127.0.0.{self.number + 2}"
 
-    def lead(self, port: int, dashboard_port: int, folder: Path) -> list[str]:
-        """The command of a head; Ray's files of all nodes lie in the folder."""
+    def head_command(self, port: int, dashboard_port: int, folder: Path) -> list[str]:
+        """Return the command that starts a head; Ray's files of all nodes lie in the folder."""
         return [
             *START,
             "--head",
@@ -53,9 +53,9 @@ class Node:
             *self._size(),
         ]
 
-    def join(self, head: Node, port: int, folder: Path) -> list[str]:
-        """The command of a worker."""
-        # In one folder, each node would delete and write anew the uploaded code that others run.
+    def worker_command(self, head: Node, port: int, folder: Path) -> list[str]:
+        """Return the command that starts a worker."""
+        # In a common folder each node would replace the uploaded code that others run.
         return [
             *START,
             f"--address={head.address}:{port}",
@@ -64,24 +64,24 @@ class Node:
         ]
 
     def _size(self) -> list[str]:
-        # Without a port of its own an agent takes one that another cluster's agent may have here.
+        # By default the agent takes a port that another cluster's agent may use on this machine.
         return [
             f"--node-ip-address={self.address}",
             f"--num-cpus={self.cpus}",
-            f"--object-store-memory={STORE_MEMORY}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
             f"--dashboard-agent-listen-port={free_port(self.address)}",
         ]
 
 
 def alive_nodes(dashboard: str, token: str) -> set[str]:
-    """Addresses of the nodes that Ray takes to be alive; none if the dashboard does not say."""
+    """Ask the dashboard for the addresses of live nodes; empty if it does not answer."""
     only = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
     request = urllib.request.Request(
         f"{dashboard}/api/v0/nodes?{only}", headers={"Authorization": f"Bearer {token}"}
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            found = json.load(answer)["data"]["result"]["result"]
+            nodes = json.load(answer)["data"]["result"]["result"]
     except (OSError, ValueError, TypeError):
         return set()
-    return {node["node_ip"] for node in found}
+    return {node["node_ip"] for node in nodes}

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, known again by pid and start time."""
+"""Processes that outlive the command that started them, identified by pid and start time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that may not be our child any more."""
+    """Process that may not be a child of this one any more."""
 
     pid: int
-    born: str
-    """Start time as /proc has it: pids are used again, the pair is not."""
+    start_time: str
+    """Start time in /proc: pids are used again, the pair is not."""
 
     @classmethod
     def start(cls, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
@@ -36,17 +36,17 @@ class Process:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-        return cls(child.pid, _born(child.pid))
+        return cls(child.pid, _start_time(child.pid))
 
     @property
     def alive(self) -> bool:
-        """Whether it runs; one of ours that ended is taken note of."""
-        with contextlib.suppress(ChildProcessError):  # it was started by another command
+        """True if the process runs; a child that ended is reaped."""
+        with contextlib.suppress(ChildProcessError):  # another command started it
             os.waitpid(self.pid, os.WNOHANG)
-        return bool(self.born) and _born(self.pid) == self.born
+        return bool(self.start_time) and _start_time(self.pid) == self.start_time
 
     def end(self, seconds: float = 20.0) -> None:
-        """SIGTERM, and SIGKILL for what of it and of all below it is left after a while."""
+        """Terminate the process, and kill it and its descendants that still run after `seconds`."""
         if not self.alive:
             return
         tree = [self, *self.below()]
@@ -55,17 +55,17 @@ class Process:
         _kill(tree)
 
     def kill(self) -> None:
-        """SIGKILL it and all below it at once, as if the machine had gone."""
+        """Kill the process and its descendants at once, as if the machine were lost."""
         if self.alive:
             _kill([self, *self.below()])
 
     def below(self) -> list[Process]:
-        """All its descendants."""
-        return [Process(pid, _born(pid)) for pid in descendants(self.pid)]
+        """Return all descendants of the process."""
+        return [Process(pid, _start_time(pid)) for pid in descendants(self.pid)]
 
 
 def descendants(root: int) -> list[int]:
-    """Pids of all processes below one."""
+    """Return the pids of all descendants of a process."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -82,7 +82,7 @@ def descendants(root: int) -> list[int]:
 
 
 def title(pid: int) -> str:
-    """What `ps` shows of a process; empty if it is gone."""
+    """Return the command line of a process, as `ps` shows it; empty if it has ended."""
     try:
         return (
             Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -98,8 +98,8 @@ def _kill(processes: Sequence[Process]) -> None:
     _until(lambda: not any(process.alive for process in processes), 20.0)
 
 
-def _born(pid: int) -> str:
-    """Start time of a process that runs; empty if there is none (a zombie is none)."""
+def _start_time(pid: int) -> str:
+    """Return the start time of a running process; empty if there is none, or a zombie."""
     try:
         fields = (
             Path(f"/proc/{pid}/stat")
@@ -144,20 +144,20 @@ def wait_for(
     Raises:
         RuntimeError: If the program ended, or is not ready in time; with the end of its log.
     """
-    assert process is not None, "it was just started"
+    assert process is not None, "the process was just started"
     if _until(lambda: not process.alive or condition(), seconds) and process.alive:
         return
     process.kill()
-    raise RuntimeError(f"what was started is not ready; the end of {log}:\n{end_of(log, 1500)}")
+    raise RuntimeError(f"the program did not get ready; the end of {log}:\n{end_of(log, 1500)}")
 
 
 def end_of(log: Path, characters: int) -> str:
-    """The last so many characters of a program's log, whatever else stands in it."""
+    """Return the last characters of a program's log, whatever its encoding."""
     return log.read_text(encoding="utf-8", errors="replace")[-characters:]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing uses right now."""
+    """Return a port that nothing uses right now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

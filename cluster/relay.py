@@ -1,4 +1,4 @@
-"""A relay in front of a server that keeps all in memory: ending it looks like the server's outage.
+"""Relay in front of a server that keeps its data in memory; ending it is like the server's outage.
 
 python -m cluster.relay HOST LISTEN_PORT TARGET_PORT
 """
@@ -20,7 +20,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def serve(host: str, port: int, target: int) -> None:
-    """Relay connections for ever."""
+    """Relay connections until the process ends."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -1,8 +1,8 @@
-"""An S3 in memory for trying things: moto's server, one request at a time.
+"""S3 in memory, to try things on: moto's server, one request at a time.
 
     python -m cluster.s3_server HOST PORT
 
-moto looks whether an object exists and writes it in two steps; without the lock two conditional
+moto checks whether an object exists and writes it in two steps; without the lock two conditional
 writes could both succeed, which no real S3 allows.
 """
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class OneAtATime:
-    """A WSGI application whose requests wait for each other."""
+    """WSGI application whose requests wait for each other."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app, self._lock = app, threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:  # noqa: ANN401
-        """Answer a request, whole."""
-        # What is uploaded is read first: a slow client must not hold the others up.
+        """Answer a request completely."""
+        # The upload is read before the lock is taken: a slow client must not block the others.
         length = int(environ.get("CONTENT_LENGTH") or 0)
         if length:
             environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
@@ -40,7 +40,7 @@ class OneAtATime:
 
 
 def main(host: str, port: int) -> None:
-    """Serve for ever."""
+    """Serve until the process ends."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 

@@ -1,6 +1,6 @@
-"""What a cluster uses besides Ray, on loopback: an S3, a PostgreSQL, an MLflow server.
+"""Services that a cluster uses besides Ray, on loopback: S3, PostgreSQL, MLflow.
 
-Each can be stopped and started again on the same port with what it held, as in an outage.
+Each can be stopped and started again on the same port with its data, as in an outage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass
 class Service(ABC):
-    """A server of its own port and log."""
+    """Server with its own port and log."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -34,32 +34,32 @@ class Service(ABC):
     process: Process | None = None
     helper: Process | None = None
     changed: Callable[[], None] = lambda: None
-    """Told when other processes serve than before, so that they can be found again."""
+    """Called when new processes serve, so that they can be found again."""
 
     def __post_init__(self) -> None:
         self.port = self.port or free_port()
 
     @property
     def name(self) -> str:
-        """What it is."""
+        """Name of the service."""
         return type(self).__name__.lower()
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """File of the server's output."""
         return self.folder / f"{self.name}.log"
 
     @property
     def running(self) -> bool:
-        """Whether it serves."""
+        """True if the server runs."""
         return self.process is not None and self.process.alive
 
     @abstractmethod
     def command(self) -> list[str]:
-        """What serves on the port."""
+        """Return the command that serves on the port."""
 
     def start(self) -> None:
-        """Serve; what was there before is there again."""
+        """Start the server, with the data that it had before."""
         if self.running:
             return
         self.process = Process.start(self.command(), self.log, self._python_path())
@@ -67,12 +67,12 @@ class Service(ABC):
         wait_for_port(HOST, self.port, self.process, self.log, 120.0)
 
     def stop(self) -> None:
-        """Be away: connections are refused until it is started again."""
+        """Stop the server: connections are refused until it is started again."""
         if self.process is not None:
             self.process.end()
 
     def close(self) -> None:
-        """End for good."""
+        """Stop the server and its helper."""
         self.stop()
         if self.helper is not None:
             self.helper.end()
@@ -84,7 +84,7 @@ class Service(ABC):
 
 @dataclass
 class S3(Service):
-    """moto in memory, behind a relay: what is stopped is the relay, so that the objects stay."""
+    """moto in memory behind a relay; `stop` stops the relay, so that the objects stay."""
 
     access_key: str = "igdit"
     secret_key: str = ""
@@ -96,7 +96,7 @@ class S3(Service):
 
     @property
     def url(self) -> str:
-        """AWS_ENDPOINT_URL."""
+        """Value of AWS_ENDPOINT_URL."""
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:
@@ -112,7 +112,7 @@ class S3(Service):
         super().start()
 
     def make_bucket(self, name: str) -> None:
-        """Create a bucket; one that is there is left as it is."""
+        """Create a bucket, unless it exists."""
         import boto3
 
         client = boto3.client(
@@ -127,23 +127,23 @@ class S3(Service):
 
 @dataclass
 class Postgres(Service):
-    """A PostgreSQL that wants a password, with databases `igdit` and `mlflow`."""
+    """PostgreSQL with a password and the databases `igdit` and `mlflow`."""
 
     password: str = ""
 
     @property
     def url(self) -> str:
-        """SQLAlchemy's, without the password: PGPASSWORD says that."""
+        """URL for SQLAlchemy, without the password, which is in PGPASSWORD."""
         return f"postgresql+psycopg://igdit@{HOST}:{self.port}/igdit"
 
     @property
     def mlflow_url(self) -> str:
-        """The same for MLflow's database."""
+        """URL of MLflow's database."""
         return self.url.removesuffix("igdit") + "mlflow"
 
     @property
     def data(self) -> Path:
-        """Its files: in the folder, or where its user may go, which the folder says."""
+        """Folder of the data: in the cluster's, or in one that the user postgres can read."""
         if self._place.exists():
             return Path(self._place.read_text(encoding="utf-8")) / "data"
         return self.folder / "postgres"
@@ -192,7 +192,7 @@ class Postgres(Service):
                 )
 
     def stop(self) -> None:
-        """End it in good order, or at once if somebody is connected: the data are safe."""
+        """Stop the server at once, also with clients connected; the data are safe."""
         if self.process is not None and self.process.alive:
             self._run(
                 *self._user(), self._program("pg_ctl"), "-D", str(self.data), "-m", "fast", "stop"
@@ -200,7 +200,7 @@ class Postgres(Service):
             self.process.end()
 
     def delete(self) -> None:
-        """Delete its files, wherever they are."""
+        """Delete the data."""
         shutil.rmtree(self.data, ignore_errors=True)
         if self._place.exists():
             shutil.rmtree(self.data.parent, ignore_errors=True)
@@ -209,7 +209,7 @@ class Postgres(Service):
     def _initialise(self) -> None:
         password = self.folder / "postgres.password"
         if self._user():
-            # Folders of root stay closed to others: what another user needs lies beside them.
+            # Other users cannot read root's folders: those of postgres lie beside them.
             place = Path(tempfile.mkdtemp(prefix="igdit-postgres-"))
             shutil.chown(place, "postgres", "postgres")
             self._place.write_text(str(place), encoding="utf-8")
@@ -237,7 +237,7 @@ class Postgres(Service):
         password.unlink()
 
     def _user(self) -> list[str]:
-        """PostgreSQL refuses to be root."""
+        """Return the prefix of commands that drops root, as which PostgreSQL does not run."""
         root = os.geteuid() == 0
         return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if root else []
 
@@ -267,13 +267,13 @@ class Postgres(Service):
 
 @dataclass
 class Mlflow(Service):
-    """MLflow's server; its tables are in a PostgreSQL, or in a file."""
+    """MLflow's server, with its database in PostgreSQL or in a file."""
 
     backend: str = ""
 
     @property
     def url(self) -> str:
-        """MLFLOW_TRACKING_URI."""
+        """Value of MLFLOW_TRACKING_URI."""
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:

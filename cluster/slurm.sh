@@ -69,7 +69,7 @@ until [[ "$("${ray[@]}" list nodes --address "$head_address:$port" --filter stat
   sleep 2
 done
 
-# The driver is on this node; it takes SIGTERM as Ctrl-C and lets go of what runs.
+# The driver runs on this node; it handles SIGTERM like Ctrl-C and stops its workers.
 RAY_ADDRESS="$head_address:$port" "$python" -m pipelines "$@" &
 driver="$!"
 trap 'kill -TERM "$driver" 2> /dev/null || true' TERM INT
