@@ -34,7 +34,7 @@ class CheckpointFacts:
     """Description of a file of published weights."""
 
     name: str
-    """The preset that it fits (`ig_core.config.MODELS`), or the family with its sizes."""
+    """Preset that the file fits (`ig_core.config.MODELS`), or the family with its sizes."""
     config: ModelConfig | None
     """Architecture to read it with, or None; `aux_layer` is the preset's: no file tells it."""
     preset: str | None
@@ -44,7 +44,7 @@ class CheckpointFacts:
     weights: str
     """Averaged (ema), as trained (model), or a bare state dict, of which nobody can tell."""
     has_head: bool
-    """The file has IG's auxiliary head."""
+    """True if the file has IG's auxiliary head."""
     time_reversed: bool
     """t = 1 is data in the file; it is turned round when it is read."""
     holds: tuple[str, ...]

@@ -42,7 +42,7 @@ _TIME_WEIGHT = "t_embedder.mlp.0.weight"
 def load_official(
     source: str | Path | Mapping[str, Any], config: ModelConfig, time_reversed: bool | None = None
 ) -> DiffusionTransformer:
-    """Read a published checkpoint as a model of ours.
+    """Read a published checkpoint as a DiffusionTransformer.
 
     The auxiliary layer is no part of these files: `config.aux_layer` must be what the checkpoint
     was trained with. Nor is what the network predicts: a DiT (noise, t up to 1000) has the names
@@ -170,7 +170,7 @@ def mismatches(tensors: Mapping[str, Tensor], model: DiffusionTransformer) -> li
     """List mismatches between tensors under our names and a model: names, shapes, tables."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     tables = {key: getattr(model, ours) for key, ours in _ROPE.items()} if model.config.rope else {}
-    # Not every exporter stores them; where they are, they must be ours.
+    # Not every exporter stores them; where one does, they must equal ours.
     wanted |= {key: tuple(value.shape) for key, value in tables.items() if key in tensors}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     problems = shape_mismatches(

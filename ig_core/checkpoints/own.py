@@ -260,7 +260,7 @@ def _parse(directory: Path, build: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 def _read_model(directory: Path, header: dict[str, Any], name: str) -> DiffusionTransformer:
     config = _parse(directory, lambda: ModelConfig(**header["model"]))
-    # The file is compared before there is memory for a model that may be none.
+    # The file is compared before memory is allocated for a model that may not fit it.
     tensors = _read_tensors(directory / name, DiffusionTransformer.shapes(config))
     model = DiffusionTransformer.uninitialised(config)
     model.load_state_dict(tensors)

@@ -52,7 +52,7 @@ def load_sharded(
     require_shardable(optim, scaler)
     rank, size = distributed.get_rank(), distributed.get_world_size()
     shapes = DiffusionTransformer.shapes(config)
-    # Compared with the file before there is memory for a model that may be none.
+    # Compared with the file before memory is allocated for a model that may not fit it.
     file = TensorFile(directory / MODEL_FILE, shapes)
     model = DiffusionTransformer.outline(config)
     prepare(model)
@@ -91,8 +91,8 @@ def load_sharded(
 class TensorFile:
     """A safetensors file whose tensors are copied one at a time.
 
-    It is mapped anew for each of them: else all that was looked at would count as this process's
-    memory until the end.
+    The file is mapped again for each: else all tensors that were read would count as memory of
+    this process until it ends.
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, torch.Size]) -> None:

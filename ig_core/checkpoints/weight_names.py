@@ -1,4 +1,4 @@
-"""The weights of a network among what a checkpoint holds, found by names, whatever wraps them.
+"""Find a network's weights in a checkpoint by their names, whatever wraps them.
 
 Programs wrap a network (`module.` of DistributedDataParallel, `_orig_mod.` of torch.compile,
 `_fsdp_wrapped_module.`, ...), keep it as an attribute (`model.`, `ema_model.` of Lightning), or put
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     place: str
     """Names of entries and attributes with dots that lead to them; empty for the whole file."""
     averaged: bool | None
-    """They are a moving average; None if the names do not tell."""
+    """True for a moving average; None if the names do not tell."""
     tensors: dict[str, Tensor]
     """Tensors by their names within the network."""
     beside: tuple[str, ...]

@@ -81,8 +81,8 @@ def codec_parts(name: str, path: Path) -> list[Path]:
 def open_codec(name: str, path: Path) -> CodecFile:
     """Map a codec's weights and compare their names and shapes with its architecture's.
 
-    An sd-vae of another scale (that of SDXL, say, which has the same shape) is refused: samples
-    that were learnt at 0.18215 mean nothing to it.
+    An sd-vae of another scale (that of SDXL, say, which has the same shape) is refused: a model
+    that was trained at 0.18215 makes samples that it cannot decode.
 
     Args:
         name: sd-vae or va-vae.
@@ -148,13 +148,13 @@ class DiffusersConfig(NamedTuple):
     kind: str
     """Class of diffusers: AutoencoderKL, UNet2DModel, ..."""
     channels: int | None
-    """Channels of the latents, where it is told."""
+    """Channels of the latents, where the file tells them."""
     factor: int | None
-    """Pixels along one side of a cell, where it is told."""
+    """Pixels along one side of a cell, where the file tells them."""
     scale: float | None
-    """Factor on the latents, where it is told."""
+    """Factor on the latents, where the file tells it."""
     values: dict[str, Any]
-    """All of the file."""
+    """Content of the file."""
 
 
 def read_config(path: Path) -> DiffusersConfig:

@@ -67,7 +67,7 @@ class CacheFacts:
     notes: list[str] = field(default_factory=list)
     """Remarks for a person."""
     refusal: ValueError | None = None
-    """Error by which a run would refuse it; None if it can be learnt from."""
+    """Error by which a run would refuse it; None if a run would accept it."""
 
     @property
     def problems(self) -> list[str]:
@@ -157,7 +157,7 @@ def measure(sums: ChannelSums) -> str:
 
 
 def label_notes(labels: Counter[int]) -> list[str]:
-    """Remark that labels do not occur: samples of them would be of nothing that was learnt."""
+    """Remark that labels do not occur: a model cannot be trained to sample them."""
     if labels and max(labels) + 1 != len(labels):
         return [f"labels go up to {max(labels)}, but only {len(labels)} of them occur"]
     return []

@@ -117,7 +117,7 @@ class Shard:
 
 
 def mapped_bytes() -> int:
-    """Return the bytes of files that are mapped into this process; 0 where they cannot be told."""
+    """Return the bytes of files that are mapped into this process; 0 where that is unknown."""
     try:
         return int(STATM.read_text(encoding="utf-8").split()[2]) * mmap.PAGESIZE
     except (OSError, IndexError, ValueError):

@@ -14,7 +14,7 @@ PACKAGE = "igdit"
 
 
 class MissingLibraryError(ImportError):
-    """A library is not installed; the message names the extra that brings it."""
+    """Raised where a library is not installed; the message names the extra that brings it."""
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def holds_samples(folder: Path, side: int | None) -> bool:
 
 
 def _png_size(file: Path) -> tuple[int, int] | None:
-    """Read width and height from the header of a PNG file; None if it is none."""
+    """Read width and height from the header of a PNG file; None if it is not a PNG file."""
     try:
         with file.open("rb") as stream:
             start = stream.read(24)
@@ -112,7 +112,7 @@ def _png_size(file: Path) -> tuple[int, int] | None:
 
 
 def npz_shards(folder: Path) -> list[Path]:
-    """List the .npz shards of a set of images by name; empty if the folder is none.
+    """List the .npz shards of a set of images by name; empty if it has none.
 
     Raises:
         ValueError: If there are PNG files beside them.
@@ -126,7 +126,7 @@ def npz_shards(folder: Path) -> list[Path]:
 
 
 def png_files(folder: Path) -> list[Path]:
-    """List the PNG files of a folder by name; other images are an error, other files are not.
+    """List the PNG files of a folder by name; raise ValueError for other images.
 
     Raises:
         ValueError: If there are none, or there are images of another kind.

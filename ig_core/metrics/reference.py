@@ -47,7 +47,7 @@ class Reference(NamedTuple):
     spatial: Moments | None
     """Moments of the features of sFID, where the file has them."""
     has_images: bool
-    """The file holds images, for precision and recall."""
+    """True if the file holds images, for precision and recall."""
 
 
 def read_reference(

@@ -36,7 +36,7 @@ SMALLEST_LOSS_SCALE = 2.0**-10
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient norm became NaN or infinite at `step` (1-based)."""
+    """Raised where the loss or the gradient norm is NaN or infinite at `step` (1-based)."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"the loss or gradient norm of step {step} is not finite")

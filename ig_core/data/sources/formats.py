@@ -189,7 +189,7 @@ def _absent_shards(names: Iterable[str]) -> list[str]:
 
 
 def hint(path: Path) -> str:
-    """Name a source just below or above a folder that is none, for a message; else empty."""
+    """Name a source just below or above a folder without one, for a message; else empty."""
     if not path.is_dir():
         return ""
     for folder in sorted(each for each in path.iterdir() if each.is_dir()):
@@ -197,7 +197,7 @@ def hint(path: Path) -> str:
             held = not is_hidden(folder.name) and detect(folder).format != "folder"
         except ValueError as error:
             return f"; below it, {error}"
-        except OSError:  # not ours to look into
+        except OSError:  # no right to list it
             continue
         if held:
             return f"; is it {folder} that was meant?"

@@ -53,7 +53,7 @@ class Labels:
 
 
 class NoLabels(Labels):
-    """Labels of images whose classes do not matter: all are 0, and none is looked for."""
+    """Labels of images whose classes do not matter: all are 0, and no file of labels is read."""
 
     def __init__(self) -> None:
         super().__init__("", {})

@@ -59,7 +59,7 @@ class Listing:
 
     @property
     def has_latents(self) -> bool:
-        """The rows are latents instead of encoded images."""
+        """True if the rows are latents instead of encoded images."""
         return self.format in ("npy", "safetensors")
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A source of images or latents: its format is detected, its rows are listed."""
+"""Source of images or latents: detect its format and list its rows."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class WalkResult(NamedTuple):
 
 
 def is_hidden(name: str) -> bool:
-    """Check for a file or folder that is none of the data: `.cache`, `__MACOSX`, `._image.png`."""
+    """Check for a name that is not part of the data: `.cache`, `__MACOSX`, `._image.png`."""
     return name.startswith((".", "__")) and name not in (".", "..")
 
 
