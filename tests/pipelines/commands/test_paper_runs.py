@@ -112,7 +112,7 @@ def test_it_trains_two_steps_and_samples_and_round_trips(name, files, tmp_path):
     store = FolderStore(tmp_path / "store")
     graph = run_inline(store, again, Graph(again).headline.images[:1])
     checkpoint = store.open(graph.checkpoints[-1].ref)
-    assert checkpoint.key.endswith("-00000002")
+    assert checkpoint.ref.key.endswith("-00000002")
     images = images_of(store, graph)
     assert images.shape == (12, 3, 32, 32)
     assert images.dtype == torch.uint8

@@ -180,7 +180,7 @@ def test_training_stops_at_the_last_checkpoint_that_is_missing(store, finished, 
 
 def test_the_listener_hears_of_each_artifact_and_of_the_training(tmp_path):
     listener, graph = Progress(), Graph(tiny())
-    images = [node for point in graph.curve for node in point.images]
+    images = [node for point in graph.curve.values() for node in point.images]
     Pipeline(FolderStore(tmp_path / "store"), tiny(), InlineRunner, listener).run(images)
     assert listener.steps == [10, 20]
     assert set(listener.nodes) == set(closure(images))

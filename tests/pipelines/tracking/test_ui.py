@@ -96,7 +96,7 @@ def test_with_a_server_elsewhere_the_ui_is_there(finished, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:1")
     said = []
     assert serve_ui(finished.home, 5000, said.append) == 0
-    assert "http://127.0.0.1:1: open it there" in said[0]
+    assert "http://127.0.0.1:1: open it in a browser" in said[0]
     assert "could not be listed" in said[1]
     assert "s3cret" not in "".join(said)
     assert server.commands == []

@@ -174,17 +174,17 @@ def test_a_file_that_is_not_the_pinned_one_or_does_not_fit_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "changes", "words"),
+    ("written", "changes", "words", "option"),
     [
-        ({}, {"width": 32}, r"does not fit the model: .*instead of"),
-        ({}, {"aux_layer": None}, r"unexpected final_layer_xr\..*--model\.aux-layer LAYER"),
-        ({"aux_layer": None}, {}, r"missing final_layer_xr\..*--model\.aux-layer None"),
-        ({"input_size": 16}, {}, r"pos_embed has shape \(1, 64, 16\) instead of \(1, 16, 16\)"),
-        ({}, {"backbone": "lightningdit", "rope": True, "swiglu": True}, r"missing .*w12"),
+        ({}, {"width": 32}, r"does not fit the model: .*instead of", ""),
+        ({}, {"aux_layer": None}, r"unexpected final_layer_xr\.", "--model.aux-layer LAYER"),
+        ({"aux_layer": None}, {}, r"missing final_layer_xr\.", "--model.aux-layer None"),
+        ({"input_size": 16}, {}, r"pos_embed has shape \(1, 64, 16\) instead of \(1, 16, 16\)", ""),
+        ({}, {"backbone": "lightningdit", "rope": True, "swiglu": True}, r"missing .*w12", ""),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_plan_and_run(
-    written, changes, words, tmp_path, capsys
+    written, changes, words, option, tmp_path, capsys
 ):
     def model(fields):
         parts = {"model": fields}
@@ -206,7 +206,9 @@ def test_a_file_that_does_not_fit_is_refused_by_plan_and_run(
     (tmp_path / "experiment.json").write_text(experiment_to_json(experiment))
     for command in ("plan", "run"):
         assert main([command, str(tmp_path / "experiment.json")]) == 2
-        assert re.search(words, capsys.readouterr().err.replace("\n", " "))
+        said = capsys.readouterr().err.replace("\n", " ")
+        assert re.search(words, said)
+        assert option in said
     assert not Home(tmp_path / "home").store.exists()
 
 
@@ -221,12 +223,12 @@ def test_values_are_not_read_before_a_run(tmp_path):
         run_inline(Home(tmp_path / "home").store, experiment)
 
 
-def test_the_plan_says_that_a_file_is_read(tmp_path, capsys):
+def test_the_plan_says_that_a_file_is_imported(tmp_path, capsys):
     write_published(tmp_path / "published.pt")
     experiment = tmp_path / "experiment.json"
     experiment.write_text(experiment_to_json(imported(tmp_path)))
     assert main(["plan", str(experiment)]) == 0
-    assert "reading" in capsys.readouterr().out
+    assert "import of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
