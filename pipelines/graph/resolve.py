@@ -265,4 +265,5 @@ def _check_checkpoint(path: Path, model: ModelConfig, digest: str) -> None:  # n
     """Raise ValueError unless names and shapes fit; once a process for what the digest says."""
     from ig_core.checkpoints.official import check_official
 
-    check_official(path, model)
+    with explained_settings():
+        check_official(path, model)
