@@ -1,10 +1,10 @@
-"""The artifact store: results addressed by what they were made from.
+"""Artifact store: results addressed by the content that they are made from.
 
 A store lies in a folder (`pipelines.store.folder`) or in a bucket
-(`pipelines.store.bucket.store`); this is what both promise. An artifact is written aside and
-published by one atomic step: a reader sees all of it or nothing, and whoever publishes second
-keeps the first one's. Every file's SHA-256 is in
-the manifest and is checked before the file is used. Whoever builds an artifact holds its lease.
+(`pipelines.store.bucket.store`); both give the guarantees of this page. An
+artifact is written aside and published by one atomic step: a reader sees all of it or nothing, and
+a second publication of a key leaves the first in place. The SHA-256 of every file is in the
+manifest and is checked before the file is used. A builder of an artifact holds its lease.
 """
 
 from __future__ import annotations
@@ -35,53 +35,57 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-CREDIBLE_SECONDS = 200 * 86400.0
-"""The longest that making one artifact, or the training before it, is believed to have taken."""
+MAX_CREDIBLE_SECONDS = 200 * 86400.0
+"""Longest time that one artifact, or the training before it, is believed to have taken."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact."""
+    """Published artifact."""
 
     ref: Ref
     path: Path
-    """Where its files lie on this machine, once it was opened."""
+    """Folder of its files on this machine, once it was opened."""
     manifest: dict[str, Any]
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Size of its files in bytes."""
         return sum(int(entry["size"]) for entry in self.manifest["files"].values())
 
     @property
     def seconds(self) -> float:
-        """What it cost to make: the training before it for a checkpoint, else its building."""
+        """Seconds that it took to build; of a checkpoint those of the training before it."""
         return _credible(self.manifest.get("work_seconds", self.manifest["seconds"]))
 
     @property
     def built(self) -> float:
-        """When it was ready, in seconds since the epoch."""
+        """Time when it was built, in seconds since the epoch."""
         return float(self.manifest["created"]) + _credible(self.manifest["seconds"])
 
 
 class SharedRecords(ABC):
-    """Texts and locks by names like paths."""
+    """Small texts and locks of a store, by names like paths."""
 
     @abstractmethod
     def lock(self, name: str, *, shared: bool = False) -> Lock:
-        """A lock that every user of the store sees."""
+        """Return a lock that every user of the store sees."""
 
     @abstractmethod
     def held(self, prefix: str) -> dict[str, Holder]:
-        """Locks below a prefix that somebody holds right now, by the rest of their names."""
+        """Return the holders of the held locks of a prefix, by the rest of the locks' names."""
 
     @abstractmethod
     def lock_names(self, prefix: str) -> Sequence[str]:
-        """Locks below a prefix that have left a trace, held or not, by the rest of their names."""
+        """List the locks of a prefix that left a trace, held or not, without the prefix."""
 
     @abstractmethod
     def write_record(self, name: str, text: str) -> bool:
-        """Write a small text whole, unless one is there; whether it is this one now."""
+        """Write a small text in one step, unless one is there.
+
+        Returns:
+            True if this text is there now.
+        """
 
     @abstractmethod
     def records(self, prefix: str, suffix: str = "") -> dict[str, str]:
@@ -101,43 +105,43 @@ class SharedRecords(ABC):
 
     @abstractmethod
     def delete_record(self, name: str) -> None:
-        """Remove a small text."""
+        """Delete a small text."""
 
 
 class Store(SharedRecords):
-    """Artifacts, small records and locks, safe for any number of processes at once."""
+    """Store of artifacts, small records and locks, safe for any number of processes at once."""
 
     poll_seconds: float
-    """How often it makes sense to look whether something has come."""
+    """Seconds between two looks for what others publish."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        """Its address, by which every process of a run opens it."""
+        """Address by which every process of a run opens the store."""
         self._verified: dict[Ref, tuple[object, ...]] = {}
 
     @abstractmethod
     def prepare(self) -> None:
-        """See that the store can be used, before any work.
+        """Check that the store can be used, before any work.
 
         Raises:
-            ValueError: it cannot, and why.
+            ValueError: If it cannot; the message says why.
         """
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether anybody has used it yet."""
+        """Return True if anybody has used the store yet."""
 
     @abstractmethod
     def address(self, ref: Ref) -> str:
-        """Where an artifact lies, for people."""
+        """Return where an artifact lies, for people."""
 
     # Reading
 
     def find(self, ref: Ref) -> Artifact | None:
-        """The artifact if it is published; its files are not checked.
+        """Return the artifact if it is published; its files are not checked.
 
         Raises:
-            CorruptArtifactError: it is there, but its manifest cannot be read.
+            CorruptArtifactError: If its manifest cannot be read.
         """
         text = self._read_manifest(ref)
         if text is None:
@@ -158,9 +162,9 @@ class Store(SharedRecords):
         return Artifact(ref, path, manifest)
 
     def absent(self, refs: Iterable[Ref]) -> set[Ref]:  # noqa: ARG002
-        """Return some of these that are not published, if that is quicker than to `find` each.
+        """Return some of these that are not published, where that is quicker than to `find` each.
 
-        What is found meanwhile, `find` knows.
+        `find` remembers what is found here.
         """
         return set()
 
@@ -169,14 +173,14 @@ class Store(SharedRecords):
 
     @abstractmethod
     def _folder(self, ref: Ref, manifest: dict[str, Any]) -> Path:
-        """Where the files of an artifact are, or would be, on this machine."""
+        """Return the folder where an artifact's files are, or would be, on this machine."""
 
     def open(self, ref: Ref) -> Artifact:
-        """The artifact, its files here and checked (once for each state on disk).
+        """Return the artifact, its files on this machine and checked (once for each state on disk).
 
         Raises:
-            MissingArtifactError: it is not published.
-            CorruptArtifactError: a file is missing, truncated or edited.
+            MissingArtifactError: If it is not published.
+            CorruptArtifactError: If a file is missing, truncated or edited.
         """
         artifact = self.find(ref)
         if artifact is None:
@@ -192,14 +196,18 @@ class Store(SharedRecords):
 
     @abstractmethod
     def _fetch(self, artifact: Artifact) -> bool:
-        """See that its files are on this machine; whether they were checked just now."""
+        """Fetch its files to this machine.
+
+        Returns:
+            True if they were fetched and checked by this call.
+        """
 
     def using(self) -> AbstractContextManager[None]:
-        """Keep the files of whatever is opened in a block on this machine until its end."""
+        """Keep the files of artifacts that the block opens on this machine until its end."""
         return nullcontext()
 
     def list(self, kind: str | None = None, prefix: str = "") -> list[Artifact]:
-        """Published artifacts whose manifest can be read, by kind and key."""
+        """List the published artifacts whose manifest can be read, by kind and key."""
         found = []
         refs = self.refs(kind, prefix)
         self.absent(refs)  # asks for all of them at once, where that is quicker
@@ -214,20 +222,20 @@ class Store(SharedRecords):
 
     @abstractmethod
     def refs(self, kind: str | None = None, prefix: str = "") -> Sequence[Ref]:
-        """List what is published, in order; keys begin with the prefix."""
+        """List the names of published artifacts, in order; keys begin with the prefix."""
 
     # Writing
 
     @contextmanager
     def publish(self, ref: Ref, description: dict[str, Any], shares: int = 1) -> Iterator[Path]:
-        """Write an artifact: yields an empty directory, which becomes the artifact at the end.
+        """Yield an empty directory, and publish what the block writes into it.
 
-        Nothing is published if the block raises. Whoever publishes a key second discards theirs.
+        Nothing is published if the block raises, or if the key is published already.
 
         Args:
-            ref: Which.
-            description: What else the manifest says (configuration, inputs, versions).
-            shares: Artifacts that are made in the same time; each is said to have cost a part.
+            ref: Name of the artifact.
+            description: Further entries of the manifest (configuration, inputs, versions).
+            shares: Number of artifacts built in the same time, which is divided among them.
         """
         created, started = time.time(), time.monotonic()
         with self._staging(ref) as staging:
@@ -256,24 +264,24 @@ class Store(SharedRecords):
 
     @abstractmethod
     def _staging(self, ref: Ref) -> AbstractContextManager[Path]:
-        """A fresh name on this machine to write an artifact under, marked as being written."""
+        """Yield a fresh path on this machine to write an artifact under, locked by this builder."""
 
     @abstractmethod
     def _commit(self, staging: Path, ref: Ref, manifest: dict[str, Any]) -> bool:
-        """Publish what was written; False: somebody was first, and nothing has changed."""
+        """Publish what was written; return False if the key was published already."""
 
     @contextmanager
     def lease(self, ref: Ref, waiting: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-        """Be the only one to build an artifact.
+        """Hold the lease of an artifact, so that no other process builds it.
 
         Waits while another process builds it, and takes over if that one dies.
 
         Args:
-            ref: Which.
-            waiting: Called between tries; True gives up waiting (it is published, say).
+            ref: Name of the artifact.
+            waiting: Called between tries; True ends the wait (the artifact is published, say).
 
         Yields:
-            True if the lease is held, False if `waiting` gave up.
+            True if the lease is held, False if `waiting` ended the wait.
         """
         lock = self.lock(f".leases/{ref.flat}")
         while not lock.acquire():
@@ -292,42 +300,46 @@ class Store(SharedRecords):
 
     @abstractmethod
     def events(self, last: int | None = None) -> Sequence[dict[str, Any]]:
-        """The event log, oldest first, or its last so many (of the last days, in a bucket)."""
+        """Return the event log, oldest first.
+
+        Args:
+            last: Number of the newest events to return (in a bucket, of the last days); None: all.
+        """
 
     @abstractmethod
     def read_staged(self, name: str, file: str) -> str | None:
-        """A text of an artifact under construction, as far as this machine sees it."""
+        """Return a text file of an artifact under construction; None if this machine sees none."""
 
     # Housekeeping
 
     @abstractmethod
     def quarantine(self, ref: Ref) -> str | None:
-        """Set an artifact aside (nothing is deleted), so that it is built again.
+        """Move an artifact into quarantine (nothing is deleted), so that it is built again.
 
         Returns:
-            What it is called there; None: it is not published.
+            Its name in quarantine; None if it is not published.
         """
 
     @abstractmethod
     def quarantined(self) -> Sequence[str]:
-        """Names of what was set aside."""
+        """List the names of what is in quarantine."""
 
     @abstractmethod
     def delete_quarantined(self, name: str) -> None:
-        """Delete something that was set aside."""
+        """Delete something from quarantine."""
 
     @abstractmethod
     def sweep(self) -> int:
-        """Remove what dead builders left behind; returns how many."""
+        """Delete what dead builders left behind; return how many left something."""
 
     @abstractmethod
     def delete(self, artifact: Artifact) -> None:
-        """Remove an artifact: out of sight in one step, then altogether."""
+        """Delete an artifact: in one step nobody sees it any more, then its files go."""
 
 
 def _credible(seconds: float) -> float:
-    """A stored cost; 0 if nobody can have waited so long: the clock that told it jumped."""
-    return float(seconds) if 0 <= float(seconds) <= CREDIBLE_SECONDS else 0.0
+    """Return a stored cost in seconds; 0 if it is so long that the clock must have jumped."""
+    return float(seconds) if 0 <= float(seconds) <= MAX_CREDIBLE_SECONDS else 0.0
 
 
 def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:
@@ -347,7 +359,7 @@ def _signature(artifact: Artifact, name: str) -> tuple[object, ...]:
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, object]]:
-    """Size and SHA-256 of every file below a directory, each forced to the disk."""
+    """Return size and SHA-256 of every file below a directory, after forcing each to the disk."""
     files = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CorruptArtifactError(ArtifactError):
-    """An artifact's files are not those that were published."""
+    """Error of an artifact whose files are not those that were published."""
 
     def __init__(self, ref: Ref, path: Path | str, reason: str) -> None:
         super().__init__(

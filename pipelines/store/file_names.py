@@ -1,4 +1,4 @@
-"""Names of the files inside artifacts, by which writers and readers find each other.
+"""Names of the files inside artifacts.
 
 The files of a checkpoint are named in `ig_core.checkpoints.own`, which defines their format.
 """
@@ -6,13 +6,13 @@ The files of a checkpoint are named in `ig_core.checkpoints.own`, which defines 
 from __future__ import annotations
 
 MANIFEST_FILE = "MANIFEST.json"
-"""Every artifact: what it was made from, and the size and digest of its files."""
+"""Every artifact: its configuration and inputs, and the size and digest of its files."""
 EXPERIMENT_FILE = "experiment.json"
 """Every artifact, and every report: the resolved experiment."""
 IMAGES_FILE = "images.parquet"
 """data, latents, images: pixels, by index and label."""
 STATISTICS_FILE = "statistics.json"
-"""data, reference: what the images or latents are, and what was wrong with some."""
+"""data, reference: statistics of the images or latents, and the faults of some."""
 LISTING_FILE = "listing.parquet"
 """listing: the images of a source."""
 NORMALISATION_FILE = "normalisation.json"
@@ -20,11 +20,11 @@ NORMALISATION_FILE = "normalisation.json"
 LATENTS_FILE = "latents.arrow"
 """latents: a shard."""
 SHARD_FILE = "shard.json"
-"""latents: what is in the shard."""
+"""latents: contents of the shard."""
 WEIGHTS_FILE = "weights.safetensors"
 """extractor: its weights."""
 EXTRACTOR_FILE = "report.json"
-"""extractor: how well one that was trained here knows its data."""
+"""extractor: accuracy of one that was trained here."""
 FEATURES_FILE = "features.safetensors"
 """features, reference: features of images."""
 MOMENTS_FILE = "moments.safetensors"

@@ -1,4 +1,4 @@
-"""Files that survive a crash of the machine, and text that can always be written."""
+"""Reading, writing and deleting files: durable writes, and text that can always be encoded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ codecs.register_error(LENIENT, _encode_leniently)
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """Content of a file, None if there is none."""
+    """Return the content of a file; None if it is not there."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -37,7 +37,7 @@ def read_if_there(path: Path) -> bytes | None:
 
 
 def read_tail(path: Path, size: int) -> bytes:
-    """The last whole lines of a file within so many bytes of its end; empty if there is none."""
+    """Return the last whole lines of a file within `size` bytes of its end; empty if none."""
     try:
         with path.open("rb") as file:
             begin = max(0, file.seek(0, os.SEEK_END) - size)
@@ -68,11 +68,11 @@ def follow_umask(directory: Path) -> None:
 
 
 def delete_tree(path: Path, *, as_far_as_possible: bool = False) -> None:
-    """Remove a folder with all in it; of a symbolic link the link, not what it leads to.
+    """Delete a file or a folder with all in it; of a symbolic link the link, not its target.
 
     Args:
-        path: Which.
-        as_far_as_possible: Leave what cannot be removed instead of raising OSError.
+        path: File or folder.
+        as_far_as_possible: Leave what cannot be deleted instead of raising OSError.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=as_far_as_possible)

@@ -1,11 +1,11 @@
-"""A store in a folder that its users share: a local disk, or NFS version 4.
+"""Store in a folder that its users share: on a local disk, or on NFS version 4.
 
-    STORE/KIND/KEY/            one artifact: its files and MANIFEST_FILE.json
+    STORE/KIND/KEY/            one artifact: its files and MANIFEST.json
     STORE/.staging/ID/         one being built, with ID.lock held by its builder
     STORE/.leases/KIND-KEY     lock of whoever builds that artifact
-    STORE/.corrupt/            artifacts that were set aside when they were rebuilt
+    STORE/.corrupt/            damaged artifacts in quarantine
     STORE/.runs/               the register of what was run (`pipelines.store.register`)
-    STORE/.drivers/            locks of those who work on studies
+    STORE/.drivers/            locks of the processes that run studies
     STORE/events.jsonl         what was built and when
 
 An artifact is published by renaming its directory. Locks are the kernel's: a process that dies
@@ -55,11 +55,11 @@ OWN_NAMES = (
 logger = logging.getLogger(__name__)
 
 LINE_BYTES = 1024
-"""About the longest line of the event log."""
+"""Approximate length of the longest line of the event log."""
 
 
 class FolderStore(Store):
-    """A folder of artifacts."""
+    """Store in a folder."""
 
     poll_seconds = 0.1
 
@@ -135,7 +135,7 @@ class FolderStore(Store):
         return True
 
     def log(self, event: str, ref: Ref, **details: object) -> None:
-        """Append to the event log; a line is written by one call, so lines never mix."""
+        """Append to the event log, each line by one call, so that lines never mix."""
         self.root.mkdir(parents=True, exist_ok=True)
         record = {"time": round(time.time(), 3), "event": event, "kind": ref.kind, "key": ref.key}
         line = json.dumps({**record, **details}) + "\n"
@@ -146,7 +146,7 @@ class FolderStore(Store):
             os.close(file)
 
     def events(self, last: int | None = None) -> Sequence[dict[str, Any]]:
-        """The event log, oldest first; a line that a full disk cut short is left out."""
+        """Return the event log, oldest first, without lines that a full disk cut short."""
         path, found = self.root / "events.jsonl", []
         text = read_if_there(path) if last is None else read_tail(path, LINE_BYTES * (last + 1))
         for line in (text or b"").splitlines():

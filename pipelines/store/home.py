@@ -1,4 +1,4 @@
-"""Where everything lies: one folder, `runs/` or `IGDIT_HOME`."""
+"""Home: the one folder of all results, `runs/` or `IGDIT_HOME`, and the addresses beside it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Home:
-    """The folder of all results."""
+    """Folder of all results."""
 
     root: Path
 
     @classmethod
     def default(cls) -> Home:
-        """`IGDIT_HOME`, or `runs` in the current directory.
+        """Return the home: `IGDIT_HOME`, or `runs` in the current directory.
 
         Raises:
-            ValueError: it is the address of something that is no folder.
+            ValueError: If `IGDIT_HOME` is the address of something that is no folder.
         """
         address = settings.home_address()
         path = file_path(address)
@@ -38,10 +38,10 @@ class Home:
         return cls(Path(path).absolute())
 
     def prepare(self) -> None:
-        """See that results can be written here, before any work.
+        """Check that results can be written here, before any work.
 
         Raises:
-            ValueError: they cannot, or Ray deletes what is written; the message names the folder or
+            ValueError: If they cannot, or Ray would delete them; the message names the folder or
                 file and what mends it.
         """
         for variable, address in (
@@ -58,7 +58,7 @@ class Home:
 
     @cached_property
     def store(self) -> Store:
-        """The artifact store: `IGDIT_STORE` (a folder or s3://BUCKET/PREFIX), or a folder here."""
+        """Artifact store: `IGDIT_STORE` (a folder or s3://BUCKET/PREFIX), or a folder here."""
         return open_store(settings.store_address() or str(self.root / "store"))
 
     @property
@@ -73,27 +73,27 @@ class Home:
 
     @property
     def has_studies(self) -> bool:
-        """Whether a database of studies was named, or is here."""
+        """True if a database of studies was named, or is here."""
         return settings.study_storage() is not None or (self.root / "study.db").exists()
 
     @property
     def mlartifacts(self) -> Path:
-        """MLflow's files."""
+        """Folder of MLflow's files."""
         return self.root / "mlartifacts"
 
     @property
     def report(self) -> Path:
-        """Plots and tables, a folder for each experiment."""
+        """Folder of plots and tables, with a folder for each experiment."""
         return self.root / "report"
 
     @property
     def activity(self) -> Path:
-        """What runs here right now, in its own words."""
+        """Folder of what commands report while they run."""
         return self.root / "activity"
 
     @property
     def scratch(self) -> Path:
-        """What may be deleted at any time."""
+        """Folder of files that may be deleted at any time."""
         return self.root / "scratch"
 
     def run_folder(self, name: str, run_key: str) -> Path:

@@ -1,4 +1,4 @@
-"""Names of artifacts: content keys, made from what a result is made from, and the legal ones."""
+"""Names of artifacts: content keys, and the kinds and keys that are legal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Ref:
     step: HASH-00001000.
 
     Raises:
-        ValueError: the kind or the key is not legal.
+        ValueError: If the kind or the key is not legal.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Ref:
         """Read KIND/KEY.
 
         Raises:
-            ValueError: the text is no such name.
+            ValueError: If the text is no such name.
         """
         return cls._split(text, "/")
 
@@ -47,7 +47,7 @@ class Ref:
         """Read KIND-KEY, the form without folders; see `flat`.
 
         Raises:
-            ValueError: the text is no such name.
+            ValueError: If the text is no such name.
         """
         return cls._split(text, "-")
 
@@ -65,31 +65,31 @@ class Ref:
 
     @property
     def flat(self) -> str:
-        """Write KIND-KEY, as locks and folders under construction are named."""
+        """KIND-KEY, as locks and folders under construction are named."""
         return f"{self.kind}-{self.key}"
 
     @property
     def short(self) -> str:
-        """Write the kind and the first digits of the key, for people."""
+        """Kind and first digits of the key, for people."""
         return f"{self.kind}/{self.key[:8]}"
 
     @property
     def hash(self) -> str:
-        """Return the content hash: the key without the step."""
+        """Content hash: the key without the step."""
         return self.key.rpartition("-")[0] if self.has_step else self.key
 
     @property
     def has_step(self) -> bool:
-        """Tell whether the key ends in a step, as those of the states of a training do."""
+        """True if the key ends in a step, as those of the states of a training do."""
         digest, _, step = self.key.rpartition("-")
         return bool(digest) and step.isdecimal()
 
     @property
     def step(self) -> int:
-        """Return the training step.
+        """Training step.
 
         Raises:
-            ValueError: the artifact is no state of a training.
+            ValueError: If the artifact is no state of a training.
         """
         if not self.has_step:
             raise ValueError(f"the key of a state of a training must end in -STEP, but got {self}")
@@ -97,7 +97,7 @@ class Ref:
 
 
 def canonical_json(value: object) -> str:
-    """JSON in which equal values are equal text: sorted keys, 2.0 written as 2."""
+    """Return JSON in which equal values are equal text: sorted keys, 2.0 written as 2."""
 
     def plain(item: object) -> object:
         if isinstance(item, dict):
@@ -112,36 +112,44 @@ def canonical_json(value: object) -> str:
 
 
 def content_digest(value: object) -> str:
-    """SHA-256 of a value's canonical JSON, in hexadecimal digits."""
+    """Return the SHA-256 of a value's canonical JSON, in hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def content_key(value: object) -> str:
-    """Key of a value: the first 20 digits of its digest."""
+    """Return the key of a value: the first 20 digits of its digest."""
     return content_digest(value)[:20]
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is a legal kind or key."""
+    """Return True if a text is a legal kind or key."""
     legal = text.replace("-", "").isalnum() and text.isascii() and len(text) <= 200
     return legal and not text.startswith("-")
 
 
 def check_name(*parts: str) -> None:
-    """Raise ValueError unless each is a legal kind or key, which cannot lead elsewhere."""
+    """Check that each part is a legal kind or key, which cannot lead to another folder.
+
+    Raises:
+        ValueError: If one is not.
+    """
     for part in parts:
         if not is_name(part):
             raise ValueError(f"kind and key must be letters, digits and '-', but got {part!r}")
 
 
 def check_file_name(name: object) -> None:
-    """Raise ValueError unless a file's name in a manifest stays below its artifact."""
+    """Check that a file's name in a manifest stays below its artifact.
+
+    Raises:
+        ValueError: If it does not.
+    """
     parts = name.split("/") if isinstance(name, str) else [""]
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
         raise ValueError(f"the file name {name!r} does not stay in the artifact")

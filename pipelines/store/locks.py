@@ -1,8 +1,7 @@
 """Locks that the kernel releases when their process dies, on files of a shared folder.
 
-`flock` is what a lease with heartbeats only imitates: a builder that is killed loses its lock at
-that moment, a builder that is merely slow never does. It works on local file systems and on NFS
-version 4.
+The kernel's `flock` needs no heartbeats: a builder that is killed loses its lock at that moment, a
+builder that is slow never does. It works on local file systems and on NFS version 4.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ if TYPE_CHECKING:
 
 
 class Lock(Protocol):
-    """A lock of one process, or of several that share it."""
+    """Lock of one process, or of several that share it."""
 
     def acquire(self) -> bool:
         """Take the lock if it is free; False if somebody holds it."""
 
     def release(self, *, delete: bool = False) -> None:
-        """Give it back; `delete` also takes away what says that it ever was there."""
+        """Release the lock; `delete` also deletes its trace."""
 
 
 def wait_for_lock(
     lock: Lock, seconds: float = 0.05, stopped: Callable[[], bool] = lambda: False
 ) -> None:
-    """Take a lock, however long somebody else has it first.
+    """Take a lock, and wait while another process holds it.
 
-    Also for a lock that nobody else wants: whoever looks whether its owner lives (`holder`), or
-    clears up after the dead, has it for a moment.
+    A lock that no other process wants is to be waited for, too: a look for its holder (`holder`)
+    and a sweep take it for a moment.
 
     Args:
-        lock: Which.
-        seconds: Between two tries.
-        stopped: Asked between them.
+        lock: Lock to take.
+        seconds: Seconds between two tries.
+        stopped: Called between tries; True ends the wait.
 
     Raises:
-        StoppedError: `stopped` said so while somebody else had it.
+        StoppedError: If `stopped` ended the wait.
     """
     while not lock.acquire():
         if stopped():
@@ -70,7 +69,7 @@ def waited_for(
 
 
 class FileLock:
-    """A lock on a path, held by this object (two objects of one process exclude each other)."""
+    """Lock on a file, held by this object (two objects of one process exclude each other)."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
         self.path, self.shared = path, shared
@@ -97,14 +96,14 @@ class FileLock:
         return True
 
     def _sign(self) -> None:
-        """Leave a note of who holds the lock; a full disk takes the note, not the lock."""
+        """Write the holder into the file; on a full disk the lock holds without that."""
         if self._file is not None and not self.shared:
             with suppress(OSError):
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"{os.getpid()} {platform.node()}\n".encode(), 0)
 
     def release(self, *, delete: bool = False) -> None:
-        """Give the lock back; `delete` also deletes its file, while the lock still holds."""
+        """Release the lock; `delete` also deletes its file, while the lock still holds."""
         if self._file is None:
             return
         if delete:
@@ -128,18 +127,18 @@ class FileLock:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
+    """Process that holds a lock."""
 
     host: str
     pid: int
     since: float
-    """Seconds since the epoch."""
+    """Time when it took the lock, in seconds since the epoch."""
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds a lock right now, None if nobody does; changes nothing.
+    """Return the holder of a lock on a file; None if it is free.
 
-    Whoever tries to take the lock in that very moment finds it taken, and tries again.
+    A process that tries to take the lock in that very moment finds it taken, and tries again.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -164,7 +163,7 @@ LOCK = ".lock"
 
 @contextmanager
 def staging(folder: Path, label: str) -> Iterator[Path]:
-    """A fresh name in a folder, for this block alone; what is left under it goes at the end."""
+    """Yield a fresh path in a folder for the block; what is left there is deleted at its end."""
     path, lock = _new(folder, label)
     try:
         yield path
@@ -182,7 +181,7 @@ def _new(folder: Path, label: str) -> tuple[Path, FileLock]:
 
 
 def sweep_staging(folder: Path) -> int:
-    """Remove what dead builders left in a folder; returns how many."""
+    """Delete what dead builders left in a folder; return how many left something."""
     removed = 0
     for path in folder.glob(f"*{LOCK}"):
         lock = FileLock(path)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER, SUFFIX = ".runs/", ".json"
 _warned: set[tuple[str, str]] = set()
-"""Addresses of stores, and what was said of their records: each is said once."""
+"""Addresses of stores with the warnings of their records that were given: each is given once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Register:
             Key of each root, and what it is, in words.
 
         Raises:
-            ValueError: a word names no root, or several.
+            ValueError: If a word names no root, or several.
         """
         titles = self._titles()
         found = {}
@@ -132,7 +132,7 @@ class Register:
         return found
 
     def _titles(self) -> dict[str, str]:
-        """Key of every root, and what it is, in words."""
+        """Return the title of every root by its key."""
         names: dict[str, dict[str, None]] = {}
         for record in self.records:
             names.setdefault(record.key, {})[f"{record.kind}/{record.name}"] = None
@@ -142,7 +142,7 @@ class Register:
 
 
 def read_register(store: Store) -> Register:
-    """Read what was run in a store; records that cannot be read are warned of, once a process."""
+    """Read the register of a store; warn of records that cannot be read, once a process."""
     records, unreadable = [], {}
     for name, text in store.records(FOLDER, SUFFIX).items():
         try:
@@ -154,11 +154,11 @@ def read_register(store: Store) -> Register:
 
 
 def remember(store: Store, record: Record) -> None:
-    """Record what is run, before it is; one of the same that cannot be read is replaced.
+    """Record something before it is run; an unreadable record of the same is replaced.
 
     Args:
-        store: Where it is run.
-        record: What is run. Recorded again, also with other resources, it changes nothing.
+        store: Store in which it is run.
+        record: Its record. Recorded again, also with other resources, it changes nothing.
     """
     # All records of a run's key recorded the same experiment.
     same = f"{record.key}." if record.kind == "run" else record.file
@@ -176,7 +176,7 @@ def record_times(store: Store) -> dict[str, float]:
 
 
 def forget_root(store: Store, key: str) -> None:
-    """Remove what is recorded of a root: its records and the times of its commands."""
+    """Delete the records of a root and the times of its commands."""
     for rest in store.record_times(f"{FOLDER}{key}."):
         store.delete_record(f"{FOLDER}{key}.{rest}")
 
@@ -207,19 +207,19 @@ def _key_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-# When commands ran
+# Times of commands
 
 
 @dataclass(frozen=True)
 class CommandTimes:
-    """The commands of a run or a study, in milliseconds since the epoch."""
+    """Times of the commands of a run or a study, in milliseconds since the epoch."""
 
     started_ms: int | None = None
     """Start of the first; None if none was recorded."""
     ended_ms: int | None = None
     """End of the last that ended; None if none did."""
     is_open: bool = False
-    """Whether the one that was started last has not ended: it runs, or was killed."""
+    """True if the last started command has not ended: it runs, or was killed."""
 
 
 def record_start(store: Store, key: str, started: float) -> None:
@@ -228,12 +228,12 @@ def record_start(store: Store, key: str, started: float) -> None:
 
 
 def record_end(store: Store, key: str, started: float) -> None:
-    """Record that the command that was started at a time ends now."""
+    """Record that the command that was started at a time has now ended."""
     _write_time(store, key, f"{_ms(started)}-{_ms(time.time())}")
 
 
 def command_times(store: Store, key: str) -> CommandTimes:
-    """Read when the commands of a run or a study were started and ended."""
+    """Return the times of the commands of a run or a study."""
     names = [name.split("-") for name in store.record_times(f"{FOLDER}{key}.")]
     times = [tuple(map(int, parts)) for parts in names if all(map(str.isdigit, parts))]
     if not times:

@@ -1,4 +1,4 @@
-"""Which right is missing on a file or folder, said so that somebody can mend it."""
+"""Missing rights on files and folders, in messages that say what mends them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def explain(error: OSError) -> str:
-    """An error as text; if a right was missing: on which file, which right, and what mends it."""
+    """Return an error as text; of a missing right: the file, the right, and what mends it."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         for name in (error.filename, error.filename2):
             if isinstance(name, str | os.PathLike):
@@ -27,15 +27,15 @@ def explain(error: OSError) -> str:
 
 
 def require_writable(folder: Path, names: Iterable[str], what: str) -> None:
-    """Make a folder, and see that it and what it holds under some names can be written.
+    """Make a folder, and check that it and some files and folders in it can be written.
 
     Args:
-        folder: Which.
+        folder: Path of the folder.
         names: Files and folders in it; those that are not there are passed over.
-        what: What the folder is, for the message.
+        what: Noun for the folder in the message.
 
     Raises:
-        ValueError: something cannot be written; the message names it and what mends it.
+        ValueError: If one cannot be written; the message names it and what mends it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,13 +53,13 @@ def require_writable(folder: Path, names: Iterable[str], what: str) -> None:
 
 
 def missing_right(path: Path) -> str | None:
-    """Name the right that this process lacks to read and write a path.
+    """Return a sentence on the right that this process lacks to read and write a path.
 
     Args:
         path: A file or folder; if it is not there, the folder that it would be made in.
 
     Returns:
-        The sentence, with what mends it; None: no right is missing.
+        The sentence, with what mends it; None if no right is missing.
     """
     # Where links lead to: what a link names may lie where this process may not even look.
     path = Path(os.path.realpath(path))

@@ -1,12 +1,12 @@
-"""Copies of artifacts on one machine, shared by its processes, up to a size.
+"""Cache: copies of artifacts on one machine, shared by its processes, up to a size.
 
     CACHE/ENTRY/           the files of an artifact
-    CACHE/.locks/ENTRY     lock of whoever fetches or removes it
+    CACHE/.locks/ENTRY     lock of the process that fetches or deletes it
     CACHE/.staging/        what is being fetched or built
 
-What was used longest ago goes first; what was used within `KEEP_SECONDS` stays, even if that is
-more than the size, since somebody may be about to read it; what a process uses for longer it keeps
-(`Cache.keeping`). A file that is open stays readable whatever happens to its entry.
+The entry used longest ago is deleted first. An entry used within `KEEP_SECONDS` stays, even beyond
+the size, since a process may be about to read it; a process keeps what it uses for longer
+(`Cache.keeping`). A file that is open stays readable when its entry is deleted.
 """
 
 from __future__ import annotations
@@ -28,41 +28,42 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 1800.0
+"""Seconds for which an entry stays after its last use."""
 
 
 class Cache:
-    """A folder of copies."""
+    """Folder of copies."""
 
     def __init__(self, folder: Path, limit: int, keep_seconds: float = KEEP_SECONDS) -> None:
         """Use a folder.
 
         Args:
-            folder: Where; made when it is needed.
-            limit: Bytes it may hold.
-            keep_seconds: What was used within that time stays.
+            folder: Path of the folder; made when it is needed.
+            limit: Size that the folder may have, in bytes.
+            keep_seconds: Seconds for which an entry stays after its last use.
         """
         self.folder, self.limit, self._keep = folder, limit, keep_seconds
         self._sizes: dict[str, int] = {}
         self._swept = self._warned = False
         self._blocks: dict[int, set[str]] = {}
-        """What was fetched in each block of `keeping` that is not over."""
+        """Entries fetched in each block of `keeping` that is not over."""
         self._guard = threading.Lock()
         self._keeper: threading.Thread | None = None
 
     def path(self, name: str) -> Path:
-        """Where an entry is, or would be."""
+        """Return the path where an entry is, or would be."""
         return self.folder / name
 
     def fetch(self, name: str, fill: Callable[[Path], None], size: int = 0) -> bool:
-        """See that an entry is there.
+        """Fetch an entry unless it is there.
 
         Args:
-            name: The entry.
-            fill: Writes it into an empty folder.
-            size: Bytes it is going to have; room is made for them first.
+            name: Name of the entry.
+            fill: Writes the entry into an empty folder.
+            size: Bytes that it is going to have; room is made for them first.
 
         Returns:
-            Whether it was written just now.
+            True if this call wrote it.
         """
         with self._guard:
             for names in self._blocks.values():
@@ -84,7 +85,7 @@ class Cache:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Keep whatever is fetched in the block until its end, however long that takes."""
+        """Keep the entries that are fetched in the block until its end, however long that takes."""
         names: set[str] = set()
         with self._guard:
             self._blocks[id(names)] = names
@@ -98,7 +99,7 @@ class Cache:
                 del self._blocks[id(names)]
 
     def _keep_on(self) -> None:
-        """Use again and again what is kept, so that it was always used lately."""
+        """Mark kept entries as used, again and again, until no block keeps any."""
         while True:
             with self._guard:
                 if not self._blocks:
@@ -110,7 +111,7 @@ class Cache:
             time.sleep(self._keep / 6)
 
     def adopt(self, name: str, folder: Path) -> None:
-        """Take over a folder of `staging` as an entry, which nobody needs yet."""
+        """Make a folder of `staging` an entry, the first to go, since nobody needs it yet."""
         with suppress(OSError), self._alone(name):  # it is there, then, or is fetched if needed
             folder.rename(self.path(name))
             long_ago = time.time() - self._keep
@@ -118,15 +119,15 @@ class Cache:
         self._trim()
 
     def staging(self, name: str) -> AbstractContextManager[Path]:
-        """A fresh name for a folder that is to become an entry."""
+        """Yield a fresh path for a folder that is to become an entry."""
         return staging(self.folder / ".staging", name)
 
     def delete(self, name: str, unless: Callable[[], bool] = lambda: False) -> None:
-        """Remove an entry; whoever has a file of it open keeps that.
+        """Delete an entry; files of it that are open stay readable.
 
         Args:
-            name: The entry.
-            unless: Asked while nobody else fetches or removes it; True leaves it there.
+            name: Name of the entry.
+            unless: Called while nobody else fetches or deletes the entry; True leaves it there.
         """
         with self._alone(name), self.staging("trash") as trash:
             if not unless():
@@ -135,7 +136,7 @@ class Cache:
                 self._sizes.pop(name, None)
 
     def sweep(self) -> int:
-        """Remove what dead processes of this machine left."""
+        """Delete what dead processes of this machine left; return how many left something."""
         return sweep_staging(self.folder / ".staging")
 
     @contextmanager
@@ -152,14 +153,14 @@ class Cache:
         return True
 
     def _used(self, name: str) -> float | None:
-        """When an entry was used; None: it is not there."""
+        """Return when an entry was used last; None if it is not there."""
         try:
             return self.path(name).stat().st_mtime
         except FileNotFoundError:
             return None
 
     def _trim(self, coming: int = 0) -> None:
-        """Remove what was used longest ago until there is room for so many bytes more."""
+        """Delete the entries used longest ago until there is room for `coming` more bytes."""
         found = {path.name: self._used(path.name) for path in self.folder.glob("[!.]*")}
         used = {name: when for name, when in found.items() if when is not None}
         for name in used:
@@ -186,7 +187,7 @@ class Cache:
         self._warned = True
 
     def _delete_unused(self, name: str, when: float) -> None:
-        """Remove an entry, unless somebody has begun to use it while others were removed."""
+        """Delete an entry, unless it was used while others were deleted."""
         self.delete(name, unless=lambda: self._used(name) != when)
 
 

@@ -1,7 +1,7 @@
-"""Locks in a bucket: leases that their holder renews, judged by the bucket's own clock.
+"""Locks in a bucket: leases that their holders renew, by the clock of the bucket's server.
 
     .locks/NAME/x-000007   held by one process; the number grows when a dead one is succeeded
-    .locks/NAME/s-ID       held by one of those who share it
+    .locks/NAME/s-ID       held by one of the processes that share it
 
 An object that was not written for `LEASE_SECONDS`, by the server's time, belongs to a dead
 process, provided that it was seen twice at an interval in which its holder could have reached
@@ -31,27 +31,28 @@ if TYPE_CHECKING:
     from pipelines.store.bucket.objects import Bucket
 
 LEASE_SECONDS = 60.0
+"""Seconds without renewal after which the holder of a lock may be dead."""
 FOLDER = ".locks"
 
 
 class Leases:
-    """All locks of a bucket as one process sees them; a thread renews what it holds, while it does.
+    """All locks of a bucket as one process sees them; a thread renews those that it holds.
 
-    (A thread that stayed would keep the client of the bucket in memory, some 25 MB, for ever.)
+    The thread ends with the last of them: it would keep some 25 MB, the bucket's client, in memory.
     """
 
     def __init__(self, bucket: Bucket, seconds: float = LEASE_SECONDS) -> None:
         self.bucket, self.seconds = bucket, seconds
         self._held: dict[str, bytes] = {}
         self._old: dict[str, tuple[float, float]] = {}
-        """Object -> (when it was written, when it was first seen to be old)."""
+        """Object -> (time of writing, time when it was first seen to be old)."""
         self._guard = threading.Lock()
         self._writing = threading.Lock()
-        """Held while an object is renewed: one that was given back must not come to life again."""
+        """Lock of a renewal: an object that was released must not be written again."""
         self._renewer: threading.Thread | None = None
 
     def live(self, name: str) -> dict[str, bool]:
-        """Objects of a lock -> whether the process behind each may be alive."""
+        """Return the objects of a lock -> True if the process behind it may be alive."""
         folder = f"{FOLDER}/{name}"
         found = self.bucket.list(folder)
         return {
@@ -59,7 +60,7 @@ class Leases:
         }
 
     def live_below(self, prefix: str) -> dict[str, list[str]]:
-        """Locks whose names begin so, by the rest of their names, with those objects that live."""
+        """Return the live objects of the locks of a prefix, by the rest of the locks' names."""
         folder, _, begin = prefix.rpartition("/")
         locks: dict[str, list[str]] = {}
         for path, written in self.bucket.list(f"{FOLDER}/{folder}").items():
@@ -96,7 +97,7 @@ class Leases:
                 self._renewer.start()
 
     def release(self, path: str) -> None:
-        """Renew it no more, and remove it; a bucket that is away keeps it until it is too old."""
+        """Stop renewing an object, and delete it; in a bucket that is away it gets too old."""
         with self._writing, self._guard:
             self._held.pop(path, None)
         with suppress(ArtifactError, OSError):
@@ -117,7 +118,7 @@ class Leases:
 
 
 class BucketLock:
-    """A lock in a bucket, held by this object."""
+    """Lock in a bucket, held by this object."""
 
     def __init__(self, leases: Leases, name: str, *, shared: bool = False) -> None:
         self._leases, self._name, self._shared = leases, name, shared
@@ -155,7 +156,7 @@ class BucketLock:
         return True
 
     def _is_alone(self, entry: str) -> bool:
-        """Whether nobody else who lives excludes this entry; what the dead left is removed then."""
+        """Return True if no live entry excludes this one; then delete the entries of the dead."""
         others = {e: alive for e, alive in self._leases.live(self._name).items() if e != entry}
         if any(alive and self._excludes(other) for other, alive in others.items()):
             return False
@@ -167,14 +168,14 @@ class BucketLock:
         return not (self._shared and entry.startswith("s-"))
 
     def release(self, *, delete: bool = False) -> None:  # noqa: ARG002 - it leaves no trace
-        """Give the lock back."""
+        """Release the lock."""
         if self._path is not None:
             self._leases.release(self._path)
             self._path = None
 
 
 def read_holder(text: bytes) -> Holder:
-    """Who wrote the object of a lock."""
+    """Return the holder that wrote the object of a lock."""
     try:
         values = json.loads(text)
         return Holder(str(values["host"]), int(values["pid"]), float(values["since"]))

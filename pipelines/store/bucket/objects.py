@@ -1,8 +1,8 @@
 """Objects in a bucket, through fsspec, as a store needs them.
 
-Everything here waits for a bucket that is away for a while (`OUTAGE_SECONDS`), and may therefore
-be done twice: each call means the same the second time. The one thing that is not like a file
-system is `create`, which writes an object only if none is there, decided by the server.
+Every call waits for a bucket that is away for a while (`OUTAGE_SECONDS`), and may therefore be done
+twice: each is idempotent. Unlike a file system a bucket has `create`, which writes an object only
+if none is there, as the server decides.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 OUTAGE_SECONDS = 120.0
-"""How long a bucket may be away before the work stops."""
+"""Seconds for which a bucket may be away before the work stops."""
 FIRST_SECONDS = 5.0
-"""How long it may be away if it never answered: its address may be wrong."""
-AT_ONCE, TRANSFERS = 16, 2
-"""Requests at a time where there are many; files at a time, whose parts lie in memory."""
-TRIES = 5
-"""Times that one thing may fail although the bucket answers, each after a while."""
+"""Seconds for which a bucket may be away that never answered: its address may be wrong."""
+PARALLEL_REQUESTS, PARALLEL_TRANSFERS = 16, 2
+"""Requests at a time, and files at a time, whose parts lie in memory."""
+MAX_TRIES = 5
+"""Times that one call may fail for `OUTAGE_SECONDS` although the bucket answers."""
 CLOCK_SECONDS = 600.0
-"""How long the server's time is carried on by this machine's clock."""
+"""Seconds for which the server's time is carried on by this machine's clock."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "config_kwargs": {
@@ -49,7 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Bucket:
-    """Objects by names below an address."""
+    """Objects of a bucket, by their names below an address."""
 
     def __init__(self, uri: str) -> None:
         self._protocol, _, self._root = uri.partition("://")
@@ -67,11 +67,11 @@ class Bucket:
                 f"{uri} needs a package that is not installed: {error}{hint}"
             ) from error
         self.answered = False
-        """Whether it ever did, to this process or to whoever gave it the address."""
+        """True if the bucket ever answered, to this process or the one that gave the address."""
         self._clock: tuple[float, float] | None = None
 
     def read(self, name: str) -> bytes | None:
-        """An object, None if there is none."""
+        """Return an object; None if there is none."""
 
         def act() -> bytes | None:
             with suppress(FileNotFoundError):
@@ -82,19 +82,19 @@ class Bucket:
         return found
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Those of many objects that are there."""
+        """Return the objects of these names that are there."""
         names = list(names)
         found: Iterable[bytes | None] = self._each(self.read, names)
         return {name: data for name, data in zip(names, found, strict=True) if data is not None}
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object whole."""
+        """Write an object in one step."""
         self._retry_while_unavailable(lambda: self._fs.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object unless one is there; whether it is this one now.
+        """Write an object unless one is there; return True if it is this one now.
 
-        The data must be told from anybody else's, since the answer to an attempt may get lost.
+        The data must differ from anybody else's, since the answer to an attempt may get lost.
         """
 
         def act() -> bool:
@@ -113,16 +113,16 @@ class Bucket:
 
     @property
     def checks_before_it_writes(self) -> bool:
-        """Whether `create` is two steps of this process, with room for others between them.
+        """True if `create` looks and writes in two steps, between which others may write.
 
-        So does fsspec for file systems that do not say how their servers do it; what is in memory
-        no other process sees at all.
+        That is fsspec's fallback for file systems without a conditional write. Objects in memory no
+        other process sees at all.
         """
         creates = getattr(self._fs.pipe_file, "__func__", None)
         return self._protocol == "memory" or creates is fsspec.AbstractFileSystem.pipe_file
 
     def delete(self, *names: str) -> None:
-        """Remove objects; what is not there may be named."""
+        """Delete objects; names of which there is none are allowed."""
 
         def one(name: str) -> None:
             with suppress(FileNotFoundError):
@@ -131,11 +131,11 @@ class Bucket:
         self._each(lambda name: self._retry_while_unavailable(lambda: one(name)), names)
 
     def list(self, folder: str, prefix: str = "") -> dict[str, float]:
-        """Objects below a folder by the rest of their names, with the server's time of writing.
+        """Return the server's times of writing in a folder, by the rest of the objects' names.
 
         Args:
-            folder: Where.
-            prefix: How those rests begin.
+            folder: Name of the folder.
+            prefix: Beginning of the rests of the names.
         """
         asked = {"prefix": prefix} if prefix and self._protocol in ("s3", "gs", "gcs") else {}
 
@@ -160,25 +160,25 @@ class Bucket:
                 lambda: self._fs.put_file(str(files[name]), self._path(name))
             ),
             files,
-            TRANSFERS,
+            PARALLEL_TRANSFERS,
         )
 
     def download(self, files: dict[str, Path]) -> None:
         """Write objects of these names into files.
 
         Raises:
-            FileNotFoundError: one is not there.
+            FileNotFoundError: If an object is not there.
         """
         self._each(
             lambda name: self._retry_while_unavailable(
                 lambda: self._fs.get_file(self._path(name), str(files[name]))
             ),
             files,
-            TRANSFERS,
+            PARALLEL_TRANSFERS,
         )
 
     def now(self) -> float:
-        """The server's time, in seconds since the epoch; asked for now and then."""
+        """Return the server's time in seconds since the epoch, asked for every `CLOCK_SECONDS`."""
         if self._clock is None or _elapsed() - self._clock[1] > CLOCK_SECONDS:
             name = uuid.uuid4().hex
             self.write(f".clock/{name}", b"")
@@ -191,7 +191,7 @@ class Bucket:
         return f"{self._root}/{name}"
 
     def _each(
-        self, act: Callable[[str], Any], names: Iterable[str], at_once: int = AT_ONCE
+        self, act: Callable[[str], Any], names: Iterable[str], at_once: int = PARALLEL_REQUESTS
     ) -> Sequence[Any]:
         names = list(names)
         if len(names) < 2:
@@ -200,7 +200,7 @@ class Bucket:
             return list(threads.map(act, names))
 
     def _answers(self) -> bool:
-        """Whether the bucket is there at this moment."""
+        """Return True if the bucket answers right now."""
         try:
             self._fs.info(self._path(".igdit-store"))
         except FileNotFoundError:
@@ -210,14 +210,18 @@ class Bucket:
         return True
 
     def _retry_while_unavailable(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Do something; while the bucket is away, try again for a while."""
+        """Return what `act` returns; while the bucket is away, call it again for a while.
+
+        Raises:
+            ArtifactError: If the bucket stays away, or its credentials are refused.
+        """
         away: float | None = None
         tries = 0
         while True:
             try:
                 done = act()
             except (FileNotFoundError, ValueError, TypeError, AttributeError, ArtifactError):
-                raise  # an answer, or a mistake of ours
+                raise  # an answer of the bucket, or a programming error
             except PermissionError as error:
                 raise ArtifactError(
                     f"the bucket {self.uri} may not be used: {_said(error)}. Its credentials come "
@@ -227,11 +231,11 @@ class Bucket:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 away = away or time.monotonic()
-                patience = OUTAGE_SECONDS if self.answered else FIRST_SECONDS
-                hopeless = "Credentials" in type(error).__name__
-                if hopeless or time.monotonic() - away > patience:
+                limit = OUTAGE_SECONDS if self.answered else FIRST_SECONDS
+                no_credentials = "Credentials" in type(error).__name__
+                if no_credentials or time.monotonic() - away > limit:
                     # A long transfer may have failed twice while the bucket was there all along.
-                    if hopeless or (tries := tries + 1) >= TRIES or not self._answers():
+                    if no_credentials or (tries := tries + 1) >= MAX_TRIES or not self._answers():
                         raise ArtifactError(
                             f"the bucket {self.uri} cannot be used: {_said(error)}"
                         ) from error
@@ -243,12 +247,12 @@ class Bucket:
 
 
 def _elapsed() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
+    """Return the seconds on a clock that goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """When an object was written, by whatever name its file system has for that."""
+    """Return when an object was written, by the name that its file system has for that."""
     for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
         value = info.get(name)
         if isinstance(value, str):
@@ -266,30 +270,30 @@ def _said(error: BaseException) -> str:
 
 
 FOLDER = ".events"
-DAYS = 7
-"""So many days back the last events are looked for."""
+EVENT_DAYS = 7
+"""Days back for which the last events are looked for."""
 
 
 class EventLog:
-    """Events in a bucket."""
+    """Event log in a bucket."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
     def append(self, record: dict[str, Any]) -> None:
-        """Enter an event that happens now."""
+        """Append an event that happens now."""
         now = time.time()
         name = f"{FOLDER}/{_day(now)}/{now:017.6f}-{uuid.uuid4().hex[:8]}.json"
         self._bucket.write(name, json.dumps({"time": round(now, 3), **record}).encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """All events, oldest first."""
+        """Return all events, oldest first."""
         return self._read(f"{FOLDER}/{name}" for name in self._bucket.list(FOLDER))
 
     def last(self, count: int) -> list[dict[str, Any]]:
-        """The last so many events of the last days, oldest first."""
+        """Return the last `count` events of the last days, oldest first."""
         names: list[str] = []
-        for back in range(DAYS):
+        for back in range(EVENT_DAYS):
             folder = f"{FOLDER}/{_day(time.time() - 86400 * back)}"
             names = [f"{folder}/{name}" for name in self._bucket.list(folder)] + names
             if len(names) >= count:

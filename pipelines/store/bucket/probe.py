@@ -1,4 +1,4 @@
-"""Whether a bucket can hold a store: of many who create one object at once, exactly one may."""
+"""Probe of a bucket: it can hold a store if of many concurrent creations exactly one succeeds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WRITERS, ROUNDS = 8, 4
 
 
 def require_atomic_create(bucket: Bucket) -> None:
-    """Try whether the server decides who creates an object.
+    """Check that the server decides who creates an object.
 
-    Everything that a store promises to those who share it rests on that. A sequence of writes does
-    not show it: whoever looks first and then writes does well as long as it is alone.
+    Every guarantee of a shared store rests on that. Only concurrent writes show it: a server that
+    looks first and then writes does well with one writer.
 
     Raises:
-        ValueError: the server does not; runs could overwrite each other's results.
-        ArtifactError: the bucket cannot be used.
+        ValueError: If the server does not: runs could overwrite each other's results.
+        ArtifactError: If the bucket cannot be used.
     """
     if bucket.checks_before_it_writes:
         raise ValueError(
@@ -46,7 +46,7 @@ def require_atomic_create(bucket: Bucket) -> None:
 
 
 def _race(bucket: Bucket, name: str) -> int:
-    """How many of so many writers create an object; each has a connection of its own meanwhile."""
+    """Return how many of `WRITERS` concurrent writers created an object."""
     start = threading.Barrier(WRITERS)
 
     def create(number: int) -> bool:

@@ -1,8 +1,8 @@
-"""How an artifact becomes visible in a bucket, and how what the dead left goes away.
+"""Publication of artifacts in a bucket, and the sweep of what dead builders left.
 
     manifests/KIND/KEY.json       an artifact: it exists once this object does
     files/KIND/KEY/ATTEMPT/       its files, where its manifest says
-    .fences/KIND.KEY.ATTEMPT      who had the last word on an attempt: its builder, or a sweeper
+    .fences/KIND.KEY.ATTEMPT      who decided on an attempt: its builder, or a sweep
 
 A builder that slept for longer than its lease (a laptop's lid, a suspended job) looks dead, and a
 sweeper removes its files. It must not wake up and publish a manifest of files that are gone: before
@@ -29,7 +29,7 @@ DEAD = b"dead "
 
 
 class Publication:
-    """Artifacts of a bucket by their attempts."""
+    """Artifacts of a bucket by attempt."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -40,7 +40,8 @@ class Publication:
         """Upload files, then publish the manifest.
 
         Returns:
-            The attempt that is published; None: somebody was first, and what was uploaded is gone.
+            The attempt that is published; None if the key was published already: then the upload is
+            deleted.
         """
         while True:
             prefix = files_name(ref, attempt)
@@ -64,14 +65,14 @@ class Publication:
             return attempt if first else None
 
     def is_published(self, ref: Ref, attempt: str) -> bool:
-        """Whether it is this attempt that is published."""
+        """Return True if this attempt is the published one."""
         text = self._bucket.read(manifest_name(ref))
         return text is not None and attempt_of(text) == attempt
 
     def sweep(self, ref: Ref, attempt: str) -> None:
-        """Remove what a builder left that seems to be dead, unless it did publish, or does now.
+        """Delete the files of a builder that seems dead, unless it has published, or does now.
 
-        The fence stays: should the builder live, it finds that its files are gone.
+        The fence stays: if the builder lives, it finds there that its files are gone.
         """
         check_name(attempt)
         fence = f".fences/{attempt_name(ref, attempt)}"
@@ -85,29 +86,29 @@ class Publication:
         self.delete_files(ref, attempt)
 
     def delete_files(self, ref: Ref, attempt: str) -> None:
-        """Remove the files of an attempt."""
+        """Delete the files of an attempt."""
         check_name(attempt)
         prefix = files_name(ref, attempt)
         self._bucket.delete(*(f"{prefix}/{name}" for name in self._bucket.list(prefix)))
 
 
 def manifest_name(ref: Ref) -> str:
-    """Object of a manifest."""
+    """Return the name of the object of a manifest."""
     return f"manifests/{ref}.json"
 
 
 def files_name(ref: Ref, attempt: str) -> str:
-    """What the names of an attempt's files begin with."""
+    """Return the beginning of the names of an attempt's files."""
     return f"files/{ref}/{attempt}"
 
 
 def attempt_name(ref: Ref, attempt: str) -> str:
-    """Name an attempt by one word, as its fence and its copy on a machine are called."""
+    """Return the name of an attempt's fence and of its copy on a machine."""
     return f"{ref.kind}.{ref.key}.{attempt}"
 
 
 def attempt_of(manifest: bytes) -> str | None:
-    """The attempt that a manifest names; None: it cannot be read."""
+    """Return the attempt that a manifest names; None if it cannot be read."""
     try:
         attempt = json.loads(manifest)["attempt"]
         check_name(attempt)

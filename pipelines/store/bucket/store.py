@@ -1,7 +1,7 @@
-"""A store in a bucket: S3, or another object store that fsspec reaches.
+"""Store in a bucket: S3, or another object store that fsspec reaches.
 
     manifests/ files/ .fences/        artifacts, see `pipelines.store.bucket.publication`
-    .corrupt/KIND.KEY.ATTEMPT.json    manifests that were set aside
+    .corrupt/KIND.KEY.ATTEMPT.json    manifests of damaged artifacts in quarantine
     .runs/ .drivers/                  as in a folder
     .events/DAY/TIME-ID.json          what was built and when
     .locks/                           see `pipelines.store.bucket.leases`; those of .staging/ say
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 MARK = ".igdit-store"
 PROBED = b"atomic\n"
-"""How the mark ends once it was tried that the server writes an object only if there is none."""
+"""End of the mark once the probe showed that the server creates objects atomically."""
 REMEMBERED_SECONDS = 30.0
-"""How long a manifest is not asked for again: it never changes while it is there."""
+"""Seconds for which a manifest is not read again: it never changes while it is there."""
 
 
 class BucketStore(Store):
-    """A bucket of artifacts."""
+    """Store in a bucket."""
 
     poll_seconds = 2.0
 
@@ -124,7 +124,7 @@ class BucketStore(Store):
         return self.cache.keeping()
 
     def _delete_copy(self, path: Path, seen: tuple[int, int]) -> None:
-        """Remove this machine's copy, which may be what is damaged, unless it was replaced."""
+        """Delete this machine's copy, which may be what is damaged, unless it was replaced."""
         self.cache.delete(path.name, unless=lambda: _state(path) != seen)
 
     def _fetch(self, artifact: Artifact) -> bool:
@@ -273,7 +273,7 @@ class BucketStore(Store):
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """What tells a folder from another one at its place; None: there is none."""
+    """Return what tells a folder from another one at its place; None if there is none."""
     try:
         state = path.stat()
     except FileNotFoundError:
