@@ -1,7 +1,7 @@
-"""The program `igdit`, also as `python -m pipelines`.
+"""The program `igdit`, also started by `python -m pipelines`.
 
-A command is imported when it is called, not with this module: without the libraries of the extra
-`run` the program says which one is missing.
+A command is imported when it is called, not with this module: if a library of the extra `run` is
+missing, the program names it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import difflib
 import logging
 import signal
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 from experiments import EXPERIMENTS
 from experiments.tables import TABLES
 from ig_core.files.extras import MissingLibraryError, extra
-from pipelines.commands.help import HELP, asks_for_help, program_version
+from pipelines.commands.parse import HELP, asks_for_help
 from pipelines.common.errors import PipelineError, UsageError
 from pipelines.common.memory import explanation, ran_out_of_memory
 from pipelines.common.redaction import RedactingFormatter, load_secrets, print_redacted, redact
@@ -72,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code; 1 if libraries of the extra `run` are missing, or if nobody reads on
-        (`igdit run --help | head`).
+        The exit code; 1 if libraries of the extra `run` are missing, or if the reader of the
+        output ended (`igdit run --help | head`).
     """
     try:
         with extra("run"):
@@ -100,7 +101,7 @@ COMMANDS = (
 
 
 def _command(name: str) -> Callable[[list[str]], int]:  # noqa: C901 - one line a command
-    """Import a command, and no other: `igdit status` does not wait for what a study needs."""
+    """Import a command, and no other: `igdit status` does not wait for a study's libraries."""
     match name:
         case "run":
             from pipelines.commands.run import run_command as command
@@ -113,19 +114,19 @@ def _command(name: str) -> Callable[[list[str]], int]:  # noqa: C901 - one line 
         case "report":
             from pipelines.commands.report import report_command as command
         case "status":
-            from pipelines.commands.store import status_command as command
+            from pipelines.commands.status import status_command as command
         case "evaluate":
             from pipelines.commands.evaluate import evaluate_command as command
         case "export":
             from pipelines.commands.report import export_command as command
         case "inspect":
-            from pipelines.commands.store import inspect_command as command
+            from pipelines.commands.inspect import inspect_command as command
         case "store":
             from pipelines.commands.store import store_command as command
         case "ui":
-            from pipelines.commands.store import ui_command as command
+            from pipelines.commands.track import ui_command as command
         case "track":
-            from pipelines.commands.rebuild import track_command as command
+            from pipelines.commands.track import track_command as command
         case "submit":
             from pipelines.commands.submit import submit_command as command
         case _:
@@ -150,13 +151,14 @@ def _main(arguments: list[str] | None) -> int:
         log(make_console(), USAGE)
         return 0
     if arguments[0] in ("-V", "--version"):
-        log(make_console(), program_version())
+        log(make_console(), _version())
         return 0
     name, *rest = arguments
     try:
         with extra("run"):
             command = _command(name)
-        if name != "submit" and not set(HELP) & set(rest):  # its secrets are those of the nodes
+        # A submitted job reads the secrets of its node, not those of this machine.
+        if name != "submit" and not set(HELP) & set(rest):
             load_secrets()
         with extra("run"):
             return command(rest)
@@ -172,8 +174,16 @@ def _main(arguments: list[str] | None) -> int:
         return 130
 
 
+def _version() -> str:
+    """Return the program's name and the version of the installed package."""
+    try:
+        return f"igdit {version('igdit')}"
+    except PackageNotFoundError:
+        return "igdit, not installed: run from its folder"
+
+
 def _explain(error: Exception) -> int | None:
-    """Print an error in one line; returns the exit code, None for an error of the program."""
+    """Print an error in one line; returns the exit code, None if the error is a bug."""
     if isinstance(error, ValueError | OSError | PipelineError | MissingLibraryError):
         said = explain(error) if isinstance(error, OSError) else error
         _log_error(redact(said))
@@ -195,7 +205,7 @@ def _log_error(text: str) -> None:
 
 
 def _redact_output() -> None:
-    """Redact log records and tracebacks, which others see as well: in a job's log, in a mail."""
+    """Redact log records and tracebacks, which others may read in a job's log or in a mail."""
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -203,7 +213,7 @@ def _redact_output() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """End a run on SIGTERM as on Ctrl-C: workers are stopped, published artifacts stay."""
+    """Handle SIGTERM as Ctrl-C: workers are stopped, published artifacts stay."""
     raise KeyboardInterrupt
 
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 """Package -> what any of its modules may import (besides the standard library)."""
 
-COMMANDS = ("evaluate", "parse", "report", "run", "store", "study", "submit", "table", "rebuild")
+COMMANDS = ("evaluate", "parse", "run", "study", "submit")
 ONLY_IN = {
     "ray": {
         "pipelines/execution/ray_tasks.py",

@@ -1,4 +1,4 @@
-"""`igdit evaluate`: evaluate images of any program in the same way as own samples."""
+"""`igdit evaluate`: compute FID and other metrics of images from any program."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import tyro
 
 from experiments import EvaluationConfig, Experiment, Resources, get_experiment
 from experiments.protocols import get_protocol, protocol_name
-from pipelines.commands.help import asks_for_help
-from pipelines.commands.parse import parse_options
+from pipelines.commands.parse import asks_for_help, parse_options
 from pipelines.common.errors import UsageError
 from pipelines.console.console import log, make_console
 from pipelines.console.progress import ProgressDisplay
@@ -41,229 +40,6 @@ if TYPE_CHECKING:
     from pipelines.execution.runner import Runner
     from pipelines.graph.node import Node
     from pipelines.store.base import Store
-
-
-def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: Console) -> int:
-    """Evaluate images, keep the results in the store and print them; returns the exit code.
-
-    Raises:
-        ValueError: the images cannot be evaluated; raised before any work.
-    """
-    from ig_core.images.folders import count_images
-
-    if not path.exists():
-        raise ValueError(
-            f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
-            f"but {path} does not exist"
-        )
-    home.prepare()
-    count = count_images(path)
-    wanted = _experiment(options, count, _side(path))
-    _check_weights(wanted.evaluation)
-    experiment = resolve(wanted)
-    evaluation = experiment.evaluation
-    if count < evaluation.num_samples:
-        raise ValueError(
-            f"images must be at least {evaluation.num_samples:,}, but {path} has "
-            f"{count:,}: name a smaller --num-samples without --protocol"
-        )
-    if count > evaluation.num_samples and not options.in_order:
-        raise ValueError(
-            f"images must be {evaluation.num_samples:,}, but {path} has {count:,}: the first ones "
-            f"are a fair sample only if any run of them is, which --in-order says"
-        )
-    _check_shape(path, evaluation, options.protocol)
-    _check_statistics(evaluation)
-    store, graph = home.store, Graph(experiment)
-    digest = path_digest(path)
-    evaluate = graph.evaluation_of(digest, in_order=options.in_order)
-    with in_use(store):
-        record = Record(
-            kind="evaluation",
-            name=path.stem,
-            key=evaluate.key,
-            experiment=experiment,
-            images=digest,
-            in_order=options.in_order,
-        )
-        remember(store, record)
-        _keep(path, evaluation.num_samples, graph, evaluate, store, console)
-        _build(experiment, graph, evaluate, home, console)
-        folder = store.open(evaluate.ref).path
-        kept = _keep_metrics(folder / METRICS_FILE, path, evaluate, home)
-    print_metrics(kept, options.protocol or protocol_name(evaluation), console)
-    return 0
-
-
-def _check_weights(evaluation: EvaluationConfig) -> None:
-    """Read the weights of an extractor before any work; missing ones are reported later."""
-    from ig_core.files.tensors import read_weights
-
-    given = evaluation.extractor_weights
-    if given is not None and Path(given).expanduser().is_file():
-        read_weights(Path(given).expanduser())
-
-
-def _check_statistics(evaluation: EvaluationConfig) -> None:
-    """Read the reference statistics now, so that a wrong file fails before hours of work."""
-    from ig_core.files.npz import has_arrays
-    from ig_core.metrics.extractors import FEATURE_LAYERS
-    from ig_core.metrics.reference import read_reference
-
-    if evaluation.reference_sha256 is None or Path(str(evaluation.reference)).is_dir():
-        return
-    path = Path(str(evaluation.reference))
-    if has_arrays(path, {"mu", "sigma"}):
-        read_reference(path, int(FEATURE_LAYERS[evaluation.extractor][0]))
-
-
-def _keep_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:
-    """Copy the metrics out of the store, to where people look for them."""
-    target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(target, metrics.read_text(encoding="utf-8"))
-    return target
-
-
-def _side(path: Path) -> int:
-    """Side of the images in pixels; of those that are not square the shorter one.
-
-    Raises:
-        ValueError: the first of them cannot be read.
-    """
-    from ig_core.images.folders import read_image_batches
-
-    return int(min(next(read_image_batches(path, 1)).shape[2:]))
-
-
-def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
-    """Make an experiment of which only the evaluation matters."""
-    reference = None if options.reference is None else str(options.reference)
-    weights = None if options.weights is None else str(options.weights)
-    changes: dict[str, Any] = {"groups": options.groups, "reference_resolution": side}
-    if options.protocol is None:
-        if options.extractor != "digits-cnn" and reference is None:
-            raise ValueError(f"extractor {options.extractor} needs a --reference, but got None")
-        evaluation = EvaluationConfig()
-        wanted = count if options.num_samples is None else options.num_samples
-        changes |= {
-            "extractor": options.extractor,
-            "extractor_weights": weights,
-            "reference": reference,
-            "num_samples": wanted,
-            "curve_samples": wanted,
-            "isc_splits": min(10, max(1, wanted // 20)),
-        }
-    else:
-        evaluation = get_protocol(options.protocol, weights, reference)
-        if options.num_samples not in (None, evaluation.num_samples):
-            raise ValueError(
-                f"protocol {options.protocol} has {evaluation.num_samples:,} samples, "
-                f"but got num_samples {options.num_samples}"
-            )
-        changes["labels"] = "balanced"  # of images made elsewhere labels are not looked at
-    base = get_experiment("digits")
-    return dataclasses.replace(
-        base,
-        name="evaluate",
-        resources=options.resources,
-        evaluation=dataclasses.replace(evaluation, **changes),
-    )
-
-
-def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None) -> None:
-    """Compare the shape of the first images with what the extractor and the protocol take."""
-    from ig_core.images.folders import read_image_batches
-
-    expected = {"digits-cnn": (1, 8, 8)}.get(evaluation.extractor)
-    expected = {"adm-imagenet256": (3, 256, 256)}.get(protocol or "", expected)
-    # Those that are cropped come out as they must be.
-    given = None if evaluation.reference_content else evaluation.reference
-    if given is None and evaluation.reference is not None:
-        height, width = next(read_image_batches(path, 1)).shape[2:]
-        if height != width:
-            raise ValueError(
-                f"images must be square where those of a reference are cropped, but "
-                f"those of {path} are {height} x {width}"
-            )
-    for name, where in (("images", path), ("reference images", given)):
-        if where is None or expected is None or (where != path and not _has_images(Path(where))):
-            continue
-        first: Tensor = next(read_image_batches(Path(where), 1))
-        if tuple(first.shape[1:]) != expected:
-            what = protocol or evaluation.extractor
-            raise ValueError(
-                f"{name} must be {expected} (channels, height, width) for {what}, but "
-                f"those of {where} are {tuple(first.shape[1:])}"
-            )
-
-
-def _has_images(path: Path) -> bool:
-    from ig_core.files.npz import has_arrays
-
-    return path.is_dir() or has_arrays(path, {"arr_0"})
-
-
-def _keep(
-    path: Path, count: int, graph: Graph, evaluate: Node, store: Store, console: Console
-) -> None:
-    """Copy images into the store in shards; shards in the store are not read again."""
-    from ig_core.images.sets import write_images
-    from pipelines.stages.context import describe, write_experiment
-
-    nodes = list(evaluate.inputs["sample"].inputs.values())
-    if all(store.find(node.ref) for node in nodes):
-        return
-    log(console, f"reading   {count:,} images of {path}")
-
-    def publish(node: Node, images: ImageSet) -> None:
-        if store.find(node.ref) is None:
-            with store.publish(node.ref, describe(node)) as directory:
-                write_experiment(graph.experiment, directory)
-                write_images(directory / IMAGES_FILE, images)
-
-    # The last shard waits until all is read: its absence says that the rest was not checked.
-    last = None
-    size = graph.experiment.evaluation.shard_size
-    for pair in zip(nodes, _shards(path, size, count), strict=True):
-        if last is not None:
-            publish(*last)
-        last = pair
-    if last is not None:
-        publish(*last)
-
-
-def _shards(path: Path, size: int, count: int) -> Iterator[ImageSet]:
-    import torch
-
-    from ig_core.images.folders import read_image_batches
-    from ig_core.images.sets import ImageSet
-
-    start = 0
-    for batch in read_image_batches(path, size):
-        images = batch[: max(count - start, 0)]
-        if len(images):
-            index = torch.arange(start, start + len(images))
-            # Labels of images made elsewhere are not known and not needed.
-            yield ImageSet(index, torch.zeros_like(index), images)
-        start += len(batch)  # reading goes on to the end, where checksums are compared
-
-
-def _build(
-    experiment: Experiment, graph: Graph, evaluate: Node, home: Home, console: Console
-) -> None:
-    session = RunnerSession(WORK, experiment.resources, home.scratch, 1)
-    try:
-        with ProgressDisplay(console, home.store, graph, lambda: None) as display:
-            display.expect(make_plan(home.store, [evaluate]).missing)
-
-            def start_runner() -> Runner:
-                display.log(f"start     {describe_runner(experiment.resources)}")
-                return session.runner()
-
-            Pipeline(home.store, experiment, start_runner, display).run([evaluate])
-    finally:
-        session.close()
 
 
 @dataclass(frozen=True)
@@ -309,7 +85,244 @@ def evaluate_command(arguments: list[str]) -> int:
             ".npz shards"
         )
     path, *rest = arguments
-    one = replace(EvaluateOptions().resources, num_workers=1)
-    default = EvaluateCommand(EvaluateOptions(resources=one))
+    one_worker = replace(EvaluateOptions().resources, num_workers=1)
+    default = EvaluateCommand(EvaluateOptions(resources=one_worker))
     command = parse_options(EvaluateCommand, rest, f"igdit evaluate {path}", default)
     return evaluate_images(Path(path), command.options, Home.default(), make_console())
+
+
+def evaluate_images(path: Path, options: EvaluateOptions, home: Home, console: Console) -> int:
+    """Evaluate images, keep the results in the store and print them; returns the exit code.
+
+    Raises:
+        ValueError: If the images cannot be evaluated; raised before any work.
+    """
+    from ig_core.images.folders import count_images
+
+    if not path.exists():
+        raise ValueError(
+            f"images must be a folder (of PNG files or .npz shards) or an .npz file, "
+            f"but {path} does not exist"
+        )
+    home.prepare()
+    count = count_images(path)
+    unresolved = _experiment(options, count, _side(path))
+    _check_weights(unresolved.evaluation)
+    experiment = resolve(unresolved)
+    evaluation = experiment.evaluation
+    if count < evaluation.num_samples:
+        raise ValueError(
+            f"images must be at least {evaluation.num_samples:,}, but {path} has "
+            f"{count:,}: name a smaller --num-samples without --protocol"
+        )
+    if count > evaluation.num_samples and not options.in_order:
+        raise ValueError(
+            f"images must be {evaluation.num_samples:,}, but {path} has {count:,}: the first ones "
+            f"are a fair sample only if any run of them is, which --in-order says"
+        )
+    _check_shape(path, evaluation, options.protocol)
+    _check_statistics(evaluation)
+    store, graph = home.store, Graph(experiment)
+    digest = path_digest(path)
+    evaluate = graph.evaluation_of(digest, in_order=options.in_order)
+    with in_use(store):
+        record = Record(
+            kind="evaluation",
+            name=path.stem,
+            key=evaluate.key,
+            experiment=experiment,
+            images=digest,
+            in_order=options.in_order,
+        )
+        remember(store, record)
+        _publish_images(path, evaluation.num_samples, graph, evaluate, store, console)
+        _build(experiment, graph, evaluate, home, console)
+        folder = store.open(evaluate.ref).path
+        metrics = _copy_metrics(folder / METRICS_FILE, path, evaluate, home)
+    print_metrics(metrics, options.protocol or protocol_name(evaluation), console)
+    return 0
+
+
+def _check_weights(evaluation: EvaluationConfig) -> None:
+    """Read an extractor's weights before any work; `resolve` reports a missing file.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    from ig_core.files.tensors import read_weights
+
+    weights = evaluation.extractor_weights
+    if weights is not None and Path(weights).expanduser().is_file():
+        read_weights(Path(weights).expanduser())
+
+
+def _check_statistics(evaluation: EvaluationConfig) -> None:
+    """Read the reference statistics before any work.
+
+    Raises:
+        ValueError: If the file cannot be read, or is of another extractor.
+    """
+    from ig_core.files.npz import has_arrays
+    from ig_core.metrics.extractors import FEATURE_LAYERS
+    from ig_core.metrics.reference import read_reference
+
+    if evaluation.reference_sha256 is None or Path(str(evaluation.reference)).is_dir():
+        return
+    path = Path(str(evaluation.reference))
+    if has_arrays(path, {"mu", "sigma"}):
+        read_reference(path, int(FEATURE_LAYERS[evaluation.extractor][0]))
+
+
+def _copy_metrics(metrics: Path, images: Path, evaluate: Node, home: Home) -> Path:
+    """Copy the metrics into the folder of reports; returns the copy."""
+    target = home.report / "evaluations" / f"{images.stem}-{evaluate.key[:8]}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(target, metrics.read_text(encoding="utf-8"))
+    return target
+
+
+def _side(path: Path) -> int:
+    """Return the shorter side of the first image, in pixels.
+
+    Raises:
+        ValueError: If the image cannot be read.
+    """
+    from ig_core.images.folders import read_image_batches
+
+    return int(min(next(read_image_batches(path, 1)).shape[2:]))
+
+
+def _experiment(options: EvaluateOptions, count: int, side: int) -> Experiment:
+    """Return an experiment of which only the evaluation is used."""
+    reference = None if options.reference is None else str(options.reference)
+    weights = None if options.weights is None else str(options.weights)
+    changes: dict[str, Any] = {"groups": options.groups, "reference_resolution": side}
+    if options.protocol is None:
+        if options.extractor != "digits-cnn" and reference is None:
+            raise ValueError(f"extractor {options.extractor} needs a --reference, but got None")
+        evaluation = EvaluationConfig()
+        num_samples = count if options.num_samples is None else options.num_samples
+        changes |= {
+            "extractor": options.extractor,
+            "extractor_weights": weights,
+            "reference": reference,
+            "num_samples": num_samples,
+            "curve_samples": num_samples,
+            "isc_splits": min(10, max(1, num_samples // 20)),
+        }
+    else:
+        evaluation = get_protocol(options.protocol, weights, reference)
+        if options.num_samples not in (None, evaluation.num_samples):
+            raise ValueError(
+                f"protocol {options.protocol} has {evaluation.num_samples:,} samples, "
+                f"but got num_samples {options.num_samples}"
+            )
+        changes["labels"] = "balanced"  # labels of other programs' images are not read
+    base = get_experiment("digits")
+    return dataclasses.replace(
+        base,
+        name="evaluate",
+        resources=options.resources,
+        evaluation=dataclasses.replace(evaluation, **changes),
+    )
+
+
+def _check_shape(path: Path, evaluation: EvaluationConfig, protocol: str | None) -> None:
+    """Check the shape of the first images against the extractor and the protocol.
+
+    Raises:
+        ValueError: If the extractor or the protocol does not take images of this shape.
+    """
+    from ig_core.images.folders import read_image_batches
+
+    expected = {"digits-cnn": (1, 8, 8)}.get(evaluation.extractor)
+    expected = {"adm-imagenet256": (3, 256, 256)}.get(protocol or "", expected)
+    # Reference images that are cropped have the right size afterwards.
+    reference = None if evaluation.reference_content else evaluation.reference
+    if reference is None and evaluation.reference is not None:
+        height, width = next(read_image_batches(path, 1)).shape[2:]
+        if height != width:
+            raise ValueError(
+                f"images must be square if the reference images are cropped, but "
+                f"those of {path} are {height} x {width}"
+            )
+    for name, source in (("images", path), ("reference images", reference)):
+        if source is None or expected is None or (source != path and not _has_images(Path(source))):
+            continue
+        first: Tensor = next(read_image_batches(Path(source), 1))
+        if tuple(first.shape[1:]) != expected:
+            raise ValueError(
+                f"{name} must be {expected} (channels, height, width) for "
+                f"{protocol or evaluation.extractor}, but those of {source} are "
+                f"{tuple(first.shape[1:])}"
+            )
+
+
+def _has_images(path: Path) -> bool:
+    """Return whether a path holds images, not statistics."""
+    from ig_core.files.npz import has_arrays
+
+    return path.is_dir() or has_arrays(path, {"arr_0"})
+
+
+def _publish_images(
+    path: Path, count: int, graph: Graph, evaluate: Node, store: Store, console: Console
+) -> None:
+    """Publish images in shards; if all shards are in the store, the images are not read."""
+    from ig_core.images.sets import write_images
+    from pipelines.stages.context import describe, write_experiment
+
+    nodes = list(evaluate.inputs["sample"].inputs.values())
+    if all(store.find(node.ref) for node in nodes):
+        return
+    log(console, f"reading   {count:,} images of {path}")
+
+    def publish(node: Node, images: ImageSet) -> None:
+        if store.find(node.ref) is None:
+            with store.publish(node.ref, describe(node)) as directory:
+                write_experiment(graph.experiment, directory)
+                write_images(directory / IMAGES_FILE, images)
+
+    # The last shard is published when all images are read: without it the source is not checked.
+    last = None
+    size = graph.experiment.evaluation.shard_size
+    for pair in zip(nodes, _shards(path, size, count), strict=True):
+        if last is not None:
+            publish(*last)
+        last = pair
+    if last is not None:
+        publish(*last)
+
+
+def _shards(path: Path, size: int, count: int) -> Iterator[ImageSet]:
+    """Yield the first `count` images in shards, and read the source to its end."""
+    import torch
+
+    from ig_core.images.folders import read_image_batches
+    from ig_core.images.sets import ImageSet
+
+    start = 0
+    for batch in read_image_batches(path, size):
+        images = batch[: max(count - start, 0)]
+        if len(images):
+            index = torch.arange(start, start + len(images))
+            # The labels are not known, and not needed.
+            yield ImageSet(index, torch.zeros_like(index), images)
+        start += len(batch)  # reading continues to the end, where checksums are compared
+
+
+def _build(
+    experiment: Experiment, graph: Graph, evaluate: Node, home: Home, console: Console
+) -> None:
+    session = RunnerSession(WORK, experiment.resources, home.scratch, 1)
+    try:
+        with ProgressDisplay(console, home.store, graph, lambda: None) as display:
+            display.expect(make_plan(home.store, [evaluate]).missing)
+
+            def start_runner() -> Runner:
+                display.log(f"start     {describe_runner(experiment.resources)}")
+                return session.runner()
+
+            Pipeline(home.store, experiment, start_runner, display).run([evaluate])
+    finally:
+        session.close()

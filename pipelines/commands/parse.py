@@ -1,4 +1,4 @@
-"""Options of a command, read into a dataclass by tyro."""
+"""The words after a command: options, read into a dataclass by tyro, and requests for help."""
 
 from __future__ import annotations
 
@@ -7,17 +7,29 @@ import re
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-import tyro
-
 from pipelines.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 T = TypeVar("T")
-NUMBER = re.compile(r"-[\d.]")
-"""Beginning of a word that is a negative number and no option."""
+HELP = ("-h", "--help")
+NEGATIVE_NUMBER = re.compile(r"-[\d.]")
+"""Beginning of a word that is a negative number, not an option."""
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Return whether the first word after a command asks for help."""
+    return bool(arguments) and arguments[0] in HELP
+
+
+def list_names(table: Mapping[str, Callable[..., object]]) -> str:
+    """List names, each with the first line of the docstring of the function that it names."""
+    return "\n".join(
+        f"  {name:<24}{(make.__doc__ or '').strip().splitlines()[0]}"
+        for name, make in table.items()
+    )
 
 
 def parse_options(kind: type[T], words: Sequence[str], program: str, default: T | None = None) -> T:
@@ -30,9 +42,11 @@ def parse_options(kind: type[T], words: Sequence[str], program: str, default: T 
         default: Values of the options that are not given; None: those of the dataclass.
 
     Raises:
-        UsageError: an option that takes values has none.
-        SystemExit: the words cannot be understood, or ask for help.
+        UsageError: If an option that takes values has none.
+        SystemExit: If the words cannot be parsed, or ask for help.
     """
+    import tyro
+
     _require_values(kind, words)
     if default is None:
         return tyro.cli(kind, args=list(words), prog=program)
@@ -40,21 +54,23 @@ def parse_options(kind: type[T], words: Sequence[str], program: str, default: T 
 
 
 def _require_values(kind: type[Any], words: Sequence[str]) -> None:
-    """Refuse an option of many values that is given none: tyro takes that for an empty list.
+    """Refuse an option of many values that has none: tyro would read it as an empty list.
 
     Raises:
-        UsageError: there is one.
+        UsageError: If there is such an option.
     """
     variadic = set(_variadic(kind))
     for word, following in zip_longest(words, words[1:]):
         if not word.startswith("--") or word[2:].replace("_", "-") not in variadic:
             continue
-        if following is None or (following.startswith("-") and not NUMBER.match(following)):
+        if following is None or (
+            following.startswith("-") and not NEGATIVE_NUMBER.match(following)
+        ):
             raise UsageError(f"{word} must be followed by at least one value, but got none")
 
 
 def _variadic(kind: type[Any], prefix: str = "") -> Iterator[str]:
-    """Names of the options of a dataclass that take any number of values."""
+    """Yield the options of a dataclass that take any number of values."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())
         plain = get_args(hint)[0] if marks else hint

@@ -1,4 +1,4 @@
-"""`igdit report`: find what is meant, and write its page."""
+"""`igdit report` and `igdit export`: write the page, or the samples, of a run or a study."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import EXPERIMENTS, get_experiment
-from pipelines.commands.help import asks_for_help, help_of
-from pipelines.commands.parse import parse_options
-from pipelines.commands.run import RunOptions, _options
+from pipelines.commands.parse import asks_for_help, parse_options
+from pipelines.commands.run import RunOptions, parse_experiment
 from pipelines.common.errors import UsageError
 from pipelines.console.console import log, make_console
 from pipelines.graph.garbage import in_use
@@ -31,161 +30,17 @@ if TYPE_CHECKING:
     from pipelines.store.base import Store
 
 
-def report_run(home: Home, experiment: Experiment) -> Path:
-    """Write the page of an experiment that was resolved, from what is in the store.
+REPORT_HELP = """\
+usage: igdit report [RUN]
+       igdit report NAME [options]
+       igdit report study NAME [--storage URL]
 
-    Raises:
-        ValueError: nothing of it is measured.
-        CorruptArtifactError: what it needs is damaged.
-    """
-    graph, store = Graph(experiment), home.store
-    if store.exists():
-        with in_use(store):
-            results = collect(store, graph)
-            if results.curve or results.final:
-                return write_run_page(
-                    results, home.run_folder(graph.experiment.name, graph.run_key)
-                )
-    raise ValueError(
-        f"nothing of experiment {experiment.name} {graph.run_key[:8]} is measured in "
-        f"{home.root} yet"
-    )
+Write the report of a run or a study as one self-contained HTML page, and print its path.
 
-
-def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> Experiment:
-    """The recorded run that is meant.
-
-    Args:
-        home: Where to look.
-        word: Its name or the first digits of its key; None: whichever was recorded last.
-        exact: The experiment of that name in the registry, which goes before others of the name.
-
-    Raises:
-        ValueError: there is none, or the digits fit several.
-    """
-    register = read_register(home.store)
-    runs = register.experiments
-    if exact is not None and Graph(exact).run_key in runs:
-        return exact
-    if word is not None and exact is None:
-        fitting = [key for key in runs if key.startswith(word)]
-        if len(fitting) == 1:
-            return runs[fitting[0]]
-        if len(fitting) > 1:
-            raise ValueError(f"{word!r} fits several runs: {', '.join(k[:12] for k in fitting)}")
-    named = [
-        (record, record.experiment)
-        for record in register.records
-        if record.run and record.experiment and word in (None, record.experiment.name)
-    ]
-    if named:
-        times = record_times(home.store)
-        # Newest last; what was run by itself after what was a part of a study.
-        return max(named, key=lambda n: (n[0].kind == "run", times.get(n[0].file, 0.0)))[1]
-    known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
-    raise ValueError(
-        f"a report needs a run that is recorded in {home.root} ({known}), a file "
-        f"ending in .json, or study NAME, but got {word!r}"
-    )
-
-
-def report_study(home: Home, name: str, storage: str | None = None) -> Path:
-    """Write the page of a study, from its storage and the store.
-
-    Raises:
-        ValueError: there is no such study, or its storage cannot be reached.
-    """
-    from pipelines.reports.study_page import write_study_page
-    from pipelines.study.findings import findings
-    from pipelines.study.storage import read_study
-
-    if storage is None and not home.has_studies:
-        raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
-    found = read_study(storage or home.study_storage, home.store, name)
-    folder = home.study_folder(name)
-    with in_use(home.store):
-        put_together = findings(found.study, found.trials, found.importances, home.store)
-        return write_study_page(put_together, home.store, folder)
-
-
-def export_samples(
-    home: Home, experiment: Experiment, target: Path, ig_scale: float | None, *, holdout: bool
-) -> int:
-    """Write the samples of the last checkpoint as an ADM .npz or as a folder of PNG files.
-
-    Args:
-        home: Whose results.
-        experiment: Whose samples; they must be in the store.
-        target: `NAME.npz` (arr_0 images, arr_1 labels), or a folder for `000000.png`, ...
-        ig_scale: Internal guidance scale; None: the experiment's own.
-        holdout: Take the samples on noise that had no part in choosing a guidance.
-
-    Returns:
-        How many images were written.
-
-    Raises:
-        ValueError: there are no such samples, or something is in the way.
-    """
-    from ig_core.images.folders import write_folder, write_npz
-    from ig_core.images.sets import read_images
-    from pipelines.store.file_names import IMAGES_FILE
-
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise ValueError(f"target must be new, but {target} exists")
-    store, graph = home.store, Graph(experiment)
-    with in_use(store):
-        guidance = None if ig_scale is None else experiment.guidance_at(ig_scale)
-        point = _point(store, graph, guidance, holdout=holdout)
-        rows, labels = _chosen(graph, point)
-
-        def batches() -> Iterator[Tensor]:
-            """Shard by shard, so that a set need not fit into memory."""
-            start = 0
-            for node in point.images:
-                images = read_images([store.open(node.ref).path / IMAGES_FILE]).image
-                mine = rows[(rows >= start) & (rows < start + len(images))] - start
-                yield images[mine]
-                start += len(images)
-
-        if target.suffix == ".npz":
-            write_npz(target, batches(), len(rows), labels)
-        else:
-            write_folder(target, batches())
-    return len(rows)
-
-
-def _point(store: Store, graph: Graph, guidance: Guidance | None, *, holdout: bool) -> Point:
-    if guidance is None:
-        chosen = collect(store, graph).chosen if holdout else None
-        guidance = graph.experiment.guidance.canonical() if chosen is None else chosen
-    points = graph.holdout(*graph.final, guidance) if holdout else graph.final
-    sampled = {
-        each: point
-        for each, point in points.items()
-        if all(store.find(node.ref) for node in point.images)
-    }
-    if guidance not in sampled:
-        there = ", ".join(f"{each.ig_scale:g}" for each in sampled)
-        raise ValueError(
-            f"ig_scale must be one that was sampled ({there or 'none'}), "
-            f"but got {guidance.ig_scale:g}"
-        )
-    return sampled[guidance]
-
-
-def _chosen(graph: Graph, point: Point) -> tuple[Tensor, Tensor]:
-    """Rows of the shards, one after another, that belong to the set, and their labels (N,)."""
-    import torch
-
-    from ig_core.data.label_pools import beyond_balanced, random_pool, rows_of
-
-    classes, index = graph.experiment.model.num_classes, torch.arange(point.num_samples)
-    if graph.experiment.evaluation.labels == "balanced":
-        return index, index % classes
-    pool = random_pool(point.images[0].config["seed"], point.num_samples, classes)
-    stored = torch.cat([index, torch.from_numpy(beyond_balanced(pool))])
-    rows = torch.from_numpy(rows_of(pool)).sort().values
-    return rows, stored[rows] % classes
+RUN is the name of an experiment or the first digits of a run's key (`igdit store ls` lists them);
+without it the last run is reported. Options are those of `igdit run`: they select the run with
+exactly these settings.
+"""
 
 
 @dataclass(frozen=True)
@@ -199,7 +54,7 @@ class StudyReportOptions:
 def report_command(arguments: list[str]) -> int:
     """Run `igdit report`."""
     if asks_for_help(arguments):
-        log(make_console(), help_of("report"))
+        log(make_console(), REPORT_HELP.rstrip())
         return 0
     home, (word, *rest) = Home.default(), arguments or [""]
     if word == "study":
@@ -211,7 +66,7 @@ def report_command(arguments: list[str]) -> int:
         log(make_console(), str(report_study(home, rest[0], options.storage)))
         return 0
     if rest or word.endswith(".json"):
-        experiment = resolve(_options(arguments, "report", RunOptions).experiment)
+        experiment = resolve(parse_experiment(arguments, "report", RunOptions).experiment)
     else:
         exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
         experiment = find_run(home, word or None, exact)
@@ -246,3 +101,170 @@ def export_command(arguments: list[str]) -> int:
     count = export_samples(home, run, Path(target), options.ig_scale, holdout=options.holdout)
     log(make_console(), f"Exported {count:,} images to {target}")
     return 0
+
+
+def report_run(home: Home, experiment: Experiment) -> Path:
+    """Write the page of a run from the store; returns its path.
+
+    Args:
+        home: Home of the results.
+        experiment: The resolved experiment of the run.
+
+    Raises:
+        ValueError: If nothing of it is measured.
+        CorruptArtifactError: If an artifact that the page needs is damaged.
+    """
+    graph, store = Graph(experiment), home.store
+    if store.exists():
+        with in_use(store):
+            results = collect(store, graph)
+            if results.curve or results.final:
+                return write_run_page(
+                    results, home.run_folder(graph.experiment.name, graph.run_key)
+                )
+    raise ValueError(
+        f"nothing of experiment {experiment.name} {graph.run_key[:8]} is measured in "
+        f"{home.root} yet"
+    )
+
+
+def report_study(home: Home, name: str, storage: str | None = None) -> Path:
+    """Write the page of a study from its storage and the store; returns its path.
+
+    Raises:
+        ValueError: If there is no such study, or its storage cannot be reached.
+    """
+    from pipelines.reports.study_page import write_study_page
+    from pipelines.study.findings import findings
+    from pipelines.study.storage import read_study
+
+    if storage is None and not home.has_studies:
+        raise ValueError(f"there is no study in {home.root} yet; name its database by --storage")
+    stored = read_study(storage or home.study_storage, home.store, name)
+    folder = home.study_folder(name)
+    with in_use(home.store):
+        found = findings(stored.study, stored.trials, stored.importances, home.store)
+        return write_study_page(found, home.store, folder)
+
+
+def find_run(home: Home, word: str | None, exact: Experiment | None = None) -> Experiment:
+    """Find a recorded run.
+
+    Args:
+        home: Home of the results.
+        word: Name of the run or the first digits of its key; None: the last run.
+        exact: The experiment of that name in the registry; a run of it is preferred to others of
+            the same name.
+
+    Raises:
+        ValueError: If there is no such run, or the digits match several.
+    """
+    register = read_register(home.store)
+    runs = register.experiments
+    if exact is not None and Graph(exact).run_key in runs:
+        return exact
+    if word is not None and exact is None:
+        matches = [key for key in runs if key.startswith(word)]
+        if len(matches) == 1:
+            return runs[matches[0]]
+        if len(matches) > 1:
+            raise ValueError(f"{word!r} matches several runs: {', '.join(k[:12] for k in matches)}")
+    named = [
+        (record, record.experiment)
+        for record in register.records
+        if record.run and record.experiment and word in (None, record.experiment.name)
+    ]
+    if named:
+        times = record_times(home.store)
+        # The newest; runs by `igdit run` are preferred to trials of studies.
+        return max(named, key=lambda n: (n[0].kind == "run", times.get(n[0].file, 0.0)))[1]
+    known = ", ".join(f"{e.name} {key[:8]}" for key, e in runs.items()) or "none yet"
+    raise ValueError(
+        f"a report needs a run that is recorded in {home.root} ({known}), a file "
+        f"ending in .json, or study NAME, but got {word!r}"
+    )
+
+
+def export_samples(
+    home: Home, experiment: Experiment, target: Path, ig_scale: float | None, *, holdout: bool
+) -> int:
+    """Write the samples of the last checkpoint as an ADM .npz or as a folder of PNG files.
+
+    Args:
+        home: Home of the results.
+        experiment: Experiment whose samples are in the store.
+        target: `NAME.npz` (arr_0 images, arr_1 labels), or a folder for `000000.png`, ...
+        ig_scale: Internal guidance scale; None: the experiment's own.
+        holdout: Export the samples of the holdout noise.
+
+    Returns:
+        Number of images written.
+
+    Raises:
+        ValueError: If there are no such samples, or the target exists.
+    """
+    from ig_core.images.folders import write_folder, write_npz
+    from ig_core.images.sets import read_images
+    from pipelines.store.file_names import IMAGES_FILE
+
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise ValueError(f"target must be new, but {target} exists")
+    store, graph = home.store, Graph(experiment)
+    with in_use(store):
+        guidance = None if ig_scale is None else experiment.guidance_at(ig_scale)
+        point = _point(store, graph, guidance, holdout=holdout)
+        rows, labels = _sampled_rows(graph, point)
+
+        def batches() -> Iterator[Tensor]:
+            """Yield the images of each shard, so that a set need not fit into memory."""
+            start = 0
+            for node in point.images:
+                images = read_images([store.open(node.ref).path / IMAGES_FILE]).image
+                own = rows[(rows >= start) & (rows < start + len(images))] - start
+                yield images[own]
+                start += len(images)
+
+        if target.suffix == ".npz":
+            write_npz(target, batches(), len(rows), labels)
+        else:
+            write_folder(target, batches())
+    return len(rows)
+
+
+def _point(store: Store, graph: Graph, guidance: Guidance | None, *, holdout: bool) -> Point:
+    """Return the point of a guidance whose samples are all in the store.
+
+    Raises:
+        ValueError: If it was not sampled.
+    """
+    if guidance is None:
+        chosen = collect(store, graph).chosen if holdout else None
+        guidance = graph.experiment.guidance.canonical() if chosen is None else chosen
+    points = graph.holdout(*graph.final, guidance) if holdout else graph.final
+    sampled = {
+        each: point
+        for each, point in points.items()
+        if all(store.find(node.ref) for node in point.images)
+    }
+    if guidance not in sampled:
+        there = ", ".join(f"{each.ig_scale:g}" for each in sampled)
+        raise ValueError(
+            f"ig_scale must be one that was sampled ({there or 'none'}), "
+            f"but got {guidance.ig_scale:g}"
+        )
+    return sampled[guidance]
+
+
+def _sampled_rows(graph: Graph, point: Point) -> tuple[Tensor, Tensor]:
+    """Return the rows (N,) of the concatenated shards that belong to the set, and their labels."""
+    import torch
+
+    from ig_core.data.label_pools import beyond_balanced, random_pool, rows_of
+
+    classes, index = graph.experiment.model.num_classes, torch.arange(point.num_samples)
+    if graph.experiment.evaluation.labels == "balanced":
+        return index, index % classes
+    pool = random_pool(point.images[0].config["seed"], point.num_samples, classes)
+    stored = torch.cat([index, torch.from_numpy(beyond_balanced(pool))])
+    rows = torch.from_numpy(rows_of(pool)).sort().values
+    return rows, stored[rows] % classes

@@ -1,4 +1,4 @@
-"""`igdit run`: one experiment from what is in the store to its report."""
+"""`igdit run` and `igdit plan`: run an experiment, or show what a run would do."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import tyro
 from rich.text import Text
 
 from experiments import EXPERIMENTS, Experiment, experiment_from_json, get_experiment
-from pipelines.commands.help import asks_for_help, help_of
-from pipelines.commands.parse import parse_options
+from pipelines.commands.parse import asks_for_help, list_names, parse_options
 from pipelines.common.errors import UsageError
 from pipelines.console.console import log, make_console
 from pipelines.console.progress import ProgressDisplay
@@ -48,30 +47,152 @@ if TYPE_CHECKING:
     from pipelines.store.base import Store
 
 
+RUN_HELP = f"""\
+usage: igdit run NAME [options]
+
+Run an experiment. Artifacts that are in the store are not built again: the same command continues
+an interrupted run, and prints the results of a finished one.
+
+NAME is the experiment.json of an earlier run, or one of
+{list_names(EXPERIMENTS)}
+
+options: --rebuild and every setting of the experiment; `igdit run NAME --help` lists them with
+their values.
+"""
+PLAN_HELP = f"""\
+usage: igdit plan NAME [options]
+
+Show which artifacts of an experiment are cached, what would run, and what it would cost. Nothing is
+changed.
+
+NAME is the experiment.json of an earlier run, or one of
+{list_names(EXPERIMENTS)}
+
+options: those of `igdit run`, --assume-tflops and --assume-utilisation; `igdit plan NAME --help`
+lists them with their values.
+"""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of `igdit run` and `igdit plan`."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    rebuild: bool = False
+    """Check every artifact of the experiment, quarantine damaged ones and build them again."""
+
+
+@dataclass(frozen=True)
+class PlanOptions(RunOptions):
+    """Options of `igdit plan`."""
+
+    assume_tflops: float | None = None
+    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work of which nothing comparable was measured
+    (TF32 has half of it, float32 a sixteenth). None: 312, an A100; for CPUs no estimate."""
+    assume_utilisation: float = 0.3
+    """Share of the peak that is assumed to be reached."""
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run `igdit run`."""
+    options = _parse_run(arguments)
+    console = make_console()
+    return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
+
+
+def plan_command(arguments: list[str]) -> int:
+    """Run `igdit plan`."""
+    from pipelines.console.plan import print_costs, print_plan
+    from pipelines.execution.machine import require_cores
+    from pipelines.results.costs import Assumption
+    from pipelines.results.measurements import collect
+
+    if asks_for_help(arguments):
+        log(make_console(), PLAN_HELP.rstrip())
+        return 0
+    options = parse_experiment(arguments, "plan", PlanOptions)
+    assumption = Assumption(options.assume_tflops, options.assume_utilisation)
+    store = Home.default().store
+    results = collect(store, Graph(resolve(options.experiment, partly=True)))
+    plan, console = make_plan(store, results.targets), make_console()
+    resources = options.experiment.resources
+    # The plan of a run on GPUs may be made on a machine without any.
+    if plan.missing and not resources.use_gpu:
+        require_cores(resources)
+    print_plan(results, plan, console)
+    print_costs(results, plan, assumption, console)
+    return 0
+
+
+def parse_run(arguments: list[str]) -> Experiment:
+    """Parse the words after `igdit run`; returns the experiment."""
+    return _parse_run(arguments).experiment
+
+
+def _parse_run(arguments: list[str]) -> RunOptions:
+    if asks_for_help(arguments):
+        log(make_console(), RUN_HELP.rstrip())
+        raise SystemExit(0)
+    return parse_experiment(arguments, "run", RunOptions)
+
+
+def parse_experiment(arguments: list[str], command: str, kind: type[Options]) -> Options:
+    """Parse the name of an experiment, and the options that follow it.
+
+    Raises:
+        UsageError: If there is no such experiment, or an option that takes values has none.
+        SystemExit: If the options cannot be parsed, or ask for help.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(
+            f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
+            f"or a file ending in .json"
+        )
+    name, *overrides = arguments
+    try:
+        default = kind(_find_experiment(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return parse_options(kind, overrides, f"igdit {command} {name}", default)
+
+
+def _find_experiment(name: str) -> Experiment:
+    """Return the experiment of that name, or read it from a JSON file."""
+    if not name.endswith(".json"):
+        return get_experiment(name)
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"experiment file {name} does not exist")
+    return experiment_from_json(path.read_text(encoding="utf-8"))
+
+
 def run_experiment(
     experiment: Experiment, home: Home, console: Console, *, rebuild: bool = False
 ) -> int:
-    """Build what is missing, then report and track the results; returns the exit code.
+    """Build the missing artifacts, then report and track the results; returns the exit code.
 
     Raises:
-        ArtifactError: an artifact that is needed is damaged (and `rebuild` was not asked for).
-        TrainingFailedError: a loss was not finite.
+        ArtifactError: If an artifact that is needed is damaged, and `rebuild` is false.
+        TrainingFailedError: If a loss is not finite.
     """
-    # Asked first: mlflow adds its own folder to the PATH.
-    command, started, began = _command(), time.monotonic(), time.time()
+    # Before mlflow is imported, which adds its own folder to the PATH.
+    program, started, began = _program(), time.monotonic(), time.time()
     home.prepare()
     experiment = resolve(experiment)
     graph, store = Graph(experiment), home.store
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, Record.of_run(experiment, graph.run_key))
         store.sweep()
-        aside = quarantine_corrupt(store, graph) if rebuild else []
-        for node in aside:
+        quarantined = quarantine_corrupt(store, graph) if rebuild else []
+        for node in quarantined:
             log(console, f"quarantined damaged {node.ref}")
-        targets = (*collect(store, graph).targets, *aside)
+        targets = (*collect(store, graph).targets, *quarantined)
         plan = make_plan(store, targets)
-        works = _has_work(plan, store, graph)
-        if works:
+        has_work = _has_work(plan, store, graph)
+        if has_work:
             record_start(store, graph.run_key, began)
         log(
             console,
@@ -87,39 +208,43 @@ def run_experiment(
         files = [*write_report(results, directory), write_run_page(results, directory)]
         activity.update(news=headline(results))
         print_report(results, console)
-        if works:
+        if has_work:
             record_end(store, graph.run_key, began)
         page = _track(home, graph, files, console)
-        where = page and where_to_compare(home.tracking_uri, page, "this run", command)
-        _print_end(console, files[-1], where, time.monotonic() - started)
+        log(console, f"Plots, samples and table: {directory}")
+        log(console, f"Report, as one page:      {files[-1]}")
+        if page is not None:
+            log(console, where_to_compare(home.tracking_uri, page, "this run", program))
+        log(console, f"Done in {time.monotonic() - started:.1f} s.")
     return 0
 
 
 def measure_guidances(
-    experiment: Experiment, wanted: Iterable[Guidance], home: Home, console: Console
+    experiment: Experiment, guidances: Iterable[Guidance], home: Home, console: Console
 ) -> None:
-    """Measure the last checkpoint under some guidances, and nothing else.
+    """Measure the last checkpoint under the given guidances, without the FID curve.
 
     Args:
         experiment: The experiment to measure.
-        wanted: Guidances of the experiment. If all of them are, the best is then measured on
-            holdout noise.
-        home: Where to store results.
-        console: Where to show progress.
+        guidances: Guidances of the experiment. Once all of them are measured, the best one is
+            measured on holdout noise.
+        home: Home of the results.
+        console: Console for the progress.
 
     Raises:
-        ArtifactError: an artifact that is needed is damaged.
-        TrainingFailedError: a loss was not finite.
+        ArtifactError: If an artifact that is needed is damaged.
+        TrainingFailedError: If a loss is not finite.
     """
     home.prepare()
     began, experiment = time.time(), resolve(experiment)
     graph, store = Graph(experiment), home.store
-    targets = [graph.final[guidance].evaluate for guidance in dict.fromkeys(wanted)]
+    targets = [graph.final[guidance].evaluate for guidance in dict.fromkeys(guidances)]
     with in_use(store), Activity(home, "run", experiment.name, graph.run_key) as activity:
         remember(store, Record.of_run(experiment, graph.run_key))
         store.sweep()
         plan = make_plan(store, targets)
-        if works := _has_work(plan, store, graph):
+        has_work = _has_work(plan, store, graph)
+        if has_work:
             record_start(store, graph.run_key, began)
         log(
             console,
@@ -129,13 +254,13 @@ def measure_guidances(
             ),
         )
         _execute(graph, targets, home, console, activity)
-        if works:
+        if has_work:
             record_end(store, graph.run_key, began)
         _track(home, graph, (), console)
 
 
 def _has_work(plan: Plan, store: Store, graph: Graph) -> bool:
-    """Return whether this command has work to do: then its times are those of the run."""
+    """Return whether this command has work to do; its times are then recorded as the run's."""
     times = command_times(store, graph.run_key)
     return bool(plan.missing) or times.started_ms is None or times.is_open
 
@@ -183,18 +308,22 @@ def _execute(
 
 
 def _all_missing(graph: Graph, targets: Iterable[Node], store: Store) -> dict[Node, None]:
-    """Return all that is to be built; any guidance stands in for the one that will be chosen."""
+    """Return the nodes to build; any guidance stands in for the one that will be chosen."""
     missing = dict.fromkeys(make_plan(store, targets).missing)
     final = {point.evaluate for point in graph.final.values()}
     if final <= set(targets) and final & missing.keys():
-        *_, any_of_them = graph.final
-        holdout = [p.evaluate for p in graph.chosen_holdout(any_of_them).values()]
+        *_, stand_in = graph.final
+        holdout = [p.evaluate for p in graph.chosen_holdout(stand_in).values()]
         missing |= dict.fromkeys(make_plan(store, holdout).missing)
     return missing
 
 
 def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) -> str | None:
-    """Bring MLflow up to date at the end; a failure is logged and loses nothing."""
+    """Bring MLflow up to date; a failure is logged and loses nothing.
+
+    Returns:
+        Path of the run's page below the tracking server's address; None if it failed.
+    """
     from pipelines.tracking.client import MlflowTracker
 
     try:
@@ -206,101 +335,11 @@ def _track(home: Home, graph: Graph, files: Sequence[Path], console: Console) ->
         return None
 
 
-def _print_end(console: Console, report: Path, where: str | None, seconds: float) -> None:
-    log(console, f"Plots, samples and table: {report.parent}")
-    log(console, f"Report, as one page:      {report}")
-    if where is not None:
-        log(console, where)
-    log(console, f"Done in {seconds:.1f} s.")
-
-
-def _command() -> str:
-    """Return how to call this program from here: by name if a shell finds it."""
+def _program() -> str:
+    """Return the words that start this program in a shell: its name if it is on the PATH."""
     if shutil.which("igdit"):
         return "igdit"
     script = Path(sys.executable).with_name("igdit")
     if script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
     return str(script) if script.exists() else "python -m pipelines"
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of `igdit run` and `igdit plan`."""
-
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    rebuild: bool = False
-    """Check every artifact of the experiment, quarantine damaged ones and build them again."""
-
-
-Options = TypeVar("Options", bound=RunOptions)
-
-
-@dataclass(frozen=True)
-class PlanOptions(RunOptions):
-    """Options of `igdit plan`."""
-
-    assume_tflops: float | None = None
-    """Peak of a GPU in fp16 or bf16, in TFLOP/s, for work of which nothing comparable was measured
-    (TF32 has half of it, float32 a sixteenth). None: 312, an A100; for CPUs no estimate."""
-    assume_utilisation: float = 0.3
-    """Share of the peak that is assumed to be reached."""
-
-
-def _options(arguments: list[str], command: str, kind: type[Options]) -> Options:
-    if asks_for_help(arguments):
-        log(make_console(), help_of(command))
-        raise SystemExit(0)
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(
-            f"igdit {command} needs an experiment: one of {', '.join(EXPERIMENTS)}, "
-            f"or a file ending in .json"
-        )
-    name, *overrides = arguments
-    try:
-        default = kind(_named(name))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return parse_options(kind, overrides, f"igdit {command} {name}", default)
-
-
-def _named(name: str) -> Experiment:
-    """Return the experiment of a name or of a JSON file."""
-    if not name.endswith(".json"):
-        return get_experiment(name)
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"experiment file {name} does not exist")
-    return experiment_from_json(path.read_text(encoding="utf-8"))
-
-
-def run_command(arguments: list[str]) -> int:
-    """Run `igdit run`."""
-    options = _options(arguments, "run", RunOptions)
-    console = make_console()
-    return run_experiment(options.experiment, Home.default(), console, rebuild=options.rebuild)
-
-
-def plan_command(arguments: list[str]) -> int:
-    """Run `igdit plan`."""
-    from pipelines.console.plan import print_costs, print_plan
-    from pipelines.execution.machine import require_cores
-    from pipelines.results.costs import Assumption
-    from pipelines.results.measurements import collect
-
-    options = _options(arguments, "plan", PlanOptions)
-    assumption = Assumption(options.assume_tflops, options.assume_utilisation)
-    store = Home.default().store
-    results = collect(store, Graph(resolve(options.experiment, partly=True)))
-    plan, console = make_plan(store, results.targets), make_console()
-    resources = options.experiment.resources
-    if plan.missing and not resources.use_gpu:  # of GPUs a machine without any may ask
-        require_cores(resources)
-    print_plan(results, plan, console)
-    print_costs(results, plan, assumption, console)
-    return 0
-
-
-def parse_run(arguments: list[str]) -> Experiment:
-    """Parse the words after `igdit run`."""
-    return _options(arguments, "run", RunOptions).experiment

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments import STUDIES, Study, get_study
-from pipelines.commands.help import asks_for_help, help_of
-from pipelines.commands.parse import parse_options
+from pipelines.commands.parse import asks_for_help, list_names, parse_options
 from pipelines.common.errors import PipelineError, UsageError
 from pipelines.common.formatting import number
 from pipelines.common.redaction import redact
@@ -57,13 +56,119 @@ if TYPE_CHECKING:
     from pipelines.tracking.study import StudyTracker
 
 
-def run_study(study: Study, options: StudyOptions, home: Home, console: Console) -> int:
-    """Work on a study until its budget is spent, then report; returns the exit code.
+STUDY_HELP = f"""\
+usage: igdit study NAME [options]
+
+Search the auxiliary layer, its loss weight and the internal guidance scale. The same command
+resumes an interrupted study.
+
+NAME is one of
+{list_names(STUDIES)}
+
+options: --trials, --parallel, --hours and others, and every setting of the study;
+`igdit study NAME --help` lists them with their values.
+"""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Options of `igdit study` that change no result."""
+
+    trials: str | None = None
+    """Trials to complete in all, or +N for N more than the last command asked for. None: as many as
+    the last command asked for, at first the study's default."""
+    parallel: int | None = None
+    """Trainings that run at once. None: as many as there are cores for."""
+    storage: str | None = None
+    """Database of the study (SQLAlchemy URL). None: IGDIT_STUDY_STORAGE, else study.db."""
+    hours: float | None = None
+    """Start no new training after this many hours of the command."""
+    target_fid: float | None = None
+    """Start no new training once a trial reaches this FID."""
+    confirm_seeds: int = 0
+    """Number of other seeds (at least 2) from which to train, at the end, the best point of each
+    layer and the model without auxiliary loss."""
+    ask_above: float = 1.0
+    """Ask before a study that is estimated to take more worker-hours than this."""
+    yes: bool = False
+    """Start without asking."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None:
+            digits = self.trials.removeprefix("+")
+            if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+                raise ValueError(
+                    f"trials must be a number, or +NUMBER, of at least 1, but got {self.trials!r}"
+                )
+        if self.parallel is not None and self.parallel < 1:
+            raise ValueError(f"parallel must be at least 1, but got {self.parallel}")
+        if self.confirm_seeds < 0 or self.confirm_seeds == 1:
+            raise ValueError(f"confirm_seeds must be 0 or at least 2, but got {self.confirm_seeds}")
+        for name in ("hours", "target_fid"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, but got {value}")
+        if not self.ask_above >= 0:
+            raise ValueError(f"ask_above must be at least 0, but got {self.ask_above}")
+
+    def wanted(self, study: Study, trials: Sequence[Trial], goal: int = 0) -> int:
+        """Return the number of trials that are to be complete.
+
+        Args:
+            study: The study.
+            trials: Its trials so far.
+            goal: The highest number asked for before. Until it is reached, +N adds nothing: the
+                command is taken for a repetition after an interruption.
+        """
+        if self.trials is None:
+            return goal or study.default_trials
+        complete = sum(trial.state == "COMPLETE" for trial in trials)
+        if not self.trials.startswith("+"):
+            return int(self.trials)
+        return goal if goal > complete else complete + int(self.trials)
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """Options of `igdit study`."""
+
+    study: Annotated[Study, tyro.conf.arg(name="")]
+    options: Annotated[StudyOptions, tyro.conf.arg(name="")]
+
+
+def study_command(arguments: list[str]) -> int:
+    """Run `igdit study`."""
+    command = parse_study(arguments)
+    return run_study(command.study, command.options, Home.default(), make_console())
+
+
+def parse_study(arguments: list[str]) -> StudyCommand:
+    """Parse the words after `igdit study`.
 
     Raises:
-        ValueError: the storage cannot be used, or holds another study of that name.
-        StudyError: trainings failed one after the other, or the database went away.
-        ArtifactError: the store cannot be used.
+        UsageError: If there is no such study, or an option that takes values has none.
+        SystemExit: If the options cannot be parsed, or ask for help.
+    """
+    if asks_for_help(arguments):
+        log(make_console(), STUDY_HELP.rstrip())
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
+    name, *overrides = arguments
+    try:
+        default = StudyCommand(get_study(name), StudyOptions())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return parse_options(StudyCommand, overrides, f"igdit study {name}", default)
+
+
+def run_study(study: Study, options: StudyOptions, home: Home, console: Console) -> int:
+    """Run a study until its budget is spent, then report; returns the exit code.
+
+    Raises:
+        ValueError: If the storage cannot be used, or holds another study of that name.
+        StudyError: If trainings failed one after the other, or the database went away.
+        ArtifactError: If the store cannot be used.
     """
     from pipelines.study.ledger import StudyLedger
 
@@ -83,11 +188,11 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
                 return 1
             identity = ledger.identity
             remember(store, Record.of_study(study.name, identity))
-            works = _has_work(ledger, budget)
-            if works:
+            has_work = _has_work(ledger, budget)
+            if has_work:
                 record_start(store, identity, began)
             try:
-                _work(ledger, home, budget, options.parallel, console, activity)
+                _drive(ledger, home, budget, options.parallel, console, activity)
             except PipelineError:
                 log(console, "The study stopped at the error below. Findings so far:")
                 print_findings(findings(study, ledger.last_seen, {}, store), console)
@@ -95,14 +200,14 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
             found = findings(study, ledger.trials(), ledger.importances(), store)
         finally:
             ledger.close()
-        if _is_over(found, budget):
+        if _reached_goal(found, budget):
             found = _with_holdout(found, home, partial(log, console), activity)
         else:
             log(console, _why_unfinished(found, budget))
             options = replace(options, confirm_seeds=0)
         activity.update(phase="reporting", news=headline(found))
         files = _report(found, identity, options, home, console, activity)
-        if works:
+        if has_work:
             record_end(store, identity, began)
         _track(found, identity, files, home, console)
         log(console, f"Done in {time.monotonic() - started:.1f} s.")
@@ -112,7 +217,7 @@ def run_study(study: Study, options: StudyOptions, home: Home, console: Console)
 def _budget(
     ledger: StudyLedger, options: StudyOptions, home: Home, console: Console
 ) -> Budget | None:
-    """Return the budget of this command; None if the person who was asked declined it."""
+    """Return the budget of this command; None if the user declined it."""
     study, trials = ledger.study, ledger.trials()
     wanted = options.wanted(study, trials, ledger.goal(0))
     cost = forecast(study, home.store, trials, wanted, options.confirm_seeds)
@@ -129,14 +234,14 @@ def _budget(
 
 
 def _has_work(ledger: StudyLedger, budget: Budget) -> bool:
-    """Return whether this command has work to do: then its times are those of the study."""
+    """Return whether this command has work to do; its times are then recorded as the study's."""
     times = command_times(ledger.store, ledger.identity)
     complete = sum(trial.state == "COMPLETE" for trial in ledger.trials())
     return complete < budget.trials or times.started_ms is None or times.is_open
 
 
-def _is_over(found: Findings, budget: Budget) -> bool:
-    """Return whether the study reached its goal, so that its best point is to be measured."""
+def _reached_goal(found: Findings, budget: Budget) -> bool:
+    """Return whether the target FID is reached, or all trials are complete."""
     reached = (
         budget.target_fid is not None
         and found.best is not None
@@ -146,6 +251,7 @@ def _is_over(found: Findings, budget: Budget) -> bool:
 
 
 def _why_unfinished(found: Findings, budget: Budget) -> str:
+    """Explain why the study stopped before all trials are complete."""
     complete = sum(t.state == "COMPLETE" for t in found.trials)
     why = "the hours are spent" if budget.hours is not None else "the space has no new point"
     return (
@@ -157,7 +263,7 @@ def _why_unfinished(found: Findings, budget: Budget) -> str:
 def _with_holdout(
     found: Findings, home: Home, log: Callable[[str], None], activity: Activity
 ) -> Findings:
-    """Return the findings with the best point measured on holdout noise."""
+    """Measure the best point on holdout noise; returns the findings with it."""
     if found.best is None or found.holdout is not None:
         return found
     graph, chosen = holdout_of(found.study, found.best)
@@ -208,7 +314,7 @@ def _report(
     return files
 
 
-def _work(
+def _drive(
     ledger: StudyLedger,
     home: Home,
     budget: Budget,
@@ -227,7 +333,7 @@ def _work(
             activity.update(news=text)
         log(console, text)
 
-    def changed() -> None:
+    def on_change() -> None:
         states = Counter(trial.state for trial in ledger.trials())
         activity.update(
             trials=Trials(
@@ -247,7 +353,7 @@ def _work(
     background = BackgroundSync(sync)
     try:
         with study_progress(console, activity):
-            StudyDriver(ledger, home, budget, session, log_progress, changed, activity).run()
+            StudyDriver(ledger, home, budget, session, log_progress, on_change, activity).run()
     finally:
         background.close(seconds=15)
 
@@ -270,7 +376,11 @@ def _track(found: Findings, identity: str, files: list[Path], home: Home, consol
 
 
 def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
-    """Return whether to start; asks a person if the study is expensive."""
+    """Return whether to start the study; asks the user if it is expensive.
+
+    Raises:
+        ValueError: If it is expensive and there is no terminal to ask on.
+    """
     if options.yes or cost.hours is None or cost.hours <= options.ask_above:
         return True
     if not console.is_terminal:
@@ -279,90 +389,3 @@ def _agreed(cost: Forecast, options: StudyOptions, console: Console) -> bool:
             f"more than --ask-above {options.ask_above:g}: add --yes to start it"
         )
     return ask(console, f"Spend {number(cost.hours, separator=',')} worker-hours?")
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """Options of `igdit study` that change no result."""
-
-    trials: str | None = None
-    """Trials to complete in all, or +N for N more than the last command asked for. None: as many as
-    the last command asked for, at first the study's default."""
-    parallel: int | None = None
-    """Trainings that run at once. None: as many as there are cores for."""
-    storage: str | None = None
-    """Database of the study (SQLAlchemy URL). None: IGDIT_STUDY_STORAGE, else study.db."""
-    hours: float | None = None
-    """Start no new training after this many hours of the command."""
-    target_fid: float | None = None
-    """Start no new training once a trial reaches this FID."""
-    confirm_seeds: int = 0
-    """Number of other seeds (at least 2) from which to train, at the end, the best point of each
-    layer and the model without auxiliary loss."""
-    ask_above: float = 1.0
-    """Ask before a study that is estimated to take more worker-hours than this."""
-    yes: bool = False
-    """Start without asking."""
-
-    def __post_init__(self) -> None:
-        if self.trials is not None:
-            digits = self.trials.removeprefix("+")
-            if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
-                raise ValueError(
-                    f"trials must be a number, or +NUMBER, of at least 1, but got {self.trials!r}"
-                )
-        if self.parallel is not None and self.parallel < 1:
-            raise ValueError(f"parallel must be at least 1, but got {self.parallel}")
-        if self.confirm_seeds < 0 or self.confirm_seeds == 1:
-            raise ValueError(f"confirm_seeds must be 0 or at least 2, but got {self.confirm_seeds}")
-        for name in ("hours", "target_fid"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, but got {value}")
-        if not self.ask_above >= 0:
-            raise ValueError(f"ask_above must be at least 0, but got {self.ask_above}")
-
-    def wanted(self, study: Study, trials: Sequence[Trial], goal: int = 0) -> int:
-        """Return the number of trials that are to be complete.
-
-        Args:
-            study: The study.
-            trials: What is there.
-            goal: The most that was asked for before. Until it is reached, +N asks for nothing more:
-                it is the same command again, after an interruption.
-        """
-        if self.trials is None:
-            return goal or study.default_trials
-        complete = sum(trial.state == "COMPLETE" for trial in trials)
-        if not self.trials.startswith("+"):
-            return int(self.trials)
-        return goal if goal > complete else complete + int(self.trials)
-
-
-@dataclass(frozen=True)
-class StudyCommand:
-    """Options of `igdit study`."""
-
-    study: Annotated[Study, tyro.conf.arg(name="")]
-    options: Annotated[StudyOptions, tyro.conf.arg(name="")]
-
-
-def study_command(arguments: list[str]) -> int:
-    """Run `igdit study`."""
-    command = parse_study(arguments)
-    return run_study(command.study, command.options, Home.default(), make_console())
-
-
-def parse_study(arguments: list[str]) -> StudyCommand:
-    """Parse the words after `igdit study`."""
-    if asks_for_help(arguments):
-        log(make_console(), help_of("study"))
-        raise SystemExit(0)
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"igdit study needs a study: one of {', '.join(STUDIES)}")
-    name, *overrides = arguments
-    try:
-        default = StudyCommand(get_study(name), StudyOptions())
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return parse_options(StudyCommand, overrides, f"igdit study {name}", default)

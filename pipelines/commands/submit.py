@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import tyro  # noqa: TC002 - in an annotation that is read at run time
 
 from experiments import EXPERIMENTS, STUDIES
-from pipelines.commands.help import HELP, asks_for_help
-from pipelines.commands.parse import parse_options
+from pipelines.commands.parse import HELP, asks_for_help, parse_options
 from pipelines.common.errors import UsageError
 from pipelines.common.redaction import has_secret, redact
 from pipelines.common.revision import commit_of
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """Options of `igdit submit`, beside those of the command that it submits."""
+    """Options of `igdit submit` itself; those of the submitted command are passed on."""
 
     address: str | None = None
     """Address of the cluster's dashboard, http://HOST:8265. None: RAY_API_SERVER_ADDRESS, or
@@ -66,7 +65,9 @@ class SubmitOptions:
 
 
 FLAGS = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.type == "bool")
+"""Options of `igdit submit` without a value."""
 VALUES = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.name not in FLAGS)
+"""Options of `igdit submit` with a value."""
 
 
 def submit_command(arguments: list[str]) -> int:
@@ -75,14 +76,14 @@ def submit_command(arguments: list[str]) -> int:
     from pipelines.commands.study import parse_study
     from pipelines.submit.client import submit
 
-    ours, words = split_words(arguments)
+    own, words = split_words(arguments)
     program = "igdit submit run|study NAME"
     if not words or words[0] not in ("study", "run"):
         if asks_for_help(words):
-            ours = [*ours, words[0]]
-        options = parse_options(SubmitOptions, ours, program)
-        raise UsageError(_what_is_needed(words))
-    options = parse_options(SubmitOptions, ours, program)
+            own = [*own, words[0]]
+        parse_options(SubmitOptions, own, program)
+        raise UsageError(_missing_command(words))
+    options = parse_options(SubmitOptions, own, program)
     kind, rest = words[0], words[1:]
     if set(HELP) & set(rest):
         (parse_study if kind == "study" else parse_run)(rest)
@@ -103,17 +104,17 @@ def submit_command(arguments: list[str]) -> int:
     elsewhere = files_elsewhere(config)
     config = resolve(config, partly=True, skip=elsewhere)
     if kind == "study":
-        what: object = dataclasses.replace(command.study, experiment=config).fixed()
-        what = [what, elsewhere] if elsewhere else what
+        content: object = dataclasses.replace(command.study, experiment=config).fixed()
+        content = [content, elsewhere] if elsewhere else content
     else:
-        what = _key_of_run(config, elsewhere)
-        label = what[:8]
+        content = _key_of_run(config, elsewhere)
+        label = content[:8]
     check_addresses(environment, storage, address, shared=options.shared, study=kind == "study")
     submission = Submission(
         kind,
         name,
         label,
-        job_identity(what, environment, storage),
+        job_identity(content, environment, storage),
         tuple(rest),
         options.python,
         environment,
@@ -135,9 +136,10 @@ def submit_command(arguments: list[str]) -> int:
 
 
 def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
-    """Return the key of the run that a job will do: its own if every file it names lies here.
+    """Return the key of the run that a job will do.
 
-    What this machine cannot read counts by its path.
+    It is the run's own key if this machine reads every file that the experiment names; files
+    elsewhere enter the key by their paths.
     """
     key = Graph(experiment).run_key
     return content_key([key, dict(elsewhere)]) if elsewhere else key
@@ -146,9 +148,9 @@ def _key_of_run(experiment: Experiment, elsewhere: Mapping[str, str]) -> str:
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the words into options of `submit`, wherever they stand, and all others.
 
-    After `--` nothing is ours.
+    All words after `--` are others.
     """
-    ours: list[str] = []
+    own: list[str] = []
     others: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -159,14 +161,15 @@ def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("--") or name not in (*FLAGS, *VALUES):
             others.append(word)
             continue
-        ours.append(word)
+        own.append(word)
         if name in VALUES and "=" not in word:
             value = next(words, None)
-            ours += [] if value is None else [value]
-    return ours, others
+            own += [] if value is None else [value]
+    return own, others
 
 
-def _what_is_needed(words: Sequence[str]) -> str:
+def _missing_command(words: Sequence[str]) -> str:
+    """Explain that the words name no command to submit."""
     text = (
         f"igdit submit needs a command: study NAME ({', '.join(STUDIES)}) or run NAME "
         f"({', '.join(EXPERIMENTS)})"
@@ -183,7 +186,7 @@ def _address(options: SubmitOptions) -> str:
     """Return the dashboard's address from the option or the environment.
 
     Raises:
-        UsageError: it is missing, malformed or holds a password.
+        UsageError: If it is missing or malformed, or holds a password.
     """
     given, name = options.address, "--address"
     if given is None:
@@ -208,7 +211,11 @@ def _address(options: SubmitOptions) -> str:
 
 
 def _uploaded(words: list[str], root: Path) -> list[str]:
-    """Return the words with the experiment's file relative to the folder that is uploaded."""
+    """Return the words with the experiment's file relative to the folder that is uploaded.
+
+    Raises:
+        UsageError: If the file lies outside of it.
+    """
     if not words or not words[0].endswith(".json"):
         return words
     path = Path(words[0]).absolute()
@@ -224,7 +231,7 @@ def _agreed(submission: Submission, ask_above: float, console: Console) -> Submi
     """Ask whether the study may exceed --ask-above; returns the submission with --yes added.
 
     Raises:
-        UsageError: nobody can be asked, or the answer is no.
+        UsageError: If nobody can be asked, or the answer is no.
     """
     if not console.is_terminal or not sys.stdin.isatty():
         raise UsageError(

@@ -37,11 +37,11 @@ def watch_status(home: Home, console: Console, every: float) -> None:
     """Show the status until interrupted."""
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            live.update(view(read_status(home)), refresh=True)
+            live.update(render_status(read_status(home)), refresh=True)
             time.sleep(every)
 
 
-def view(status: Status) -> RenderableType:
+def render_status(status: Status) -> RenderableType:
     """Lay the status out for a console."""
     parts: list[RenderableType] = [*_head(status)]
     for process in status.working:

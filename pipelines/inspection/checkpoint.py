@@ -1,4 +1,4 @@
-"""`igdit inspect`: what a checkpoint, a codec or latents are, and what would go wrong with them."""
+"""Inspection of checkpoints: those in published formats, and igdit's own."""
 
 from __future__ import annotations
 
@@ -8,81 +8,28 @@ from typing import TYPE_CHECKING
 from experiments import EXPERIMENTS, get_experiment
 from ig_core.config import MODELS
 from pipelines.common.remedies import FIELDS, option
-from pipelines.console.console import log, print_facts
+from pipelines.inspection.inspection import Inspection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
-
-    from rich.console import Console
 
     from ig_core.checkpoints.inspection import CheckpointFacts
 
-CHECKPOINT_FILES = (".pt", ".pth", ".ckpt", ".safetensors")
 
-
-def inspect(path: Path, console: Console) -> int:
-    """Print what is at a path; returns the exit code: 1 if something would go wrong.
+def inspect_checkpoint_file(path: Path) -> Inspection:
+    """Describe a checkpoint in a published format (SiT, LightningDiT, REPA).
 
     Raises:
-        ValueError: there is nothing, or nothing that is known.
+        ValueError: If the file cannot be read, or holds no diffusion transformer.
     """
-    if not path.exists():
-        raise ValueError(
-            f"inspect needs a checkpoint, a codec or a folder of latents, but {path} does not exist"
-        )
-    if path.is_dir():
-        found = _folder(path)
-    elif path.suffix in CHECKPOINT_FILES:
-        found = _checkpoint(path)
-    else:
-        raise ValueError(
-            f"inspect takes a folder or a file ending in {', '.join(CHECKPOINT_FILES)}"
-            f", but got {path}"
-        )
-    facts, notes, problems = found
-    print_facts(facts, console)
-    _list(console, "To know", notes)
-    _list(console, "Would go wrong", problems)
-    if not problems:
-        log(console, "Nothing was found that would go wrong.")
-    return 1 if problems else 0
-
-
-def _list(console: Console, title: str, lines: Iterable[str]) -> None:
-    for line in lines:
-        log(console, f"{title}: {line}.")
-
-
-def _folder(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
-    from ig_core.checkpoints.own import HEADER_FILE
-    from ig_core.data.inspection import inspect_latents
-    from pipelines.inspection.codec import inspect_codec_folder, is_codec_folder
-    from pipelines.inspection.latents import inspect_shards, inspected_cache, is_in_store
-
-    if (path / HEADER_FILE).is_file():
-        return _own_checkpoint(path)
-    if is_in_store(path):
-        return inspect_shards(path)
-    if is_codec_folder(path):
-        return inspect_codec_folder(path)
-    facts = inspect_latents(path)
-    return inspected_cache(facts)
-
-
-def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
     from ig_core.checkpoints.inspection import inspect_checkpoint
-    from pipelines.inspection.codec import inspect_other_file
 
-    other = inspect_other_file(path)
-    if other is not None:
-        return other
     facts = inspect_checkpoint(path)
     lines = {
         "checkpoint": f"{facts.name}{' with' if facts.has_head else ' without'} auxiliary head",
         "parameters": f"{facts.parameters:,}",
         "weights": facts.weights,
-        "time": "t = 1 is data in the file, turned round when it is read"
+        "time": "t = 1 is data; reversed when a run reads it"
         if facts.time_reversed
         else "t = 1 is noise, as here",
         "holds": ", ".join(facts.holds) or "tensors alone",
@@ -96,15 +43,15 @@ def _checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
             f"{config.patch_size}, latents {config.in_channels} x {config.input_size} x "
             f"{config.input_size}, {config.num_classes} classes"
         )
-    use = _use(facts, path)
-    if use and not facts.problems:
-        lines["use it"] = use
+    usage = _usage(facts, path)
+    if usage and not facts.problems:
+        lines["use it"] = usage
     assumed = [f"{note} ({option(FIELDS[name])})" for name, note in facts.assumed.items()]
-    return lines, [*assumed, *facts.notes], list(facts.problems)
+    return Inspection(lines, [*assumed, *facts.notes], list(facts.problems))
 
 
-def _use(facts: CheckpointFacts, path: Path) -> str | None:
-    """The command that samples it: an experiment whose model it fits."""
+def _usage(facts: CheckpointFacts, path: Path) -> str | None:
+    """Return the command or the Python call that reads a checkpoint; None if none does."""
     for name in EXPERIMENTS:
         model = get_experiment(name).model
         if facts.config == model:
@@ -115,12 +62,16 @@ def _use(facts: CheckpointFacts, path: Path) -> str | None:
     return None
 
 
-def _own_checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
-    """One of the store's, or what `save_checkpoint` wrote."""
+def inspect_own_checkpoint(path: Path) -> Inspection:
+    """Describe a checkpoint in the store, or one that `save_checkpoint` wrote.
+
+    Raises:
+        ValueError: If a tensor is missing or does not match the architecture.
+    """
     from ig_core.checkpoints.own import MODEL_FILE, TRAINING_FILES, load_ema, read_header
     from ig_core.config import ModelConfig
 
-    model = load_ema(path)  # every tensor is compared with the architecture
+    model = load_ema(path)
     config: ModelConfig = model.config
     header = read_header(path)
     source, files = header.get("imported"), {file.name for file in path.iterdir()}
@@ -135,5 +86,5 @@ def _own_checkpoint(path: Path) -> tuple[dict[str, str], list[str], list[str]]:
         if source is None
         else f"elsewhere: {source['file']} (SHA-256 {source['sha256']})",
     }
-    notes = [] if files >= TRAINING_FILES else ["it can be sampled, not trained further"]
-    return lines, notes, []
+    notes = [] if files >= TRAINING_FILES else ["it can be sampled, but not trained further"]
+    return Inspection(lines, notes, [])

@@ -1,7 +1,7 @@
-"""`igdit inspect` of what is no checkpoint of a diffusion transformer, but belongs to one.
+"""Inspection of files that accompany a diffusion transformer.
 
-Codecs (diffusers' AutoencoderKL, the VA-VAE), one shard of LightningDiT's latents, and the
-statistics that lie beside them.
+These are codecs (diffusers' AutoencoderKL, the VA-VAE), a single shard of LightningDiT's latents,
+and the statistics beside its shards.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from ig_core.codecs.files import (
 )
 from ig_core.files.tensors import read_header
 from pipelines.common.remedies import FIELDS, explained
+from pipelines.inspection.inspection import Inspection
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.inspection.latents import Inspection
-
-KNOWN = {shape: name.upper() for name, shape in SHAPES.items()}
-"""Channels and pixels a cell -> the codec that has them."""
+CODEC_NAMES = {shape: name.upper() for name, shape in SHAPES.items()}
+"""Number of channels and pixels per latent cell -> name of the codec."""
 
 
 def is_codec_folder(path: Path) -> bool:
@@ -38,57 +37,58 @@ def is_codec_folder(path: Path) -> bool:
 
 
 def inspect_codec_folder(path: Path) -> Inspection:
-    """Say which model of diffusers a folder holds, and whether it can be the sd-vae.
+    """Describe a model of diffusers, and check whether it can be the sd-vae.
 
     Raises:
-        ValueError: its configuration cannot be read.
+        ValueError: If its configuration cannot be read.
     """
     config = read_config(path / SD_CONFIG)
     if config.kind != "AutoencoderKL":
-        return (
+        return Inspection(
             {"model": f"{config.kind} of diffusers"},
             [],
-            ["it is no codec that is known here: sd-vae is an AutoencoderKL"],
+            ["it is not a supported codec: sd-vae is an AutoencoderKL"],
         )
     sizes = config.channels, config.factor
-    what = "SD-VAE" if sizes == SHAPES["sd-vae"] else "AutoencoderKL"
-    return _codec("sd-vae", f"{what} of diffusers", path, *sizes, config.scale)
+    model = "SD-VAE" if sizes == SHAPES["sd-vae"] else "AutoencoderKL"
+    return _codec("sd-vae", f"{model} of diffusers", path, *sizes, config.scale)
 
 
 def inspect_other_file(path: Path) -> Inspection | None:
-    """Say what a file is that holds no diffusion transformer; None: it may hold one.
+    """Describe a file that holds no diffusion transformer; None if it may hold one.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: If it cannot be read.
     """
     from ig_core.files.tensors import read_file
 
     if path.suffix == ".safetensors":
         try:
             names = read_header(path)
-        except ValueError:  # it is damaged, which whoever reads it as a checkpoint says
+        except ValueError:  # damaged: the reader of checkpoints reports it
             return None
         if {"latents", "labels"} <= names.keys():
-            return _one_shard(path)
+            return _shard_of_folder(path)
         if not has_network(dict.fromkeys(names), ANCHORS):
             return None
-    held = read_file(path)
-    if not isinstance(held, Mapping):
+    content = read_file(path)
+    if not isinstance(content, Mapping):
         return None
-    if held.keys() == {"mean", "std"}:
+    if content.keys() == {"mean", "std"}:
         return _statistics(path)
-    return _autoencoder(path, autoencoder_weights(path)) if has_network(held, ANCHORS) else None
+    return _autoencoder(path, autoencoder_weights(path)) if has_network(content, ANCHORS) else None
 
 
 def _autoencoder(path: Path, weights: dict[str, Any]) -> Inspection:
-    """Latent diffusion's autoencoder in one file, or that of diffusers out of its folder."""
+    """Describe an autoencoder of latent diffusion, or one of diffusers, from its weights."""
     from ig_core.codecs.ldm_names import diffusers_settings
 
     if is_diffusers(weights):
         if is_codec_folder(path.parent):
-            lines, notes, problems = inspect_codec_folder(path.parent)
-            return lines, [*notes, f"--data.codec-path takes the folder, {path.parent}"], problems
-        return (
+            found = inspect_codec_folder(path.parent)
+            note = f"--data.codec-path takes the folder, {path.parent}"
+            return found._replace(notes=[*found.notes, note])
+        return Inspection(
             {"codec": "weights of diffusers' AutoencoderKL"},
             [],
             [f"the sd-vae is read from a folder with {SD_CONFIG}, and none lies beside this file"],
@@ -96,64 +96,64 @@ def _autoencoder(path: Path, weights: dict[str, Any]) -> Inspection:
     try:
         settings = diffusers_settings(weights)
     except (ValueError, AttributeError, IndexError) as error:
-        return {"codec": "an autoencoder"}, [], [f"it is not the va-vae: {error}"]
+        return Inspection({"codec": "an autoencoder"}, [], [f"it is not the va-vae: {error}"])
     factor = 2 ** (len(settings["block_out_channels"]) - 1)
     channels = settings["latent_channels"]
-    what = KNOWN.get((channels, factor), "autoencoder")
-    return _codec("va-vae", f"{what} in the names of latent diffusion", path, channels, factor)
+    model = CODEC_NAMES.get((channels, factor), "autoencoder")
+    return _codec("va-vae", f"{model} in the names of latent diffusion", path, channels, factor)
 
 
 def _codec(
     name: str,
-    what: str,
+    description: str,
     path: Path,
     channels: int | None,
     factor: int | None,
     scale: float | None = None,
 ) -> Inspection:
     """Describe a codec, and try to open it as a run does."""
-    lines = {"codec": what, "latents": f"{channels} channels, {factor} pixels a cell (factor)"}
+    lines = {
+        "codec": description,
+        "latents": f"{channels} channels, {factor} pixels a cell (factor)",
+    }
     if scale is not None:
         lines["scale"] = f"{scale:g}"
     try:
         open_codec(name, path)
     except ValueError as error:
-        return (
-            lines,
-            [],
-            [f"as the {name}: {explained(error, FIELDS | {'path': 'data.codec_path'})}"],
-        )
+        problem = f"as the {name}: {explained(error, FIELDS | {'path': 'data.codec_path'})}"
+        return Inspection(lines, [], [problem])
     lines["use it"] = f"--data.codec {name} --data.codec-path {shlex.quote(str(path))}"
-    notes = ["it is a codec, which decodes samples, not a model to be sampled"]
+    notes = ["it is a codec, which decodes samples, not a model to sample from"]
     if name == "sd-vae":
         notes.append(
-            "that the latents were made by this very encoder cannot be read from it: of "
-            "SD-VAE's releases (ema, mse) the encoders are the same, the decoders are "
-            "not"
+            "it does not tell whether the latents were made by this encoder: SD-VAE's releases "
+            "(ema, mse) share their encoder and differ in their decoder"
         )
-    return lines, notes, []
+    return Inspection(lines, notes, [])
 
 
-def _one_shard(path: Path) -> Inspection:
-    """A shard is no use alone: what is said is said of its folder."""
+def _shard_of_folder(path: Path) -> Inspection:
+    """Describe the folder that a shard belongs to, as a shard cannot be used alone."""
     from ig_core.data.inspection import inspect_latents
-    from pipelines.inspection.latents import inspected_cache
+    from pipelines.inspection.latents import describe_cache
 
-    lines, notes, problems = inspected_cache(inspect_latents(path.parent))
+    folder = describe_cache(inspect_latents(path.parent))
     note = f"{path.name} is one of its shards: --data.path takes the folder, {path.parent}"
-    return lines, [note, *notes], problems
+    return folder._replace(notes=[note, *folder.notes])
 
 
 def _statistics(path: Path) -> Inspection:
+    """Describe the statistics of latents by channel."""
     from ig_core.data.sources.rows import read_statistics, statistics_problem
 
     mean, std = read_statistics(path)
     lines = {
-        "statistics": f"mean and spread of {mean.numel()} channels, as latents_stats.pt beside "
-        f"LightningDiT's latents",
+        "statistics": f"mean and standard deviation of {mean.numel()} channels, as in the "
+        f"latents_stats.pt beside LightningDiT's latents",
         "mean": f"{float(mean.min()):.4g} .. {float(mean.max()):.4g}",
-        "spread": f"{float(std.min()):.4g} .. {float(std.max()):.4g}",
+        "std": f"{float(std.min()):.4g} .. {float(std.max()):.4g}",
     }
     problem = statistics_problem(mean, std, mean.numel())
-    note = "it belongs into the folder of the shards that it was measured on: --data.path"
-    return lines, [note], [] if problem is None else [f"it {problem}"]
+    note = "it belongs in the folder of the shards that it was measured on (--data.path)"
+    return Inspection(lines, [note], [] if problem is None else [f"it {problem}"])

@@ -1,4 +1,4 @@
-"""`igdit inspect` of latents in the store: one shard, or the data that shards are bound to."""
+"""Inspection of latents: those in the store, and caches that other programs wrote."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.schema import CODEC_CHANNELS
 from pipelines.common.remedies import explained
+from pipelines.inspection.inspection import Inspection
 from pipelines.stages.codec import read_statistics
 from pipelines.store.file_names import LATENTS_FILE, STATISTICS_FILE
 
@@ -17,41 +18,29 @@ if TYPE_CHECKING:
     from ig_core.data.inspection import CacheFacts
     from ig_core.data.shards import Shard
 
-Inspection = tuple[dict[str, str], list[str], list[str]]
-"""Lines of facts, remarks, and problems that a run would meet."""
-
-TOLERANCE = 2.0
-"""Factor by which the spread of what is learnt may differ from 1."""
+RMS_TOLERANCE = 2.0
+"""Factor by which the root mean square of scaled latents may differ from 1."""
 
 
 def is_in_store(path: Path) -> bool:
-    """Check for a shard of latents, or the data that bind shards together."""
+    """Return whether a folder is a shard of latents, or the data that shards are part of."""
     return (path / LATENTS_FILE).is_file() or (path / STATISTICS_FILE).is_file()
 
 
-def inspect_shards(path: Path) -> Inspection:
-    """Describe a shard, or the data that bind shards together.
+def inspect_stored_latents(path: Path) -> Inspection:
+    """Describe a shard of latents, or the data that shards are part of.
 
     Raises:
-        ValueError: they cannot be read.
+        ValueError: If they cannot be read.
     """
     return _shard(path) if (path / LATENTS_FILE).is_file() else _data(path)
 
 
-def label_counts(labels: Counter[int]) -> str:
-    """Count labels, and the latents of the rarest and the most frequent one."""
-    if not labels:
-        return "none"
-    counts = labels.most_common()
-    (rare, least), (often, most) = counts[-1], counts[0]
-    return f"{len(labels):,}: {least:,} (label {rare}) to {most:,} (label {often}) of each"
-
-
-def inspected_cache(facts: CacheFacts) -> Inspection:
+def describe_cache(facts: CacheFacts) -> Inspection:
     """Describe a cache that another program wrote; by its format alone if it cannot be read."""
     problems = [] if facts.refusal is None else [explained(facts.refusal)]
     if not facts.count:
-        return {"latent cache": facts.format}, facts.notes, problems
+        return Inspection({"latent cache": facts.format}, facts.notes, problems)
     lines = {
         "latent cache": facts.format,
         "codec": facts.codec,
@@ -64,7 +53,16 @@ def inspected_cache(facts: CacheFacts) -> Inspection:
         "latents": f"{facts.count:,} in {facts.files:,} files",
         "labels": label_counts(facts.labels),
     }
-    return lines, facts.notes, problems
+    return Inspection(lines, facts.notes, problems)
+
+
+def label_counts(labels: Counter[int]) -> str:
+    """Count the labels, and the latents of the rarest and the most frequent label."""
+    if not labels:
+        return "none"
+    counts = labels.most_common()
+    (rare, least), (often, most) = counts[-1], counts[0]
+    return f"{len(labels):,}: {least:,} (label {rare}) to {most:,} (label {often}) of each"
 
 
 def _shard(path: Path) -> Inspection:
@@ -80,7 +78,7 @@ def _shard(path: Path) -> Inspection:
         "latents": f"{len(shard):,}",
         "labels": label_counts(Counter(shard.label.tolist())),
     }
-    return lines, [], [] if finite else ["some values are NaN or infinite"]
+    return Inspection(lines, [], [] if finite else ["some values are NaN or infinite"])
 
 
 def _rows(shard: Shard) -> dict[str, str]:
@@ -93,13 +91,13 @@ def _rows(shard: Shard) -> dict[str, str]:
 
 
 def _content(depth: int) -> str:
-    """Describe the content of channels by their number, which differs between codecs."""
+    """Describe rows by their number of channels, which differs between codecs."""
     for codec, channels in CODEC_CHANNELS.items():
         if depth == channels:
             return "pixels" if codec == "none" else f"samples of {codec}'s posterior, drawn once"
         if depth == 2 * channels and codec != "none":
             return f"moments of {codec}'s posterior: mean and standard deviation"
-    return f"{depth} channels of no codec that is known"
+    return f"{depth} channels of an unknown codec"
 
 
 def _flips(shard: Shard) -> str:
@@ -109,63 +107,64 @@ def _flips(shard: Shard) -> str:
 
 
 def _rows_of_data(path: Path, shards: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Describe the rows of the first shard that lies beside the data in the store; with remarks."""
+    """Describe the rows of the first shard beside the data, and note missing shards."""
     from ig_core.data.shards import Shard
 
     files = [path.resolve().parent.parent / shard / LATENTS_FILE for shard in shards]
-    absent = sum(not file.is_file() for file in files)
+    present = [file for file in files if file.is_file()]
+    absent = len(files) - len(present)
     notes = [f"{absent} of {len(files)} shards do not lie beside it"] if absent else []
-    there = next((file for file in files if file.is_file()), None)
-    return ({} if there is None else _rows(Shard(there))), notes
+    return (_rows(Shard(present[0])) if present else {}), notes
 
 
-def _scaling(about: dict[str, Any]) -> list[str]:
-    """List a problem unless the model's data have about the spread of the noise."""
-    if about["codec"] == "none":  # pixels, which are brought to [-1, 1]
+def _scaling_problems(statistics: dict[str, Any]) -> list[str]:
+    """List a problem unless the scaled latents have about the spread of the noise."""
+    if statistics["codec"] == "none":  # pixels, which are scaled to [-1, 1]
         return []
-    scaled = [std * factor for std, factor in zip(about["std"], about["factor"], strict=True)]
+    pairs = zip(statistics["std"], statistics["factor"], strict=True)
+    scaled = [std * factor for std, factor in pairs]
     root = math.sqrt(sum(each**2 for each in scaled) / len(scaled))
-    if 1 / TOLERANCE <= root <= TOLERANCE:
+    if 1 / RMS_TOLERANCE <= root <= RMS_TOLERANCE:
         return []
     return [
-        f"their spread times the factor is {root:.3g} (root mean square over channels), where "
-        f"it should be about 1: they are scaled already, or of another codec"
+        f"their standard deviation times the factor is {root:.3g} (root mean square over "
+        f"channels), but it should be about 1: they are scaled already, or of another codec"
     ]
 
 
 def _data(path: Path) -> Inspection:
+    """Describe the data that shards are part of."""
     file = path / STATISTICS_FILE
     try:
-        about, _ = read_statistics(path)
-        counts = Counter(dict(enumerate(about["per_class"])))
-        rows, notes = _rows_of_data(path, about["shards"])
+        found, _ = read_statistics(path)
+        counts = Counter(dict(enumerate(found["per_class"])))
+        rows, notes = _rows_of_data(path, found["shards"])
         lines = {
-            "latent cache": f"igdit's own, {len(about['shards']):,} shards bound together",
-            "codec": f"{about['codec']} {about.get('encoder_sha256') or '(of whatever made them)'}",
-            "source": str(about["source"]),
-            "statistics": f"mean {_range(about['mean'])}, spread {_range(about['std'])} over "
-            f"channels",
-            "scale": f"z = (latent - shift) x factor: shift {_range(about['shift'])}, factor "
-            f"{_range(about['factor'])}",
+            "latent cache": f"igdit's own, {len(found['shards']):,} shards",
+            "codec": f"{found['codec']} {found.get('encoder_sha256') or '(encoder unknown)'}",
+            "source": str(found["source"]),
+            "statistics": f"mean {_range(found['mean'])}, std {_range(found['std'])} over channels",
+            "scale": f"z = (latent - shift) x factor: shift {_range(found['shift'])}, factor "
+            f"{_range(found['factor'])}",
             **rows,
-            "latents": f"{about['count']:,}",
+            "latents": f"{found['count']:,}",
             "labels": label_counts(+counts),
         }
-        absent = [label for label, count in enumerate(about["per_class"]) if not count]
-        faults = [str(each["fault"]) for each in about["broken"]]
-        problems = _scaling(about)
+        absent = [label for label, count in enumerate(found["per_class"]) if not count]
+        faults = [str(each["fault"]) for each in found["broken"]]
+        problems = _scaling_problems(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} does not describe shards of latents: {type(error).__name__} {error}"
         ) from error
     converted = sum("converted" in fault for fault in faults)
-    for count, what in ((len(faults) - converted, "left out"), (converted, "converted to RGB")):
-        notes += [f"{count:,} images were {what}"] if count else []
-    if about.get("oriented"):
-        notes.append(f"{about['oriented']:,} images have an EXIF orientation, which is not applied")
+    for count, action in ((len(faults) - converted, "left out"), (converted, "converted to RGB")):
+        notes += [f"{count:,} images were {action}"] if count else []
+    if found.get("oriented"):
+        notes.append(f"{found['oriented']:,} images have an EXIF orientation, which is not applied")
     if absent:
         problems.append(f"{len(absent)} labels have no latent, for example {absent[0]}")
-    return lines, notes, problems
+    return Inspection(lines, notes, problems)
 
 
 def _range(values: list[float]) -> str:

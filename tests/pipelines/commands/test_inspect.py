@@ -1,4 +1,4 @@
-"""`igdit inspect`: what checkpoints and caches of latents are, and what would go wrong."""
+"""`igdit inspect`: descriptions of checkpoints and caches of latents, and their problems."""
 
 from __future__ import annotations
 
@@ -421,7 +421,7 @@ def test_the_verdict_is_that_of_a_run(case, tmp_path, capsys):
         change(folder)
     taken = taken_by_a_run(folder, "sd-vae" if write is repa else "va-vae")
     assert main(["inspect", str(folder)]) == (0 if taken else 1)
-    assert capsys.readouterr().out.count("Would go wrong") == (not taken)
+    assert capsys.readouterr().out.count("Problem") == (not taken)
 
 
 def test_the_variants_are_of_both_kinds(tmp_path):
@@ -477,7 +477,7 @@ def test_latents_in_the_store(tmp_path, capsys):
     assert main(["inspect", str(store.open(graph.data.ref).path)]) == 1
     output = capsys.readouterr().out
     for words in (
-        "2 shards bound together",
+        "igdit's own, 2 shards",
         "sd-vae",
         "factor 0.1822",
         "7",
@@ -485,10 +485,10 @@ def test_latents_in_the_store(tmp_path, capsys):
         "moments of sd-vae's posterior",
         "8 x 4 x 4",
         "flips         none",
-        "Would go wrong: 1 labels have no latent, for example 3",
+        "Problem: 1 labels have no latent, for example 3",
     ):
         assert words in output
-    assert output.count("Would go wrong") == 1
+    assert output.count("Problem") == 1
     shard = graph.data.inputs["part-00000"]
     assert main(["inspect", str(store.open(shard.ref).path)]) == 0
     output = capsys.readouterr().out
@@ -500,7 +500,7 @@ def test_latents_in_the_store(tmp_path, capsys):
 def test_latents_in_the_store_should_be_as_spread_out_as_noise(spread, wrong, tmp_path, capsys):
     store, graph = latents_in_a_store(tmp_path, spread, classes=3)
     assert main(["inspect", str(store.open(graph.data.ref).path)]) == wrong
-    assert ("their spread times the factor is" in capsys.readouterr().out) == wrong
+    assert ("their standard deviation times the factor is" in capsys.readouterr().out) == wrong
 
 
 def test_images_that_were_converted_were_not_left_out(tmp_path, capsys):
@@ -516,10 +516,10 @@ def test_images_that_were_converted_were_not_left_out(tmp_path, capsys):
     assert main(["inspect", str(copy)]) == 0
     output = capsys.readouterr().out
     for words in (
-        "To know: 5 images were left out.",
-        "To know: 1 images were converted to RGB.",
-        "To know: 4 images have an EXIF orientation, which is not applied",
-        "To know: 2 of 2 shards do not lie beside it.",
+        "Note: 5 images were left out.",
+        "Note: 1 images were converted to RGB.",
+        "Note: 4 images have an EXIF orientation, which is not applied",
+        "Note: 2 of 2 shards do not lie beside it.",
     ):
         assert words in output
 
@@ -605,7 +605,7 @@ def test_a_shard_and_its_statistics_are_recognised(tmp_path, capsys):
         output
     )
     assert main(["inspect", str(folder / "latents_stats.pt")]) == 0
-    assert "mean and spread of 32 channels" in capsys.readouterr().out
+    assert "mean and standard deviation of 32 channels" in capsys.readouterr().out
     torch.save({"mean": torch.zeros(32), "std": torch.zeros(32)}, folder / "latents_stats.pt")
     assert main(["inspect", str(folder / "latents_stats.pt")]) == 1
     assert "a positive std of 32 channels, but those of 32 are not so" in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_what_was_run_for_itself_goes_before_parts_of_a_study(home):
 def test_digits_that_fit_several_runs_are_refused(home):
     for scale in range(2, 20):
         recorded(home, tiny(ig_scales=(float(scale),)))
-    with pytest.raises(ValueError, match="fits several runs"):
+    with pytest.raises(ValueError, match="matches several runs"):
         find_run(home, "")
 
 

@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from experiments import get_experiment, get_study
-from pipelines.commands.run import RunOptions, _options
+from pipelines.commands.run import RunOptions, parse_experiment
 from pipelines.commands.study import StudyCommand, StudyOptions
 from pipelines.graph.graph import Graph
 from pipelines.reports.reproduce import command, run_command, run_name, run_words, study_words
@@ -45,7 +45,7 @@ def changed(name="digits", **parts):
 def test_the_command_gives_the_experiment_again(experiment):
     words = run_words(experiment)
     assert shlex.split(command(words)) == ["igdit", *words]
-    found = _options(words[1:], "run", RunOptions).experiment
+    found = parse_experiment(words[1:], "run", RunOptions).experiment
     assert found.scales == experiment.scales  # no scale and 1 alone are the same
     assert dataclasses.replace(found, ig_scales=experiment.ig_scales) == experiment
 

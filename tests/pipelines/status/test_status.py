@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.console.console import make_console
 from pipelines.console.progress import training_text
-from pipelines.console.status import view, watch_status
+from pipelines.console.status import render_status, watch_status
 from pipelines.graph.graph import Graph
 from pipelines.status.activity import LAST, Activity, Build, ProcessState, Training, Trials
 from pipelines.status.read import Status, read_status
@@ -52,7 +52,7 @@ def home(tmp_path) -> Home:
 
 def shown(status: Status, width: int = 200) -> str:
     screen = io.StringIO()
-    make_console(file=screen, width=width).print(view(status))
+    make_console(file=screen, width=width).print(render_status(status))
     return screen.getvalue()
 
 
