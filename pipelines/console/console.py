@@ -1,6 +1,6 @@
-"""The terminal: one Console with its settings, one style of tables, and one `log`.
+"""Console of rich with igdit's settings, lines and tables.
 
-Every command prints through `make_console`, and nothing else makes a Console. `log` prints a line
+Only `make_console` makes a Console, and every command prints through one. `log` prints a line
 that is never broken, so that paths and commands can be copied and lines of a file can be searched;
 `Console.print` wraps prose at the width of the terminal.
 """
@@ -36,7 +36,7 @@ def make_console(
     terminal: bool | None = None,
     styled: bool = True,
 ) -> Console:
-    """Make the Console of a command. It takes text as it is: no markup, emoji or highlighting.
+    """Return a Console that prints text as it is: without markup, emoji or highlighting.
 
     Args:
         file: Stream that it prints to; None: standard output.
@@ -60,15 +60,15 @@ def log(console: Console, text: str | Text, style: str = "") -> None:
     """Print a line, above the progress bar if one is shown; the line is not broken.
 
     Args:
-        console: Where to print.
-        text: The line, or several.
+        console: Console to print to.
+        text: One line or several.
         style: Style of rich, like `bold`.
     """
     console.print(text, style=style or None, soft_wrap=True)
 
 
 def ask(console: Console, question: str) -> bool:
-    """Ask a person a question on the terminal; anything but `y` means no."""
+    """Ask a question on the terminal; returns whether the answer is `y`."""
     return console.input(f"{question} [y/N] ", markup=False).strip().lower() == "y"
 
 
@@ -89,7 +89,7 @@ def accept_any_text(stream: TextIO) -> None:
 
 
 def has_reader(stream: TextIO) -> bool:
-    """Check whether anybody may read a stream; nobody reads a pipe whose `| head` has ended."""
+    """Return whether a stream may still have a reader; a pipe whose `| head` ended has none."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
@@ -99,22 +99,23 @@ def has_reader(stream: TextIO) -> bool:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Send what is printed to a stream from now on, and what it still holds, to nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Discard the output of a stream from now on, and what it still buffers."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
-# Tables: as wide as the screen, and no number is ever cut. On a narrow screen headings and columns
-# of words wrap; what still does not fit is continued below, with the first columns repeated.
+# Tables are as wide as the screen, and no number is ever cut. On a narrow screen headings and
+# columns of words wrap; columns that still do not fit are continued below, with the first columns
+# repeated.
 
 
-GAP = 2
+GAP_CELLS = 2
 """Cells between two columns."""
-LONGEST_UNBROKEN_WORD = 20
-"""Cells of a word that is not broken for want of room, in columns that name no row."""
-SHORTEST_PART = 8
-"""Cells of the parts into which words are broken, at least."""
+UNBROKEN_WORD_CELLS = 20
+"""Longest word that is never broken, in columns that do not name the row."""
+MIN_PART_CELLS = 8
+"""Shortest part into which a word is broken."""
 
 
 @dataclass(frozen=True)
@@ -123,21 +124,21 @@ class Column:
 
     title: str
     numbers: bool
-    """Numbers are never wrapped or cut; words wrap where there is no room."""
+    """The cells are numbers, which are never wrapped or cut; words are wrapped if necessary."""
 
 
 def words(*titles: str) -> list[Column]:
-    """Columns of words."""
+    """Return columns of words."""
     return [Column(title, numbers=False) for title in titles]
 
 
 def numbers(*titles: str) -> list[Column]:
-    """Columns of numbers."""
+    """Return columns of numbers."""
     return [Column(title, numbers=True) for title in titles]
 
 
 class ScreenTable:
-    """A table for `rich`, laid out for whatever width it is printed at."""
+    """Table for rich that fits the width at which it is printed."""
 
     def __init__(
         self,
@@ -151,12 +152,12 @@ class ScreenTable:
         """Describe a table.
 
         Args:
-            title: What it shows; empty: nothing is written above it.
-            columns: Its columns.
-            rows: A cell for each column; taken as it is, not as markup.
-            keys: So many of the first columns name a row: they are repeated where the table is
+            title: Title above the table; empty: none.
+            columns: Columns of the table.
+            rows: Rows, with a cell for each column.
+            keys: Number of first columns that name the row; they are repeated where the table is
                 continued below.
-            marked: Rows that stand out.
+            marked: Numbers of the rows that are printed in bold.
         """
         self.title, self.columns, self.keys = title, tuple(columns), keys
         self.marked = set(marked)
@@ -167,17 +168,20 @@ class ScreenTable:
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         if self.title:
-            # In a file or a pipe a path is not to be broken.
-            whole = not console.is_terminal
+            # In a file or a pipe a path must not be broken.
+            no_wrap = not console.is_terminal
             yield Text(
-                self.title, style="bold", no_wrap=whole, overflow="ignore" if whole else "fold"
+                self.title,
+                style="bold",
+                no_wrap=no_wrap,
+                overflow="ignore" if no_wrap else "fold",
             )
         for block in self._blocks(options.max_width):
             yield self._table(block, options.max_width)
             yield ""
 
     def _blocks(self, width: int) -> list[list[int]]:
-        """Columns that stand side by side, by number; the keys are in every block."""
+        """Return groups of columns that fit side by side; the keys are in each of them."""
         keys = list(range(self.keys))
         blocks, block = [], list(keys)
         for column in filter(self._has_content, range(self.keys, len(self.columns))):
@@ -189,7 +193,7 @@ class ScreenTable:
 
     def _table(self, block: Sequence[int], width: int) -> Table:
         widths = self._widths(block, width)
-        # What does not fit even so sticks out: broken, a number could not be read.
+        # A block that still does not fit is printed at its width, as a number must not be broken.
         table = Table(
             box=box.SIMPLE_HEAD,
             show_edge=False,
@@ -199,12 +203,12 @@ class ScreenTable:
             width=_total(widths),
         )
         for column, cells in zip(block, widths, strict=True):
-            whole = self.columns[column].numbers
+            is_number = self.columns[column].numbers
             table.add_column(
                 Text(self._heading(column, cells)),
                 width=cells,
-                no_wrap=whole,
-                justify="right" if whole else "left",
+                no_wrap=is_number,
+                justify="right" if is_number else "left",
             )
         for number, row in enumerate(self.rows):
             table.add_row(
@@ -214,7 +218,7 @@ class ScreenTable:
         return table
 
     def _heading(self, column: int, width: int) -> str:
-        """The title of a column, in lines that fit: a column of numbers wraps nothing by itself."""
+        """Return the title of a column in lines that fit, as rich wraps no column of numbers."""
         lines: list[str] = []
         for word in self.columns[column].title.split():
             if lines and cell_len(f"{lines[-1]} {word}") <= width:
@@ -224,15 +228,15 @@ class ScreenTable:
         return "\n".join(lines)
 
     def _widths(self, block: Sequence[int], width: int) -> list[int]:
-        """Width of each column: as wide as it wants, or the one that wraps best gives way."""
-        found = [max(map(cell_len, self._cells(column))) for column in block]
+        """Return the width of each column: its longest cell, or less where it can be wrapped."""
+        widths = [max(map(cell_len, self._cells(column))) for column in block]
         least = self._least(block, width)
-        while _total(found) > width:
-            room, widest = max((found[i] - least[i], i) for i in range(len(block)))
+        while _total(widths) > width:
+            room, widest = max((widths[i] - least[i], i) for i in range(len(block)))
             if room == 0:
                 break
-            found[widest] -= 1
-        return found
+            widths[widest] -= 1
+        return widths
 
     def _cells(self, column: int) -> list[str]:
         return [self.columns[column].title, *(row[column] for row in self.rows)]
@@ -241,21 +245,21 @@ class ScreenTable:
         return not self.rows or any(row[column] for row in self.rows)
 
     def _least(self, block: Sequence[int], width: int) -> list[int]:
-        """Width that each column cannot do without."""
+        """Return the least width of each column."""
         keys = [self._longest_word(column) for column in block[: self.keys]]
-        # The name of a row is to be copied: it is broken between words alone. Others are broken if
-        # they leave no room beside it.
-        room = max(width - _total([*keys, 0]), SHORTEST_PART)
+        # The name of a row is copied by users: it is broken between words only. Words in other
+        # columns are broken if there is no room for them beside the name.
+        room = max(width - _total([*keys, 0]), MIN_PART_CELLS)
         others = [
             self._longest_word(column)
             if self.columns[column].numbers
-            else min(self._longest_word(column), LONGEST_UNBROKEN_WORD, room)
+            else min(self._longest_word(column), UNBROKEN_WORD_CELLS, room)
             for column in block[self.keys :]
         ]
         return keys + others
 
     def _longest_word(self, column: int) -> int:
-        """Cells of the longest part that is not to be broken; a cell of numbers is one."""
+        """Return the cells of the longest word; a cell of numbers counts as one word."""
         title = max(map(cell_len, self.columns[column].title.split()), default=0)
         cells = [row[column] for row in self.rows]
         if self.columns[column].numbers:
@@ -265,9 +269,9 @@ class ScreenTable:
 
 def _total(widths: Iterable[int]) -> int:
     widths = list(widths)
-    return sum(widths) + GAP * (len(widths) - 1)
+    return sum(widths) + GAP_CELLS * (len(widths) - 1)
 
 
 def print_table(table: ScreenTable, console: Console) -> None:
-    """Print a table; no number is cut off at the edge of the screen."""
+    """Print a table without cutting it at the edge of the screen."""
     console.print(table, crop=False)

@@ -1,7 +1,8 @@
-"""How far an experiment is, and how long the rest of it takes.
+"""Progress of an experiment, and the time that the rest of it takes.
 
-Each artifact that is missing counts by the seconds that it costs: as its kind has cost in this run,
-before that by its arithmetic at the speed of the training, before that by an assumed speed.
+Each missing artifact counts by its estimated seconds. These come from artifacts of its kind in this
+run; if there are none, from its number of operations at the speed of the training; if that is not
+known either, from an assumed speed.
 """
 
 from __future__ import annotations
@@ -23,34 +24,21 @@ if TYPE_CHECKING:
     from pipelines.stages.jobs import TrainProgress
 
 ASSUMED_FLOPS = {False: 2e10, True: 1e14}
-"""Operations a second of a worker before anything is measured: on a CPU, on a GPU."""
+"""Assumed operations per second of a worker without a GPU, and with one."""
 FEATURE_FLOPS = {INCEPTION: 1.2e10}
-"""Arithmetic of the features of an image; of other extractors it is next to nothing."""
+"""Extractor -> operations for the features of an image; other extractors need few."""
 ASSUMED_SECONDS = 1.0
-"""Of an artifact whose cost does not follow from any arithmetic."""
-FORGETTING = 0.8
-"""Share of what was measured before that still counts when something new is measured: what runs
-beside a training is slower than what runs after it."""
+"""Assumed seconds for an artifact whose number of operations is not known."""
+DECAY = 0.8
+"""Weight of earlier measurements when a new one is added: work beside a training is slower than
+work after it, so that recent measurements count most."""
 
 
-@dataclass
-class _Measured:
-    """Seconds of a unit of one kind of work, the newest counting most."""
+class RemainingWork:
+    """Missing and running artifacts of an experiment, with an estimate of the time left.
 
-    seconds: float = 0.0
-    units: float = 0.0
-
-    def add(self, seconds: float, units: float) -> None:
-        self.seconds = FORGETTING * self.seconds + seconds
-        self.units = FORGETTING * self.units + units
-
-    @property
-    def each(self) -> float | None:
-        return self.seconds / self.units if self.units else None
-
-
-class WorkAhead:
-    """What is to be built, what is being built, and what is left; asked from any thread."""
+    All methods may be called from any thread.
+    """
 
     def __init__(self, graph: Graph, clock: Callable[[], float] = time.monotonic) -> None:
         self._experiment: Experiment = graph.experiment
@@ -58,10 +46,11 @@ class WorkAhead:
         self._lock = threading.Lock()
         self._measured: dict[str, _Measured] = {}
         self._left: dict[Node, float] = {}
-        """What is not there yet -> its units of work."""
+        """Missing node -> its units of work."""
         self._running: dict[Node, float] = {}
-        """What is being built -> since when."""
-        self._together: dict[Node, tuple[Node, ...]] = {}
+        """Node that is being built -> when it was started, by the clock."""
+        self._group: dict[Node, tuple[Node, ...]] = {}
+        """Node that is being built -> all nodes of its task."""
         self._done_seconds, self._furthest, self._expected = 0.0, 0.0, False
         self._train_from, self._train_to = 0, 0
         self._progress: TrainProgress | None = None
@@ -70,11 +59,11 @@ class WorkAhead:
         self._steps_needed: dict[Node, int] = {}
 
     def expect(self, nodes: Iterable[Node], trained_to: int = 0) -> None:
-        """Replace what is left by what is missing now.
+        """Set the nodes that are missing now.
 
         Args:
-            nodes: All that is to be built; what is not known yet may be stood in for by its like.
-            trained_to: Step that the training goes on from.
+            nodes: All nodes to build, with stand-ins for those that are not known yet.
+            trained_to: Step from which the training continues.
         """
         with self._lock:
             self._expected = True
@@ -84,78 +73,78 @@ class WorkAhead:
             self._train_from = min(trained_to, self._train_to)
 
     def started(self, nodes: Sequence[Node]) -> None:
-        """Nodes are being built, by one task."""
+        """Note that one task builds the nodes from now on."""
         with self._lock:
             now = self._clock()
             for node in nodes:
-                self._running[node], self._together[node] = now, tuple(nodes)
+                self._running[node], self._group[node] = now, tuple(nodes)
 
     def finished(self, node: Node) -> None:
-        """A node is there."""
+        """Note that a node is published."""
         with self._lock:
             units, began = self._left.pop(node, 0.0), self._running.pop(node, None)
-            group = self._together.pop(node, (node,))
+            group = self._group.pop(node, (node,))
             if node.trained:
                 return
             if began is not None and units:
-                # What is built together is there at once: each has its part of the time.
+                # The nodes of a task are published together: each gets its share of the time.
                 part = units / sum(map(self._units, group))
                 measured = self._measured.setdefault(node.kind, _Measured())
                 measured.add(part * (self._clock() - began), units)
-            self._done_seconds += units * self._each(node.kind)
+            self._done_seconds += units * self._seconds_per_unit(node.kind)
 
     def training(self, progress: TrainProgress) -> None:
-        """A training moved on."""
+        """Note that the training has made steps."""
         with self._lock:
             self._progress, self._progress_time = progress, self._clock()
 
     @property
     def progress(self) -> TrainProgress | None:
-        """The training that is at work."""
+        """Return the progress of the running training; None if there is none."""
         progress = self._progress
         return None if progress is None or progress.step >= progress.steps else progress
 
     @property
     def running(self) -> list[Node]:
-        """What is being built, the longest first."""
+        """Return the nodes that are being built, the longest-running first."""
         with self._lock:
             return sorted(self._running, key=lambda node: self._running[node])
 
     def share(self) -> float:
-        """Part of the work that is done, of 1; it never falls, and is 1 when nothing is left.
+        """Return the part of the work that is done, in [0, 1]; it never falls.
 
-        It is 0 as long as nothing is measured that it could be told from.
+        It is 0 until enough is measured for an estimate, and 1 when nothing is left.
         """
         with self._lock:
             done = self._done_seconds + self._trained_steps() * self._seconds_per_step()
-            left = self._seconds_to_train() + sum(map(self._seconds_of, self._left))
+            left = self._seconds_to_train() + sum(map(self._seconds_left_of, self._left))
             if self._is_measured():
                 share = done / (done + left) if done else 0.0
                 self._furthest = max(self._furthest, share if self._left else 1.0)
             return self._furthest
 
     def seconds_left(self) -> float | None:
-        """Time to the end; None: nothing is measured yet that it could be told from."""
+        """Return the seconds to the end; None if too little is measured for an estimate."""
         with self._lock:
             if not self._is_measured():
                 return None
-            to_train = self._seconds_to_train()
-            before = beside = behind = 0.0
+            training = self._seconds_to_train()
+            before = during = after = 0.0
             for node in self._left:
-                seconds = self._seconds_of(node)
+                seconds = self._seconds_left_of(node)
                 if node in self._before_training:
                     before += seconds
-                elif self._needs_step(node) < self._train_to:
-                    beside += seconds
+                elif self._step_needed(node) < self._train_to:
+                    during += seconds
                 else:
-                    behind += seconds
+                    after += seconds
             slots = self._experiment.resources.sample_tasks
-            if not to_train:
-                return (before + beside + behind) / slots
-            return before / slots + max(to_train, beside / slots) + behind / slots
+            if not training:
+                return (before + during + after) / slots
+            return before / slots + max(training, during / slots) + after / slots
 
     def _is_measured(self) -> bool:
-        """Whether the speed of training or sampling is known, or neither is left."""
+        """Return whether the speed of training or sampling is known, or neither is left."""
         if not self._expected:
             return False
         if self._progress is not None:
@@ -164,16 +153,16 @@ class WorkAhead:
             return False
         if "images" in self._measured or all(node.kind != "images" for node in self._left):
             return True
-        # Sampling that comes last, as on noise for the report, is counted at the assumed speed.
+        # Sampling that comes last, as on holdout noise, is counted at the assumed speed.
         return "evaluate" in self._measured
 
-    def _needs_step(self, node: Node) -> int:
-        """Step of training that a node waits for; 0: of none."""
+    def _step_needed(self, node: Node) -> int:
+        """Return the training step that a node waits for; 0 if it waits for no training."""
         if node not in self._steps_needed:
             self._steps_needed[node] = (
                 node.step
                 if node.trained
-                else max((self._needs_step(source) for source in node.inputs.values()), default=0)
+                else max((self._step_needed(source) for source in node.inputs.values()), default=0)
             )
         return self._steps_needed[node]
 
@@ -192,32 +181,31 @@ class WorkAhead:
         return self._step_flops() / self._flops()
 
     def _step_flops(self) -> float:
-        """Operations of a step of training, of one worker."""
+        """Return the operations of one worker in a training step."""
         experiment = self._experiment
         images = experiment.train.batch_size / experiment.resources.num_workers
         return images * training_flops(experiment.model)
 
     def _flops(self) -> float:
-        """Operations a second of a worker."""
+        """Return the operations per second of a worker."""
         if self._progress is not None and self._progress.steps_per_second > 0:
             return self._step_flops() * self._progress.steps_per_second
         return ASSUMED_FLOPS[self._experiment.resources.use_gpu]
 
-    def _seconds_of(self, node: Node) -> float:
-        """Seconds that are left of a node; of a training they are counted by its steps."""
+    def _seconds_left_of(self, node: Node) -> float:
+        """Return the seconds left of a node; 0 for a checkpoint, as training counts by steps."""
         if node.trained:
             return 0.0
-        whole = self._left[node] * self._each(node.kind)
+        total = self._left[node] * self._seconds_per_unit(node.kind)
         began = self._running.get(node)
-        spent = 0.0 if began is None else (self._clock() - began) / len(self._together[node])
-        return max(whole - spent, 0.1 * whole)
+        spent = 0.0 if began is None else (self._clock() - began) / len(self._group[node])
+        return max(total - spent, 0.1 * total)
 
-    def _each(self, kind: str) -> float:
-        """Seconds of a unit."""
+    def _seconds_per_unit(self, kind: str) -> float:
+        """Return the seconds of a unit of work, measured or assumed."""
         measured = self._measured.get(kind)
-        each = None if measured is None else measured.each
-        if each is not None:
-            return each
+        if measured is not None and measured.units:
+            return measured.seconds / measured.units
         if kind == "images":
             return 1 / self._flops()
         if kind == "features":
@@ -225,7 +213,7 @@ class WorkAhead:
         return ASSUMED_SECONDS
 
     def _units(self, node: Node) -> float:
-        """Work of a node, in what work of its kind grows with: operations, images, or nodes."""
+        """Return the units of work of a node: operations, images or nodes."""
         config = node.config
         if node.kind == "images" and "guidance" in config:
             experiment, guidance = self._experiment, Guidance(**config["guidance"])
@@ -237,3 +225,15 @@ class WorkAhead:
         if node.kind == "latents":
             return float(config["stop"] - config["start"])
         return 1.0
+
+
+@dataclass
+class _Measured:
+    """Seconds and units of one kind of work; recent measurements count most."""
+
+    seconds: float = 0.0
+    units: float = 0.0
+
+    def add(self, seconds: float, units: float) -> None:
+        self.seconds = DECAY * self.seconds + seconds
+        self.units = DECAY * self.units + units

@@ -1,4 +1,4 @@
-"""A table of the paper beside own results: on the screen, and as CSV."""
+"""Tables of the paper beside own results, on the terminal and as CSV."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COLUMNS = (
 
 
 def print_tables(console: Console) -> None:
-    """Print the names of the tables and what they show."""
-    facts = {}
+    """Print the name of each table with a description."""
+    descriptions = {}
     for name, make in TABLES.items():
-        what = str(make.__doc__).partition("\n")[0].rstrip(".")
-        facts[name] = f"{what} ({len(make())} rows)"
-    print_facts(facts, console)
+        title = str(make.__doc__).partition("\n")[0].rstrip(".")
+        descriptions[name] = f"{title} ({len(make())} rows)"
+    print_facts(descriptions, console)
     log(
         console,
         "`igdit table NAME` shows a table; `igdit table NAME --help` lists the options that "
@@ -84,13 +84,13 @@ def _cells(line: TableLine) -> list[str]:
     return [*cells, *ours, *("-" if score is None else number(score, least=1) for score in scores)]
 
 
-def _by_text(found: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, list[str]]:
-    """Group the names of rows by the texts about them."""
-    texts: dict[str, list[str]] = {}
-    for line, said in found:
-        for text in said:
-            texts.setdefault(text, []).append(line.row.name)
-    return texts
+def _by_text(remarks: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, list[str]]:
+    """Group the names of rows by the remarks about them."""
+    rows: dict[str, list[str]] = {}
+    for line, texts in remarks:
+        for text in texts:
+            rows.setdefault(text, []).append(line.row.name)
+    return rows
 
 
 def write_table(lines: Sequence[TableLine], folder: Path) -> Path:

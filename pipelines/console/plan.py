@@ -1,7 +1,7 @@
-"""Costs of what is left of an experiment: time, worker-hours and disk.
+"""Plan of an experiment on the terminal: cached and missing artifacts, and the costs of the rest.
 
-They are measured where comparable work is in the store, and otherwise assumed from the number of
-operations; each estimate says which.
+Costs (worker-hours, disk space) are measured where comparable work is in the store, and otherwise
+assumed from the number of operations; each estimate says which.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Estimate:
 
     name: str
     images: int
-    """Images that are trained on, or sampled."""
+    """Images to train on, or to sample."""
     seconds_each: float | None
-    """Seconds of one worker for an image; None: not known."""
+    """Seconds of one worker for an image; None if not known."""
     measured: bool
 
     @property
     def hours(self) -> float | None:
-        """Return the worker-hours; None: not known."""
+        """Return the worker-hours; None if not known."""
         return None if self.seconds_each is None else self.images * self.seconds_each / 3600
 
 
@@ -114,29 +114,29 @@ def print_costs(results: Results, plan: Plan, assumption: Assumption, console: C
             f"The size of the latents assumes ImageNet's {IMAGENET_TRAIN:,} images until "
             f"--data.path is given.",
         )
-    # All that are counted as cached above, not only those that need not be looked behind.
-    held = [results.store.find(node.ref) for node in closure(results.targets)]
-    there = [artifact for artifact in held if artifact is not None]
-    if there:
+    # The artifacts that `print_plan` counts as cached.
+    artifacts = [results.store.find(node.ref) for node in closure(results.targets)]
+    sizes_cached = [artifact.size for artifact in artifacts if artifact is not None]
+    if sizes_cached:
         log(
             console,
-            f"Cached: {len(there):,} artifacts, {data_size(sum(a.size for a in there))}.",
+            f"Cached: {len(sizes_cached):,} artifacts, {data_size(sum(sizes_cached))}.",
         )
-    for field, what in unnamed_files(experiment).items():
-        log(console, f"A run also needs {option(field)} PATH: {what}.")
+    for field, description in unnamed_files(experiment).items():
+        log(console, f"A run also needs {option(field)} PATH: {description}.")
 
 
 def _assumed(experiment: Experiment, assumption: Assumption) -> str:
-    """Explain the assumptions behind hours that are not measured."""
+    """Explain the assumptions behind estimates that are not measured."""
     parts = (("training", experiment.optim.precision), ("sampling", experiment.sampler.precision))
     peaks = ", ".join(
         f"{assumption.peak(experiment, precision):g} for {kind} "
         f"({arithmetic(experiment, precision)})"
         for kind, precision in parts
     )
-    who = "GPU" if experiment.resources.use_gpu else "worker"
+    unit = "GPU" if experiment.resources.use_gpu else "worker"
     return (
-        f"Assumed, not measured: peak TFLOP/s per {who} of {peaks} (--assume-tflops sets that of "
+        f"Assumed, not measured: peak TFLOP/s per {unit} of {peaks} (--assume-tflops sets that of "
         f"half precision; TF32 has half of it, float32 a sixteenth), "
         f"{100 * assumption.utilisation:g} % of them reached (--assume-utilisation), and a "
         f"training step of three forward passes. Encoding, decoding and feature extraction are "
@@ -145,7 +145,8 @@ def _assumed(experiment: Experiment, assumption: Assumption) -> str:
 
 
 def _sentence(estimate: Estimate, experiment: Experiment) -> str:
-    who = "GPU" if experiment.resources.use_gpu else "worker"
+    """Describe an estimate."""
+    unit = "GPU" if experiment.resources.use_gpu else "worker"
     start = f"{estimate.name.capitalize()}: {estimate.images:,} images"
     if estimate.seconds_each is None or estimate.hours is None:
         return (
@@ -157,18 +158,18 @@ def _sentence(estimate: Estimate, experiment: Experiment) -> str:
         number(1 / estimate.seconds_each, separator=","),
         number(estimate.hours, separator=","),
     )
-    return f"{start} at {rate} images a second per {who} ({how}): {hours} {who}-hours."
+    return f"{start} at {rate} images a second per {unit} ({how}): {hours} {unit}-hours."
 
 
 def print_plan(results: Results, plan: Plan, console: Console) -> None:
-    """Print what is cached and what would run, by stage."""
+    """Print the cached and the missing artifacts, and the work that would run, by stage."""
     graph, store = results.graph, results.store
     rows = []
     nodes = list(closure(results.targets))
     for kind, stage in STAGES.items():
         own = [node for node in nodes if node.kind == kind]
         if not own:
-            continue  # states to resume from are no target
+            continue  # training states are no targets
         missing = [node for node in own if node in plan.missing]
         cached = sum(store.find(node.ref) is not None for node in own)
         rows.append(
@@ -193,6 +194,7 @@ def print_plan(results: Results, plan: Plan, console: Console) -> None:
 
 
 def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) -> str:
+    """Describe the work that builds the missing artifacts of a kind."""
     if not missing:
         return ""
     if kind == "checkpoint" and graph.experiment.train.imported:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipelines.common.formatting import clock, metric_interval, number
 from pipelines.console.console import log
-from pipelines.console.eta import WorkAhead
+from pipelines.console.eta import RemainingWork
 from pipelines.graph.node import closure
 from pipelines.graph.trajectory import starting_step
 from pipelines.store.file_names import METRICS_FILE, STATISTICS_FILE
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 30.0
 """Seconds between two lines of progress where there is no terminal."""
-WIDEST_BAR = 40
-MOST_BROKEN = 10
+MAX_BAR_CELLS = 40
+MAX_FAULTY_IMAGES = 10
 """Most faulty images that are named; the data's statistics list all of them."""
 DATA_NAMES = {
     "listing": "list of the source",
@@ -52,11 +52,11 @@ DOING = {
     "features": "extracting features",
     "evaluate": "evaluating",
 }
-"""Kind of artifact -> the work that builds one; of other kinds DATA_NAMES is shown."""
+"""Kind of artifact -> the work that builds it; for other kinds DATA_NAMES is shown."""
 
 
 class LiveProgress:
-    """One bar with a line of what runs on a terminal; elsewhere a line every so often."""
+    """Progress bar on a terminal; elsewhere a line every HEARTBEAT_SECONDS."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class LiveProgress:
         how_far: Callable[[], str],
         what_runs: Callable[[], str],
     ) -> None:
-        """Prepare to show progress; nothing is shown before it is entered.
+        """Prepare to show progress; nothing is shown before the context is entered.
 
         Args:
-            console: Where to show it.
+            console: Console to print to.
             share: Returns the part of the work that is done, in [0, 1].
             how_far: Returns the same in words, with the time left.
-            what_runs: Returns what is being done now.
+            what_runs: Returns a description of the work in progress.
         """
         self.console, self._share = console, share
         self._how_far, self._what_runs = how_far, what_runs
@@ -100,9 +100,9 @@ class LiveProgress:
             self._heart.join()
 
     def bar(self) -> RenderableType:
-        """Return what a terminal shows: a bar, and a line of what runs."""
+        """Return the bar, and a line that describes the work in progress."""
         text = self._how_far()
-        width = min(WIDEST_BAR, self.console.width - len(text) - 2)
+        width = min(MAX_BAR_CELLS, self.console.width - len(text) - 2)
         line: RenderableType = Text(text)
         if width >= 4:
             line = Table.grid(padding=(0, 2, 0, 0))
@@ -118,14 +118,14 @@ class LiveProgress:
 
 
 class ProgressDisplay:
-    """A `dag.Listener` that shows how far the whole is, what runs, and each FID as it comes."""
+    """`Listener` that shows the progress of a run, and each FID as it is measured."""
 
     def __init__(
         self, console: Console, store: Store, graph: Graph, evaluated: Callable[[], None]
     ) -> None:
         self.console, self.store, self.graph = console, store, graph
         self.evaluated = evaluated
-        self.ahead = WorkAhead(graph)
+        self.remaining = RemainingWork(graph)
         holdout = graph.holdout(*graph.final)
         points = (*holdout.values(), *graph.curve.values(), *graph.final.values())
         self._points = {p.evaluate: p for p in points}
@@ -135,7 +135,7 @@ class ProgressDisplay:
             own = (n for n in closure([point.evaluate]) if n.stage in ("sample", "evaluate"))
             self._places |= dict.fromkeys(own, place)
         self._began, self._waiting = time.monotonic(), ""
-        self.live = LiveProgress(console, self.ahead.share, self._how_far, self._what_runs)
+        self.live = LiveProgress(console, self.remaining.share, self._how_far, self._what_runs)
 
     def __enter__(self) -> ProgressDisplay:
         self.live.__enter__()
@@ -145,7 +145,7 @@ class ProgressDisplay:
         self.live.__exit__()
 
     def expect(self, nodes: Iterable[Node]) -> None:
-        """Set the artifacts that are missing now as all that is left.
+        """Set the artifacts that are missing now.
 
         Args:
             nodes: All artifacts to build, with stand-ins for those that are not known yet.
@@ -153,28 +153,28 @@ class ProgressDisplay:
         nodes = list(nodes)
         steps = [node.step for node in nodes if node.trained]
         start = starting_step(self.store, self.graph, steps) if steps else 0
-        self.ahead.expect(nodes, start)
+        self.remaining.expect(nodes, start)
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
         log(self.console, text)
 
     def on_waiting(self, node: Node) -> None:
-        """Another process builds the node."""
+        """Show that another process builds the node."""
         self._waiting = str(node.ref)
         self.log(f"{node.stage:<9} waiting: another process builds {node.ref}")
 
     def on_started(self, nodes: Sequence[Node]) -> None:
-        """One task of this process builds the nodes."""
-        self.ahead.started(nodes)
+        """Show that one task of this process builds the nodes."""
+        self.remaining.started(nodes)
 
     def on_training(self, progress: TrainProgress) -> None:
-        """The training has made steps."""
-        self.ahead.training(progress)
+        """Show the steps of the training."""
+        self.remaining.training(progress)
 
     def on_finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
-        """The artifact is published."""
-        self.ahead.finished(node)
+        """Show that the artifact is published."""
+        self.remaining.finished(node)
         if self._waiting == str(node.ref):
             self._waiting = ""
         point = self._points.get(node)
@@ -201,24 +201,24 @@ class ProgressDisplay:
         if node.kind not in ("data", "reference") or not read_images:
             return
         path = self.store.open(node.ref).path / STATISTICS_FILE
-        broken = json.loads(path.read_text(encoding="utf-8"))["broken"]
-        for each in broken[:MOST_BROKEN]:
-            self.log(f"{node.stage:<9} faulty image {each['name']}: {each['fault']}")
-        if broken:
-            self.log(f"{node.stage:<9} {len(broken)} faulty images, listed in {path}")
+        faulty = json.loads(path.read_text(encoding="utf-8"))["broken"]
+        for entry in faulty[:MAX_FAULTY_IMAGES]:
+            self.log(f"{node.stage:<9} faulty image {entry['name']}: {entry['fault']}")
+        if faulty:
+            self.log(f"{node.stage:<9} {len(faulty)} faulty images, listed in {path}")
 
     def _how_far(self) -> str:
         """Return the part that is done, the time left and the time elapsed."""
-        left = self.ahead.seconds_left()
+        left = self.remaining.seconds_left()
         until = "time left unknown" if left is None else f"{clock(left)} left"
         # 100 % means that everything is published.
-        share = min(int(100 * self.ahead.share()), 99)
+        share = min(int(100 * self.remaining.share()), 99)
         return f"{share} %  {until}  {clock(time.monotonic() - self._began)} elapsed"
 
     def _what_runs(self) -> str:
-        """Describe what is being built now."""
-        parts, progress = [], self.ahead.progress
-        running = [n for n in self.ahead.running if progress is None or not n.trained]
+        """Describe the work in progress."""
+        parts, progress = [], self.remaining.progress
+        running = [n for n in self.remaining.running if progress is None or not n.trained]
         if progress is not None:
             parts.append(
                 f"training step {progress.step} of {progress.steps}, loss "
@@ -228,17 +228,17 @@ class ProgressDisplay:
         kinds = Counter(node.kind for node in running)
         for kind, count in kinds.items():
             places = {self._places[n] for n in running if n.kind == kind and n in self._places}
-            what = DOING.get(kind, DATA_NAMES.get(kind, kind))
+            work = DOING.get(kind, DATA_NAMES.get(kind, kind))
             details = [*places] if len(places) == 1 else []
             details += [f"{count} at once"] if count > 1 else []
-            parts.append(f"{what} ({', '.join(details)})" if details else what)
+            parts.append(f"{work} ({', '.join(details)})" if details else work)
         if self._waiting:
             parts.append(f"waiting for {self._waiting}, which another process builds")
         return "; ".join(parts) or "starting"
 
 
-def _ago(then: float, now: float) -> str:
-    """Write how long ago a time was; at least 0 s, as the clocks of hosts differ a little."""
+def time_ago(then: float, now: float) -> str:
+    """Format the time since a moment; at least 0 s, as the clocks of hosts differ a little."""
     seconds = max(now - then, 0.0)
     if seconds < 60:
         return f"{seconds:.0f} s ago"
@@ -248,7 +248,7 @@ def _ago(then: float, now: float) -> str:
 
 
 def training_text(training: Training, now: float) -> str:
-    """Write the step, the loss, the rate, the time left and the host of a training."""
+    """Format the step, the loss, the rate, the time left and the host of a training."""
     rate = training.steps_per_second
     left = ""
     if rate > 0:
@@ -256,9 +256,9 @@ def training_text(training: Training, now: float) -> str:
         left = f", {clock(max(seconds, 0))} left"
     workers = "1 worker" if training.workers == 1 else f"{training.workers} workers, the first"
     place = f", {workers} on {training.host}" if training.host else ""
-    quiet = now - training.reported_at
-    silent = f" (reported {_ago(training.reported_at, now)})" if quiet > 30 else ""
+    overdue = now - training.reported_at > 30
+    reported = f" (reported {time_ago(training.reported_at, now)})" if overdue else ""
     return (
         f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
-        f"{number(rate, 2, 1)} steps/s{left}{place}{silent}"
+        f"{number(rate, 2, 1)} steps/s{left}{place}{reported}"
     )

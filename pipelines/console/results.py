@@ -38,7 +38,7 @@ SHOWN_METRICS = (
     "precision",
     "recall",
 )
-"""Metrics of an evaluation, in this order."""
+"""Metrics of an evaluation that are printed, in this order."""
 
 
 def print_report(results: Results, console: Console) -> None:
@@ -76,7 +76,7 @@ def _scale_table(results: Results) -> ScreenTable:
 
 
 def print_metrics(path: Path, protocol: str, console: Console) -> None:
-    """Print one evaluation, from its file."""
+    """Print the metrics of an evaluation from its file."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for name in SHOWN_METRICS:
@@ -99,18 +99,19 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
 
 
 def _infinity(metrics: dict[str, Any]) -> str:
-    """Write FID-infinity, which has no bias of the number of samples, if it was computed."""
+    """Format FID-infinity, which has no bias of the number of samples; empty if not computed."""
     if "fid_infinity" not in metrics:
         return ""
     return f"; extrapolated to infinitely many samples: {metric(metrics, 'fid_infinity')}"
 
 
 def _number(metrics: dict[str, Any], name: str) -> str:
-    """Write a metric; a dash if the reference or the number of samples does not allow it."""
+    """Format a metric; a dash if the reference or the number of samples does not allow it."""
     return number(metrics[name]) if name in metrics else "-"
 
 
 def _verdict(results: Results) -> Iterator[str | Text]:
+    """Yield the sentences below the table of scales."""
     headline, best = results.headline(), results.best()
     if headline is not None:
         gain = results.improvements()[headline.guidance]
@@ -141,7 +142,7 @@ def _verdict(results: Results) -> Iterator[str | Text]:
 
 
 def _protocol(results: Results) -> str:
-    """Describe the protocol of the numbers by scale in a line."""
+    """Describe the protocol of the evaluations by scale."""
     fingerprint = next(iter(results.final.values())).fingerprint
     name = protocol_name(results.experiment.evaluation)
     return (

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipelines.common.formatting import clock
 from pipelines.console.console import ScreenTable, numbers, words
-from pipelines.console.progress import _ago, training_text
+from pipelines.console.progress import time_ago, training_text
 from pipelines.status.read import read_status
 from pipelines.store.keys import Ref
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from pipelines.store.locks import Holder
 
 
-SHOWN = 12
+MAX_TASKS = 12
 """Most tasks that are listed; the rest are counted."""
-LEAST_DONE = 3
-"""Fewest artifacts or trials from which a pace is computed."""
+MIN_DONE = 3
+"""Fewest artifacts or trials from which the time left is estimated."""
 
 
 def watch_status(home: Home, console: Console, every: float) -> None:
-    """Show the status until interrupted."""
+    """Show the status until interrupted, and refresh it every so many seconds."""
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(render_status(read_status(home)), refresh=True)
@@ -42,7 +42,7 @@ def watch_status(home: Home, console: Console, every: float) -> None:
 
 
 def render_status(status: Status) -> RenderableType:
-    """Lay the status out for a console."""
+    """Format the status for a console."""
     parts: list[RenderableType] = [*_head(status)]
     for process in status.working:
         parts += ["", *_process(process, status.now)]
@@ -57,7 +57,7 @@ def render_status(status: Status) -> RenderableType:
 
 
 def _line(text: str, style: str = "") -> Text:
-    """Make a line without control characters, which a terminal would obey."""
+    """Return a line without control characters, which a terminal would obey."""
     return Text(_printable(text), style=style, overflow="fold")
 
 
@@ -68,8 +68,8 @@ def _printable(text: str) -> str:
 def _head(status: Status) -> Iterator[Text]:
     count = len(status.working)
     if count:
-        what = "1 process is running" if count == 1 else f"{count} processes are running"
-        yield _line(f"{what} in {status.root}", "bold")
+        running = "1 process is running" if count == 1 else f"{count} processes are running"
+        yield _line(f"{running} in {status.root}", "bold")
     elif status.tasks:
         yield _line(f"No run or study is running in {status.root}, but these tasks are", "bold")
     else:
@@ -78,7 +78,7 @@ def _head(status: Status) -> Iterator[Text]:
     if last is not None and not count:
         took = clock(max(last.updated - last.started, 0))
         yield _line(
-            f"Last: {last.title}, {last.outcome} {_ago(last.updated, status.now)} on "
+            f"Last: {last.title}, {last.outcome} {time_ago(last.updated, status.now)} on "
             f"{last.host} after {took}"
         )
         if last.news:
@@ -88,7 +88,7 @@ def _head(status: Status) -> Iterator[Text]:
 def _process(process: ProcessState, now: float) -> Iterator[Text]:
     yield _line(
         f"{process.title}: {process.phase} for {clock(max(now - process.started, 0))}, on "
-        f"{process.host} (pid {process.pid}), updated {_ago(process.updated, now)}",
+        f"{process.host} (pid {process.pid}), updated {time_ago(process.updated, now)}",
         "bold cyan",
     )
     if process.where:
@@ -127,55 +127,56 @@ def _build(build: Build, now: float) -> Iterator[Text]:
 
 
 def _pace(done: int, left: int, seconds: float) -> str:
-    """Write the time left at the pace so far; empty if too little is done."""
-    if done < LEAST_DONE or left <= 0 or seconds <= 0:
+    """Format the time left at the pace so far; empty if too little is done."""
+    if done < MIN_DONE or left <= 0 or seconds <= 0:
         return ""
     return f", about {clock(left * seconds / done)} left at this pace"
 
 
 def _tasks(status: Status) -> ScreenTable:
-    names = {(d.host, d.pid): d.title for d in status.working}
-    training = {w.trajectory: w.name for d in status.working for w in d.builds}
+    names = {(process.host, process.pid): process.title for process in status.working}
+    builds = {build.trajectory: build for process in status.working for build in process.builds}
     rows = []
-    for task in status.tasks[:SHOWN]:
+    for task in status.tasks[:MAX_TASKS]:
         lease = (
             ""
             if task.lease is None
-            else names.get((task.lease.host, task.lease.pid), _where(task.lease))
+            else names.get((task.lease.host, task.lease.pid), _place(task.lease))
         )
+        build = builds.get(task.ref.key)
         cells = (
             task.ref.short,
-            task.what or training.get(task.ref.key, ""),
+            task.label or ("" if build is None else build.name),
             lease,
             _worker(task),
             clock(max(status.now - task.since, 0)),
         )
         rows.append([_printable(cell) for cell in cells])
-    if len(status.tasks) > SHOWN:
-        rows.append([f"and {len(status.tasks) - SHOWN} more", "", "", "", ""])
-    columns = [*words("in flight", "what", "leased by", "worker"), *numbers("for")]
+    if len(status.tasks) > MAX_TASKS:
+        rows.append([f"and {len(status.tasks) - MAX_TASKS} more", "", "", "", ""])
+    columns = [*words("in flight", "part of", "leased by", "worker"), *numbers("for")]
     return ScreenTable("", columns, rows)
 
 
 def _worker(task: Task) -> str:
     if task.worker is not None:
-        return _where(task.worker)
+        return _place(task.worker)
     return "" if task.ref.kind == "train" else "none yet"
 
 
-def _where(found: Holder) -> str:
-    return f"{found.host} pid {found.pid}" if found.pid else found.host
+def _place(holder: Holder) -> str:
+    return f"{holder.host} pid {holder.pid}" if holder.pid else holder.host
 
 
 def _gone(process: ProcessState, now: float) -> Text:
     text = (
         f"{process.title} died on {process.host} (pid {process.pid}); last update "
-        f"{_ago(process.updated, now)}"
+        f"{time_ago(process.updated, now)}"
     )
     steps = [
-        f"{w.name} at step {w.training.step} of {w.training.steps}"
-        for w in process.builds
-        if w.training is not None
+        f"{build.name} at step {build.training.step} of {build.training.steps}"
+        for build in process.builds
+        if build.training is not None
     ]
     text += f": {'; '.join(steps)}" if steps else ""
     return _line(f"{text}. Run the same command to continue from the published artifacts.", "red")

@@ -1,4 +1,4 @@
-"""Progress of a study: trials, trainings at work, and the time left at this pace."""
+"""Progress and findings of a study on the terminal."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from pipelines.study.findings import Findings, Forecast
 
 
-LEAST_PROGRESS = 0.5
-"""Fewest trials from which a pace is computed; a part of one counts."""
+MIN_TRIALS = 0.5
+"""Fewest trials from which the time left is estimated; a part of a trial counts."""
+MAX_POINTS = 10
+"""Most points that are printed; the table on disk holds all."""
 
 
 def study_progress(console: Console, activity: Activity) -> LiveProgress:
@@ -65,13 +67,13 @@ class Pace:
         return self._furthest
 
     def seconds_left(self) -> float | None:
-        """Return the seconds to the last trial at the pace so far; None: too little is done."""
+        """Return the seconds to the last trial at the pace so far; None if too little is done."""
         trials = self._process_state().trials
         if trials is None:
             return None
         done = self._done()
         gained = done - trials.at_first
-        if gained < LEAST_PROGRESS:
+        if gained < MIN_TRIALS:
             return None
         return max(trials.wanted - done, 0.0) * (self._clock() - self._began) / gained
 
@@ -84,7 +86,7 @@ class Pace:
         return f"{min(int(100 * self.share()), 99)} %{count}  {until}  {spent} elapsed"
 
     def what_runs(self) -> str:
-        """Describe each training that is at work."""
+        """Describe each training that is running."""
         texts = []
         for build in self._process_state().builds:
             text = f"{build.done} of {build.total} artifacts" if build.total else "starting"
@@ -96,21 +98,17 @@ class Pace:
         return "; ".join(texts) or self._process_state().phase
 
 
-SHOWN = 10
-"""Points that are listed on screen; the table on disk holds all."""
-
-
 def print_findings(found: Findings, console: Console) -> None:
-    """Print the best points, which of them are indistinguishable, importances and cost."""
+    """Print the best points, those equal to the best, the importances and the cost."""
     states = found.table["state"].value_counts().to_dict() if len(found.table) else {}
     counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
     complete = sorted((t for t in found.trials if t.fid is not None), key=lambda t: t.fid or 0)
     order = "lowest FID first"
-    if len(complete) > SHOWN:
-        order = f"the {SHOWN} lowest FIDs of {len(complete)}"
+    if len(complete) > MAX_POINTS:
+        order = f"the {MAX_POINTS} lowest FIDs of {len(complete)}"
     title = f"Study {found.study.name}: {counts or 'no trials'}; {order}"
     rows = []
-    for trial in complete[:SHOWN]:
+    for trial in complete[:MAX_POINTS]:
         note = "best" if trial is found.best else "equal" if trial in found.equals else ""
         rows.append(
             (
@@ -150,12 +148,12 @@ def print_findings(found: Findings, console: Console) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """Write a count with its noun, like `1 trial` or `3 trials`."""
+    """Format a count with its noun, like `1 trial` or `3 trials`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def print_forecast(cost: Forecast, console: Console) -> None:
-    """Print the estimated cost of what is left."""
+    """Print the estimated cost of the rest of a study."""
     hours = "unknown (no comparable run here yet)"
     if cost.hours is not None:
         parts = (cost.hours, cost.train_hours or 0.0, cost.sample_hours or 0.0)

@@ -1,11 +1,11 @@
-"""The state of a process, in a small file that others read (`pipelines.status.read`).
+"""Activity of a process, in a small file that `pipelines.status.read` reads.
 
-    HOME/activity/ID.json   what a run or a study is doing; replaced in one step
-    HOME/activity/ID.lock   held while it lives: the kernel lets go when it dies
-    HOME/activity/last.json what ended last
+    HOME/activity/ID.json    state of a run or a study; replaced atomically
+    HOME/activity/ID.lock    lock of the process; the kernel releases it when the process dies
+    HOME/activity/last.json  state of the process that ended last
 
-A thread of its own writes the file, at most once a second: the work never waits for the disk, and
-does not notice if the disk is full.
+A thread writes the file, at most once a second: the work never waits for the disk, and goes on if
+the disk is full.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ if TYPE_CHECKING:
     from pipelines.stages.jobs import TrainProgress
     from pipelines.store.home import Home
 
-EVERY_SECONDS = 1.0
+WRITE_SECONDS = 1.0
+"""Seconds between two writes of the state."""
 KEPT_SECONDS = 24 * 3600.0
-"""How long the files of a killed process are kept, unless the same work is started again."""
+"""Seconds for which the files of a killed process are kept, unless the same work starts again."""
 LOCK_SECONDS = 10.0
-"""How long to try for the lock of this process, which nobody else wants."""
-LAST = "last.json"
-LONGEST = 1_000_000
-"""Bytes of a file that can be one of these."""
+"""Seconds to wait for the lock of this process, which only a reader may hold for a moment."""
+LAST_FILE = "last.json"
+MAX_FILE_BYTES = 1_000_000
+"""Size above which a file is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training that is at work."""
+    """Progress of a running training."""
 
     step: int
     steps: int
@@ -59,22 +60,23 @@ class Training:
     steps_per_second: float
     workers: int
     host: str
-    """Of its first worker."""
+    """Host of its first worker."""
     reported_at: float
-    """When the training reported this, in seconds since the epoch."""
+    """Time of this report, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """One experiment whose artifacts are being built."""
+    """Progress of an experiment whose artifacts are being built."""
 
     name: str
     trajectory: str
-    """Hash of its checkpoints: the name of the training's lease."""
+    """Hash of its checkpoints, which names the training's lease."""
     started: float
     done: int = 0
-    """Artifacts that were missing and are there now."""
+    """Number of artifacts that were built."""
     total: int = 0
+    """Number of artifacts that were missing."""
     training: Training | None = None
     waiting: str = ""
     """Artifact that another process builds."""
@@ -82,7 +84,7 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """Counts of a study's trials, as this process last saw them."""
+    """Counts of a study's trials when this process last read them."""
 
     complete: int
     running: int
@@ -90,40 +92,40 @@ class Trials:
     failed: int
     wanted: int
     at_first: int
-    """Complete when this process began."""
+    """Number of trials that were complete when this process started."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessState:
-    """State of one process, as it publishes it."""
+    """State of a process."""
 
     kind: str
-    """run or study."""
+    """`run` or `study`."""
     name: str
     key: str = ""
-    """Of a run."""
+    """Key of a run; empty for a study."""
     host: str
     pid: int
     started: float
     updated: float
     phase: str = "starting"
     where: str = ""
-    """What it runs on."""
+    """Description of the workers that it runs on."""
     trials: Trials | None = None
     builds: tuple[Build, ...] = ()
     news: str = ""
-    """The last result."""
+    """Last result."""
     outcome: str = ""
-    """How it ended."""
+    """Outcome; empty while the process runs."""
 
     @property
     def title(self) -> str:
-        """Return the kind, the name and the key, for people."""
+        """Return the kind, the name and the first digits of the key."""
         return " ".join(part for part in (self.kind, self.name, self.key[:8]) if part)
 
 
 class Activity:
-    """Publishes the state of this process while it is entered; before and after, nothing."""
+    """Context in which the state of this process is published."""
 
     def __init__(self, home: Home, kind: str, name: str, key: str = "") -> None:
         now = time.time()
@@ -146,11 +148,11 @@ class Activity:
         self._writer = threading.Thread(target=self._loop, name="activity", daemon=True)
 
     def __enter__(self) -> Activity:
-        # Others may look at the lock in that very moment. Without it, it would look dead: then it
-        # publishes nothing.
-        late = time.monotonic() + LOCK_SECONDS
+        # A reader may hold the lock for a moment. Without the lock this process would look dead, so
+        # it then publishes nothing.
+        deadline = time.monotonic() + LOCK_SECONDS
         with suppress(OSError, StoppedError):
-            wait_for_lock(self._alive, 0.01, lambda: time.monotonic() > late)
+            wait_for_lock(self._alive, 0.01, lambda: time.monotonic() > deadline)
             self._shown = True
             self._clear()
         self._write()
@@ -164,16 +166,16 @@ class Activity:
         traceback: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._writer.join(10 * EVERY_SECONDS)
+        self._writer.join(10 * WRITE_SECONDS)
         self.update(phase="ended", outcome=self.ended if error is None else _outcome(error))
-        with suppress(OSError):  # whether or not it was shown while it lived
-            replace_text(self._folder / LAST, self._text())
+        with suppress(OSError):  # also if the state was not published before
+            replace_text(self._folder / LAST_FILE, self._text())
             self._path.unlink(missing_ok=True)
         with suppress(OSError):
             self._alive.release(delete=True)
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401
-        """Change fields of the state; passwords and tokens in their texts are hidden."""
+        """Change fields of the state; passwords and tokens in texts are hidden."""
         texts: Any = {name: redact(v) for name, v in changes.items() if isinstance(v, str)}
         with self._lock:
             self._process_state = replace(
@@ -182,11 +184,11 @@ class Activity:
             self._changed = True
 
     def follow(self, graph: Graph, listener: Listener, name: str) -> ActivityListener:
-        """Return a listener that publishes progress until it is closed, and passes it on."""
+        """Return a listener that publishes progress and passes it on, until it is closed."""
         return ActivityListener(self, graph, listener, name)
 
     def put(self, number: int, build: Build | None) -> None:
-        """Publish a build under a number; None: the build is over."""
+        """Publish a build under a number; None removes it."""
         with self._lock:
             if build is None:
                 self._builds.pop(number, None)
@@ -196,7 +198,7 @@ class Activity:
 
     @property
     def process(self) -> ProcessState:
-        """Return the state of this process now."""
+        """Return the current state of this process."""
         with self._lock:
             return self._process_state
 
@@ -216,27 +218,27 @@ class Activity:
                 replace_text(self._path, text)
 
     def _loop(self) -> None:
-        while not self._stop.wait(EVERY_SECONDS):
+        while not self._stop.wait(WRITE_SECONDS):
             if self._changed:
                 self._write()
 
     def _clear(self) -> None:
-        """Delete the files of dead processes that did the same work, and old ones."""
+        """Delete the files of dead processes that did the same work, and old files."""
         for path in self._folder.glob("*.json"):
-            if path.name == LAST or holder(path.with_suffix(".lock")) is not None:
+            if path.name == LAST_FILE or holder(path.with_suffix(".lock")) is not None:
                 continue
             try:
-                left = read_process_state(path)
-                mine = left is not None and left.title == self._process_state.title
+                state = read_process_state(path)
+                same_work = state is not None and state.title == self._process_state.title
             except ValueError:
-                mine = False
-            if mine or time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                same_work = False
+            if same_work or time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 class ActivityListener:
-    """A `dag.Listener` that publishes progress in the activity, and passes it on."""
+    """`Listener` that publishes progress in the activity, and passes it on to another."""
 
     def __init__(self, activity: Activity, graph: Graph, listener: Listener, name: str) -> None:
         self._activity, self._listener = activity, listener
@@ -246,16 +248,16 @@ class ActivityListener:
         self._put()
 
     def on_waiting(self, node: Node) -> None:
-        """Another process builds the node."""
+        """Publish that another process builds the node."""
         self._put(waiting=str(node.ref))
         self._listener.on_waiting(node)
 
     def on_started(self, nodes: Sequence[Node]) -> None:
-        """One task of this process builds the nodes."""
+        """Pass on that one task of this process builds the nodes."""
         self._listener.on_started(nodes)
 
     def on_training(self, progress: TrainProgress) -> None:
-        """The training has made steps."""
+        """Publish the progress of the training."""
         training = Training(
             step=progress.step,
             steps=progress.steps,
@@ -269,10 +271,10 @@ class ActivityListener:
         self._listener.on_training(progress)
 
     def on_finished(self, node: Node, done: int, total: int) -> None:
-        """The artifact is published."""
+        """Publish that the artifact is there."""
         build = self._build
         waiting = "" if build.waiting == str(node.ref) else build.waiting
-        # The last report of a training may not have come through; its last checkpoint has.
+        # The last report of a training may be lost; its last checkpoint ends it as well.
         over = node.kind == "checkpoint" and build.training and node.step >= build.training.steps
         self._put(
             done=done, total=total, waiting=waiting, training=None if over else build.training
@@ -280,7 +282,7 @@ class ActivityListener:
         self._listener.on_finished(node, done, total)
 
     def close(self) -> None:
-        """Publish that the experiment is over."""
+        """Remove the experiment from the activity."""
         self._activity.put(id(self), None)
 
     def _put(self, **changes: Any) -> None:  # noqa: ANN401
@@ -290,6 +292,7 @@ class ActivityListener:
 
 
 def _outcome(error: BaseException) -> str:
+    """Describe how a process ended by an error."""
     if isinstance(error, PipelineError | ValueError | OSError):
         text = explain(error) if isinstance(error, OSError) else str(error)
         return f"failed: {text.splitlines()[0][:300] if text else type(error).__name__}"
@@ -297,22 +300,22 @@ def _outcome(error: BaseException) -> str:
 
 
 def read_process_state(path: Path) -> ProcessState | None:
-    """Read the state of a process from its file; None if the file is not there any more.
+    """Read the state of a process from its file; None if the file is gone.
 
     Raises:
-        ValueError: the file holds no valid state.
+        ValueError: If the file holds no valid state.
     """
     try:
         with path.open("rb") as file:
-            text = file.read(LONGEST + 1)
+            text = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(str(error)) from error
-    if len(text) > LONGEST:
+    if len(text) > MAX_FILE_BYTES:
         raise ValueError("it is too large")
     try:
-        found: ProcessState = read_dataclass(ProcessState, json.loads(text), "activity")
+        state: ProcessState = read_dataclass(ProcessState, json.loads(text), "activity")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    return found
+    return state

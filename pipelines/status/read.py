@@ -1,7 +1,7 @@
-"""`igdit status`: what runs in a home, read from its files alone.
+"""Status of a home, read from its files alone.
 
-Nothing is asked and nothing is changed: what processes publish about themselves, the locks that
-the kernel holds for them, and the store's event log say it all, from any host that sees the folder.
+No process is contacted and no file is changed. Every host that sees the folder can read the states
+that processes publish, the locks that the kernel holds for them, and the store's event log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import experiment_from_json
 from pipelines.graph.graph import Graph
 from pipelines.graph.node import closure
-from pipelines.status.activity import LAST, ProcessState, read_process_state
+from pipelines.status.activity import LAST_FILE, ProcessState, read_process_state
 from pipelines.store.file_names import EXPERIMENT_FILE
 from pipelines.store.keys import Ref
 from pipelines.store.locks import Holder, holder
@@ -25,67 +25,68 @@ if TYPE_CHECKING:
     from pipelines.store.base import Store
     from pipelines.store.home import Home
 
-EVENTS = 5
-"""Events that are shown."""
+MAX_EVENTS = 5
+"""Number of events that are shown."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something that is being built, or waits for a worker."""
+    """Artifact that is being built, or waits for a worker."""
 
     ref: Ref
-    what: str
-    """Which part of which experiment, where that is known."""
+    label: str
+    """Experiment and part of it; empty if not known."""
     lease: Holder | None
-    """The process that saw to it."""
+    """Process that leased the artifact."""
     worker: Holder | None
-    """The process that builds it."""
+    """Process that builds the artifact."""
 
     @property
     def since(self) -> float:
-        """When it began."""
+        """Return when it was leased or started, in seconds since the epoch."""
         return min(h.since for h in (self.worker, self.lease) if h is not None)
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a home at a moment."""
+    """Status of a home at a moment."""
 
     root: Path
     now: float
     working: tuple[ProcessState, ...]
     gone: tuple[ProcessState, ...]
-    """Processes that died at work, by their last words."""
+    """Processes that died, with their last states."""
     last: ProcessState | None
-    """What ended last."""
+    """Process that ended last."""
     tasks: tuple[Task, ...]
     events: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
-    """What could not be understood."""
+    """Files that could not be read, and why."""
 
 
 def read_status(home: Home) -> Status:
-    """Look at everything once."""
+    """Read the status of a home."""
     notes: list[str] = []
     working, gone = [], []
     for path in sorted(home.activity.glob("*.json")):
-        if path.name == LAST:
+        if path.name == LAST_FILE:
             continue
         process = _read(path, notes)
         if process is None:
             continue
         if holder(path.with_suffix(".lock")) is not None:
             working.append(process)
-        elif path.exists():  # else it ended between the two looks
+        elif path.exists():  # else it ended after its file was read
             gone.append(process)
+    events = [event for event in home.store.events(4 * MAX_EVENTS) if _is_event(event)]
     return Status(
         home.root,
         time.time(),
-        tuple(sorted(working, key=lambda d: d.started)),
-        tuple(sorted(gone, key=lambda d: d.started)),
-        _read(home.activity / LAST, notes),
-        tuple(sorted(_tasks(home.store), key=lambda t: t.since)),
-        tuple(event for event in home.store.events(4 * EVENTS) if _is_event(event))[-EVENTS:],
+        tuple(sorted(working, key=lambda process: process.started)),
+        tuple(sorted(gone, key=lambda process: process.started)),
+        _read(home.activity / LAST_FILE, notes),
+        tuple(sorted(_tasks(home.store), key=lambda task: task.since)),
+        tuple(events[-MAX_EVENTS:]),
         tuple(notes),
     )
 
@@ -99,16 +100,16 @@ def _read(path: Path, notes: list[str]) -> ProcessState | None:
 
 
 def _tasks(store: Store) -> list[Task]:
-    """What is leased or under construction right now."""
+    """Return the artifacts that are leased or being built."""
     leases, workers, staged = {}, {}, {}
-    for name, found in store.held(".leases/").items():
-        with suppress(ValueError):  # no lease of an artifact
-            leases[Ref.parse_flat(name)] = found
-    for lock, found in store.held(".staging/").items():
+    for name, process in store.held(".leases/").items():
+        with suppress(ValueError):  # not the lease of an artifact
+            leases[Ref.parse_flat(name)] = process
+    for lock, process in store.held(".staging/").items():
         name = lock.removesuffix(".lock")
-        with suppress(ValueError):  # something that is being deleted
+        with suppress(ValueError):  # not an artifact, but a folder that is being deleted
             ref = Ref.parse_flat(name.rpartition("-")[0])
-            workers[ref], staged[ref] = found, name
+            workers[ref], staged[ref] = process, name
     labels = _Labels(store)
     return [
         Task(ref, labels.of(staged.get(ref), ref), leases.get(ref), workers.get(ref))
@@ -117,7 +118,7 @@ def _tasks(store: Store) -> list[Task]:
 
 
 class _Labels:
-    """Names for artifacts under construction, from the experiments that lie beside them."""
+    """Labels of artifacts that are being built, from the experiment file beside each."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -140,7 +141,7 @@ class _Labels:
         try:
             text = self._store.read_staged(staged, EXPERIMENT_FILE)
             if text is None:
-                return None  # not written yet, or published meanwhile
+                return None  # not written yet, or already published
             if text not in self._graphs:
                 self._graphs[text] = Graph(experiment_from_json(text))
             return self._graphs[text]
@@ -149,7 +150,7 @@ class _Labels:
 
 
 def _is_event(event: object) -> bool:
-    """Whether a line of the log is whole, and ours."""
+    """Return whether a line of the event log is complete and valid."""
     try:
         float(event["time"]), str(event["event"]), Ref(event["kind"], event["key"])  # type: ignore[index]
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -1,4 +1,4 @@
-"""Tracking in the background of an experiment."""
+"""Synchronisation with MLflow in the background of a run or a study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class BackgroundSync:
-    """Syncs in a thread, so that tracking never holds up the work; a failed sync is tried again."""
+    """Thread that syncs on request, so that tracking never delays the work.
+
+    A failed sync is tried again.
+    """
 
     def __init__(self, sync: Callable[[], None], pause_seconds: float = 5.0) -> None:
         self._sync, self._pause = sync, pause_seconds
@@ -26,12 +29,12 @@ class BackgroundSync:
         self._thread.start()
 
     def request(self) -> None:
-        """Ask for a sync soon."""
+        """Request a sync; returns at once."""
         self._requested.set()
         self._wake.set()
 
     def close(self, seconds: float | None = None) -> None:
-        """Do what is still asked for, but wait no longer than this."""
+        """Finish a requested sync, and wait for it at most so many seconds."""
         self._stop.set()
         self._wake.set()
         self._thread.join(seconds)
@@ -53,7 +56,7 @@ class BackgroundSync:
         try:
             self._sync()
         except Exception as error:  # noqa: BLE001 - tracking must not stop an experiment
-            if not self._behind:  # said once, however long it lasts
+            if not self._behind:  # logged once, however long it lasts
                 logger.warning("MLflow is behind, will try again: %s", redact_error(error))
             self._behind = True
             return False

@@ -1,8 +1,8 @@
-"""MLflow as a projection of the store. The only module that imports mlflow.
+"""Runs of experiments in MLflow. The only module that imports mlflow.
 
-Nothing is true because MLflow says so: `MlflowTracker.sync` compares what a run shows with the
-results in the store and adds what is missing, so that doing it twice, from anywhere, changes
-nothing. Time stamps are those of the artifacts.
+The store is the source of truth: `MlflowTracker.sync` compares the run in MLflow with the results
+in the store and adds what is missing, so that repeating it, from any host, changes nothing. Time
+stamps are those of the artifacts.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ RUN_TAG = "igdit.run_key"
 CHECKPOINT_TAG = "igdit.checkpoint"
 NOTE_TAG = "mlflow.note.content"
 DELETED = "deleted"
-"""Stage of what was deleted in MLflow's pages: it lies in the trash until `mlflow gc`."""
+"""Lifecycle stage of runs and experiments in MLflow's trash, which `mlflow gc` empties."""
 VIEW = "igdit"
-"""Name of the view in which the runs of an MLflow experiment are compared."""
+"""Name of the view that compares the runs of an MLflow experiment."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def import_mlflow() -> Any:  # noqa: ANN401
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
             "GIT_PYTHON_REFRESH": "quiet",
-            # A server that is away is given up soon; what it misses is logged later.
+            # Fail soon if the server is away; a later sync logs what it misses.
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         }
@@ -71,20 +71,20 @@ def import_mlflow() -> Any:  # noqa: ANN401
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # of each try; we say that it failed
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry
     return mlflow
 
 
 class MlflowTracker:
-    """One MLflow run for each distinct experiment."""
+    """Connection to MLflow, with one run for each distinct experiment."""
 
     def __init__(self, tracking_uri: str, artifact_root: Path, store: Store | None = None) -> None:
-        """Connect.
+        """Connect to MLflow.
 
         Args:
             tracking_uri: MLflow's backend.
-            artifact_root: Where its files go, if it has no server.
-            store: What several hosts that log to one server share.
+            artifact_root: Folder for its files, if there is no server.
+            store: Store that the hosts share which log to one server; it holds their lock.
         """
         self.mlflow = import_mlflow()
         self._artifact_root = artifact_root
@@ -95,16 +95,16 @@ class MlflowTracker:
             self.client = self.mlflow.MlflowClient(tracking_uri=tracking_uri)
 
     def alone(self) -> AbstractContextManager[None]:
-        """One process at a time, so that two of the same experiment make one run."""
+        """Exclude other processes, so that two of the same experiment create one run."""
         return waited_for(self._lock)
 
     def sync(self, results: Results, files: Iterable[Path] = (), *, finished: bool) -> str:
         """Bring the run of an experiment up to date.
 
         Args:
-            results: What was measured so far.
-            files: Report files to attach (their names are fixed, so they replace themselves).
-            finished: Whether the experiment is complete.
+            results: Results so far.
+            files: Report files to attach; files of the same name are replaced.
+            finished: The experiment is complete.
 
         Returns:
             Path of the run's page below the tracking server's address.
@@ -121,16 +121,16 @@ class MlflowTracker:
         return f"#/experiments/{experiment_id}/runs/{run_id}"
 
     def save_view(self, experiment_id: str, name: str, view: str, note: str) -> str:
-        """Save how the runs of an MLflow experiment are compared, and what its metrics mean.
+        """Save a view that compares the runs of an MLflow experiment, and a note on its metrics.
 
         Args:
             experiment_id: The MLflow experiment.
             name: Name of the view.
-            view: The view, as `pipelines.tracking.views` writes it.
-            note: Description of the experiment; one that somebody wrote is left alone.
+            view: The view, as `pipelines.tracking.views` formats it.
+            note: Description of the experiment; an existing one is not replaced.
 
         Returns:
-            Where the view opens, below the server's address.
+            Path of the view below the server's address.
         """
         tags = self.client.get_experiment(experiment_id).tags
         if NOTE_TAG not in tags:
@@ -140,40 +140,40 @@ class MlflowTracker:
         return view_address(experiment_id, name)
 
     def experiment(self, name: str) -> str:
-        """Return the id of the MLflow experiment of that name: found, restored or made."""
-        found = self._found(name)
-        if found is not None:
-            return found
+        """Return the id of the MLflow experiment of that name: found, restored or created."""
+        experiment_id = self._find_experiment(name)
+        if experiment_id is not None:
+            return experiment_id
         location = None
         if tracking_uri() is None:
             location = (self._artifact_root / quote(name)).as_uri()
-        # Without the kind the pages open in the view for language models.
+        # Without the kind MLflow opens the pages for language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(self.client.create_experiment(name, location, tags))
         except self.mlflow.exceptions.MlflowException:
-            found = self._found(name)  # another process was faster
-            if found is None:
+            experiment_id = self._find_experiment(name)  # another process was faster
+            if experiment_id is None:
                 raise
-            return found
+            return experiment_id
 
-    def _found(self, name: str) -> str | None:
-        """Id of the MLflow experiment of that name, out of the trash if somebody put it there."""
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+    def _find_experiment(self, name: str) -> str | None:
+        """Return the id of the MLflow experiment of that name, restored if it is in the trash."""
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             return None
-        experiment_id = str(found.experiment_id)
-        if found.lifecycle_stage == DELETED:
+        experiment_id = str(experiment.experiment_id)
+        if experiment.lifecycle_stage == DELETED:
             self._restore(self.client.restore_experiment, "experiment", name, experiment_id)
         return experiment_id
 
     def _restore(
         self, restore: Callable[[str], object], kind: str, name: str, identifier: str
     ) -> None:
-        """Take what was deleted in MLflow's pages out of its trash, where its name is still taken.
+        """Restore a run or an experiment from MLflow's trash, where its name is still taken.
 
         Raises:
-            TrackingError: the server does not allow it; says the command that does it.
+            TrackingError: If the server refuses; names the command that restores it.
         """
         try:
             restore(identifier)
@@ -186,24 +186,24 @@ class MlflowTracker:
         logger.warning("MLflow's %s %r had been deleted and is restored", kind, name)
 
     def runs_of(self, experiment_id: str, filter_text: str) -> list[Any]:
-        """Find the runs that a filter selects, those of the trash among them.
+        """Return the runs that a filter selects; those in the trash come last.
 
         Args:
-            experiment_id: Where to look.
-            filter_text: What selects them, in MLflow's query language.
+            experiment_id: The MLflow experiment.
+            filter_text: Filter in MLflow's query language.
         """
-        view, found, token = self.mlflow.entities.ViewType.ALL, [], None
+        view, runs, token = self.mlflow.entities.ViewType.ALL, [], None
         while True:
             page = self.client.search_runs(
                 [experiment_id], filter_text, run_view_type=view, page_token=token
             )
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return sorted(found, key=lambda run: run.info.lifecycle_stage == DELETED)
+                return sorted(runs, key=lambda run: run.info.lifecycle_stage == DELETED)
 
     def live(self, run: Any) -> Any:  # noqa: ANN401
-        """Return a run that can be written to: itself, or restored out of MLflow's trash."""
+        """Return a run that can be written to: itself, or restored from MLflow's trash."""
         if run.info.lifecycle_stage != DELETED:
             return run
         run_id = run.info.run_id
@@ -211,7 +211,7 @@ class MlflowTracker:
         return self.client.get_run(run_id)
 
     def _last_step(self, experiment_id: str) -> int:
-        """The last training step of the experiment's longest run."""
+        """Return the last training step of the MLflow experiment's longest run."""
         runs = self.client.search_runs([experiment_id], f"tags.`{RUN_TAG}` != ''")
         return max((int(run.data.params.get("steps", 0)) for run in runs), default=0)
 
@@ -237,16 +237,15 @@ class MlflowTracker:
         )
 
     def set_tags(self, run: Any, tags: Mapping[str, str]) -> None:  # noqa: ANN401
-        """Set the tags of a run that are not as they should be."""
+        """Set those tags of a run that have other values."""
         for name, value in tags.items():
             if run.data.tags.get(name) != value:
                 self.client.set_tag(run.info.run_id, name, value)
 
     def log_parameters(self, run: Any, parameters: Mapping[str, object]) -> None:  # noqa: ANN401
-        """Log the parameters that a run lacks: a parameter is never changed."""
-        param = self.mlflow.entities.Param
+        """Log the parameters that a run lacks; existing ones cannot be changed."""
         missing = [
-            param(name, str(value))
+            self.mlflow.entities.Param(name, str(value))
             for name, value in parameters.items()
             if name not in run.data.params
         ]
@@ -254,7 +253,7 @@ class MlflowTracker:
             self.client.log_batch(run.info.run_id, params=missing)
 
     def log(self, run_id: str, values: list[Value]) -> None:
-        """Log the values whose (key, step) the run lacks: MLflow would append, not replace."""
+        """Log the values whose (key, step) the run lacks, as MLflow appends and never replaces."""
         known = {
             (key, metric.step)
             for key in {value.key for value in values}
@@ -270,7 +269,7 @@ class MlflowTracker:
             self.client.log_batch(run_id, metrics=new[first : first + 1000])
 
     def _register(self, experiment_id: str, run_id: str, results: Results) -> None:
-        """Register evaluated checkpoints as models with their FID, so that they can be ranked."""
+        """Register evaluated checkpoints as models with their FID, so that MLflow ranks them."""
         own = results.experiment.guidance
         known = self._registered(experiment_id, run_id)
         outputs = self.client.get_run(run_id).outputs
@@ -292,7 +291,7 @@ class MlflowTracker:
                     model_type="checkpoint",
                 )
                 model_id = model.model_id
-            # The same (value, time, step) as the curve's: on the run it is that point.
+            # The same value, time and step as in the FID curve, so that the run shows one point.
             self.client.log_metric(
                 run_id,
                 "fid_curve",
@@ -307,18 +306,18 @@ class MlflowTracker:
             self.client.finalize_logged_model(model_id, "READY")
 
     def _registered(self, experiment_id: str, run_id: str) -> dict[str, tuple[str, bool]]:
-        """Key of each of this run's checkpoints -> its model, and whether that is complete."""
-        found, token = {}, None
+        """Return key of a checkpoint -> id of its model, and whether the model is complete."""
+        models, token = {}, None
         while True:
             page = self.client.search_logged_models(
                 [experiment_id], filter_string=f"source_run_id = '{run_id}'", page_token=token
             )
             for model in page:
                 ready = str(model.status).rpartition(".")[2] == "READY"
-                found[model.tags[CHECKPOINT_TAG]] = (model.model_id, ready)
+                models[model.tags[CHECKPOINT_TAG]] = (model.model_id, ready)
             token = page.token
             if not token:
-                return found
+                return models
 
     def _attach(self, run_id: str, results: Results, files: Iterable[Path]) -> None:
         if EXPERIMENT_FILE not in {item.path for item in self.client.list_artifacts(run_id)}:
@@ -326,31 +325,31 @@ class MlflowTracker:
             self.client.log_text(run_id, resolved, EXPERIMENT_FILE)
         for path in files:
             self.client.log_artifact(run_id, str(path))
-        have = {item.path for item in self.client.list_artifacts(run_id, "grids")}
+        logged = {item.path for item in self.client.list_artifacts(run_id, "grids")}
         for m in (*results.curve.values(), *results.final.values()):
             name = f"step-{m.point.step:08d}-ig-{m.guidance.ig_scale:g}.png"
             sheet = preview(results, m)
-            if f"grids/{name}" not in have and sheet is not None:
+            if f"grids/{name}" not in logged and sheet is not None:
                 self.log_as(run_id, sheet, name, "grids")
-                have.add(f"grids/{name}")
+                logged.add(f"grids/{name}")
         curve = results.curve_of(results.experiment.guidance)
         self.log_samples(run_id, results, curve.values())
 
     def log_samples(self, run_id: str, results: Results, measured: Iterable[Measurement]) -> None:
         """Log the sample sheets of measurements as images by step, which MLflow compares.
 
-        MLflow's own `log_image` gives each call other file names; these are made of the artifact,
-        and a step that has its image is left alone.
+        MLflow's `log_image` makes a new file name in each call. Here the name follows from the
+        artifact, and a step that has its image is skipped.
         """
-        have = {Path(item.path).name for item in self.client.list_artifacts(run_id, "images")}
+        logged = {Path(item.path).name for item in self.client.list_artifacts(run_id, "images")}
         for m in measured:
             sheet, step = preview(results, m), m.point.step
-            ends = {
+            formats = {
                 name.rpartition("+")[2].rpartition(".")[2]
-                for name in have
+                for name in logged
                 if name.startswith(f"{SAMPLES}+step+{step}+")
             }
-            if sheet is None or ends >= {"png", "webp"}:
+            if sheet is None or formats >= {"png", "webp"}:
                 continue
             stem = f"{SAMPLES}+step+{step}+timestamp+{timestamp_ms(m)}+{m.artifact.ref.key}"
             self.client.set_tag(run_id, "mlflow.loggedImages", "True")
@@ -370,9 +369,9 @@ class MlflowTracker:
     def _set_status(self, run_id: str, results: Results, *, finished: bool) -> None:
         info = self.client.get_run(run_id).info
         if not finished:
-            # A sync in the background may come after that of the end.
-            going_on = command_times(results.store, results.graph.run_key).is_open
-            if going_on and info.status != "RUNNING":
+            # A background sync may be later than the last one.
+            is_running = command_times(results.store, results.graph.run_key).is_open
+            if is_running and info.status != "RUNNING":
                 self.client.update_run(run_id, status="RUNNING")
             return
         ended = run_ended_ms(results)
@@ -381,7 +380,7 @@ class MlflowTracker:
 
 
 def source_tags(command: str) -> dict[str, str]:
-    """Return the tags of a new run: the command that makes it."""
+    """Return the tags that name the command of a new run."""
     return {
         "mlflow.source.name": redact(command),
         "mlflow.source.type": "LOCAL",

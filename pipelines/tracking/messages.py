@@ -1,4 +1,4 @@
-"""Messages about MLflow: where to compare results, and what mends a failure."""
+"""Messages about MLflow: the page that compares results, and the remedy of a failure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SQLITE = "sqlite:///"
 
 
 def where_to_compare(tracking_uri: str, page: str, what: str, command: str = "igdit") -> str:
-    """Name the place to compare results in MLflow: a server's page, or a command."""
+    """Name the server's page, or the command, that compares results in MLflow."""
     if tracking_uri.startswith(("http://", "https://")):
         return f"Compare in MLflow: {without_user(tracking_uri).rstrip('/')}/{page}"
     return f"Compare in MLflow: {command} ui    ({what}: {page})"
 
 
 def behind(tracking_uri: str, error: BaseException) -> str:
-    """Explain that MLflow could not be updated, and what mends it; passwords are hidden."""
+    """Explain that MLflow could not be updated, with the remedy; passwords are hidden."""
     damage = damage_of(tracking_uri)
     if damage is not None:
         return damage
@@ -31,15 +31,15 @@ def behind(tracking_uri: str, error: BaseException) -> str:
 
 
 def damage_of(tracking_uri: str) -> str | None:
-    """Explain how to replace the database if MLflow's is a damaged file.
+    """Explain how to replace MLflow's database if it is damaged.
 
-    Only what people wrote in MLflow's pages is lost with it: the store has the results.
+    Only notes that users wrote in MLflow are lost with it: the store has the results.
 
     Args:
         tracking_uri: MLflow's backend.
 
     Returns:
-        The message; None if the file can be read or is not there, or the backend is no SQLite file.
+        The message; None if the database is intact or missing, or is no SQLite file.
     """
     if not tracking_uri.startswith(SQLITE):
         return None
@@ -48,15 +48,15 @@ def damage_of(tracking_uri: str) -> str | None:
         return None
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            found = [str(row[0]) for row in database.execute("PRAGMA quick_check(1)")]
-    except sqlite3.OperationalError:  # locked, or it may not be read: not damaged
+            problems = [str(row[0]) for row in database.execute("PRAGMA quick_check(1)")]
+    except sqlite3.OperationalError:  # locked or not readable, which is no damage
         return None
     except sqlite3.DatabaseError as error:
-        found = [str(error)]
-    if found == ["ok"]:
+        problems = [str(error)]
+    if problems == ["ok"]:
         return None
     return (
-        f"MLflow's database {path} is damaged ({'; '.join(found)}). Move it away "
+        f"MLflow's database {path} is damaged ({'; '.join(problems)}). Move it away "
         f"(mv {path} {path}.damaged), then run `igdit track rebuild`, which writes it again from "
         f"the store."
     )

@@ -1,9 +1,9 @@
-"""What a run shows in a tracking server: parameters to compare and metrics by step.
+"""Parameters, tags and metrics of a run in MLflow.
 
-    fid                   the run's or trial's own number: the last checkpoint, at its own scale
+    fid                   FID of the last checkpoint at the own scale of the run or trial
     fid_curve             FID over training, at the scale of the curve; the step is the training's
     fid_by_ig_scale_x100  FID of the last checkpoint at each scale; the step is `scale_step` of it
-    fid_report            FID of the chosen scale on noise that had no part in the choice
+    fid_report            FID of the chosen scale on holdout noise, which was not used to choose it
 
 The step of every other metric is the training's.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 LOSS_POINTS = 200
-"""Points of a loss curve; each is the mean over the steps since the one before."""
+"""Points of a loss curve; each is the mean over the steps since the previous one."""
 HEADLINE_METRICS = (
     "fid",
     "fid_low",
@@ -47,9 +47,9 @@ HEADLINE_METRICS = (
     "recall",
     "inception_score",
 )
-"""Of an evaluation, shown under the same names."""
+"""Metrics of an evaluation that are logged under the same names."""
 COMPARED = (*STUDIED, "cfg_scale", "model")
-"""Parameters of a study's trials; the others are the same for all of them and stay out of plots."""
+"""Parameters of a study's trials; all others are equal, and would crowd MLflow's plots."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Value:
 
 
 def comparable_parameters(results: Results, guidance: Guidance | None = None) -> dict[str, object]:
-    """What a person compares; the same keys on every run.
+    """Return the parameters of a run; every run has the same keys.
 
     Args:
-        results: What was measured.
-        guidance: Guidance that the run stands for, if not the experiment's own.
+        results: Results of the experiment.
+        guidance: Guidance of the run; None: the experiment's own.
     """
     e, protocol = results.experiment, fingerprint(results.graph.headline.evaluate)
     own = e.guidance if guidance is None else guidance
@@ -101,10 +101,10 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def comparison_name(graph: Graph) -> str:
-    """Name what runs must share to be compared in one view: reference and protocol.
+    """Name the MLflow experiment of a run: runs with the same protocol and reference share it.
 
-    Runs of one protocol of `experiments.protocols` share its name, with the first digits of a
-    reference that was named by a file; others share a key of what they were measured with.
+    Runs with a protocol of `experiments.protocols` share its name, with the first digits of the
+    reference's hash if it is a file; other runs share a key of their protocol and reference.
     """
     evaluation, reference = graph.experiment.evaluation, graph.reference
     name = protocol_name(evaluation)
@@ -116,15 +116,15 @@ def comparison_name(graph: Graph) -> str:
 
 
 def commit_tags(results: Results) -> dict[str, str]:
-    """Tags of the code that made what a run shows; none where no commit was recorded."""
-    made = [m.artifact for m in results.measurements]
-    made += [
+    """Return the tags of the commits that built a run's artifacts; empty if none is recorded."""
+    artifacts = [m.artifact for m in results.measurements]
+    artifacts += [
         artifact
         for node in results.graph.checkpoints
         if (artifact := results.store.find(node.ref)) is not None
     ]
-    made.sort(key=lambda artifact: float(artifact.manifest["created"]))
-    commits = [commit for artifact in made if (commit := artifact.manifest.get("commit"))]
+    artifacts.sort(key=lambda artifact: float(artifact.manifest["created"]))
+    commits = [commit for artifact in artifacts if (commit := artifact.manifest.get("commit"))]
     if not commits:
         return {}
     newest, dirty = split_commit(commits[-1])
@@ -133,24 +133,24 @@ def commit_tags(results: Results) -> dict[str, str]:
         "igdit.git.commit": newest,
         "igdit.git.dirty": "yes" if dirty else "no",
     }
-    others = [f"{commit} ({count})" for commit, count in Counter(commits).items()]
-    return tags | ({"igdit.git.commits": ", ".join(others)} if len(others) > 1 else {})
+    counts = [f"{commit} ({count})" for commit, count in Counter(commits).items()]
+    return tags | ({"igdit.git.commits": ", ".join(counts)} if len(counts) > 1 else {})
 
 
 def in_order(values: Iterable[Value]) -> list[Value]:
-    """Values to be logged: each once, and the one that runs are compared by first.
+    """Return each value once, FID first.
 
-    MLflow's own comparison of runs that were chosen by hand begins with the metric that came first.
+    MLflow compares runs that a user selects by the metric that was logged first.
     """
     return sorted(set(values), key=lambda v: (v.key != "fid", v.key, v.step))
 
 
 def metric_values(results: Results, guidance: Guidance | None = None) -> Iterable[Value]:
-    """All metrics of a run: the FID curve, FID by guidance scale, headline numbers, losses.
+    """Yield all metrics of a run: FID curve, FID by guidance scale, headline metrics, losses.
 
     Args:
-        results: What was measured.
-        guidance: Guidance of the headline numbers, if not the experiment's own.
+        results: Results of the experiment.
+        guidance: Guidance of the headline metrics; None: the experiment's own.
     """
     own = results.curve_of(results.experiment.guidance)
     for (step, _), m in results.curve.items():
@@ -166,7 +166,7 @@ def metric_values(results: Results, guidance: Guidance | None = None) -> Iterabl
     if headline is not None:
         step, stamp = headline.point.step, timestamp_ms(headline)
         for key in HEADLINE_METRICS:
-            if key in headline.metrics:  # a reference of moments alone gives fewer
+            if key in headline.metrics:  # fewer if the reference has moments only
                 yield Value(key, step, float(headline.metrics[key]), stamp)
     holdout = results.chosen_holdout()
     if holdout is not None:
@@ -175,17 +175,18 @@ def metric_values(results: Results, guidance: Guidance | None = None) -> Iterabl
 
 
 def scale_step(scale: float) -> int:
-    """Return the step of FID at a scale: a function of it alone, since no logged step is changed.
+    """Return the step at which the FID of a scale is logged.
 
-    It is 100 times the scale where that is a whole number. Scales between two of those would share
-    a step; theirs is 1e10 times the scale. The chart takes its axis from SCALE_AXIS, not from it.
+    It depends on the scale alone, since a logged step cannot be changed: 100 times the scale if
+    that is a whole number, else 1e10 times the scale, as two scales must not share a step. Charts
+    take their axis from the metric SCALE_AXIS.
     """
     hundredths = round(100 * scale)
     return hundredths if abs(100 * scale - hundredths) < 1e-6 else round(1e10 * scale)
 
 
 def holdout_values(holdout: Holdout) -> Iterable[Value]:
-    """The metrics of what was chosen, on noise that had no part in the choice."""
+    """Yield the metrics of the chosen guidance on holdout noise."""
     m = holdout.measurement
     step, stamp = m.point.step, timestamp_ms(m)
     for name in ("fid", "fid_low", "fid_high"):
@@ -194,7 +195,7 @@ def holdout_values(holdout: Holdout) -> Iterable[Value]:
 
 
 def _losses(results: Results) -> Iterable[Value]:
-    """Throughput, and loss curves thinned to LOSS_POINTS, stamped by the checkpoint they led to."""
+    """Yield throughput and losses, averaged to LOSS_POINTS, with the next checkpoint's time."""
     history = results.history()
     if history is None:
         return
@@ -217,15 +218,15 @@ def _losses(results: Results) -> Iterable[Value]:
 
 
 def timestamp_ms(measurement: Measurement) -> int:
-    """When a measurement was published."""
+    """Return when a measurement was published, in milliseconds since the epoch."""
     return _created_ms(measurement.artifact)
 
 
 def started_ms(results: Results) -> int | None:
-    """When the command was started that made the results; None: it is not known.
+    """Return when the command of the results was started, in milliseconds since the epoch.
 
-    Of results from before commands were recorded, and of those of a study, the beginning of the
-    training whose checkpoints are there.
+    If no command is recorded, as for trials of a study, it is the start of the training; None if
+    there is no checkpoint either.
     """
     started = command_times(results.store, results.graph.run_key).started_ms
     if started is not None:
@@ -238,14 +239,14 @@ def started_ms(results: Results) -> int | None:
 
 
 def run_ended_ms(results: Results) -> int | None:
-    """When the command ended that made the results, or their last number was published."""
+    """Return when the command of the results ended, or their last number was published."""
     ended = command_times(results.store, results.graph.run_key).ended_ms
     measured = (*results.curve.values(), *results.final.values())
     return ended_ms(measured) if ended is None else ended
 
 
 def ended_ms(measurements: Iterable[Measurement]) -> int | None:
-    """When the last of some measurements was published; None: there is none."""
+    """Return when the last of some measurements was published; None if there is none."""
     return max(map(timestamp_ms, measurements), default=None)
 
 

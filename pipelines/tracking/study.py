@@ -1,7 +1,7 @@
-"""A study in MLflow: a parent run, and a run for each trial.
+"""Studies in MLflow: a parent run, and a run for each trial.
 
-A projection, like all of MLflow here: the truth is in Optuna's storage and in the artifact store,
-and `StudyTracker.sync` adds what is missing.
+Optuna's storage and the artifact store are the source of truth; `StudyTracker.sync` adds what is
+missing in MLflow.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ STUDY_TAG, TRIAL_TAG, SYNCED_TAG = "igdit.study", "igdit.trial", "igdit.synced"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 BEST, BEST_TAG = "Best trial:", "igdit.best_trial"
 SHEET = "samples.png"
-"""A trial's samples, at its own guidance scale."""
+"""File with a trial's samples at its own guidance scale."""
 
 
 class StudyTracker:
-    """The runs of one study."""
+    """Runs of one study in MLflow."""
 
     def __init__(self, tracker: MlflowTracker, study: Study, identity: str, store: Store) -> None:
-        """Prepare to bring a study into MLflow.
+        """Prepare to track a study.
 
         Args:
             tracker: Connection to the server.
             study: The study.
-            identity: What its runs are tagged with (`StudyLedger.identity`).
-            store: Where its artifacts are.
+            identity: Tag of its runs (`StudyLedger.identity`).
+            store: Store of its artifacts.
         """
         self._tracker, self._client = tracker, tracker.client
         self.study, self.store = study, store
@@ -70,16 +70,16 @@ class StudyTracker:
         finished: bool,
         thorough: bool = False,
     ) -> str:
-        """Bring parent and trials up to date; doing it again changes nothing.
+        """Bring the parent and the trials up to date; repeating it changes nothing.
 
         Args:
             trials: All trials of the study.
-            files: Report files for the parent (their names are fixed: they replace themselves).
-            finished: Whether nobody is at work on the study, as far as is known here.
-            thorough: Look again at trials that were brought up to date before.
+            files: Report files for the parent; files of the same name are replaced.
+            finished: No process works on the study, as far as is known here.
+            thorough: Check trials again that were synced before.
 
         Returns:
-            Path of the page on which the trials are compared, below the server's address.
+            Path of the page that compares the trials, below the server's address.
         """
         with self._tracker.alone():
             experiment = self._tracker.experiment(f"study-{self.study.name}")
@@ -106,19 +106,19 @@ class StudyTracker:
         return self._tracker.save_view(experiment, view_name(self._key), view, METRICS_NOTE)
 
     def _runs(self, experiment: str) -> dict[str, Any]:
-        """Trial number ("" for the parent) -> run."""
-        found: dict[str, Any] = {}
+        """Return trial number ("" for the parent) -> run."""
+        runs: dict[str, Any] = {}
         for run in self._tracker.runs_of(experiment, f"tags.`{STUDY_TAG}` = '{self._key}'"):
-            found.setdefault(run.data.tags.get(TRIAL_TAG, ""), run)
-        return {number: self._tracker.live(run) for number, run in found.items()}
+            runs.setdefault(run.data.tags.get(TRIAL_TAG, ""), run)
+        return {number: self._tracker.live(run) for number, run in runs.items()}
 
     def _results(self, trial: Trial, trials: Sequence[Trial]) -> Results:
-        """What there is of a trial's training, at the scales of all trials that share it."""
+        """Return the results of a trial's training, at the scales of all trials that share it."""
         same = (t.point for t in trials if t.point.training == trial.point.training)
         return collect(self.store, Graph(self.study.training_of(same)))
 
     def _parent(self, experiment: str, trials: Sequence[Trial], runs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """The run of the study itself, which says what its trials have in common."""
+        """Return the run of the study itself, with the parameters that its trials share."""
         results = self._results(trials[0], trials) if trials else None
         parent = runs.get("")
         if parent is None:
@@ -138,9 +138,10 @@ class StudyTracker:
         return parent
 
     def _show_best(self, parent: Any, trials: Sequence[Trial]) -> None:  # noqa: ANN401
-        """Describe the best point on the study's run, by text: another one may follow it.
+        """Describe the best point in the note of the study's run.
 
-        Its number on noise that it was not chosen on is a metric of the trial's own run.
+        A metric could not be replaced when a better point follows. Its FID on holdout noise is a
+        metric of the trial's run.
         """
         complete = [t for t in trials if t.fid is not None]
         best = min(complete, key=lambda t: (t.fid, t.number), default=None)
@@ -152,7 +153,7 @@ class StudyTracker:
             run = self._runs(parent.info.experiment_id)[str(best.number)]
             self._tracker.log(run.info.run_id, list(holdout_values(holdout)))
             note += f"; {metric(holdout.measurement.metrics)} on noise it was not chosen on"
-        if parent.data.tags.get(NOTE_TAG, BEST).startswith(BEST):  # else somebody wrote their own
+        if parent.data.tags.get(NOTE_TAG, BEST).startswith(BEST):  # else a user's own note
             self._tracker.set_tags(parent, {NOTE_TAG: note, BEST_TAG: str(best.number)})
 
     def _create(self, experiment: str, name: str, began: int | None, tags: dict[str, str]) -> Any:  # noqa: ANN401
@@ -167,7 +168,7 @@ class StudyTracker:
         trials: Sequence[Trial],
         run: Any,  # noqa: ANN401
     ) -> int | None:
-        """Bring a trial's run up to date; returns when its last number was published."""
+        """Bring a trial's run up to date; returns when its last number was published, in ms."""
         guidance, results = self.study.guidance_at(trial.point), self._results(trial, trials)
         parameters = comparable_parameters(results, guidance)
         shared = {
@@ -203,10 +204,10 @@ class StudyTracker:
         return ended
 
     def _attach_samples(self, run_id: str, results: Results, own: Sequence[Measurement]) -> None:
-        """Sample sheet under one name on all trials, and as the image of the last step."""
+        """Log the sample sheet under one name for all trials, and as the image of the last step."""
         self._tracker.log_samples(run_id, results, own)
-        have = {item.path for item in self._client.list_artifacts(run_id)}
-        for sheet in (preview(results, m) for m in own if SHEET not in have):
+        logged = {item.path for item in self._client.list_artifacts(run_id)}
+        for sheet in (preview(results, m) for m in own if SHEET not in logged):
             if sheet is not None:
                 self._tracker.log_as(run_id, sheet, SHEET)
 
@@ -220,18 +221,18 @@ class StudyTracker:
 
 
 def view_name(key: str) -> str:
-    """Name of the view in which a study's trials are compared, by the value of its tag."""
+    """Name the view that compares a study's trials, by the key of the study."""
     return f"study-{key[:8]}"
 
 
 def _name(trial: Trial) -> str:
-    """What a legend says of a trial."""
+    """Name a trial for legends."""
     p = trial.point
     return f"L{p.aux_layer} w{p.aux_weight:g} s{p.ig_scale:g} #{trial.number}"
 
 
 def _state(trial: Trial, trials: Sequence[Trial]) -> str:
-    """What decides what the run of a trial shows; told without reading the store."""
+    """Return a key of all that the run of a trial depends on, without reading the store."""
     siblings = sorted(
         (t.point.ig_scale, t.state) for t in trials if t.point.training == trial.point.training
     )

@@ -1,7 +1,6 @@
-"""A table in MLflow: one experiment, a run for each row, published numbers beside ours.
+"""Tables of the paper in MLflow: one experiment, a run for each row, published numbers beside ours.
 
-A projection of the store: logging it twice changes nothing, and a row that is measured now replaces
-the run that said it was not.
+Logging a table again changes nothing; the run of a row is replaced when its number changes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def track_table(
     """Bring the table's runs up to date.
 
     Returns:
-        Path of the page on which the rows are compared, below the server's address.
+        Path of the page that compares the rows, below the server's address.
     """
     client = tracker.client
     with tracker.alone():
@@ -50,7 +49,7 @@ def track_table(
             if run_id is None:
                 source = source_tags(f"igdit table {name} --track")
                 run_id = _create(tracker, experiment_id, line, order, source | {NUMBER_TAG: number})
-            for key, text in _texts(line).items():
+            for key, text in _tags(line).items():
                 client.set_tag(run_id, key, text)
             tracker.log(run_id, _values(line))
             for path in files:
@@ -59,7 +58,7 @@ def track_table(
 
 
 def _number(line: TableLine) -> str:
-    """What tells our number of a row from another one of the same row."""
+    """Return the key of our number of a row; `none` if it is not measured."""
     return "none" if line.measured is None else line.measured.point.evaluate.key
 
 
@@ -85,23 +84,23 @@ def _create(
     return str(run.info.run_id)
 
 
-def _texts(line: TableLine) -> dict[str, str]:
-    """What stands beside the numbers, and may change."""
-    found = {
+def _tags(line: TableLine) -> dict[str, str]:
+    """Return the tags of a row, which may change."""
+    tags = {
         "state": line.state,
         "not_compared_because": "; ".join(line.incomparable_because) or "-",
         "protocol_differences": "; ".join(line.differences) or "-",
     }
     if line.measured is not None and line.experiment is not None:
-        found |= {
+        tags |= {
             "fingerprint": line.measured.fingerprint.id,
             "igdit.run_key": Graph(line.experiment).run_key,
         }
-    return found
+    return tags
 
 
 def _values(line: TableLine) -> list[Value]:
-    """Ours and theirs under names of their own, so that a chart shows both."""
+    """Return own and published numbers under separate names, so that a chart shows both."""
     published, measured = line.row.published, line.measured
     stamp = timestamp_ms(measured) if measured else 0
     values = [

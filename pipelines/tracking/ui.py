@@ -1,4 +1,4 @@
-"""`igdit ui`: MLflow's pages on loopback, and the newest comparisons in them."""
+"""MLflow's server on loopback, and the pages of the newest comparisons."""
 
 from __future__ import annotations
 
@@ -27,26 +27,22 @@ if TYPE_CHECKING:
     from pipelines.store.home import Home
 
 START_SECONDS = 120.0
-"""How long the server may take until it answers."""
+"""Seconds that the server may take until it answers."""
 GUARD = Path(__file__).with_name("ui_guard.py")
-"""Program that ends the server when this process is gone."""
+"""Program that ends the server when this process ends."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A place to open."""
+    """Page of MLflow."""
 
     title: str
     path: str
-    """Below the server's address."""
+    """Path below the server's address."""
 
 
 def newest_pages(tracking_uri: str) -> list[Page]:
-    """Find where the newest study's trials, and the newest run and its like, are compared.
-
-    Returns:
-        Places to open; none for what there is not.
-    """
+    """Return the pages that compare the newest study's trials, and the newest run with others."""
     client = import_mlflow().MlflowClient(tracking_uri=tracking_uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     pages = []
@@ -80,12 +76,12 @@ def _of_runs(client: Any, run: Any) -> Page:  # noqa: ANN401
 
 
 def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
-    """Serve MLflow's pages on loopback until interrupted; returns its exit code.
+    """Serve MLflow's pages on loopback until interrupted; returns the server's exit code.
 
-    With a server elsewhere nothing is started, and its pages are named.
+    If results are tracked by a server elsewhere, its pages are listed and nothing is started.
 
     Raises:
-        ValueError: there are no results yet, the database is damaged, or the port is taken.
+        ValueError: If there are no results yet, the database is damaged, or the port is taken.
     """
     if home.tracking_uri.startswith(("http://", "https://")):
         base = without_user(home.tracking_uri).rstrip("/")
@@ -123,14 +119,14 @@ def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
         "--uvicorn-opts",
         "--log-level warning",
     ]
-    # By the environment, as the address of a database may hold a password.
+    # In the environment, as the address of a database may hold a password.
     environment = {
         **all_variables(),
         "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    # A session of its own: the server's many processes are ended together, also when this process
-    # is killed, which closes the pipe.
+    # In a session of its own, the server's processes can be ended together. The guard does so also
+    # when this process is killed, which closes the pipe.
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, start_new_session=True, env=environment
     )
@@ -153,9 +149,9 @@ def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
 
 
 def _answers(port: int, ended: threading.Event) -> bool:
-    """Wait until the server answers; whether it does."""
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and not ended.wait(0.3):
+    """Wait until the server answers; returns False if it ended or took too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and not ended.wait(0.3):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
             connection.request("GET", "/health")
@@ -171,7 +167,7 @@ def _answers(port: int, ended: threading.Event) -> bool:
 def _log_pages(home: Home, base: str, log: Callable[[str], None]) -> None:
     try:
         pages = newest_pages(home.tracking_uri)
-    except Exception as error:  # noqa: BLE001 - the server is there to look at all the same
+    except Exception as error:  # noqa: BLE001 - the server works without the list
         log(f"Its results could not be listed: {redact(error)}")
         return
     for page in pages:

@@ -1,10 +1,10 @@
-"""Run a server until it ends, or until whoever started this ends, by whatever signal.
+"""Run a server until it ends, or until the process that started this program ends.
 
     python -I ui_guard.py COMMAND ...
 
-Whoever starts it holds the other end of its standard input, which the kernel closes when that
-process is gone, also after SIGKILL. Then, and on SIGTERM, the server is ended with all processes of
-the group that this process leads. It imports nothing of ours: it is run as a file.
+The starting process holds the other end of standard input, which the kernel closes when that
+process ends, also by SIGKILL. Then, and on SIGTERM, all processes of the group that this program
+leads are ended. It is run as a file and imports no module of the project.
 """
 
 import os
@@ -14,14 +14,14 @@ import sys
 import threading
 import time
 
-SECONDS = 10.0
-"""How long processes have to end by themselves."""
+GRACE_SECONDS = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 def main() -> int:
-    """Run the command of the command line; returns its exit code."""
+    """Run the command given by the arguments; returns its exit code."""
     over = threading.Event()
-    # A handler, since what is ignored here would be ignored by the server too.
+    # With a handler: a signal that is ignored here would be ignored by the server, too.
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
@@ -32,11 +32,11 @@ def main() -> int:
     def end() -> None:
         over.wait()
         os.killpg(0, signal.SIGTERM)
-        time.sleep(SECONDS)
+        time.sleep(GRACE_SECONDS)
         os.killpg(0, signal.SIGKILL)
 
-    for act in (await_starter, end):
-        threading.Thread(target=act, daemon=True).start()
+    for target in (await_starter, end):
+        threading.Thread(target=target, daemon=True).start()
     return server.wait()
 
 

@@ -1,7 +1,7 @@
-"""How MLflow's pages are laid out to compare runs: views that are saved with an experiment.
+"""Views in which MLflow compares runs, and notes on their metrics.
 
-MLflow keeps a view that somebody shares (columns, order, charts) as a tag of the experiment, and
-opens it by its name in the address. A server that knows no such views opens its usual page.
+MLflow keeps a shared view (columns, order, charts) as a tag of the MLflow experiment, and opens it
+by its name in the address. A server without shared views opens its usual page.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from typing import Any
 
 VIEW_TAG = "mlflow.sharedViewState."
 SAMPLES = "samples"
-"""Name under which a run's sample sheets are logged as images by step."""
+"""Name of a run's sample sheets, logged as images by step."""
+STUDIED = ("aux_layer", "aux_weight", "ig_scale")
+"""Parameters that a study varies."""
+SCALE_AXIS = "ig_scale_axis"
+"""Metric with the scale at each step of FID by scale: the axis of its chart."""
 FIDS = [f"metrics.`{name}`" for name in ("fid", "fid_low", "fid_high")]
 METRICS_NOTE = """\
 - **fid**: FID of the last checkpoint at the run's own guidance scale (of a trial: at its own
@@ -24,7 +28,7 @@ METRICS_NOTE = """\
   not used to choose it.
 - Compare FIDs only between runs with the same parameter `protocol`.
 """
-"""Description of an MLflow experiment of runs."""
+"""Note of an MLflow experiment of runs."""
 TABLE_NOTE = """\
 Each run is a row of the table: **fid** is our own with its 95 % interval, **fid_published** the
 published one; `fid_difference` is given where the two are comparable. The tags
@@ -33,10 +37,10 @@ published one; `fid_difference` is given where the two are comparable. The tags
 
 
 def study_view(filter_text: str, last_step: int) -> str:
-    """The view of a study's trials, best first.
+    """Return the view of a study's trials, best first.
 
     Args:
-        filter_text: What selects the trials, in MLflow's query language.
+        filter_text: Filter that selects the trials, in MLflow's query language.
         last_step: Training step whose samples are shown.
     """
     charts = [
@@ -50,7 +54,7 @@ def study_view(filter_text: str, last_step: int) -> str:
 
 
 def experiment_view(last_step: int) -> str:
-    """The view of the runs that share data and protocol, whatever their experiment, best first.
+    """Return the view of all runs that share data and protocol, best first.
 
     Args:
         last_step: Training step whose samples are shown.
@@ -68,7 +72,7 @@ def experiment_view(last_step: int) -> str:
 
 
 def table_view() -> str:
-    """The view of a table's rows: published numbers beside ours, in the order of the table."""
+    """Return the view of a table's rows: published numbers beside ours, in the table's order."""
     charts = [
         _bar("fid"),
         _bar("fid_published"),
@@ -84,7 +88,7 @@ def table_view() -> str:
 
 
 def view_address(experiment_id: str, name: str) -> str:
-    """Where a saved view opens, below the server's address."""
+    """Return the path of a saved view below the server's address."""
     return (
         f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={name}"
         f"&workflowType=machine_learning"
@@ -94,7 +98,7 @@ def view_address(experiment_id: str, name: str) -> str:
 def _view(
     title: str, charts: list[dict[str, Any]], last_step: int, columns: list[str], filter_text: str
 ) -> str:
-    """What MLflow saves of a view; all other metrics follow in a section that is folded."""
+    """Return a view as MLflow saves it; metrics without a chart are in a folded section."""
     sections = [
         {"uuid": "igdit", "name": title, "display": True, "columns": 2, "cardHeight": 400},
         {
@@ -151,7 +155,7 @@ def _parallel(params: tuple[str, ...], metric: str) -> dict[str, Any]:
 
 
 def _line(*metrics: str, logarithmic: bool = False, axis: str = "") -> dict[str, Any]:
-    """Lines of metrics by step, or by the metric that has the values of an axis at these steps."""
+    """Return a line chart of metrics by step, or by the metric `axis`."""
     several = {"selectedMetricKeys": metrics} if len(metrics) > 1 else {}
     return {
         "type": "LINE",
@@ -185,7 +189,7 @@ def _bar(metric: str) -> dict[str, Any]:
 
 
 def _difference() -> dict[str, Any]:
-    """The parameters and metrics in which runs differ, side by side."""
+    """Return a chart of the parameters and metrics in which runs differ."""
     return {
         "type": "DIFFERENCE",
         "chartName": "Differences",
@@ -195,9 +199,3 @@ def _difference() -> dict[str, Any]:
         "showChangeFromBaseline": False,
         "baselineColumnUuid": "",
     }
-
-
-SCALE_AXIS = "ig_scale_axis"
-"""The scale of each step of FID by scale: what a chart takes for its axis."""
-STUDIED = ("aux_layer", "aux_weight", "ig_scale")
-"""Parameters that a study varies."""

@@ -245,7 +245,7 @@ def test_an_override_of_a_file_builds_only_what_it_changes(store, file, home, ca
     assert igdit("run", file, "--ig-scales", "1.5", "2.5") == 0
     executed = [e["kind"] for e in events(store, "execute")[known:]]
     changed = Graph(tiny(ig_scales=(1.5, 2.5)))
-    chosen = collect(store, changed).chosen  # maybe the new one, to be reported then
+    chosen = collect(store, changed).chosen  # maybe the new one, then sampled on holdout noise
     for kind, count in {"evaluate": 1, "sample": 1, "images": 2, "features": 2}.items():
         assert executed.count(kind) == count * (2 if chosen.ig_scale == 2.5 else 1)
     assert len(executed) in (6, 12)

@@ -13,7 +13,13 @@ from pipelines.common.errors import TrainingFailedError
 from pipelines.graph.graph import Graph
 from pipelines.stages.jobs import TrainProgress
 from pipelines.status import activity as module
-from pipelines.status.activity import LAST, Activity, ProcessState, Training, read_process_state
+from pipelines.status.activity import (
+    LAST_FILE,
+    Activity,
+    ProcessState,
+    Training,
+    read_process_state,
+)
 from pipelines.store.home import Home
 from pipelines.store.locks import holder
 from tests.pipelines.conftest import tiny
@@ -26,11 +32,13 @@ def home(tmp_path) -> Home:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(module, "EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(module, "WRITE_SECONDS", 0.02)
 
 
 def said(home: Home) -> list[ProcessState]:
-    return [read_process_state(p) for p in sorted(home.activity.glob("*.json")) if p.name != LAST]
+    return [
+        read_process_state(p) for p in sorted(home.activity.glob("*.json")) if p.name != LAST_FILE
+    ]
 
 
 def until(condition) -> None:
@@ -59,7 +67,7 @@ def test_what_is_secret_is_not_published(home):
 
     with pytest.raises(ValueError, match="is away"):
         build()
-    written = (home.activity / LAST).read_text()
+    written = (home.activity / LAST_FILE).read_text()
     assert "failed: s3://key:***@bucket/x is away" in written
     assert "s3cretword" not in written
 
@@ -94,8 +102,8 @@ def test_a_process_says_what_it_does_while_it_does_it(home):
         activity.update(phase="running", where="here", news="FID 3")
         until(lambda: said(home)[0].phase == "running")
         assert (said(home)[0].where, said(home)[0].news) == ("here", "FID 3")
-    assert [path.name for path in home.activity.iterdir()] == [LAST]
-    last = read_process_state(home.activity / LAST)
+    assert [path.name for path in home.activity.iterdir()] == [LAST_FILE]
+    last = read_process_state(home.activity / LAST_FILE)
     assert (last.outcome, last.news, last.title) == ("finished", "FID 3", process.title)
 
 
@@ -111,7 +119,7 @@ def test_a_process_says_what_it_does_while_it_does_it(home):
 def test_how_it_ended_is_kept(home, error, outcome):
     with pytest.raises(type(error)), Activity(home, "run", "tiny"):
         raise error
-    assert read_process_state(home.activity / LAST).outcome == outcome
+    assert read_process_state(home.activity / LAST_FILE).outcome == outcome
 
 
 def test_before_and_after_nothing_is_published(home):
@@ -121,7 +129,7 @@ def test_before_and_after_nothing_is_published(home):
     with activity:
         pass
     activity.update(phase="late")
-    assert [path.name for path in home.activity.iterdir()] == [LAST]
+    assert [path.name for path in home.activity.iterdir()] == [LAST_FILE]
 
 
 def test_what_is_heard_is_published_and_passed_on(home):
@@ -178,7 +186,7 @@ def test_several_pieces_of_work_are_published_side_by_side(home):
 
 
 def test_the_file_is_written_at_most_once_a_pause(home, monkeypatch):
-    monkeypatch.setattr(module, "EVERY_SECONDS", 0.2)
+    monkeypatch.setattr(module, "WRITE_SECONDS", 0.2)
     written = []
     real = module.replace_text
     monkeypatch.setattr(module, "replace_text", lambda *a: (written.append(a), real(*a)))
@@ -225,7 +233,7 @@ def test_what_would_look_dead_is_not_shown(home, monkeypatch):
         activity.update(news="fine")
         time.sleep(0.1)
         assert said(home) == []
-    assert read_process_state(home.activity / LAST).news == "fine"
+    assert read_process_state(home.activity / LAST_FILE).news == "fine"
 
 
 # What the dead leave behind
@@ -275,7 +283,7 @@ def test_the_same_work_at_the_same_time_is_left_alone(home):
         b'{"kind": "run"}',
         b'{"unknown": 1}',
         b"[" * 100_000,
-        b" " * (module.LONGEST + 1),
+        b" " * (module.MAX_FILE_BYTES + 1),
     ],
     ids=["empty", "cut", "list", "binary", "incomplete", "unknown", "deep", "large"],
 )

@@ -15,7 +15,7 @@ from pipelines.console.console import make_console
 from pipelines.console.progress import training_text
 from pipelines.console.status import render_status, watch_status
 from pipelines.graph.graph import Graph
-from pipelines.status.activity import LAST, Activity, Build, ProcessState, Training, Trials
+from pipelines.status.activity import LAST_FILE, Activity, Build, ProcessState, Training, Trials
 from pipelines.status.read import Status, read_status
 from pipelines.store.home import Home
 from pipelines.store.keys import Ref
@@ -145,7 +145,7 @@ def test_what_is_built_is_told_with_its_worker_and_what_it_is_for(home):
                 "checkpoint": "tiny, step 10",
                 "resume": "tiny, step 7",
             }
-            assert task.what == expected.get(node.kind, "tiny")
+            assert task.label == expected.get(node.kind, "tiny")
             assert f"{platform.node()} pid {os.getpid()}" in shown(read_status(home))
     assert read_status(home).tasks == ()
 
@@ -216,12 +216,12 @@ def test_foreign_files_are_left_out_with_a_note(home):
     leave_behind(home, file="good")
     (home.activity / "cut.json").write_text('{"kind": "ru')
     (home.activity / "foreign.json").write_text('{"kind": "run", "colour": "red"}')
-    (home.activity / LAST).write_bytes(b"\xff\xff")
+    (home.activity / LAST_FILE).write_bytes(b"\xff\xff")
     (home.activity / "folder.json").mkdir()
     status = read_status(home)
     assert [d.name for d in status.gone] == ["tiny"]
     text = shown(status)
-    for name in ("cut.json", "foreign.json", LAST, "folder.json"):
+    for name in ("cut.json", "foreign.json", LAST_FILE, "folder.json"):
         assert f"note: {name} is left out" in text
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipelines.commands.study import StudyOptions
 from pipelines.common.formatting import number
 from pipelines.console.console import make_console
-from pipelines.console.study import SHOWN, print_findings
+from pipelines.console.study import MAX_POINTS, print_findings
 from pipelines.graph.graph import Graph
 from pipelines.reports.study_page import study_page
 from pipelines.results.measurements import collect
@@ -56,13 +56,13 @@ def shown(trials, **changes):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("count", [SHOWN - 1, SHOWN, SHOWN + 2])
+@pytest.mark.parametrize("count", [MAX_POINTS - 1, MAX_POINTS, MAX_POINTS + 2])
 def test_a_table_that_is_cut_says_so(count):
     text = shown([trial(n, 10.0 + n) for n in range(count)])
     assert f"{count} complete" in text
-    assert (f"the {SHOWN} lowest FIDs of {count}" in text) == (count > SHOWN)
-    assert ("lowest FID first" in text) == (count <= SHOWN)
-    assert sum(" .. " in line for line in text.splitlines()) == min(count, SHOWN)
+    assert (f"the {MAX_POINTS} lowest FIDs of {count}" in text) == (count > MAX_POINTS)
+    assert ("lowest FID first" in text) == (count <= MAX_POINTS)
+    assert sum(" .. " in line for line in text.splitlines()) == min(count, MAX_POINTS)
 
 
 def measurement(scale, step, num_samples):
