@@ -14,7 +14,7 @@ from pipelines.commands.report import report_study
 from pipelines.commands.study import StudyOptions, run_study
 from pipelines.console.console import make_console
 from pipelines.reports.study_page import confirmation, confirmed_sentence, headline, study_page
-from pipelines.status.activity import LAST, read_process_state
+from pipelines.status.activity import LAST_FILE, read_process_state
 from pipelines.store.folder import FolderStore
 from pipelines.store.home import Home
 from pipelines.study.confirm import BASELINE
@@ -64,11 +64,11 @@ def test_a_study_writes_its_page_and_says_where(done):
 
 def test_a_study_is_known_as_what_ended_last(done):
     home, _ = done
-    last = read_process_state(home.activity / LAST)
+    last = read_process_state(home.activity / LAST_FILE)
     assert (last.title, last.outcome) == ("study small", "finished")
     assert (last.trials.complete, last.trials.wanted, last.trials.at_first) == (8, 8, 0)
     assert "has the lowest FID of 8 points" in last.news
-    assert [path.name for path in home.activity.iterdir()] == [LAST]
+    assert [path.name for path in home.activity.iterdir()] == [LAST_FILE]
 
 
 def test_every_trial_is_there_with_its_interval(done, found):

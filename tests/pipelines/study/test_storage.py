@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from pipelines.__main__ import main
-from pipelines.commands import rebuild
+from pipelines.commands import track
 from pipelines.common.errors import NoStudiesError, StudyError
 from pipelines.common.redaction import redact_error
 from pipelines.store.folder import FolderStore
@@ -394,6 +394,6 @@ def test_studies_of_another_store_are_left_out(open_ledger, study, tmp_path):
 def test_a_database_that_is_named_for_all_studies_may_be_new(tmp_path, monkeypatch):
     home, url = Home(tmp_path), f"sqlite:///{tmp_path / 'later.db'}"
     monkeypatch.setenv("IGDIT_STUDY_STORAGE", url)
-    assert rebuild._studies(home, None) == []
+    assert track._studies(home, None) == []
     with pytest.raises(NoStudiesError, match=r"later\.db does not exist"):
-        rebuild._studies(home, url)
+        track._studies(home, url)
