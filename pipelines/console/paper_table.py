@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipelines.results.paper_table import TableLine
 
+
 COLUMNS = (
     *words("row", "method", "ours"),
     *numbers("epochs", "CFG", "FID published", "FID ours", "95 % interval", "difference"),
@@ -58,6 +59,34 @@ def print_paper_table(name: str, lines: Sequence[TableLine], console: Console) -
     log(console, "Intervals cover the sampling error alone; published numbers have none.")
 
 
+def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
+    """Write every published and own metric as CSV; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "table.csv"
+    names = [f"{metric}_{whose}" for metric in METRICS for whose in ("published", "ours")]
+    head = [
+        "row",
+        "method",
+        "epochs",
+        "cfg",
+        "ig_scale",
+        *names,
+        "fid_low",
+        "fid_high",
+        "fid_difference",
+        "state",
+        "fingerprint",
+        "not_compared_because",
+        "protocol_differences",
+        "source",
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, head)
+        writer.writeheader()
+        writer.writerows(_record(line) for line in lines)
+    return path
+
+
 def _cells(line: TableLine) -> list[str]:
     published, measured = line.row.published, line.measured
     cells = [
@@ -91,34 +120,6 @@ def _by_text(remarks: Iterable[tuple[TableLine, tuple[str, ...]]]) -> dict[str, 
         for text in texts:
             rows.setdefault(text, []).append(line.row.name)
     return rows
-
-
-def write_table(lines: Sequence[TableLine], folder: Path) -> Path:
-    """Write every published and own metric as CSV; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "table.csv"
-    names = [f"{metric}_{whose}" for metric in METRICS for whose in ("published", "ours")]
-    head = [
-        "row",
-        "method",
-        "epochs",
-        "cfg",
-        "ig_scale",
-        *names,
-        "fid_low",
-        "fid_high",
-        "fid_difference",
-        "state",
-        "fingerprint",
-        "not_compared_because",
-        "protocol_differences",
-        "source",
-    ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, head)
-        writer.writeheader()
-        writer.writerows(_record(line) for line in lines)
-    return path
 
 
 def _record(line: TableLine) -> dict[str, object]:

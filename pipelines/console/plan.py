@@ -49,42 +49,36 @@ class Estimate:
         return None if self.seconds_each is None else self.images * self.seconds_each / 3600
 
 
-def estimate_costs(results: Results, plan: Plan, assumption: Assumption) -> list[Estimate]:
-    """Estimate the training and the sampling that are left; the sampling is an upper bound.
-
-    Sampling steps that several guidances share are counted for each of them.
-    """
-    experiment, store = results.experiment, results.store
-    steps = left_to_train(plan, results)
-    found = []
-    if steps:
-        batch, workers = experiment.train.batch_size, experiment.resources.num_workers
-        per_step = seconds_per_step(store, experiment)
-        if per_step is not None:
-            each: float | None = per_step * workers / batch
-        else:
-            rate = assumption.rate(experiment, experiment.optim.precision)
-            each = None if rate is None else training_flops(experiment.model) / rate
-        found.append(Estimate("training", steps * batch, each, per_step is not None))
-    missing = [node for node in plan.missing if node.kind == "images"]
-    images = sum(map(_count, missing))
-    if images:
-        per_image = image_costs(store, experiment).sampling_seconds
-        each, rate = per_image, assumption.rate(experiment, experiment.sampler.precision)
-        if each is None and rate is not None:
-            total = sum(
-                _count(node)
-                * sampling_flops(
-                    experiment.model, experiment.sampler, Guidance(**node.config["guidance"])
-                )
-                for node in missing
+def print_plan(results: Results, plan: Plan, console: Console) -> None:
+    """Print the cached and the missing artifacts, and the work that would run, by stage."""
+    graph, store = results.graph, results.store
+    rows = []
+    nodes = list(closure(results.targets))
+    for kind, stage in STAGES.items():
+        own = [node for node in nodes if node.kind == kind]
+        if not own:
+            continue  # training states are no targets
+        missing = [node for node in own if node in plan.missing]
+        cached = sum(store.find(node.ref) is not None for node in own)
+        rows.append(
+            (
+                stage,
+                kind,
+                f"{cached:,}",
+                f"{len(missing):,}",
+                _what_would_run(graph, store, kind, missing),
             )
-            each = total / images / rate
-        found.append(Estimate("sampling", images, each, per_image is not None))
-        if results.chosen is None and (most := results.graph.most_holdout_images):
-            name = "sampling of the chosen scale and of scale 1 on holdout noise, at most"
-            found.append(Estimate(name, most, each, per_image is not None))
-    return found
+        )
+    title = f"{graph.experiment.name} {graph.run_key[:8]} in {redact(store.uri)}"
+    columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
+    print_table(ScreenTable(title, columns, rows, keys=2), console)
+    if results.chosen is None and (count := graph.most_holdout_images):
+        console.print(
+            f"Then the scale with the lowest FID, and scale 1, are sampled from holdout noise, "
+            f"which is not used to choose: up to {count:,} images."
+        )
+    if not plan.missing:
+        console.print("All artifacts are cached: running the experiment only prints its results.")
 
 
 def print_costs(results: Results, plan: Plan, assumption: Assumption, console: Console) -> None:
@@ -126,6 +120,44 @@ def print_costs(results: Results, plan: Plan, assumption: Assumption, console: C
         log(console, f"A run also needs {option(field)} PATH: {description}.")
 
 
+def estimate_costs(results: Results, plan: Plan, assumption: Assumption) -> list[Estimate]:
+    """Estimate the training and the sampling that are left; the sampling is an upper bound.
+
+    Sampling steps that several guidances share are counted for each of them.
+    """
+    experiment, store = results.experiment, results.store
+    steps = left_to_train(plan, results)
+    found = []
+    if steps:
+        batch, workers = experiment.train.batch_size, experiment.resources.num_workers
+        per_step = seconds_per_step(store, experiment)
+        if per_step is not None:
+            each: float | None = per_step * workers / batch
+        else:
+            rate = assumption.rate(experiment, experiment.optim.precision)
+            each = None if rate is None else training_flops(experiment.model) / rate
+        found.append(Estimate("training", steps * batch, each, per_step is not None))
+    missing = [node for node in plan.missing if node.kind == "images"]
+    images = sum(map(_count, missing))
+    if images:
+        per_image = image_costs(store, experiment).sampling_seconds
+        each, rate = per_image, assumption.rate(experiment, experiment.sampler.precision)
+        if each is None and rate is not None:
+            total = sum(
+                _count(node)
+                * sampling_flops(
+                    experiment.model, experiment.sampler, Guidance(**node.config["guidance"])
+                )
+                for node in missing
+            )
+            each = total / images / rate
+        found.append(Estimate("sampling", images, each, per_image is not None))
+        if results.chosen is None and (most := results.graph.most_holdout_images):
+            name = "sampling of the chosen scale and of scale 1 on holdout noise, at most"
+            found.append(Estimate(name, most, each, per_image is not None))
+    return found
+
+
 def _assumed(experiment: Experiment, assumption: Assumption) -> str:
     """Explain the assumptions behind estimates that are not measured."""
     parts = (("training", experiment.optim.precision), ("sampling", experiment.sampler.precision))
@@ -159,38 +191,6 @@ def _sentence(estimate: Estimate, experiment: Experiment) -> str:
         number(estimate.hours, separator=","),
     )
     return f"{start} at {rate} images a second per {unit} ({how}): {hours} {unit}-hours."
-
-
-def print_plan(results: Results, plan: Plan, console: Console) -> None:
-    """Print the cached and the missing artifacts, and the work that would run, by stage."""
-    graph, store = results.graph, results.store
-    rows = []
-    nodes = list(closure(results.targets))
-    for kind, stage in STAGES.items():
-        own = [node for node in nodes if node.kind == kind]
-        if not own:
-            continue  # training states are no targets
-        missing = [node for node in own if node in plan.missing]
-        cached = sum(store.find(node.ref) is not None for node in own)
-        rows.append(
-            (
-                stage,
-                kind,
-                f"{cached:,}",
-                f"{len(missing):,}",
-                _what_would_run(graph, store, kind, missing),
-            )
-        )
-    title = f"{graph.experiment.name} {graph.run_key[:8]} in {redact(store.uri)}"
-    columns = [*words("stage", "kind"), *numbers("cached", "to build"), *words("what would run")]
-    print_table(ScreenTable(title, columns, rows, keys=2), console)
-    if results.chosen is None and (count := graph.most_holdout_images):
-        console.print(
-            f"Then the scale with the lowest FID, and scale 1, are sampled from holdout noise, "
-            f"which is not used to choose: up to {count:,} images."
-        )
-    if not plan.missing:
-        console.print("All artifacts are cached: running the experiment only prints its results.")
 
 
 def _what_would_run(graph: Graph, store: Store, kind: str, missing: list[Node]) -> str:

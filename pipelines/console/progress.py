@@ -237,16 +237,6 @@ class ProgressDisplay:
         return "; ".join(parts) or "starting"
 
 
-def time_ago(then: float, now: float) -> str:
-    """Format the time since a moment; at least 0 s, as the clocks of hosts differ a little."""
-    seconds = max(now - then, 0.0)
-    if seconds < 60:
-        return f"{seconds:.0f} s ago"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min ago"
-    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"
-
-
 def training_text(training: Training, now: float) -> str:
     """Format the step, the loss, the rate, the time left and the host of a training."""
     rate = training.steps_per_second
@@ -262,3 +252,13 @@ def training_text(training: Training, now: float) -> str:
         f"step {training.step} of {training.steps}, loss {number(training.loss, 4)}, "
         f"{number(rate, 2, 1)} steps/s{left}{place}{reported}"
     )
+
+
+def time_ago(then: float, now: float) -> str:
+    """Format the time since a moment; at least 0 s, as the clocks of hosts differ a little."""
+    seconds = max(now - then, 0.0)
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d ago"

@@ -53,28 +53,6 @@ def print_report(results: Results, console: Console) -> None:
     print_table(_cost_table(results), console)
 
 
-def _scale_table(results: Results) -> ScreenTable:
-    experiment, best = results.experiment, results.best()
-    names = ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS")
-    rows = [
-        (
-            f"{m.guidance.ig_scale:g}",
-            number(m.fid),
-            metric_interval(m.metrics),
-            "" if gain is None else change(gain),
-            *(_number(m.metrics, name) for name in ("precision", "recall", "inception_score")),
-        )
-        for m, gain in zip(results.final.values(), results.improvements().values(), strict=True)
-    ]
-    return ScreenTable(
-        f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
-        f"{experiment.evaluation.num_samples:,} samples a scale",
-        numbers(*names),
-        rows,
-        marked=[i for i, m in enumerate(results.final.values()) if best and m is best[0]],
-    )
-
-
 def print_metrics(path: Path, protocol: str, console: Console) -> None:
     """Print the metrics of an evaluation from its file."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -96,6 +74,64 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
     columns = [*words("metric"), *numbers("value", "95 % interval")]
     print_table(ScreenTable(title, columns, rows), console)
     log(console, f"All metrics: {path}")
+
+
+def print_store(store: Store, console: Console) -> None:
+    """Print what was run, and what the store holds of each kind."""
+    register = read_register(store)
+    runs = [
+        (
+            key[:8],
+            experiment.name,
+            _length(experiment),
+            " ".join(f"{scale:g}" for scale in experiment.scales),
+        )
+        for key, experiment in register.runs
+    ]
+    runs += [(key[:8], "(unreadable record)", "", "") for key in register.unreadable_keys]
+    columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
+    print_table(ScreenTable("Recorded runs", columns, runs), console)
+    others = dict.fromkeys((r.key, r.kind, r.name) for r in register.records if r.kind != "run")
+    if others:
+        parts = Counter(r.key for r in register.records if r.run is not None)
+        rows = [(key[:8], kind, name, str(parts[key] or "")) for key, kind, name in others]
+        columns = [*words("key", "what", "name"), *numbers("runs")]
+        print_table(ScreenTable("Studies, tables, evaluations", columns, rows), console)
+    kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
+    columns = [*words("kind"), *numbers("artifacts", "size")]
+    print_table(ScreenTable(f"Artifacts in {redact(store.uri)}", columns, kinds), console)
+
+
+def print_garbage(garbage: Garbage, console: Console) -> None:
+    """Print what is forgotten, and each artifact that is garbage."""
+    for root in garbage.forgotten:
+        log(console, f"forgotten: {root}")
+    for artifact in garbage.artifacts:
+        log(console, f"{artifact.ref}  {data_size(artifact.size)}")
+    for name in garbage.quarantined:
+        log(console, f"quarantined: {name}")
+
+
+def _scale_table(results: Results) -> ScreenTable:
+    experiment, best = results.experiment, results.best()
+    names = ("scale", "FID", "95 % interval", "against scale 1", "prec.", "recall", "IS")
+    rows = [
+        (
+            f"{m.guidance.ig_scale:g}",
+            number(m.fid),
+            metric_interval(m.metrics),
+            "" if gain is None else change(gain),
+            *(_number(m.metrics, name) for name in ("precision", "recall", "inception_score")),
+        )
+        for m, gain in zip(results.final.values(), results.improvements().values(), strict=True)
+    ]
+    return ScreenTable(
+        f"FID by internal guidance scale: {checkpoint_name(experiment.train)}, "
+        f"{experiment.evaluation.num_samples:,} samples a scale",
+        numbers(*names),
+        rows,
+        marked=[i for i, m in enumerate(results.final.values()) if best and m is best[0]],
+    )
 
 
 def _infinity(metrics: dict[str, Any]) -> str:
@@ -178,45 +214,9 @@ def _cost_table(results: Results) -> ScreenTable:
     return ScreenTable("Cost: all artifacts, cached ones included", columns, rows)
 
 
-def print_store(store: Store, console: Console) -> None:
-    """Print what was run, and what the store holds of each kind."""
-    register = read_register(store)
-    runs = [
-        (
-            key[:8],
-            experiment.name,
-            _length(experiment),
-            " ".join(f"{scale:g}" for scale in experiment.scales),
-        )
-        for key, experiment in register.runs
-    ]
-    runs += [(key[:8], "(unreadable record)", "", "") for key in register.unreadable_keys]
-    columns = [*words("run", "experiment"), *numbers("steps"), *words("ig scales")]
-    print_table(ScreenTable("Recorded runs", columns, runs), console)
-    others = dict.fromkeys((r.key, r.kind, r.name) for r in register.records if r.kind != "run")
-    if others:
-        parts = Counter(r.key for r in register.records if r.run is not None)
-        rows = [(key[:8], kind, name, str(parts[key] or "")) for key, kind, name in others]
-        columns = [*words("key", "what", "name"), *numbers("runs")]
-        print_table(ScreenTable("Studies, tables, evaluations", columns, rows), console)
-    kinds = [(kind, f"{count:,}", data_size(size)) for kind, count, size in store_summary(store)]
-    columns = [*words("kind"), *numbers("artifacts", "size")]
-    print_table(ScreenTable(f"Artifacts in {redact(store.uri)}", columns, kinds), console)
-
-
 def _length(experiment: Experiment) -> str:
     train = experiment.train
     return "imported" if train.imported else str(train.steps)
-
-
-def print_garbage(garbage: Garbage, console: Console) -> None:
-    """Print what is forgotten, and each artifact that is garbage."""
-    for root in garbage.forgotten:
-        log(console, f"forgotten: {root}")
-    for artifact in garbage.artifacts:
-        log(console, f"{artifact.ref}  {data_size(artifact.size)}")
-    for name in garbage.quarantined:
-        log(console, f"quarantined: {name}")
 
 
 def print_freed(garbage: Garbage, console: Console, *, deleted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Parts that the page of a run and the page of a study share."""
+"""Blocks that the page of a run and the page of a study share."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from pipelines.results.measurements import Holdout, Measurement, Results
     from pipelines.store.base import Artifact, Store
 
-FILE = "report.html"
-LARGEST_IMAGE = 1_000_000
-"""Bytes of a sample grid that goes into a page; a page is to be mailed."""
+
+PAGE_FILE = "report.html"
+MAX_IMAGE_BYTES = 1_000_000
+"""Size above which a sample grid is left out, as pages are mailed."""
 LABELS = {
     "num_samples": "samples",
     "fid": "FID",
@@ -50,13 +51,14 @@ LABELS = {
     "kid": "KID",
     "inception_score": "Inception Score",
 }
-PARTS_OF_A_METRIC = ("low", "high", "std", "excess", "share", "slope")
-"""Ends of the names of numbers that say how uncertain another one is."""
+"""Metric -> title of its column; other metrics are shown under their own names."""
+UNCERTAINTY_SUFFIXES = ("low", "high", "std", "excess", "share", "slope")
+"""Ends of the names of numbers that describe the uncertainty of a metric."""
 INTERVALS = "Brackets hold 95 % intervals of the sampling, for the metric at this number of samples"
 
 
 def header(kind: str, name: str, facts: Sequence[str]) -> Html:
-    """What this is about."""
+    """Return the head of a page: its kind, name and facts."""
     return tag(
         "header",
         paragraph(f"igdit {kind}", class_="kicker"),
@@ -66,13 +68,13 @@ def header(kind: str, name: str, facts: Sequence[str]) -> Html:
 
 
 def lead(text: str) -> Html:
-    """The sentence that says it all; an interval is not broken over lines."""
-    whole = text.replace(" .. ", "\N{NO-BREAK SPACE}..\N{NO-BREAK SPACE}")
-    return paragraph(whole, class_="lead")
+    """Return the sentence with the result; intervals are not broken over lines."""
+    unbroken = text.replace(" .. ", "\N{NO-BREAK SPACE}..\N{NO-BREAK SPACE}")
+    return paragraph(unbroken, class_="lead")
 
 
-def when(artifacts: Sequence[Artifact]) -> str:
-    """When the newest of them was made: a page says nothing that depends on when it is written."""
+def built_at(artifacts: Sequence[Artifact]) -> str:
+    """Return when the newest artifact was built; a page is the same whenever it is written."""
     newest = max(artifact.built for artifact in artifacts)
     return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -83,37 +85,24 @@ def metrics_table(
     cells: Sequence[Sequence[Child]],
     caption: str,
 ) -> Html:
-    """Every metric of some measurements, with its interval where it has one.
+    """Tabulate all metrics of some measurements, with their intervals.
 
     Args:
-        measurements: One row each.
+        measurements: One for each row.
         first: Titles of the columns before the metrics.
-        cells: Their content.
-        caption: What the table shows.
+        cells: Cells of these columns, for each row.
+        caption: Caption of the table.
     """
     names: dict[str, None] = {}
     for m in measurements:
         names |= {name: None for name, value in m.metrics.items() if _is_number(value)}
-    own = [n for n in names if n.rpartition("_")[2] not in PARTS_OF_A_METRIC]
+    own = [n for n in names if n.rpartition("_")[2] not in UNCERTAINTY_SUFFIXES]
     rows = [
         [*before, *(_metric(m.metrics, name) for name in own)]
         for m, before in zip(measurements, cells, strict=True)
     ]
     titles = [LABELS.get(name, name.replace("_", " ")) for name in own]
     return table([*first, *titles], rows, left=0, caption=caption)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _metric(metrics: dict[str, Any], name: str) -> str:
-    value = metrics.get(name)
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return metric(metrics, name)
 
 
 def holdout_sentence(holdout: Holdout) -> str:
@@ -149,7 +138,7 @@ def protocol(measurement: Measurement) -> Html:
 
 
 def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) -> Html | None:
-    """Real images, and grids of samples of the same noise and labels, side by side."""
+    """Show real images and grids of samples from the same noise and labels, side by side."""
     if not chosen:
         return None
     panels = []
@@ -166,31 +155,8 @@ def sample_grids(results: Results, chosen: Sequence[tuple[str, Measurement]]) ->
     return tag("div", *panels, class_="grids")
 
 
-def _grid(title: str, caption: str, read: Callable[[], tuple[Tensor, int]]) -> Html:
-    from ig_core.images.sets import contact_sheet
-
-    try:
-        images, columns = read()
-        sheet = contact_sheet(images, columns, gap=0)
-        content = encode_png(sheet)
-    except (ArtifactError, ValueError):
-        picture: Html = paragraph("These images are not in the store any more.", class_="note")
-    else:
-        if len(content) > LARGEST_IMAGE:
-            picture = paragraph(
-                "This grid is too large for a page that is to be mailed.", class_="note"
-            )
-        else:
-            picture = image(
-                content,
-                f"{title}: a row for each class",
-                "samples gray" if len(sheet) == 1 else "samples",
-            )
-    return figure(markup(tag("h3", title), picture), caption)
-
-
 def costs(store: Store, nodes: Iterable[Node]) -> Html:
-    """Work by stage."""
+    """Tabulate the work by stage."""
     frame = stage_costs(store, nodes)
     rows = [
         [str(stage), f"{row['artifacts']:,.0f}", in_words(row["seconds"]), data_size(row["bytes"])]
@@ -218,36 +184,19 @@ def costs(store: Store, nodes: Iterable[Node]) -> Html:
 
 
 def configuration(config: object, title: str, without: tuple[str, ...] = ()) -> Html:
-    """All fields of a configuration, a box for each of its parts.
+    """Show all fields of a configuration, with a box for each of its parts.
 
     Args:
-        config: A dataclass; its parts are dataclasses too.
-        title: Of the box with the fields that belong to no part.
+        config: A dataclass whose parts are dataclasses.
+        title: Title of the box with the fields that belong to no part.
         without: Parts that are left out.
     """
     parts = [part for part in _parts(config, title) if part[0] not in without and part[1]]
     return tag("div", *(_box(name, items) for name, items in parts), class_="boxes")
 
 
-def _parts(config: Any, title: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:  # noqa: ANN401
-    values = {f.name.replace("_", " "): getattr(config, f.name) for f in dataclasses.fields(config)}
-    yield title, [(n, value_text(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
-    for name, value in values.items():
-        if dataclasses.is_dataclass(value):
-            yield from _parts(value, f"{title}: {name}" if title == "space" else name)
-
-
-def _box(name: str, items: Sequence[tuple[str, str]]) -> Html:
-    return tag("div", tag("h3", name), _pairs(items))
-
-
-def _pairs(items: Sequence[tuple[str, str]]) -> Html:
-    pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
-    return tag("dl", *pairs, class_="config")
-
-
 def provenance(artifacts: Sequence[Artifact]) -> Html:
-    """Show the code, packages and hosts that made the artifacts, as they say themselves."""
+    """Show the commits, packages and hosts that the artifacts record."""
     hosts = Counter(str(a.manifest.get("host", "not recorded")) for a in artifacts)
     versions: dict[str, Counter[str]] = {}
     for artifact in artifacts:
@@ -277,25 +226,13 @@ def provenance(artifacts: Sequence[Artifact]) -> Html:
     )
 
 
-def _commit(artifact: Artifact) -> str:
-    commit, dirty = split_commit(str(artifact.manifest.get("commit", "")))
-    changed = " with uncommitted changes" if dirty else ""
-    return f"{commit[:12]}{changed}" if commit else "not recorded"
-
-
-def _counted(found: Counter[str], total: int) -> list[str]:
-    if len(found) == 1 and found.total() == total:
-        return list(found)
-    return [f"{version} ({count:,})" for version, count in found.most_common()]
-
-
 def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note: str) -> Html:
-    """The commands that give this again, and the experiment itself as a file.
+    """Show the commands that reproduce the results, and the experiment as a file.
 
     Args:
-        words: Command lines, after the program's name; None: there is none.
-        experiment: What the file holds.
-        note: What the file is.
+        words: Command lines without the program's name; None where there is none.
+        experiment: Experiment in the file.
+        note: Description of the file.
     """
     text = experiment_to_json(experiment)
     lines = [reproduce.command(line) for line in words if line is not None]
@@ -314,3 +251,69 @@ def reproduction(words: Sequence[list[str] | None], experiment: Experiment, note
         paragraph("What is in the store is not computed again. ", link, f" {note}", class_="note"),
         tag("details", tag("summary", f"{EXPERIMENT_FILE} as text"), tag("pre", text)),
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _metric(metrics: dict[str, Any], name: str) -> str:
+    value = metrics.get(name)
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return metric(metrics, name)
+
+
+def _grid(title: str, caption: str, read: Callable[[], tuple[Tensor, int]]) -> Html:
+    from ig_core.images.sets import contact_sheet
+
+    try:
+        images, columns = read()
+        sheet = contact_sheet(images, columns, gap=0)
+        content = encode_png(sheet)
+    except (ArtifactError, ValueError):
+        picture: Html = paragraph("These images are not in the store any more.", class_="note")
+    else:
+        if len(content) > MAX_IMAGE_BYTES:
+            picture = paragraph(
+                "This grid is too large for a page that is to be mailed.", class_="note"
+            )
+        else:
+            picture = image(
+                content,
+                f"{title}: a row for each class",
+                "samples gray" if len(sheet) == 1 else "samples",
+            )
+    return figure(markup(tag("h3", title), picture), caption)
+
+
+def _parts(config: Any, title: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:  # noqa: ANN401
+    values = {f.name.replace("_", " "): getattr(config, f.name) for f in dataclasses.fields(config)}
+    yield title, [(n, value_text(v)) for n, v in values.items() if not dataclasses.is_dataclass(v)]
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value, f"{title}: {name}" if title == "space" else name)
+
+
+def _box(name: str, items: Sequence[tuple[str, str]]) -> Html:
+    return tag("div", tag("h3", name), _pairs(items))
+
+
+def _pairs(items: Sequence[tuple[str, str]]) -> Html:
+    pairs = (part for key, value in items for part in (tag("dt", key), tag("dd", value)))
+    return tag("dl", *pairs, class_="config")
+
+
+def _commit(artifact: Artifact) -> str:
+    commit, dirty = split_commit(str(artifact.manifest.get("commit", "")))
+    changed = " with uncommitted changes" if dirty else ""
+    return f"{commit[:12]}{changed}" if commit else "not recorded"
+
+
+def _counted(versions: Counter[str], total: int) -> list[str]:
+    """List versions, with counts unless all artifacts have the same one."""
+    if len(versions) == 1 and versions.total() == total:
+        return list(versions)
+    return [f"{version} ({count:,})" for version, count in versions.most_common()]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: small, sharp at any size, in the colours of the page they stand in."""
+"""Charts as inline SVG in the colours of page.css."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from pipelines.reports.html import Html, figure, markup, tag
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+
 WIDTH, HEIGHT = 520, 330
+"""Size of a chart in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
+"""Margins of a chart in pixels."""
 COLORS = 8
-"""Colours in page.css."""
+"""Number of colours in page.css."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A point with its 95 % interval."""
+    """Point of a line with its 95 % interval."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
     text: str = ""
-    """What a reader sees who points at it."""
+    """Tooltip."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line."""
+    """Line of a chart."""
 
     label: str
     samples: tuple[Sample, ...]
@@ -40,58 +43,26 @@ class Series:
     bars: bool = False
     """Draw intervals as bars instead of a band."""
     dashes: int = 0
-    """0 is a solid line; others of the same colour are told from it by 1 or 2."""
-
+    """Pattern of the line: 0 is solid; 1 and 2 are for further lines of the same colour."""
     dots: bool = True
-    """Draw each sample; long records of a training are lines alone."""
+    """Draw a dot for each sample."""
 
     @property
-    def look(self) -> str:
-        """Classes of its line."""
+    def css_class(self) -> str:
+        """Return the classes of the line in page.css."""
         return f"c{self.color % COLORS} dashes{self.dashes % 3}"
 
 
 @dataclass(frozen=True)
-class Axis:
-    """From values to pixels."""
+class Row:
+    """Row of an interval chart."""
 
+    label: str
+    value: float
     low: float
     high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """Pixel of a value."""
-        if self.log:
-            value = max(value, self.low)
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 2)
-
-    @property
-    def ticks(self) -> list[float]:
-        """Round numbers inside."""
-        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in low..high: as few as are at least four."""
-    power = 10.0 ** math.floor(math.log10(high - low))
-    for step in (power, power / 2, power / 5, power / 10):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first >= 3:
-            break
-    return [round(k * step, 12) for k in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten in low..high; evenly spaced numbers if these are too few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    leading = (1,) if len(powers) > 5 else (1, 2, 5)
-    found = [m * 10.0**p for p in powers for m in leading if low <= m * 10.0**p <= high]
-    return found if len(found) >= 3 else [t for t in ticks(low, high) if t > 0]
+    dots: tuple[float, ...]
+    color: int
 
 
 def line_chart(
@@ -105,17 +76,17 @@ def line_chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> Html:
-    """Lines with their intervals, a legend below; nothing if there is nothing finite to draw.
+    """Draw lines with their intervals, and a legend; empty if no value is finite.
 
     Args:
-        title: What it shows.
+        title: Title of the chart.
         series: Lines.
-        x_label: What is on the horizontal axis.
-        y_label: What is on the vertical one.
-        log: Vertical axis in powers.
-        reference: A level to compare with, and its name.
-        x_range: Horizontal range, if charts are to be compared.
-        y_range: Vertical range, likewise.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        log: Make the vertical axis logarithmic.
+        reference: Level and name of a horizontal line to compare with.
+        x_range: Horizontal range; None: that of the samples.
+        y_range: Vertical range; None: that of the intervals.
     """
     series = [_finite(line, positive=log) for line in series]
     series = [line for line in series if line.samples]
@@ -144,10 +115,82 @@ def line_chart(
     return figure(markup(tag("h3", title), svg), legend, "chart")
 
 
+def interval_chart(title: str, rows: Sequence[Row], x_label: str) -> Html:
+    """Draw a row for each candidate: single values, their mean and its interval, from 0."""
+    rows = [row for row in rows if math.isfinite(row.value)]
+    if not rows:
+        return Html("")
+    height, space = 44 * len(rows) + 60, 48
+    values = [v for r in rows for v in (r.value, r.high, *r.dots) if math.isfinite(v)]
+    x = Axis(0.0, max(values) * 1.05 or 1.0, 12, WIDTH - RIGHT)
+    bottom = height - space
+    parts: list[Html] = []
+    for value in x.ticks:
+        parts += [
+            tag("line", x1=x(value), x2=x(value), y1=4, y2=bottom, class_="grid"),
+            _text(x(value), bottom + 18, number(value)),
+        ]
+    parts.append(_text(WIDTH / 2, height - 6, x_label))
+    for place, row in enumerate(rows):
+        parts.append(_interval_row(row, 44 * place + 30, x))
+    svg = tag(
+        "svg",
+        *parts,
+        viewBox=f"0 0 {WIDTH} {height}",
+        class_="chart",
+        role="img",
+        aria_label=f"{title}: {x_label}",
+    )
+    return figure(markup(tag("h3", title), svg), None, "chart")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Map from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return the pixel of a value."""
+        if self.log:
+            value = max(value, self.low)
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Return round numbers in the range of the axis."""
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return at least four multiples of 1, 2 or 5 times a power of ten in [low, high]."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    for step in (power, power / 2, power / 5, power / 10):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first >= 3:
+            break
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten in [low, high]; `ticks` if these are too few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    leading = (1,) if len(powers) > 5 else (1, 2, 5)
+    found = [m * 10.0**p for p in powers for m in leading if low <= m * 10.0**p <= high]
+    return found if len(found) >= 3 else [t for t in ticks(low, high) if t > 0]
+
+
 def y_limits(
     series: Sequence[Series], extra: Sequence[float] = (), *, log: bool = False
 ) -> tuple[float, float]:
-    """Range that holds all intervals, with some air."""
+    """Return a range that holds all intervals, with margins."""
     values = [
         v
         for line in series
@@ -157,14 +200,19 @@ def y_limits(
     ]
     low, high = min([*values, *extra]), max([*values, *extra])
     if log:
-        air = max((high / low) ** 0.06, 1.02)
-        return low / air, high * air
+        margin = max((high / low) ** 0.06, 1.02)
+        return low / margin, high * margin
     return _widened(low, high, 0.06)
 
 
+def number(value: float) -> str:
+    """Format the label of a tick."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    air = share * (high - low) or max(abs(high), 1.0) * 0.1
-    return low - air, high + air
+    margin = share * (high - low) or max(abs(high), 1.0) * 0.1
+    return low - margin, high + margin
 
 
 def _finite(line: Series, *, positive: bool) -> Series:
@@ -197,11 +245,6 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Html:
     return markup(*parts)
 
 
-def number(value: float) -> str:
-    """A tick's label."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
-
-
 def _reference(y: Axis, level: float, name: str) -> Html:
     at = y(level)
     line = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="reference")
@@ -229,7 +272,7 @@ def _draw(line: Series, x: Axis, y: Axis) -> Html:
         outline = [(at, low) for at, low, _ in ranged] + [(at, h) for at, _, h in ranged[::-1]]
         parts.append(tag("polygon", points=_path(outline), class_=f"band f{color}"))
     if len(points) > 1:
-        parts.append(tag("path", d=f"M{_path(points)}", class_=f"curve {line.look}"))
+        parts.append(tag("path", d=f"M{_path(points)}", class_=f"curve {line.css_class}"))
     if not line.dots and len(points) > 1:
         return tag("g", tag("title", line.label), *parts)
     parts += [
@@ -249,51 +292,10 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 def _legend(series: Sequence[Series]) -> Html:
     def key(line: Series) -> Html:
-        stroke = tag("line", x1=0, x2=24, y1=5, y2=5, class_=line.look, stroke_width=2.5)
+        stroke = tag("line", x1=0, x2=24, y1=5, y2=5, class_=line.css_class, stroke_width=2.5)
         return tag("svg", stroke, viewBox="0 0 24 10", aria_hidden="true")
 
     return tag("ul", *(tag("li", key(line), line.label) for line in series), class_="legend")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of an interval chart."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-    dots: tuple[float, ...]
-    color: int
-
-
-def interval_chart(title: str, rows: Sequence[Row], x_label: str) -> Html:
-    """One row a candidate: its single values, their mean and its 95 % interval, from 0."""
-    rows = [row for row in rows if math.isfinite(row.value)]
-    if not rows:
-        return Html("")
-    height, space = 44 * len(rows) + 60, 48
-    values = [v for r in rows for v in (r.value, r.high, *r.dots) if math.isfinite(v)]
-    x = Axis(0.0, max(values) * 1.05 or 1.0, 12, WIDTH - RIGHT)
-    bottom = height - space
-    parts: list[Html] = []
-    for value in x.ticks:
-        parts += [
-            tag("line", x1=x(value), x2=x(value), y1=4, y2=bottom, class_="grid"),
-            _text(x(value), bottom + 18, number(value)),
-        ]
-    parts.append(_text(WIDTH / 2, height - 6, x_label))
-    for place, row in enumerate(rows):
-        parts.append(_interval_row(row, 44 * place + 30, x))
-    svg = tag(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {WIDTH} {height}",
-        class_="chart",
-        role="img",
-        aria_label=f"{title}: {x_label}",
-    )
-    return figure(markup(tag("h3", title), svg), None, "chart")
 
 
 def _interval_row(row: Row, y: float, at: Callable[[float], float]) -> Html:

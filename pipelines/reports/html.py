@@ -1,7 +1,7 @@
-"""HTML by functions: what is not markup already is escaped, so nothing that is inserted can act.
+"""HTML by functions that escape text, so that no inserted text can act as markup.
 
-A page stands alone: its style is inside, its pictures are data URIs, and its policy forbids the
-browser to run or to fetch anything.
+A page is self-contained: its style is inside, its pictures are data URIs, and its policy forbids
+the browser to run scripts or to fetch anything.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-VOID = {"meta", "img", "line", "circle", "path", "polygon"}
-"""Elements without content; those of SVG need the slash, those of HTML may have it."""
+VOID_ELEMENTS = {"meta", "img", "line", "circle", "path", "polygon"}
+"""Elements without content, closed by a slash as SVG needs it."""
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Text that is markup."""
 
     __slots__ = ()
 
 
 Child = str | None
-"""Markup (`Html`), text to be escaped, or nothing."""
+"""Markup (`Html`), text to escape, or nothing."""
 
 
 def markup(*children: Child) -> Html:
-    """Children one after another; text is escaped."""
+    """Join children; text is escaped."""
     return Html(
         "".join(
             child if isinstance(child, Html) else html.escape(_printable(child))
@@ -47,35 +47,25 @@ def markup(*children: Child) -> Html:
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
-    """An element; `class_` is class, `_` in other names is `-`, None leaves an attribute out."""
+    """Return an element; `class_` is class, other `_` become `-`, None omits an attribute."""
     text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(_printable(str(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return Html(
-        f"<{name}{text}/>" if name in VOID else f"<{name}{text}>{markup(*children)}</{name}>"
-    )
-
-
-def _printable(text: str) -> str:
-    """Without control characters, which HTML does not allow even when they are escaped."""
-    return "".join(
-        c
-        if c in "\n\t" or not unicodedata.category(c).startswith("C")
-        else "\N{REPLACEMENT CHARACTER}"
-        for c in text
-    )
+    if name in VOID_ELEMENTS:
+        return Html(f"<{name}{text}/>")
+    return Html(f"<{name}{text}>{markup(*children)}</{name}>")
 
 
 def section(title: str, *children: Child) -> Html:
-    """A titled part of the page; nothing if it has no content."""
+    """Return a section with a title; empty if it has no content."""
     content = markup(*children)
     return tag("section", tag("h2", title), content) if content else content
 
 
 def paragraph(*children: Child, class_: str | None = None) -> Html:
-    """A paragraph."""
+    """Return a paragraph."""
     return tag("p", *children, class_=class_)
 
 
@@ -87,14 +77,14 @@ def table(
     marked: Iterable[int] = (),
     caption: str | None = None,
 ) -> Html:
-    """A table that scrolls inside its own box.
+    """Return a table that scrolls in a box of its own.
 
     Args:
         head: Titles of the columns.
-        rows: Cells.
-        left: So many columns are words, the others numbers.
-        marked: Rows that stand out.
-        caption: What it shows.
+        rows: Rows of cells.
+        left: Number of first columns that hold words; the others hold numbers.
+        marked: Numbers of the rows that are printed in bold.
+        caption: Caption of the table.
     """
     strong = set(marked)
 
@@ -130,27 +120,27 @@ def table(
 
 
 def image(content: bytes, text: str, class_: str | None = None) -> Html:
-    """A PNG inside the page."""
+    """Return a PNG that is embedded in the page."""
     return tag("img", src=data_uri(content, "image/png"), alt=text, class_=class_)
 
 
 def figure(content: Html, caption: Child, class_: str | None = None) -> Html:
-    """Something to look at with its caption."""
+    """Return a figure with its caption."""
     return tag("figure", content, tag("figcaption", caption), class_=class_)
 
 
 def badge(text: str, class_: str) -> Html:
-    """A word that marks a row."""
+    """Return a word that marks a row."""
     return tag("span", text, class_=f"badge {class_}")
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Content as an address."""
+    """Return content as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def page(title: str, *body: Child) -> Html:
-    """A whole document."""
+    """Return a complete document."""
     style = files("pipelines.reports").joinpath("page.css").read_text(encoding="utf-8")
     head = tag(
         "head",
@@ -167,24 +157,37 @@ def page(title: str, *body: Child) -> Html:
 
 
 def encode_png(pixels: Tensor) -> bytes:
-    """An 8-bit PNG.
+    """Encode pixels as an 8-bit PNG.
 
     Args:
         pixels: uint8 (1, H, W) for gray, (3, H, W) for colour.
+
+    Raises:
+        ValueError: If there are not 1 or 3 channels.
     """
     channels, height, width = pixels.shape
     if channels not in (1, 3):
         raise ValueError(f"pixels must have 1 or 3 channels, but got {channels}")
     rows = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)  # each row is stored unfiltered
-    kind = 0 if channels == 1 else 2
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)  # 0: the row is not filtered
+    color_type = 0 if channels == 1 else 2
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)),
             _chunk(b"IDAT", zlib.compress(raw, 9)),
             _chunk(b"IEND", b""),
         )
+    )
+
+
+def _printable(text: str) -> str:
+    """Replace control characters, which HTML does not allow even when they are escaped."""
+    return "".join(
+        c
+        if c in "\n\t" or not unicodedata.category(c).startswith("C")
+        else "\N{REPLACEMENT CHARACTER}"
+        for c in text
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person looks at afterwards: plots and sample grids as PNG, the table as CSV."""
+"""Report files of a run: plots and sample grids as PNG, the table of results as CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 UNGUIDED, GUIDED = "#8d99ae", "#d1495b"
+"""Colours."""
 GRID_COLUMNS, GRID_ROWS = 12, 12
+"""Largest size of a grid of samples, in images."""
 
 
 def write_report(results: Results, directory: Path) -> list[Path]:
@@ -37,7 +39,8 @@ def write_report(results: Results, directory: Path) -> list[Path]:
     return files
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def make_figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return a figure of matplotlib and its axes; the size is in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
@@ -45,6 +48,29 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     return figure, axes
+
+
+def real_images(results: Results) -> Any:  # noqa: ANN401
+    """Return real images, a row for each class, and the length of a row."""
+    return _shard_images(results, [results.graph.data])
+
+
+def has_real_images(results: Results) -> bool:
+    """Return whether the store has training images.
+
+    It has none if another program made the latents, or if the checkpoint is a published one.
+    """
+    from pipelines.store.file_names import IMAGES_FILE
+
+    data = published(results.store, [results.graph.data]).get(results.graph.data)
+    if data is None:
+        return not results.experiment.train.imported
+    return IMAGES_FILE in data.manifest["files"]
+
+
+def sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: ANN401
+    """Return the first samples of a measurement, a row for each class, and the length of a row."""
+    return _shard_images(results, [measurement.point.images[0]])
 
 
 def _band(axes: Any, x: list[float], points: list[Measurement], **style: Any) -> None:  # noqa: ANN401
@@ -60,7 +86,7 @@ def _band(axes: Any, x: list[float], points: list[Measurement], **style: Any) ->
 
 
 def _draw_curve(results: Results, path: Path) -> None:
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = make_figure(6.4, 4.2)
     for guidance, curve in results.curves().items():
         scale = guidance.ig_scale
         _band(
@@ -82,7 +108,7 @@ def _draw_curve(results: Results, path: Path) -> None:
 
 
 def _draw_scales(results: Results, path: Path) -> None:
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = make_figure(6.4, 4.2)
     scales = [guidance.ig_scale for guidance in results.final]
     _band(axes, scales, list(results.final.values()), color=GUIDED)
     base = results.baseline
@@ -119,7 +145,7 @@ def _draw_scales(results: Results, path: Path) -> None:
 
 
 def _draw_samples(results: Results, path: Path) -> None:
-    """The same noise and labels side by side: unguided, and at the scale with the lowest FID."""
+    """Draw samples without guidance and at the best scale, from the same noise and labels."""
     from matplotlib.figure import Figure
 
     from ig_core.images.sets import contact_sheet
@@ -147,37 +173,13 @@ def _draw_samples(results: Results, path: Path) -> None:
 
 
 def _by_class(images: Any, labels: Any, classes: int) -> Any:  # noqa: ANN401
-    """The first images of each class, one row a class, and the length of a row."""
+    """Return the first images of each class, a row for each class, and the length of a row."""
     import torch
 
     chosen = [images[labels == label] for label in range(classes)]
     rows = [row for row in chosen if len(row)][:GRID_ROWS]
     columns = min([GRID_COLUMNS, *map(len, rows)])
     return torch.cat([row[:columns] for row in rows]), columns
-
-
-def real_images(results: Results) -> Any:  # noqa: ANN401
-    """Real images, one row a class, and the length of a row."""
-    return _shard_images(results, [results.graph.data])
-
-
-def has_real_images(results: Results) -> bool:
-    """Whether images of what is learnt are kept.
-
-    Of latents made elsewhere there are none, and a published checkpoint is judged without the data
-    that it was trained on.
-    """
-    from pipelines.store.file_names import IMAGES_FILE
-
-    data = published(results.store, [results.graph.data]).get(results.graph.data)
-    if data is None:
-        return not results.experiment.train.imported
-    return IMAGES_FILE in data.manifest["files"]
-
-
-def sampled_images(results: Results, measurement: Measurement) -> Any:  # noqa: ANN401
-    """The first samples of a measurement, one row a class, and the length of a row."""
-    return _shard_images(results, [measurement.point.images[0]])
 
 
 def _shard_images(results: Results, nodes: list[Any]) -> Any:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""From a resolved experiment or study back to the command line that gives it, and to a name."""
+"""Command lines and names of experiments and studies, derived from their settings."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ if TYPE_CHECKING:
 
     from experiments import Experiment, Study
 
-NAME_LENGTH = 120
-"""Characters after which the name of a run says only how many settings more differ."""
-FILES = {
+
+MAX_NAME_CHARACTERS = 120
+"""Length above which the name of a run only counts the further settings that differ."""
+SETTINGS_OF_FILES = {
     "data.path": ("data.content", "data.count", "evaluation.reference-content"),
     "data.codec-path": ("data.codec-sha256", "data.encoder-sha256"),
     "train.from-checkpoint": ("train.checkpoint-sha256",),
     "evaluation.reference": ("evaluation.reference-sha256", "evaluation.reference-content"),
     "evaluation.extractor-weights": ("evaluation.weights-sha256",),
 }
-"""Setting that names a file -> settings that a run fills in by looking at it."""
+"""Setting that names a file -> settings that a run derives from the file."""
 
 
 def run_words(experiment: Experiment) -> list[str] | None:
-    """Words after `igdit` that run the experiment; None if it has no name in the registry."""
+    """Return the words after `igdit` that run an experiment; None if it is not in the registry."""
     if experiment.name not in EXPERIMENTS:
         return None
     base = get_experiment(experiment.name)
     if base.ig_scales and not experiment.ig_scales:
-        # The same, since 1 is always among them; an option wants a value.
+        # Scale 1 is always included, and the option needs a value.
         experiment = dataclasses.replace(experiment, ig_scales=(1.0,))
     return ["run", experiment.name, *overrides(base, experiment)]
 
 
 def study_words(study: Study) -> list[str] | None:
-    """Words after `igdit` that go on with the study; None if no study of the registry is like it.
+    """Return the words after `igdit` that resume a study; None if it is not in the registry.
 
-    A study that was renamed is looked for by the name of its experiment.
+    A study that was renamed is found by the name of its experiment.
     """
     for name in (study.name, study.experiment.name):
         if name in STUDIES:
@@ -59,41 +60,51 @@ def study_words(study: Study) -> list[str] | None:
 def run_command(experiment: Experiment) -> str:
     """Return the command line that runs an experiment, for a shell.
 
-    An experiment that is not in the registry is run from its file, which lies with its results.
+    An experiment that is not in the registry is run from the file beside its results.
     """
     return command(run_words(experiment) or ["run", EXPERIMENT_FILE])
 
 
 def study_command(study: Study) -> str:
-    """Return the command line that goes on with a study; of an unknown one only its name."""
+    """Return the command line that resumes a study; options only if it is in the registry."""
     return command(study_words(study) or ["study", study.name])
 
 
 def run_name(experiment: Experiment) -> str:
-    """Name a run by what differs from the experiment of its name: `digits aux_weight=0.25`.
+    """Name a run by its experiment and the settings that differ: `digits aux_weight=0.25`.
 
-    Settings that change no result (workers, spellings of the same guidance) make no difference. Of
-    an experiment that is not in the registry it is not known what differs: its key tells it apart.
+    Settings that change no result (workers, spellings of the same guidance) are left out. An
+    experiment that is not in the registry is named with its key.
     """
     if experiment.name not in EXPERIMENTS:
         return f"{experiment.name} {Graph(experiment).run_key[:8]}"
     base = get_experiment(experiment.name)
     changed = dict(_changes(_comparable(base), _comparable(experiment)))
-    for file, found in FILES.items():
+    for file, derived in SETTINGS_OF_FILES.items():
         if changed.get(file) is not None:
-            for setting in found:
+            for setting in derived:
                 changed.pop(setting, None)
     shown = [f"{_short(name)}={_brief(value)}" for name, value in changed.items()]
     text = experiment.name
     for number, item in enumerate(shown):
-        if len(text) + len(item) > NAME_LENGTH:
+        if len(text) + len(item) > MAX_NAME_CHARACTERS:
             return f"{text} and {len(shown) - number} more"
         text += f" {item}"
     return text
 
 
+def command(words: list[str]) -> str:
+    """Return a command line of igdit for a shell."""
+    return shlex.join(["igdit", *words])
+
+
+def overrides(base: object, value: object) -> list[str]:
+    """Return the options that turn one configuration into another of its type."""
+    return [word for name, item in _changes(base, value) for word in _option(name, item)]
+
+
 def _comparable(experiment: Experiment) -> Experiment:
-    """The same experiment, written in the one way that all of its spellings share."""
+    """Return the experiment in canonical form, with the default resources."""
     base = get_experiment(experiment.name)
     return dataclasses.replace(
         experiment,
@@ -106,13 +117,13 @@ def _comparable(experiment: Experiment) -> Experiment:
 
 
 def _short(name: str) -> str:
-    """The last part of a setting's name if that is enough to know it by."""
+    """Return the last part of a setting's name if it is unique."""
     head, _, last = name.rpartition(".")
     return (f"{head}.{last}" if _SETTINGS[last] > 1 else last).replace("-", "_")
 
 
 def _setting_names() -> Counter[str]:
-    """How often each name is that of a setting, in all parts of an experiment."""
+    """Count the settings of each name, in all parts of an experiment."""
     experiment = get_experiment(next(iter(EXPERIMENTS)))
     parts = (getattr(experiment, field.name) for field in dataclasses.fields(experiment))
     return Counter(
@@ -127,22 +138,13 @@ _SETTINGS = _setting_names()
 
 
 def _brief(value: object) -> str:
+    """Format a value: a file by its name, a digest by its first digits."""
     if isinstance(value, tuple | list):
         return ",".join(map(_brief, value))
-    if isinstance(value, str):  # of a file its name, of a digest its first digits
+    if isinstance(value, str):
         last = PurePath(value).name
         return last[:8] if len(last) == 64 and last.isalnum() else last
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def command(words: list[str]) -> str:
-    """A line for a shell."""
-    return shlex.join(["igdit", *words])
-
-
-def overrides(base: object, value: object) -> list[str]:
-    """Options that turn one configuration into another of its type."""
-    return [word for name, item in _changes(base, value) for word in _option(name, item)]
 
 
 def _changes(base: Any, value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from ig_core.config import Guidance, TrainConfig
     from pipelines.results.measurements import Measurement, Results
 
+
 UNGUIDED, GUIDED = 0, 1
 LOSS, FINAL, AUXILIARY = 2, 3, 4
-"""Colours."""
-RECORD_POINTS = 300
+"""Numbers of colours in page.css."""
+MAX_POINTS = 300
 """Most points of a line over training steps; each point is a mean over steps."""
 
 
 def write_run_page(results: Results, directory: Path) -> Path:
     """Write the page into a report folder; returns its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / page.FILE
+    path = directory / page.PAGE_FILE
     replace_text(path, run_page(results))
     return path
 
@@ -47,7 +48,7 @@ def run_page(results: Results) -> Html:
         f"features of {experiment.evaluation.extractor}",
     ]
     if artifacts:
-        facts.append(page.when(artifacts))
+        facts.append(page.built_at(artifacts))
     return document(
         f"{experiment.name} {graph.run_key[:8]}",
         page.header("experiment", run_name(experiment), facts),
@@ -113,75 +114,6 @@ def headline(results: Results) -> str:
     )
 
 
-def _second(results: Results) -> Html | None:
-    """State the best scale, its equals, and its FID on noise that did not choose it."""
-    best = results.best()
-    if best is None or len(results.final) < 2:
-        return None
-    lowest, equal = best
-    text = f"Of the scales compared, {lowest.guidance.ig_scale:g} has the lowest FID"
-    if equal:
-        scales = ", ".join(f"{m.guidance.ig_scale:g}" for m in equal)
-        text += f"; {scales} cannot be distinguished from it"
-    holdout = results.chosen_holdout()
-    text += ". " + ("" if holdout is None else f"{page.holdout_sentence(holdout)} ")
-    return paragraph(
-        f"{text}The scale in the sentence above was fixed before the run. Brackets "
-        f"hold 95 % intervals of the sampling error."
-    )
-
-
-def _incomplete(results: Results) -> Html | None:
-    if results.complete:
-        return None
-    wanted = len(results.graph.curve) + len(results.graph.final)
-    found = len(results.curve) + len(results.final)
-    return paragraph(f"Not finished: {found} of {wanted} points are evaluated.", class_="warning")
-
-
-def _point(m: Measurement, x: float, what: str) -> Sample:
-    metrics = m.metrics
-    return Sample(
-        x, m.fid, metrics["fid_low"], metrics["fid_high"], f"{what}: FID {metric(metrics)}"
-    )
-
-
-def curve_series(results: Results) -> list[Series]:
-    """Draw FID over training, a line for each guidance."""
-    lines = []
-    for guidance, curve in results.curves().items():
-        scale = guidance.ig_scale
-        label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
-        points = tuple(_point(m, step, f"step {step}, {label}") for step, m in curve.items())
-        lines.append(Series(label, points, UNGUIDED if scale == 1 else GUIDED))
-    return lines
-
-
-def _curve_chart(results: Results) -> Html:
-    return line_chart(
-        "FID over training",
-        curve_series(results),
-        "training step",
-        f"FID, {results.experiment.evaluation.curve_samples:,} samples",
-        log=True,
-    )
-
-
-def _scale_chart(results: Results) -> Html:
-    points = tuple(
-        _point(m, guidance.ig_scale, f"scale {guidance.ig_scale:g}")
-        for guidance, m in results.final.items()
-    )
-    base = results.baseline
-    return line_chart(
-        "FID by internal guidance scale",
-        [Series("FID with its 95 % interval", points, GUIDED)],
-        "internal guidance scale (1 is off)",
-        f"FID, {results.experiment.evaluation.num_samples:,} samples",
-        reference=None if base is None else (base.fid, "unguided"),
-    )
-
-
 def samples(results: Results) -> Html | None:
     """Show samples without guidance, at the experiment's own scale, and at the best scale."""
     base, own, best = results.baseline, results.headline(), results.best()
@@ -206,21 +138,15 @@ def samples(results: Results) -> Html | None:
     )
 
 
-def _trained(train: TrainConfig) -> str:
-    if train.imported:
-        return f"checkpoint {checkpoint_name(train)}"
-    return f"{train.steps:,} training steps"
-
-
-def marks(results: Results) -> dict[Guidance, Html]:
-    """Return guidance -> badge: the lowest, equal to it within the interval, or higher."""
-    best = results.best()
-    if best is None:
-        return {}
-    lowest, equal = best
-    found = {guidance: badge("higher", "plain") for guidance in results.final}
-    found |= {m.guidance: badge("equal", "equal") for m in equal}
-    return found | {lowest.guidance: badge("lowest", "lowest")}
+def curve_series(results: Results) -> list[Series]:
+    """Draw FID over training, a line for each guidance."""
+    lines = []
+    for guidance, curve in results.curves().items():
+        scale = guidance.ig_scale
+        label = "unguided" if scale == 1 else f"internal guidance, scale {scale:g}"
+        points = tuple(_point(m, step, f"step {step}, {label}") for step, m in curve.items())
+        lines.append(Series(label, points, UNGUIDED if scale == 1 else GUIDED))
+    return lines
 
 
 def scale_tables(results: Results) -> Html | None:
@@ -256,15 +182,90 @@ def scale_tables(results: Results) -> Html | None:
     )
 
 
+def marks(results: Results) -> dict[Guidance, Html]:
+    """Return guidance -> badge: the lowest, equal to it within the interval, or higher."""
+    best = results.best()
+    if best is None:
+        return {}
+    lowest, equal = best
+    found = {guidance: badge("higher", "plain") for guidance in results.final}
+    found |= {m.guidance: badge("equal", "equal") for m in equal}
+    return found | {lowest.guidance: badge("lowest", "lowest")}
+
+
+def _second(results: Results) -> Html | None:
+    """State the best scale, its equals, and its FID on holdout noise."""
+    best = results.best()
+    if best is None or len(results.final) < 2:
+        return None
+    lowest, equal = best
+    text = f"Of the scales compared, {lowest.guidance.ig_scale:g} has the lowest FID"
+    if equal:
+        scales = ", ".join(f"{m.guidance.ig_scale:g}" for m in equal)
+        text += f"; {scales} cannot be distinguished from it"
+    holdout = results.chosen_holdout()
+    text += ". " + ("" if holdout is None else f"{page.holdout_sentence(holdout)} ")
+    return paragraph(
+        f"{text}The scale in the sentence above was fixed before the run. Brackets "
+        f"hold 95 % intervals of the sampling error."
+    )
+
+
+def _incomplete(results: Results) -> Html | None:
+    if results.complete:
+        return None
+    wanted = len(results.graph.curve) + len(results.graph.final)
+    found = len(results.curve) + len(results.final)
+    return paragraph(f"Not finished: {found} of {wanted} points are evaluated.", class_="warning")
+
+
+def _point(m: Measurement, x: float, what: str) -> Sample:
+    metrics = m.metrics
+    return Sample(
+        x, m.fid, metrics["fid_low"], metrics["fid_high"], f"{what}: FID {metric(metrics)}"
+    )
+
+
+def _curve_chart(results: Results) -> Html:
+    return line_chart(
+        "FID over training",
+        curve_series(results),
+        "training step",
+        f"FID, {results.experiment.evaluation.curve_samples:,} samples",
+        log=True,
+    )
+
+
+def _scale_chart(results: Results) -> Html:
+    points = tuple(
+        _point(m, guidance.ig_scale, f"scale {guidance.ig_scale:g}")
+        for guidance, m in results.final.items()
+    )
+    base = results.baseline
+    return line_chart(
+        "FID by internal guidance scale",
+        [Series("FID with its 95 % interval", points, GUIDED)],
+        "internal guidance scale (1 is off)",
+        f"FID, {results.experiment.evaluation.num_samples:,} samples",
+        reference=None if base is None else (base.fid, "unguided"),
+    )
+
+
+def _trained(train: TrainConfig) -> str:
+    if train.imported:
+        return f"checkpoint {checkpoint_name(train)}"
+    return f"{train.steps:,} training steps"
+
+
 def _training_charts(results: Results) -> Html | None:
-    """Draw losses and gradient norm over the steps of a training that was done here."""
+    """Draw losses and gradient norm over the steps; None for an imported checkpoint."""
     try:
         history = results.history()
-    except ArtifactError:  # a page is written of whatever is left
+    except ArtifactError:  # the page is written without what is damaged
         return None
     if history is None or history.empty:
         return None
-    every = -(-len(history) // RECORD_POINTS)
+    every = -(-len(history) // MAX_POINTS)
     means = history.groupby((history.index - 1) // every).mean()
 
     def series(column: str, label: str, color: int) -> Series:

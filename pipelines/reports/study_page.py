@@ -35,28 +35,28 @@ if TYPE_CHECKING:
     from pipelines.study.trials import Trial
 
 
-STATES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "bad"}
-"""State of a trial -> look of its badge."""
-CHOSEN = (
+BADGE_CLASSES = {"COMPLETE": "plain", "RUNNING": "equal", "PRUNED": "plain", "FAIL": "bad"}
+"""State of a trial -> class of its badge in page.css."""
+SELECTION_NOTE = (
     "Brackets hold 95 % intervals. The best point was chosen on the same samples that give its FID."
 )
-WORDS = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
+STATE_NAMES = {"COMPLETE": "complete", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def write_study_page(found: Findings, store: Store, directory: Path) -> Path:
     """Write the page into a report folder; returns its path.
 
-    It shows the study as it is stored: the same whoever writes it, on whatever resources.
+    It shows the study as it is stored, so that it does not depend on the resources of the writer.
 
     Args:
-        found: What the study found.
-        store: Where its artifacts are.
-        directory: The folder; what came of the best points on other seeds may lie there.
+        found: Findings of the study.
+        store: Store of its artifacts.
+        directory: The folder; it may hold the confirmation on other seeds.
     """
     directory.mkdir(parents=True, exist_ok=True)
     stored = Study.from_fixed(found.study.name, found.study.fixed())
     found = dataclasses.replace(found, study=stored)
-    table, path = directory / CONFIRMED, directory / page.FILE
+    table, path = directory / CONFIRMED, directory / page.PAGE_FILE
     confirmed = pd.read_parquet(table) if table.exists() else None
     replace_text(path, study_page(found, store, confirmed))
     return path
@@ -68,20 +68,20 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
     artifacts = list(published(store, nodes).values())
     states = Counter(trial.state for trial in found.trials)
     facts = [
-        *(f"{n} {WORDS[state]}" for state, n in states.items()),
+        *(f"{n} {STATE_NAMES[state]}" for state, n in states.items()),
         f"{len(by_training(found.trials))} trainings",
         f"{study.experiment.train.steps:,} steps each",
         f"{study.experiment.evaluation.num_samples:,} samples a point",
     ]
     if artifacts:
-        facts.append(page.when(artifacts))
+        facts.append(page.built_at(artifacts))
     return document(
         f"Study {study.name}",
         page.header("study", study.name, facts),
         page.lead(headline(found)),
         confirmed_sentence(confirmed),
         _not_confirmed(found, confirmed),
-        paragraph(CHOSEN, class_="note") if found.best else None,
+        paragraph(SELECTION_NOTE, class_="note") if found.best else None,
         section("FID over guidance scale, by training", scale_charts(found)),
         section("FID over training", curve_chart(found)),
         section("Best point and its equals", best_table(found)),
@@ -94,15 +94,6 @@ def study_page(found: Findings, store: Store, confirmed: pd.DataFrame | None = N
         section("Provenance", page.provenance(artifacts) if artifacts else None),
         section("Reproduce", _again(found)),
     )
-
-
-def _nodes(found: Findings) -> list[Node]:
-    """Return the artifacts behind the study's points, each once."""
-    nodes: dict[Node, None] = {}
-    for members in by_training(found.trials).values():
-        graph = Graph(found.study.training_of(t.point for t in members))
-        nodes |= dict.fromkeys(closure(graph.targets))
-    return list(nodes)
 
 
 def headline(found: Findings) -> str:
@@ -122,39 +113,18 @@ def headline(found: Findings) -> str:
     return text if found.holdout is None else f"{text} {page.holdout_sentence(found.holdout)}"
 
 
-def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:
-    """Warn if the confirmation is older than the best point."""
-    if found.best is None or confirmed is None:
+def confirmed_sentence(confirmed: pd.DataFrame | None) -> Html | None:
+    """State whether the study's result holds on other seeds."""
+    if confirmed is None or confirmed.empty:
         return None
-    if candidate(found.best.point).label in set(confirmed["candidate"]):
-        return None
-    return paragraph(
-        "The best point has changed since the confirmation, and is not confirmed.", class_="warning"
-    )
-
-
-def _name(trial: Trial) -> str:
-    name = trial.point.training_name
-    return f"{name[0].upper()}{name[1:]}, scale {trial.point.ig_scale:g}"
-
-
-def _complete(found: Findings) -> list[Trial]:
-    return [t for t in found.trials if t.fid is not None]
-
-
-def _fid(trial: Trial) -> str:
-    return metric({"fid": trial.fid, **trial.facts})
-
-
-def _sample(trial: Trial) -> Sample:
-    assert trial.fid is not None
-    return Sample(
-        trial.point.ig_scale,
-        trial.fid,
-        trial.facts.get("fid_low"),
-        trial.facts.get("fid_high"),
-        f"trial {trial.number}: {_name(trial)}, FID {_fid(trial)}",
-    )
+    summary = summarise(confirmed)
+    gains = summary.drop(index=BASELINE, errors="ignore")
+    better = [str(label) for label, row in gains.iterrows() if row["gain_low"] > 0]
+    seeds = int(summary["seeds"].max())
+    held = "no candidate has a significantly lower FID than the model without auxiliary loss"
+    if better:
+        held = f"lower FID than the model without auxiliary loss holds for {'; '.join(better)}"
+    return paragraph(f"On {seeds} other training seeds and other noise, {held}.")
 
 
 def scale_charts(found: Findings) -> Html | None:
@@ -225,9 +195,10 @@ def best_table(found: Findings) -> Html | None:
     """Tabulate the best point and, in the order of the space, its statistical equals."""
     if found.best is None:
         return None
-    place = lambda t: (t.point.aux_layer, t.point.aux_weight, t.point.ig_scale)  # noqa: E731
-    chosen = [found.best, *sorted(found.equals, key=place)]
-    rows = [[*_place(t), _fid(t), _mark(found, t)] for t in chosen]
+    equals = sorted(
+        found.equals, key=lambda t: (t.point.aux_layer, t.point.aux_weight, t.point.ig_scale)
+    )
+    rows = [[*_place(t), _fid(t), _mark(found, t)] for t in (found.best, *equals)]
     return markup(
         table(["trial", "layer", "weight", "scale", "FID", ""], rows, left=0, marked=[0]),
         paragraph(
@@ -241,15 +212,43 @@ def best_table(found: Findings) -> Html | None:
     )
 
 
-def _place(trial: Trial) -> list[Child]:
-    point = trial.point
-    return [str(trial.number), str(point.aux_layer), f"{point.aux_weight:g}", f"{point.ig_scale:g}"]
-
-
-def _mark(found: Findings, trial: Trial) -> Html | None:
-    if trial is found.best:
-        return badge("lowest", "lowest")
-    return badge("equal", "equal") if trial in found.equals else None
+def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
+    """Show the mean FID on other seeds, with its interval over the seeds."""
+    if confirmed is None or confirmed.empty:
+        return None
+    summary = summarise(confirmed)
+    rows: list[list[Child]] = []
+    bars = []
+    for label, row in summary.iterrows():
+        base = label == BASELINE
+        gain = (row["gain"], row["gain_low"], row["gain_high"])
+        rows.append(
+            [
+                str(label),
+                f"{row['seeds']:.0f}",
+                metric(dict(row)),
+                "" if base else change(gain),
+                None if base else badge(*_confirmed_mark(gain)),
+            ]
+        )
+        dots = tuple(confirmed[confirmed["candidate"] == label]["fid"])
+        bars.append(
+            Row(str(label), row["fid"], row["fid_low"], row["fid_high"], dots, 0 if base else 1)
+        )
+    return markup(
+        tag(
+            "div",
+            interval_chart(
+                "Dots are training seeds, bars 95 % intervals of their mean", bars, "FID"
+            ),
+            class_="single",
+        ),
+        table(
+            ["candidate", "seeds", "mean FID", "against the first, same seeds", ""],
+            rows,
+            caption="Trained from other seeds and sampled from noise that was not used to choose",
+        ),
+    )
 
 
 def importances(found: Findings) -> Html | None:
@@ -297,7 +296,7 @@ def trials_table(found: Findings) -> Html | None:
     rows = [
         [
             *_place(t),
-            badge(WORDS[t.state], STATES[t.state]),
+            badge(STATE_NAMES[t.state], BADGE_CLASSES[t.state]),
             "" if t.fid is None else _fid(t),
             _mark(found, t),
             _seconds(seconds[t.number]["train_seconds"]),
@@ -308,6 +307,61 @@ def trials_table(found: Findings) -> Html | None:
     best = [i for i, t in enumerate(found.trials) if t is found.best]
     head = ["trial", "layer", "weight", "scale", "state", "FID", "", "training", "own samples"]
     return table(head, rows, left=0, marked=best, caption="In the order in which they were added")
+
+
+def _nodes(found: Findings) -> list[Node]:
+    """Return the artifacts behind the study's points, each once."""
+    nodes: dict[Node, None] = {}
+    for members in by_training(found.trials).values():
+        graph = Graph(found.study.training_of(t.point for t in members))
+        nodes |= dict.fromkeys(closure(graph.targets))
+    return list(nodes)
+
+
+def _not_confirmed(found: Findings, confirmed: pd.DataFrame | None) -> Html | None:
+    """Warn if the confirmation is older than the best point."""
+    if found.best is None or confirmed is None:
+        return None
+    if candidate(found.best.point).label in set(confirmed["candidate"]):
+        return None
+    return paragraph(
+        "The best point has changed since the confirmation, and is not confirmed.", class_="warning"
+    )
+
+
+def _name(trial: Trial) -> str:
+    name = trial.point.training_name
+    return f"{name[0].upper()}{name[1:]}, scale {trial.point.ig_scale:g}"
+
+
+def _complete(found: Findings) -> list[Trial]:
+    return [t for t in found.trials if t.fid is not None]
+
+
+def _fid(trial: Trial) -> str:
+    return metric({"fid": trial.fid, **trial.facts})
+
+
+def _sample(trial: Trial) -> Sample:
+    assert trial.fid is not None
+    return Sample(
+        trial.point.ig_scale,
+        trial.fid,
+        trial.facts.get("fid_low"),
+        trial.facts.get("fid_high"),
+        f"trial {trial.number}: {_name(trial)}, FID {_fid(trial)}",
+    )
+
+
+def _place(trial: Trial) -> list[Child]:
+    point = trial.point
+    return [str(trial.number), str(point.aux_layer), f"{point.aux_weight:g}", f"{point.ig_scale:g}"]
+
+
+def _mark(found: Findings, trial: Trial) -> Html | None:
+    if trial is found.best:
+        return badge("lowest", "lowest")
+    return badge("equal", "equal") if trial in found.equals else None
 
 
 def _seconds(value: float) -> str:
@@ -334,51 +388,12 @@ def _again(found: Findings) -> Html:
         words += ["--trials", str(len(_complete(found)))]
     point = found.best.point if found.best else None
     experiment = study.experiment if point is None else study.training_of([point])
-    what = (
+    description = (
         "the experiment that the study varies"
         if point is None
         else "the best training, evaluated at the best scale"
     )
-    return page.reproduction([words], experiment, f"is {what}: save it and run it.")
-
-
-def confirmation(confirmed: pd.DataFrame | None) -> Html | None:
-    """Show the mean FID on other seeds, with its interval over the seeds."""
-    if confirmed is None or confirmed.empty:
-        return None
-    summary = summarise(confirmed)
-    rows: list[list[Child]] = []
-    bars = []
-    for label, row in summary.iterrows():
-        base = label == BASELINE
-        gain = (row["gain"], row["gain_low"], row["gain_high"])
-        rows.append(
-            [
-                str(label),
-                f"{row['seeds']:.0f}",
-                metric(dict(row)),
-                "" if base else change(gain),
-                None if base else badge(*_confirmed_mark(gain)),
-            ]
-        )
-        dots = tuple(confirmed[confirmed["candidate"] == label]["fid"])
-        bars.append(
-            Row(str(label), row["fid"], row["fid_low"], row["fid_high"], dots, 0 if base else 1)
-        )
-    return markup(
-        tag(
-            "div",
-            interval_chart(
-                "Dots are training seeds, bars 95 % intervals of their mean", bars, "FID"
-            ),
-            class_="single",
-        ),
-        table(
-            ["candidate", "seeds", "mean FID", "against the first, same seeds", ""],
-            rows,
-            caption="Trained from other seeds and sampled from noise that was not used to choose",
-        ),
-    )
+    return page.reproduction([words], experiment, f"is {description}: save it and run it.")
 
 
 def _confirmed_mark(gain: tuple[float, float, float]) -> tuple[str, str]:
@@ -386,17 +401,3 @@ def _confirmed_mark(gain: tuple[float, float, float]) -> tuple[str, str]:
     if low > 0:
         return "lower", "lowest"
     return ("higher", "bad") if high < 0 else ("indistinguishable", "equal")
-
-
-def confirmed_sentence(confirmed: pd.DataFrame | None) -> Html | None:
-    """State whether the study's result holds on other seeds."""
-    if confirmed is None or confirmed.empty:
-        return None
-    summary = summarise(confirmed)
-    gains = summary.drop(index=BASELINE, errors="ignore")
-    better = [str(label) for label, row in gains.iterrows() if row["gain_low"] > 0]
-    seeds = int(summary["seeds"].max())
-    held = "no candidate has a significantly lower FID than the model without auxiliary loss"
-    if better:
-        held = f"lower FID than the model without auxiliary loss holds for {'; '.join(better)}"
-    return paragraph(f"On {seeds} other training seeds and other noise, {held}.")

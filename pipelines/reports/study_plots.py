@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines.reports.plots import GUIDED, UNGUIDED, _figure
+from pipelines.reports.plots import GUIDED, UNGUIDED, make_figure
 from pipelines.study.findings import CONFIRMED, Findings
 from pipelines.study.trials import by_training
 
@@ -36,15 +36,9 @@ def write_findings(
     return files
 
 
-def _by_training(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Label of each training -> its trials; earliest layer first."""
-    found = by_training(sorted(trials, key=lambda t: t.point.ig_scale))
-    return {found[training][0].point.training_name: found[training] for training in sorted(found)}
-
-
 def plot_scales(trials: Sequence[Trial], path: Path) -> Path:
-    """FID over guidance scale, a line for each training of a study."""
-    figure, axes = _figure(7.2, 4.6)
+    """Plot FID over guidance scale, a line for each training of a study."""
+    figure, axes = make_figure(7.2, 4.6)
     for label, points in _by_training(trials).items():
         fids = [t.fid for t in points]
         errors = [
@@ -67,8 +61,8 @@ def plot_scales(trials: Sequence[Trial], path: Path) -> Path:
 
 
 def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
-    """FID over training, a line for each training of a study."""
-    figure, axes = _figure(7.2, 4.6)
+    """Plot FID over training, a line for each training of a study."""
+    figure, axes = make_figure(7.2, 4.6)
     for label, points in _by_training(trials).items():
         curve = points[0].curve
         axes.plot(
@@ -85,18 +79,11 @@ def plot_curves(trials: Sequence[Trial], path: Path) -> Path:
     return _finish(figure, axes, "FID over training, by training", path)
 
 
-def _finish(figure: Any, axes: Any, title: str, path: Path) -> Path:  # noqa: ANN401
-    axes.set_title(title, loc="left")
-    axes.legend(frameon=False, fontsize=7, ncols=2)
-    figure.savefig(path)
-    return path
-
-
 def plot_confirmed(table: pd.DataFrame, path: Path) -> Path:
-    """FID of the best point of each layer on other seeds: each seed, mean and 95 % interval."""
+    """Plot the FID of the best points on other seeds: each seed, mean and 95 % interval."""
     from pipelines.study.confirm import BASELINE, summarise
 
-    figure, axes = _figure(7.2, 3.2)
+    figure, axes = make_figure(7.2, 3.2)
     summary = summarise(table)
     for row, (label, found) in enumerate(summary.iterrows()):
         color = UNGUIDED if label == BASELINE else GUIDED
@@ -116,5 +103,18 @@ def plot_confirmed(table: pd.DataFrame, path: Path) -> Path:
     axes.set_xlim(left=0)
     axes.set_xlabel("FID; dots are training seeds, bars 95 % intervals of their mean")
     axes.set_title("Best point of each layer, confirmed on other seeds", loc="left")
+    figure.savefig(path)
+    return path
+
+
+def _by_training(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return label of a training -> its trials; earliest layer first."""
+    found = by_training(sorted(trials, key=lambda t: t.point.ig_scale))
+    return {found[training][0].point.training_name: found[training] for training in sorted(found)}
+
+
+def _finish(figure: Any, axes: Any, title: str, path: Path) -> Path:  # noqa: ANN401
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False, fontsize=7, ncols=2)
     figure.savefig(path)
     return path

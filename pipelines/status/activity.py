@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipelines.stages.jobs import TrainProgress
     from pipelines.store.home import Home
 
+
 WRITE_SECONDS = 1.0
 """Seconds between two writes of the state."""
 KEPT_SECONDS = 24 * 3600.0
@@ -48,80 +49,6 @@ LOCK_SECONDS = 10.0
 LAST_FILE = "last.json"
 MAX_FILE_BYTES = 1_000_000
 """Size above which a file is refused."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Progress of a running training."""
-
-    step: int
-    steps: int
-    loss: float
-    steps_per_second: float
-    workers: int
-    host: str
-    """Host of its first worker."""
-    reported_at: float
-    """Time of this report, in seconds since the epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Build:
-    """Progress of an experiment whose artifacts are being built."""
-
-    name: str
-    trajectory: str
-    """Hash of its checkpoints, which names the training's lease."""
-    started: float
-    done: int = 0
-    """Number of artifacts that were built."""
-    total: int = 0
-    """Number of artifacts that were missing."""
-    training: Training | None = None
-    waiting: str = ""
-    """Artifact that another process builds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trials:
-    """Counts of a study's trials when this process last read them."""
-
-    complete: int
-    running: int
-    pruned: int
-    failed: int
-    wanted: int
-    at_first: int
-    """Number of trials that were complete when this process started."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessState:
-    """State of a process."""
-
-    kind: str
-    """`run` or `study`."""
-    name: str
-    key: str = ""
-    """Key of a run; empty for a study."""
-    host: str
-    pid: int
-    started: float
-    updated: float
-    phase: str = "starting"
-    where: str = ""
-    """Description of the workers that it runs on."""
-    trials: Trials | None = None
-    builds: tuple[Build, ...] = ()
-    news: str = ""
-    """Last result."""
-    outcome: str = ""
-    """Outcome; empty while the process runs."""
-
-    @property
-    def title(self) -> str:
-        """Return the kind, the name and the first digits of the key."""
-        return " ".join(part for part in (self.kind, self.name, self.key[:8]) if part)
 
 
 class Activity:
@@ -291,12 +218,78 @@ class ActivityListener:
             self._activity.put(id(self), self._build)
 
 
-def _outcome(error: BaseException) -> str:
-    """Describe how a process ended by an error."""
-    if isinstance(error, PipelineError | ValueError | OSError):
-        text = explain(error) if isinstance(error, OSError) else str(error)
-        return f"failed: {text.splitlines()[0][:300] if text else type(error).__name__}"
-    return "stopped" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"
+@dataclass(frozen=True, kw_only=True)
+class ProcessState:
+    """State of a process."""
+
+    kind: str
+    """`run` or `study`."""
+    name: str
+    key: str = ""
+    """Key of a run; empty for a study."""
+    host: str
+    pid: int
+    started: float
+    updated: float
+    phase: str = "starting"
+    where: str = ""
+    """Description of the workers that it runs on."""
+    trials: Trials | None = None
+    builds: tuple[Build, ...] = ()
+    news: str = ""
+    """Last result."""
+    outcome: str = ""
+    """Outcome; empty while the process runs."""
+
+    @property
+    def title(self) -> str:
+        """Return the kind, the name and the first digits of the key."""
+        return " ".join(part for part in (self.kind, self.name, self.key[:8]) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Progress of an experiment whose artifacts are being built."""
+
+    name: str
+    trajectory: str
+    """Hash of its checkpoints, which names the training's lease."""
+    started: float
+    done: int = 0
+    """Number of artifacts that were built."""
+    total: int = 0
+    """Number of artifacts that were missing."""
+    training: Training | None = None
+    waiting: str = ""
+    """Artifact that another process builds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Progress of a running training."""
+
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float
+    workers: int
+    host: str
+    """Host of its first worker."""
+    reported_at: float
+    """Time of this report, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """Counts of a study's trials when this process last read them."""
+
+    complete: int
+    running: int
+    pruned: int
+    failed: int
+    wanted: int
+    at_first: int
+    """Number of trials that were complete when this process started."""
 
 
 def read_process_state(path: Path) -> ProcessState | None:
@@ -319,3 +312,11 @@ def read_process_state(path: Path) -> ProcessState | None:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return state
+
+
+def _outcome(error: BaseException) -> str:
+    """Describe how a process ended by an error."""
+    if isinstance(error, PipelineError | ValueError | OSError):
+        text = explain(error) if isinstance(error, OSError) else str(error)
+        return f"failed: {text.splitlines()[0][:300] if text else type(error).__name__}"
+    return "stopped" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"

@@ -25,8 +25,26 @@ if TYPE_CHECKING:
     from pipelines.store.base import Store
     from pipelines.store.home import Home
 
+
 MAX_EVENTS = 5
 """Number of events that are shown."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Status of a home at a moment."""
+
+    root: Path
+    now: float
+    working: tuple[ProcessState, ...]
+    gone: tuple[ProcessState, ...]
+    """Processes that died, with their last states."""
+    last: ProcessState | None
+    """Process that ended last."""
+    tasks: tuple[Task, ...]
+    events: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    """Files that could not be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +63,6 @@ class Task:
     def since(self) -> float:
         """Return when it was leased or started, in seconds since the epoch."""
         return min(h.since for h in (self.worker, self.lease) if h is not None)
-
-
-@dataclass(frozen=True)
-class Status:
-    """Status of a home at a moment."""
-
-    root: Path
-    now: float
-    working: tuple[ProcessState, ...]
-    gone: tuple[ProcessState, ...]
-    """Processes that died, with their last states."""
-    last: ProcessState | None
-    """Process that ended last."""
-    tasks: tuple[Task, ...]
-    events: tuple[dict[str, Any], ...]
-    notes: tuple[str, ...]
-    """Files that could not be read, and why."""
 
 
 def read_status(home: Home) -> Status:

@@ -62,6 +62,55 @@ class Value:
     timestamp_ms: int
 
 
+def metric_values(results: Results, guidance: Guidance | None = None) -> Iterable[Value]:
+    """Yield all metrics of a run: FID curve, FID by guidance scale, headline metrics, losses.
+
+    Args:
+        results: Results of the experiment.
+        guidance: Guidance of the headline metrics; None: the experiment's own.
+    """
+    own = results.curve_of(results.experiment.guidance)
+    for (step, _), m in results.curve.items():
+        key = "fid_curve" if m is own.get(step) else "fid_curve_unguided"
+        yield Value(key, step, m.fid, timestamp_ms(m))
+    by_step: dict[int, Measurement] = {}
+    for m in results.final.values():
+        by_step.setdefault(scale_step(m.guidance.ig_scale), m)
+    for step, m in by_step.items():
+        yield Value("fid_by_ig_scale_x100", step, m.fid, timestamp_ms(m))
+        yield Value(SCALE_AXIS, step, m.guidance.ig_scale, timestamp_ms(m))
+    headline = results.headline(guidance)
+    if headline is not None:
+        step, stamp = headline.point.step, timestamp_ms(headline)
+        for key in HEADLINE_METRICS:
+            if key in headline.metrics:  # fewer if the reference has moments only
+                yield Value(key, step, float(headline.metrics[key]), stamp)
+    holdout = results.chosen_holdout()
+    if holdout is not None:
+        yield from holdout_values(holdout)
+    yield from _losses(results)
+
+
+def holdout_values(holdout: Holdout) -> Iterable[Value]:
+    """Yield the metrics of the chosen guidance on holdout noise."""
+    m = holdout.measurement
+    step, stamp = m.point.step, timestamp_ms(m)
+    for name in ("fid", "fid_low", "fid_high"):
+        yield Value(name.replace("fid", "fid_report"), step, float(m.metrics[name]), stamp)
+    yield Value("ig_scale_report", step, m.guidance.ig_scale, stamp)
+
+
+def scale_step(scale: float) -> int:
+    """Return the step at which the FID of a scale is logged.
+
+    It depends on the scale alone, since a logged step cannot be changed: 100 times the scale if
+    that is a whole number, else 1e10 times the scale, as two scales must not share a step. Charts
+    take their axis from the metric SCALE_AXIS.
+    """
+    hundredths = round(100 * scale)
+    return hundredths if abs(100 * scale - hundredths) < 1e-6 else round(1e10 * scale)
+
+
 def comparable_parameters(results: Results, guidance: Guidance | None = None) -> dict[str, object]:
     """Return the parameters of a run; every run has the same keys.
 
@@ -94,10 +143,6 @@ def comparable_parameters(results: Results, guidance: Guidance | None = None) ->
         "num_samples": e.evaluation.num_samples,
         "protocol": f"{protocol_name(e.evaluation)} {protocol.id}",
     }
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:g} .. {interval[1]:g}"
 
 
 def comparison_name(graph: Graph) -> str:
@@ -145,78 +190,6 @@ def in_order(values: Iterable[Value]) -> list[Value]:
     return sorted(set(values), key=lambda v: (v.key != "fid", v.key, v.step))
 
 
-def metric_values(results: Results, guidance: Guidance | None = None) -> Iterable[Value]:
-    """Yield all metrics of a run: FID curve, FID by guidance scale, headline metrics, losses.
-
-    Args:
-        results: Results of the experiment.
-        guidance: Guidance of the headline metrics; None: the experiment's own.
-    """
-    own = results.curve_of(results.experiment.guidance)
-    for (step, _), m in results.curve.items():
-        key = "fid_curve" if m is own.get(step) else "fid_curve_unguided"
-        yield Value(key, step, m.fid, timestamp_ms(m))
-    by_step: dict[int, Measurement] = {}
-    for m in results.final.values():
-        by_step.setdefault(scale_step(m.guidance.ig_scale), m)
-    for step, m in by_step.items():
-        yield Value("fid_by_ig_scale_x100", step, m.fid, timestamp_ms(m))
-        yield Value(SCALE_AXIS, step, m.guidance.ig_scale, timestamp_ms(m))
-    headline = results.headline(guidance)
-    if headline is not None:
-        step, stamp = headline.point.step, timestamp_ms(headline)
-        for key in HEADLINE_METRICS:
-            if key in headline.metrics:  # fewer if the reference has moments only
-                yield Value(key, step, float(headline.metrics[key]), stamp)
-    holdout = results.chosen_holdout()
-    if holdout is not None:
-        yield from holdout_values(holdout)
-    yield from _losses(results)
-
-
-def scale_step(scale: float) -> int:
-    """Return the step at which the FID of a scale is logged.
-
-    It depends on the scale alone, since a logged step cannot be changed: 100 times the scale if
-    that is a whole number, else 1e10 times the scale, as two scales must not share a step. Charts
-    take their axis from the metric SCALE_AXIS.
-    """
-    hundredths = round(100 * scale)
-    return hundredths if abs(100 * scale - hundredths) < 1e-6 else round(1e10 * scale)
-
-
-def holdout_values(holdout: Holdout) -> Iterable[Value]:
-    """Yield the metrics of the chosen guidance on holdout noise."""
-    m = holdout.measurement
-    step, stamp = m.point.step, timestamp_ms(m)
-    for name in ("fid", "fid_low", "fid_high"):
-        yield Value(name.replace("fid", "fid_report"), step, float(m.metrics[name]), stamp)
-    yield Value("ig_scale_report", step, m.guidance.ig_scale, stamp)
-
-
-def _losses(results: Results) -> Iterable[Value]:
-    """Yield throughput and losses, averaged to LOSS_POINTS, with the next checkpoint's time."""
-    history = results.history()
-    if history is None:
-        return
-    stamps: dict[int, int] = {}
-    for node in results.graph.checkpoints:
-        artifact = results.store.find(node.ref)
-        if artifact is not None:
-            step = node.step
-            stamps[step] = _created_ms(artifact)
-            rate = (step - artifact.manifest["work_from_step"]) / max(artifact.seconds, 1e-3)
-            yield Value("train_steps_per_second", step, rate, stamps[step])
-    every = max(1, results.experiment.train.steps // LOSS_POINTS)
-    means = history.groupby((history.index - 1) // every).mean()
-    for block, row in means.iterrows():
-        last = (int(str(block)) + 1) * every
-        if last <= len(history):
-            stamp = next(stamps[step] for step in sorted(stamps) if step >= last)
-            for column in ("total", "final", "aux"):
-                yield Value(f"loss_{column}", last, float(row[column]), stamp)
-
-
 def timestamp_ms(measurement: Measurement) -> int:
     """Return when a measurement was published, in milliseconds since the epoch."""
     return _created_ms(measurement.artifact)
@@ -248,6 +221,33 @@ def run_ended_ms(results: Results) -> int | None:
 def ended_ms(measurements: Iterable[Measurement]) -> int | None:
     """Return when the last of some measurements was published; None if there is none."""
     return max(map(timestamp_ms, measurements), default=None)
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:g} .. {interval[1]:g}"
+
+
+def _losses(results: Results) -> Iterable[Value]:
+    """Yield throughput and losses, averaged to LOSS_POINTS, with the next checkpoint's time."""
+    history = results.history()
+    if history is None:
+        return
+    stamps: dict[int, int] = {}
+    for node in results.graph.checkpoints:
+        artifact = results.store.find(node.ref)
+        if artifact is not None:
+            step = node.step
+            stamps[step] = _created_ms(artifact)
+            rate = (step - artifact.manifest["work_from_step"]) / max(artifact.seconds, 1e-3)
+            yield Value("train_steps_per_second", step, rate, stamps[step])
+    every = max(1, results.experiment.train.steps // LOSS_POINTS)
+    means = history.groupby((history.index - 1) // every).mean()
+    for block, row in means.iterrows():
+        last = (int(str(block)) + 1) * every
+        if last <= len(history):
+            stamp = next(stamps[step] for step in sorted(stamps) if step >= last)
+            for column in ("total", "final", "aux"):
+                yield Value(f"loss_{column}", last, float(row[column]), stamp)
 
 
 def _created_ms(artifact: Artifact) -> int:

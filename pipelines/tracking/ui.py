@@ -26,53 +26,11 @@ if TYPE_CHECKING:
 
     from pipelines.store.home import Home
 
+
 START_SECONDS = 120.0
 """Seconds that the server may take until it answers."""
 GUARD = Path(__file__).with_name("ui_guard.py")
 """Program that ends the server when this process ends."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """Page of MLflow."""
-
-    title: str
-    path: str
-    """Path below the server's address."""
-
-
-def newest_pages(tracking_uri: str) -> list[Page]:
-    """Return the pages that compare the newest study's trials, and the newest run with others."""
-    client = import_mlflow().MlflowClient(tracking_uri=tracking_uri)
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    pages = []
-    for tag, page_of in ((STUDY_TAG, _of_study), (RUN_TAG, _of_runs)):
-        newest = client.search_runs(
-            experiments,
-            f"tags.`{tag}` != ''",
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-        pages += [page_of(client, run) for run in newest]
-    return pages
-
-
-def _of_study(client: Any, run: Any) -> Page:  # noqa: ANN401
-    key, experiment = run.data.tags[STUDY_TAG], run.info.experiment_id
-    name = client.get_experiment(experiment).name.removeprefix("study-")
-    return Page(
-        f"Study {name}: trials side by side (axes, curves, samples)",
-        view_address(experiment, view_name(key)),
-    )
-
-
-def _of_runs(client: Any, run: Any) -> Page:  # noqa: ANN401
-    experiment = run.info.experiment_id
-    name = client.get_experiment(experiment).name
-    return Page(
-        f"Runs measured as {name}: side by side (curves, scales, samples)",
-        view_address(experiment, VIEW),
-    )
 
 
 def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
@@ -146,6 +104,49 @@ def serve_ui(home: Home, port: int, log: Callable[[str], None]) -> int:
         return 0
     finally:
         ended.set()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Page of MLflow."""
+
+    title: str
+    path: str
+    """Path below the server's address."""
+
+
+def newest_pages(tracking_uri: str) -> list[Page]:
+    """Return the pages that compare the newest study's trials, and the newest run with others."""
+    client = import_mlflow().MlflowClient(tracking_uri=tracking_uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    pages = []
+    for tag, page_of in ((STUDY_TAG, _of_study), (RUN_TAG, _of_runs)):
+        newest = client.search_runs(
+            experiments,
+            f"tags.`{tag}` != ''",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        pages += [page_of(client, run) for run in newest]
+    return pages
+
+
+def _of_study(client: Any, run: Any) -> Page:  # noqa: ANN401
+    key, experiment = run.data.tags[STUDY_TAG], run.info.experiment_id
+    name = client.get_experiment(experiment).name.removeprefix("study-")
+    return Page(
+        f"Study {name}: trials side by side (axes, curves, samples)",
+        view_address(experiment, view_name(key)),
+    )
+
+
+def _of_runs(client: Any, run: Any) -> Page:  # noqa: ANN401
+    experiment = run.info.experiment_id
+    name = client.get_experiment(experiment).name
+    return Page(
+        f"Runs measured as {name}: side by side (curves, scales, samples)",
+        view_address(experiment, VIEW),
+    )
 
 
 def _answers(port: int, ended: threading.Event) -> bool:

@@ -95,7 +95,7 @@ def test_a_run_is_named_by_what_differs(experiment, name):
 
 
 def test_a_long_name_says_how_many_settings_more_differ(monkeypatch):
-    monkeypatch.setattr("pipelines.reports.reproduce.NAME_LENGTH", 25)
+    monkeypatch.setattr("pipelines.reports.reproduce.MAX_NAME_CHARACTERS", 25)
     experiment = changed(loss={"aux_weight": 0.25}, train={"steps": 750, "seed": 5})
     assert run_name(experiment) == "digits aux_weight=0.25 and 2 more"
 
