@@ -1,8 +1,8 @@
-"""Does the study's answer hold? The best point of each layer on other training seeds and noise.
+"""Confirmation of a study: the best point of each layer on other training seeds and noise.
 
-A study picks its best point on the very samples it reports. Here the winner of each layer, and the
-model without auxiliary head, are trained anew from other seeds and sampled from other
-noise, which had no part in the choice.
+A study chooses its best point on the samples that give its FID. The confirmation trains the best
+point of each layer, and the model without auxiliary head, from other seeds, and samples them from
+noise that was not used to choose.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ BASELINE = "no auxiliary loss, unguided"
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is confirmed: the best point of a layer, or the baseline (no point)."""
+    """Candidate to confirm: the best point of a layer, or the baseline (no point)."""
 
     label: str
     point: Point | None
 
     def experiment(self, study: Study, seed: int) -> Experiment:
-        """The candidate, trained from a seed and sampled from that seed's noise."""
+        """Return the experiment that trains from a seed and samples from that seed's noise."""
         base = study.experiment
         other = {
             "name": f"{study.name}-confirm",
@@ -79,7 +79,7 @@ class Candidate:
 
 
 def candidates(trials: Sequence[Trial]) -> list[Candidate]:
-    """The baseline, and the best point of each layer, earliest first."""
+    """Return the baseline and the best point of each layer, earliest first."""
     best: dict[int, Trial] = {}
     for trial in sorted((t for t in trials if t.fid is not None), key=lambda t: t.fid or 0.0):
         best.setdefault(trial.point.aux_layer, trial)
@@ -88,12 +88,12 @@ def candidates(trials: Sequence[Trial]) -> list[Candidate]:
 
 
 def candidate(point: Point) -> Candidate:
-    """A point that is to be confirmed."""
+    """Return the candidate of a point."""
     return Candidate(f"{point.training_name}, scale {point.ig_scale:g}", point)
 
 
 def other_seeds(study: Study, count: int) -> list[int]:
-    """Seeds that had no part in the study."""
+    """Return seeds that the study did not use."""
     base = study.experiment
     used = {base.train.seed, base.evaluation.seed}
     return [seed for seed in range(1, count + len(used) + 1) if seed not in used][:count]
@@ -112,18 +112,18 @@ def confirm(
     """Train and evaluate every candidate from `count` other seeds; closes the session.
 
     Args:
-        study: What was searched for.
-        identity: What the study is called in the register.
+        study: The study.
+        identity: Its name in the register.
         trials: Its trials.
-        count: Seeds.
-        home: Where results lie.
-        session: Where trainings run, and how many at a time.
-        log: Takes lines for a person.
-        activity: What this process says of itself; None: nothing.
+        count: Number of seeds.
+        home: Home of the results.
+        session: Runners of the trainings, and their number.
+        log: Prints a line.
+        activity: Activity of this process; None: it publishes nothing.
 
     Returns:
-        One row a candidate and seed: label, seed, fid, gain (relative fall against the baseline
-        of the same seed).
+        A row for each candidate and seed: label, seed, fid, gain (relative decrease of FID against
+        the baseline of the same seed).
     """
     chosen, seeds = candidates(trials), other_seeds(study, count)
     work = [(c, seed, c.experiment(study, seed)) for seed in seeds for c in chosen]
@@ -131,10 +131,10 @@ def confirm(
     runs = _Runs(home, session, log, activity, (study.name, identity))
     runs.run([(f"{c.label}, seed {s}", e) for c, s, e in work])
     rows = []
-    for chosen_one, seed, experiment in work:
+    for confirmed, seed, experiment in work:
         headline = collect(home.store, Graph(experiment)).headline()
         if headline is not None:
-            rows.append({"candidate": chosen_one.label, "seed": seed, "fid": headline.fid})
+            rows.append({"candidate": confirmed.label, "seed": seed, "fid": headline.fid})
     table = pd.DataFrame(rows, columns=["candidate", "seed", "fid"])
     baseline = table[table["candidate"] == BASELINE].set_index("seed")["fid"]
     table["gain"] = 1 - table["fid"] / table["seed"].map(baseline)
@@ -142,7 +142,7 @@ def confirm(
 
 
 class _Runs:
-    """Experiments side by side, each for its headline number alone."""
+    """Parallel runs of experiments, each for its headline FID alone."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class _Runs:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean FID and mean gain of each candidate, with 95 % intervals over the seeds.
+    """Return mean FID and mean gain of each candidate, with 95 % intervals over the seeds.
 
     Returns:
         Indexed by candidate: fid, fid_low, fid_high, gain, gain_low, gain_high, seeds.

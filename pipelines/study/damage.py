@@ -16,23 +16,23 @@ T = TypeVar("T")
 
 
 def rebuild_damaged(store: Store, act: Callable[[], T], log: Callable[[str], None]) -> T:
-    """Call `act`, again after each damaged artifact, which is quarantined first.
+    """Call `act`; if it meets a damaged artifact, quarantine that and call it again.
 
     Args:
-        store: Where the artifacts lie.
-        act: Builds what is missing; doing it twice is the same as doing it once.
+        store: Store of the artifacts.
+        act: Idempotent call that builds missing artifacts.
         log: Prints a line.
 
     Raises:
-        CorruptArtifactError: an artifact is damaged again after it was rebuilt.
+        CorruptArtifactError: If an artifact is damaged again after it was rebuilt.
     """
-    aside: set[Ref] = set()
+    quarantined: set[Ref] = set()
     while True:
         try:
             return act()
         except CorruptArtifactError as error:
-            if error.ref in aside:
+            if error.ref in quarantined:
                 raise
-            aside.add(error.ref)
+            quarantined.add(error.ref)
             store.quarantine(error.ref)
             log(f"quarantined damaged {error.ref}")

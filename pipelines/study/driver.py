@@ -1,4 +1,4 @@
-"""Work on a study: trainings side by side, each evaluated at several guidance scales."""
+"""Driver of a study: parallel trainings, each evaluated at several guidance scales."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
     from pipelines.study.trials import Trial
 
 LOSSES_BEFORE_FAILURE = 2
-"""Times that a training may lose its workers for good before it is it that failed."""
+"""Losses of all workers after which a training counts as failed."""
 FAILURES_IN_A_ROW = 3
-"""Trainings that may fail one after the other before the study stops."""
+"""Consecutive failed trainings after which the study stops."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a study ends."""
+    """Limits of a study."""
 
     trials: int
-    """Completed trials that there are to be."""
+    """Number of trials to complete in all."""
     hours: float | None = None
-    """Begin nothing new after so many hours of this command."""
+    """Hours of this command after which no training is started."""
     target_fid: float | None = None
-    """Begin nothing new once a trial is as good."""
+    """FID of a trial from which on no training is started."""
 
 
 class _Slot(threading.Thread):
-    """A thread that says when its work has ended.
+    """Thread with an event that is set when it ends.
 
-    If a signal interrupts `join`, Python 3.11 takes the thread for ended, and what it works with
-    would be closed under it.
+    If a signal interrupts `join`, Python 3.11 treats the thread as ended, and its session would be
+    closed while it is in use.
     """
 
     def __init__(self, work: Callable[[], None], number: int) -> None:
@@ -68,7 +68,7 @@ class _Slot(threading.Thread):
         self._work, self.ended = work, threading.Event()
 
     def run(self) -> None:
-        """Work."""
+        """Call the function of the thread."""
         try:
             self._work()
         finally:
@@ -76,7 +76,7 @@ class _Slot(threading.Thread):
 
 
 class StudyDriver:
-    """Works on a study until its budget is spent; several drivers may work on one study."""
+    """Driver that runs a study until its budget is spent; several drivers may share a study."""
 
     def __init__(
         self,
@@ -88,21 +88,21 @@ class StudyDriver:
         changed: Callable[[], None] = lambda: None,
         activity: Activity | None = None,
     ) -> None:
-        """Prepare to work on a study.
+        """Prepare to run a study.
 
         Args:
-            ledger: The study.
-            home: Where everything lies.
-            budget: When it ends.
-            session: Where trainings run, and how many at a time; closed at the end.
+            ledger: Ledger of the study.
+            home: Home of the results.
+            budget: Limits of the study.
+            session: Runners of the trainings, and their number; closed at the end.
             log: Prints a line.
             changed: Called when trials changed.
-            activity: What this process says of itself; None: nothing.
+            activity: Activity of this process; None: it publishes nothing.
         """
         self.ledger, self.home, self.budget = ledger, home, budget
         self.study: Study = ledger.study
         self._log, self._changed = log, changed
-        # One that is not entered publishes nothing.
+        # An activity that is not entered publishes nothing.
         self._activity = activity or Activity(home, "study", ledger.study.name)
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -116,8 +116,8 @@ class StudyDriver:
         """Evaluate points until the budget is spent.
 
         Raises:
-            StudyError: trainings failed one after the other, or the database is gone.
-            ArtifactError: the store cannot be used.
+            StudyError: If trainings failed one after the other, or the database is gone.
+            ArtifactError: If the store cannot be used.
         """
         slots: list[_Slot] = []
         try:
@@ -138,14 +138,14 @@ class StudyDriver:
             raise self._error
 
     def _slots(self) -> int:
-        """Trainings at a time; a study that is over asks no cluster."""
+        """Return the number of parallel trainings; a complete study starts no cluster."""
         if sum(t.state == "COMPLETE" for t in self.ledger.trials()) >= self.budget.trials:
             return 1
         with self._for_running():
             return self._session.experiments()
 
     def _halt(self) -> None:
-        """Let every slot end soon; trials that are running are claimed by the next driver."""
+        """Stop every slot soon; the next driver claims the running trials."""
         self._stop.set()
         self.ledger.stopped.set()
         self._session.give_up()
@@ -160,10 +160,10 @@ class StudyDriver:
                 if trial_group:
                     self._work_on(trial_group)
                 elif trial_group is None:
-                    self._stop.wait(1.0)  # what they leave, or what is pruned, is claimed here
+                    self._stop.wait(1.0)  # other drivers may die or prune
                 else:
                     return
-        except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the slots
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
             with self._lock:
                 self._error = self._error or error
             self._halt()
@@ -177,20 +177,24 @@ class StudyDriver:
         )
 
     def _work_on(self, trial_group: list[Trial]) -> None:
-        """Work on a trial group until it is evaluated, or pruned."""
+        """Evaluate or prune a trial group, and record failures.
+
+        Raises:
+            StudyError: If the training lost its workers, or too many trainings failed.
+        """
         self._changed()
         try:
             self._evaluate_intact(trial_group)
             self._failures = 0
         except (StoppedError, StudyError, ArtifactError, OSError, MemoryExhaustedError):
-            raise  # none of them says anything of the point
+            raise  # these are no failures of the trial
         except WorkerLostError as error:
             if self.ledger.lost(trial_group) < LOSSES_BEFORE_FAILURE:
                 raise StudyError(
                     f"{trial_group[0].point.training_name}: {error}. Run the same command to "
                     f"continue from its last checkpoint."
                 ) from error
-            self._failed(trial_group, error)  # it is the training that kills them
+            self._failed(trial_group, error)
         except Exception as error:  # noqa: BLE001 - a trial that fails is a result
             self._failed(trial_group, error)
         self._changed()
@@ -201,7 +205,7 @@ class StudyDriver:
         except SamplingFailedError:
             if len(trial_group) == 1:
                 raise
-            # Scales are sampled together: the one that failed must not take the others with it.
+            # Scales are sampled together: evaluate each alone to find those that fail.
             failures = [failure for trial in trial_group if (failure := self._fails_alone(trial))]
             if len(failures) == len(trial_group):
                 raise failures[-1] from None
@@ -215,7 +219,7 @@ class StudyDriver:
         return None
 
     def _record_failure(self, trial_group: list[Trial], error: Exception) -> str:
-        reason = redact(f"{type(error).__name__}: {error}")  # kept in the study's database
+        reason = redact(f"{type(error).__name__}: {error}")  # it is stored in the database
         self.ledger.fail(trial_group, reason)
         scale = f", scale {trial_group[0].point.ig_scale:g}" if len(trial_group) == 1 else ""
         training = f"{trial_group[0].point.training_name}{scale}"
@@ -231,7 +235,7 @@ class StudyDriver:
             ) from error
 
     def _evaluate(self, trial_group: list[Trial]) -> None:
-        """Build what the trials need and record what comes out."""
+        """Build the artifacts of the trials, and record their results."""
         experiment = self.study.training_of(t.point for t in trial_group)
         graph, store = Graph(experiment), self.home.store
         name, identity = self.study.name, self.ledger.identity
@@ -245,7 +249,7 @@ class StudyDriver:
         try:
             if self._stop.is_set():
                 raise StoppedError("the study was stopped")
-            watch.look()  # a training that was taken over is judged by what is there
+            watch.look()  # a claimed training may have results already
             if not watch.should_prune:
                 pipeline.run(watch.targets)
                 watch.look()
@@ -276,7 +280,7 @@ class StudyDriver:
 
     @contextmanager
     def _for_running(self) -> Iterator[None]:
-        """What goes wrong when runners are started ends the study, not a trial."""
+        """Turn errors of starting runners into StudyError, as they are no failures of a trial."""
         try:
             yield
         except StoppedError:
@@ -285,7 +289,7 @@ class StudyDriver:
             raise StudyError(f"nothing can run here: {error}") from error
 
     def _on_measured(self, trial_group: Sequence[Trial], done: Measurement) -> None:
-        """A point of a training was evaluated."""
+        """Log the measurement of a point."""
         self._log(
             f"FID {number(done.fid):>8} [{metric_interval(done.metrics)}]  "
             f"{measured_trials(trial_group, done, self.study)}, scale {done.guidance.ig_scale:g}, "
@@ -294,10 +298,10 @@ class StudyDriver:
 
 
 def measured_trials(trial_group: Sequence[Trial], done: Measurement, study: Study) -> str:
-    """Say which trials of a training a measurement belongs to, and to which training.
+    """Name the trials and the training that a measurement belongs to.
 
-    At the same scale and step there may be two: a trial's own, and that of the curve, of fewer
-    samples, which belongs to all trials of the training.
+    At the same scale and step there may be two measurements: that of a trial, and that of the FID
+    curve, which has fewer samples and belongs to all trials of the training.
     """
     experiment, point = study.experiment, done.point
     own = [trial for trial in trial_group if study.guidance_at(trial.point) == done.guidance]

@@ -1,4 +1,4 @@
-"""What a study found: a table, the best point and its equals, importances, plots."""
+"""Findings of a study: table, best point and its equals, importances, costs; and a forecast."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ CONFIRMED = "confirmed.parquet"
 
 @dataclass(frozen=True)
 class Findings:
-    """The trials of a study and what they cost."""
+    """Findings of a study."""
 
     study: Study
     trials: tuple[Trial, ...]
     table: pd.DataFrame
-    """One row a trial: number, point, state, FID, interval, seconds, artifact."""
+    """A row for each trial: number, point, state, FID, interval, seconds, artifact."""
     best: Trial | None
     equals: tuple[Trial, ...]
-    """Points whose FID cannot be told from the best one's (paired 95 % interval)."""
+    """Points whose FID does not differ from the best one's (paired 95 % interval holds 0)."""
     importances: dict[str, float]
     holdout: Holdout | None
-    """The best point on noise that had no part in the choice, once it is measured."""
+    """Best point on holdout noise; None if not measured yet."""
     spent_seconds: float
-    """Work on all its trainings and points, each counted once."""
+    """Worker-seconds of all trainings and points, each counted once."""
     naive_seconds: float
-    """The same points with a training each."""
+    """Worker-seconds if each point had a training of its own."""
 
 
 def findings(
     study: Study, trials: Sequence[Trial], importances: dict[str, float], store: Store
 ) -> Findings:
-    """Put together what is known.
+    """Compute the findings of a study from its trials.
 
     Raises:
-        ValueError: trials were not measured in the same way.
+        ValueError: If trials were not measured by the same protocol.
     """
     complete = [t for t in trials if t.state == "COMPLETE" and t.fid is not None]
-    marks = {t.facts["fingerprint"] for t in complete if "fingerprint" in t.facts}
-    if len(marks) > 1:
+    fingerprints = {t.facts["fingerprint"] for t in complete if "fingerprint" in t.facts}
+    if len(fingerprints) > 1:
         raise ValueError(
             f"trials of study {study.name!r} were not measured in the same way and must not be "
-            f"compared: their fingerprints are {', '.join(sorted(marks))}"
+            f"compared: their fingerprints are {', '.join(sorted(fingerprints))}"
         )
     best = min(complete, key=lambda t: (t.fid, t.number), default=None)
     equals: list[Trial] = []
@@ -93,7 +93,7 @@ def findings(
 
 
 def holdout_of(study: Study, best: Trial) -> tuple[Graph, Guidance]:
-    """Return the training of the best point and its guidance: their `Graph.holdout` is quoted."""
+    """Return the graph of the best point's training, and the guidance for `Graph.holdout`."""
     return Graph(study.training_of([best.point])), study.guidance_at(best.point)
 
 
@@ -115,8 +115,8 @@ def _row(trial: Trial, costs: dict[int, tuple[float, float]]) -> dict[str, objec
 
 
 def _costs(study: Study, trials: Sequence[Trial], store: Store) -> dict[int, tuple[float, float]]:
-    """Trial -> seconds of its training with the FID curve, and of its own samples."""
-    found = {}
+    """Return trial -> seconds of its training with the FID curve, and of its own samples."""
+    costs = {}
     for members in by_training(trials).values():
         graph = Graph(study.training_of(t.point for t in members))
         curve = [p.evaluate for p in graph.curve_of(study.experiment.guidance).values()]
@@ -124,9 +124,9 @@ def _costs(study: Study, trials: Sequence[Trial], store: Store) -> dict[int, tup
         train = work_seconds(store, {*shared, *graph.checkpoints})
         for trial in members:
             own = graph.final[study.guidance_at(trial.point)]
-            mine = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
-            found[trial.number] = (train, work_seconds(store, mine - shared))
-    return found
+            nodes = {n for n in closure([own.evaluate]) if n.stage in ("sample", "evaluate")}
+            costs[trial.number] = (train, work_seconds(store, nodes - shared))
+    return costs
 
 
 def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
@@ -136,7 +136,7 @@ def _jackknife(trial: Trial, store: Store) -> Jackknife | None:
             json.loads((evaluation.path / METRICS_FILE).read_text(encoding="utf-8"))
         )
     except (ArtifactError, ValueError, KeyError, TypeError):
-        # Collected or damaged since, or written by another program: no comparison with it.
+        # Deleted or damaged, or written by another program: it is not compared.
         return None
 
 
@@ -149,7 +149,7 @@ def _includes_zero(one: Jackknife | None, other: Jackknife | None) -> bool:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Work that is left; None: nothing comparable was measured yet."""
+    """Estimated rest of a study; None where nothing comparable is measured yet."""
 
     trials: int
     trainings: int
@@ -162,7 +162,7 @@ class Forecast:
 
     @property
     def hours(self) -> float | None:
-        """Worker-hours in all."""
+        """Return the worker-hours in all."""
         if self.train_hours is None or self.sample_hours is None:
             return None
         return self.train_hours + self.sample_hours
@@ -171,11 +171,10 @@ class Forecast:
 def forecast(
     study: Study, store: Store, trials: Sequence[Trial], wanted: int, confirm_seeds: int = 0
 ) -> Forecast:
-    """What is left of a study, for `wanted` completed trials in all.
+    """Estimate the rest of a study, up to `wanted` complete trials in all.
 
-    Trainings are counted as if none were pruned; those that are in the store already, from a
-    study that was interrupted or from other runs, are counted too. Confirmation trains one model
-    for each layer and one without auxiliary head, from each of its seeds.
+    It is an upper bound: no training is assumed to be pruned, or to be in the store already.
+    Confirmation trains a model for each layer, and one without auxiliary head, from each seed.
     """
     left = max(wanted - sum(trial.state == "COMPLETE" for trial in trials), 0)
     each = study.scales_per_training if study.mode == "nested" else 1

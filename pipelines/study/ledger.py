@@ -1,10 +1,10 @@
-"""The ledger of a study: its trials in an Optuna storage.
+"""Ledger of a study: its trials in an Optuna storage.
 
-One point (auxiliary layer, auxiliary weight, guidance scale) is one trial; the trials of one
-training are a trial group. A trial is added whole, with its parameters and the driver that works on
-it; a driver that dies leaves its trials RUNNING, and the next one claims them under the same
-numbers. What is added next is decided under a lock, from the trials that are there: a study that
-was interrupted goes on as if it had not been.
+A trial is one point (auxiliary layer, auxiliary weight, guidance scale); the trials of one training
+are a trial group. A trial is added in one step with its parameters and its driver. If a driver
+dies, its trials stay RUNNING, and the next driver claims them under the same numbers. The next
+points follow, under a lock, from the recorded trials alone: an interrupted study continues as if it
+had not been interrupted.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ DRIVER_LOCK = ".drivers/driver-"
 
 
 class StudyLedger:
-    """A study in its storage, as one driver sees it."""
+    """Trials of a study in its storage, for one driver."""
 
     def __init__(self, study: Study, url: str, store: Store) -> None:
         """Open the study, or create it.
 
         Args:
-            study: What is searched for, and how.
-            url: Database, as SQLAlchemy writes it.
-            store: Where the study's work lies; its drivers keep their locks there.
+            study: Search space and settings.
+            url: Database (SQLAlchemy URL).
+            store: Store of the artifacts, which also holds the locks of the study's drivers.
 
         Raises:
-            ValueError: the URL is none, the database cannot be reached, or the study there is
-                another one of that name.
+            ValueError: If the URL is invalid, the database cannot be reached, or it holds another
+                study of that name.
         """
         self.study, self.store = study, store
         self.driver = uuid.uuid4().hex[:12]
         self.last_seen: list[Trial] = []
         self.stopped = threading.Event()
-        """Set when nobody waits for the storage any more."""
+        """Set to end all waiting for the storage."""
         self._alive = self._lock_of(self.driver)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -85,12 +85,12 @@ class StudyLedger:
 
     def _open(self, url: str) -> None:
         with self._locked("storage"):  # a new database is set up by one process
-            # Another driver that clears up after the dead may have it for a moment.
+            # Another driver that removes locks of dead drivers may hold it for a moment.
             wait_for_lock(self._alive, self.store.poll_seconds / 2, self.stopped.is_set)
             for left in self.store.lock_names(DRIVER_LOCK):
-                self._lives(left.removesuffix(".lock"))  # removes what the dead left
+                self._lives(left.removesuffix(".lock"))  # removes the lock of a dead driver
             self._storage = open_storage(url)
-            self._optuna = self._retry_while_unavailable(
+            self._optuna = self._retry(
                 functools.partial(
                     optuna.create_study,
                     storage=self._storage,
@@ -101,39 +101,35 @@ class StudyLedger:
             )
             check_same(self._optuna, self.study, name_store(self.store))
 
-    def _retry_while_unavailable(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _retry(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
         return retry_while_unavailable(act, self.stopped.is_set)
 
     def close(self) -> None:
-        """Let go: trials that are still running may be taken over at once."""
+        """Release the running trials, so that another driver may claim them at once."""
         self._alive.release(delete=True)
         self._storage.remove_session()
 
-    # What is known
+    # Reading trials
 
     def trials(self) -> list[Trial]:
-        """All trials, by number."""
+        """Return all trials, by number."""
         self.last_seen = [trial for trial, _ in self._own_trials()]
         return self.last_seen
 
     def _own_trials(self) -> list[tuple[Trial, FrozenTrial]]:
-        return own_trials(
-            self._retry_while_unavailable(
-                lambda: self._storage.get_all_trials(self._optuna._study_id)
-            )
-        )
+        return own_trials(self._retry(lambda: self._storage.get_all_trials(self._optuna._study_id)))
 
-    # What is next
+    # Claiming trials
 
     def claim(self, wanted: int) -> list[Trial] | None:
-        """Add or take over a trial group; none if `wanted` trials are on their way.
+        """Claim the trial group of a dead driver, or add new trials; at most `wanted` in all.
+
+        Trials of dead drivers come first; then further scales of trainings that lack some; then a
+        point that the sampler proposes, with further scales of its training.
 
         Returns:
-            The trials; empty: there is nothing left to do; None: others are at work, and what they
-            leave may be claimed later.
-
-        Trials of dead drivers come first; then trainings that lack scales, wherever they stopped;
-        then a point that the sampler proposes, with the scales that go with it.
+            The trials; empty if there is nothing left to do; None if other drivers are running, in
+            which case a later call may return trials.
         """
         with self._locked(self._optuna.study_name):
             trials = self.trials()
@@ -146,7 +142,7 @@ class StudyLedger:
                     self._attribute(trial.number, OWNER, self.driver)
                 if not trial_group:
                     return self._nothing(others, wanted)
-                # Its driver may have died before it had added all of them.
+                # The driver may have died before it had added all trials of the group.
                 siblings = [t for t in trials if t.point.training == trial_group[0].point.training]
                 room = room_for(others, wanted) - len(trial_group)
                 return [*trial_group, *self._add(companions(self.study, siblings, room), siblings)]
@@ -170,7 +166,7 @@ class StudyLedger:
         return None if running and complete < wanted else []
 
     def _add(self, points: Sequence[Point], siblings: Sequence[Trial]) -> list[Trial]:
-        """Add points as trials of this driver; each appears whole."""
+        """Add points as trials of this driver; each in one step."""
         curve = next((t.curve for t in siblings if t.curve), {})
         for point in points:
             trial = create_trial(
@@ -180,12 +176,12 @@ class StudyLedger:
                 user_attrs={OWNER: self.driver, CURVE: curve_to_json(curve)},
                 intermediate_values={step: found.fid for step, found in curve.items()},
             )
-            self._retry_while_unavailable(functools.partial(self._add_one, point, trial))
+            self._retry(functools.partial(self._add_one, point, trial))
         added = set(points)
         return [t for t in self._mine() if t.point in added]
 
     def _add_one(self, point: Point, trial: FrozenTrial) -> None:
-        """Add a trial, unless an attempt whose answer was lost has done it (under the lock)."""
+        """Add a trial unless an earlier attempt, whose answer was lost, has added it."""
         if point not in {t.point for t in self._mine()}:
             self._optuna.add_trial(trial)
 
@@ -195,10 +191,10 @@ class StudyLedger:
     def _propose(self, trials: Sequence[Trial]) -> Point | None:
         return propose(self.study, trials, [trial for _, trial in self._own_trials()])
 
-    # What came out
+    # Recording results
 
     def report(self, trial_group: Sequence[Trial], curve: Curve) -> None:
-        """Record the FID curve of a training, so far, with each of its running trials."""
+        """Record the FID curve of a training so far in each of its running trials."""
         for trial in trial_group:
             for step, point in curve.items():
                 report = functools.partial(
@@ -210,31 +206,31 @@ class StudyLedger:
             self._attribute(trial.number, CURVE, curve_to_json(curve))
 
     def complete(self, trial: Trial, fid: float, facts: dict[str, Any]) -> None:
-        """Record the FID of a trial; doing it again changes nothing."""
+        """Record the FID of a trial; repeating it changes nothing."""
         self._attribute(trial.number, FACTS, facts)
         self._finish(trial, TrialState.COMPLETE, fid)
 
     def prune(self, trial_group: Sequence[Trial], curve: Curve) -> None:
-        """Record that a training was pruned, after so much of its FID curve."""
+        """Record that a training was pruned, with its FID curve so far."""
         last = curve[max(curve)].fid if curve else None
         for trial in trial_group:
             self._finish(trial, TrialState.PRUNED, last)
 
     def fail(self, trial_group: Sequence[Trial], reason: str) -> None:
-        """Record that a training failed, and of what."""
+        """Record that a training failed, with the reason."""
         for trial in trial_group:
             self._attribute(trial.number, "igdit.error", reason)
             self._finish(trial, TrialState.FAIL, None)
 
     def goal(self, trials: int) -> int:
-        """Remember how many trials are wanted; returns the most that ever were."""
-        known = self._retry_while_unavailable(lambda: self._optuna.user_attrs.get(GOAL, 0))
+        """Record how many trials are wanted; returns the highest number ever recorded."""
+        known = self._retry(lambda: self._optuna.user_attrs.get(GOAL, 0))
         if trials > known:
-            self._retry_while_unavailable(lambda: self._optuna.set_user_attr(GOAL, trials))
+            self._retry(lambda: self._optuna.set_user_attr(GOAL, trials))
         return max(trials, known)
 
     def lost(self, trial_group: Sequence[Trial]) -> int:
-        """Record that a training lost its workers for good; returns how often that happened."""
+        """Record that a training lost its workers for good; returns the number of losses."""
         count = 1 + max(trial.losses for trial in trial_group)
         for trial in trial_group:
             self._attribute(trial.number, LOSSES, count)
@@ -242,11 +238,11 @@ class StudyLedger:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Name of the study in MLflow and the register, whatever its settings come to be."""
-        return str(self._retry_while_unavailable(lambda: self._optuna.user_attrs[IDENTITY]))
+        """Return the name of the study in MLflow and the register; it never changes."""
+        return str(self._retry(lambda: self._optuna.user_attrs[IDENTITY]))
 
     def importances(self) -> dict[str, float]:
-        """Optuna's parameter importances, largest first; empty while there are too few trials."""
+        """Return Optuna's parameter importances, largest first; empty if trials are too few."""
         return importances([trial for _, trial in self._own_trials()])
 
     def _finish(self, trial: Trial, state: TrialState, value: float | None) -> None:
@@ -262,7 +258,7 @@ class StudyLedger:
         )
 
     def _on_running(self, number: int, act: Callable[[int], object]) -> None:
-        """Write to a trial in the storage, unless it is finished: then all is said of it."""
+        """Write to a trial in the storage, unless it is finished."""
         study_id = self._optuna._study_id
 
         def write() -> None:
@@ -271,12 +267,12 @@ class StudyLedger:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     act(found)
 
-        self._retry_while_unavailable(write)
+        self._retry(write)
 
-    # Keeping house
+    # Locks
 
     def _lives(self, driver: str) -> bool:
-        """Whether a driver is at work: its lock is free when it dies."""
+        """Return whether a driver is running: the lock of a dead driver is free, and is removed."""
         if driver == self.driver:
             return True
         lock = self._lock_of(driver)
@@ -288,6 +284,6 @@ class StudyLedger:
         return self.store.lock(f"{DRIVER_LOCK}{driver}.lock")
 
     def _locked(self, name: str) -> AbstractContextManager[None]:
-        """One driver at a time; a driver that dies lets go."""
+        """Exclude other drivers; the lock of a driver that dies is released."""
         lock = self.store.lock(f"{DRIVERS}plan-{content_key(name)}.lock")
         return waited_for(lock, self.store.poll_seconds / 2, self.stopped.is_set)

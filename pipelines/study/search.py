@@ -1,6 +1,6 @@
-"""Which points come next: of trainings that lack scales, and new ones from a sampler.
+"""Search of a study: further scales of trainings, and new points from a sampler.
 
-Functions of the trials that are there and of the study's seed.
+All functions depend on the recorded trials and the study's seed alone.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pipelines.study.trials import Trial
 
 
-PROPOSALS = 200
-"""Points that a sampler is asked for until one of them is new."""
+MAX_PROPOSALS = 200
+"""Most points that the sampler is asked for until one of them is new."""
 
 
 def room_for(trials: Sequence[Trial], wanted: int) -> int:
@@ -38,26 +38,26 @@ def room_for(trials: Sequence[Trial], wanted: int) -> int:
 
 
 def at_rest(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Return the trial groups that nobody works on and that were neither pruned nor failed."""
+    """Return the trial groups without running or pruned trials, of which some are complete."""
     return [
-        found
-        for found in by_training(trials).values()
-        if any(t.state == "COMPLETE" for t in found)
-        and all(t.state in ("COMPLETE", "FAIL") for t in found)
+        group
+        for group in by_training(trials).values()
+        if any(t.state == "COMPLETE" for t in group)
+        and all(t.state in ("COMPLETE", "FAIL") for t in group)
     ]
 
 
 def reserved(study: Study, trials: Sequence[Trial]) -> int:
-    """Points that trainings at work are still going to get, as their scales are refined."""
+    """Return the number of scales that running trainings still lack."""
     if study.mode == "joint":
         return 0
     counts = Counter(t.point.training for t in trials if t.state != "PRUNED")
-    at_work = {t.point.training for t in trials if t.state == "RUNNING"}
-    return sum(max(study.scales_per_training - counts[training], 0) for training in at_work)
+    running = {t.point.training for t in trials if t.state == "RUNNING"}
+    return sum(max(study.scales_per_training - counts[training], 0) for training in running)
 
 
 def companions(study: Study, siblings: Sequence[Trial | Point], room: int) -> list[Point]:
-    """Further scales of a training, given what is known of it; at most `room`."""
+    """Return further points of a training, at other scales; at most `room`."""
     if study.mode == "joint" or room <= 0:
         return []
     known: dict[float, float | None] = {}
@@ -76,43 +76,40 @@ def companions(study: Study, siblings: Sequence[Trial | Point], room: int) -> li
 
 
 def propose(study: Study, trials: Sequence[Trial], history: Sequence[FrozenTrial]) -> Point | None:
-    """What the sampler says after these trials.
+    """Return a new point from the sampler; None if it finds none.
 
-    It is asked about a copy, so that nothing is added before all of a point is known. Points that
-    are known, and trainings that failed or were pruned, are not proposed again. The first
-    trainings are spread evenly: a model-based sampler that has seen two layers exploits them and
-    may never look at the third.
+    The sampler is asked on a copy of the study, so that a trial is added with all its parameters.
+    Known points, and trainings that failed or were pruned, are not proposed again. The first
+    trainings are spread evenly, as a model-based sampler that has seen two layers may never try
+    the third.
 
     Args:
         study: Space, sampler and seed.
-        trials: What is there.
-        history: The same as Optuna has it.
-
-    Returns:
-        A new point; None if no other can be found.
+        trials: All trials.
+        history: The same trials in Optuna's form.
     """
     known = {trial.point for trial in trials}
     good = {t.point.training for t in trials if t.state in ("COMPLETE", "RUNNING")}
     bad = {t.point.training for t in trials} - good
-    begun = len(by_training(trials))
-    if study.sampler != "random" and begun < study.startup_trainings:
-        point = startup(study)[begun]
+    started = len(by_training(trials))
+    if study.sampler != "random" and started < study.startup_trainings:
+        point = startup(study)[started]
         if point not in known and point.training not in bad:
             return point
     seed = int(content_key([study.seed, len(trials)])[:8], 16)
     copy = optuna.create_study(direction="minimize", sampler=make_sampler(study, seed))
     copy.add_trials(history)
-    for tries in range(PROPOSALS):
+    for tries in range(MAX_PROPOSALS):
         point = _point(study, copy.ask(distributions(study)).params)
         if point not in known and point.training not in bad:
             return point
-        if tries == PROPOSALS // 10:  # the sampler is sure of itself: go on by chance
+        if tries == MAX_PROPOSALS // 10:  # the sampler repeats itself: continue at random
             copy.sampler = optuna.samplers.RandomSampler(seed)
     return None
 
 
 def startup(study: Study) -> list[Point]:
-    """A Latin hypercube of the first trainings (McKay, Beckman and Conover 1979).
+    """Return the first trainings, a Latin hypercube (McKay, Beckman and Conover 1979).
 
     Each dimension is cut into as many strata as there are trainings, and each stratum is used once,
     in an order that depends on the study's seed.
@@ -135,7 +132,7 @@ def startup(study: Study) -> list[Point]:
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:
-    """The search space in Optuna's terms."""
+    """Return the search space as distributions of Optuna."""
     weight, scale = study.space.aux_weight, study.space.ig_scale
     return {
         "aux_layer": IntDistribution(*study.layers),
@@ -154,36 +151,36 @@ def _point(study: Study, params: dict[str, Any]) -> Point:
 
 
 COARSE_SCALES = 3
-"""Scales of a training before the first refinement."""
+"""Number of scales of a training before the first refinement."""
 
 
 def next_scales(known: Mapping[float, float | None], space: Range, count: int) -> list[float]:
-    """Scales at which a training is to be evaluated next.
+    """Return the scales at which to evaluate a training next.
 
-    First some that cover the range: off (or the lowest), the one that was proposed, and the middle
-    of the widest gap. Then, one by one, the minimum of the parabola through the best scale and its
+    The first scales cover the range: scale 1 (or the lowest), the proposed one, and the middle of
+    the widest gap. Each further scale is the minimum of the parabola through the best scale and its
     neighbours.
 
     Args:
-        known: Scale -> FID of the training's points; None: not evaluated yet, infinity: failed.
-            Not empty.
-        space: Scales there are.
-        count: Points that the training is to have in all.
+        known: Scale -> FID of the training's points; None if not evaluated yet, infinity if
+            failed. Not empty.
+        space: Range of scales.
+        count: Number of points of the training in all.
 
     Returns:
-        At most `count - len(known)` scales, none of them known; empty while some must be awaited.
+        At most `count - len(known)` new scales; empty while known ones must be evaluated first.
     """
     taken = {space.index(scale) for scale in known}
     missing = min(count, space.count) - len(taken)
     if missing <= 0:
         return []
     if len(taken) < COARSE_SCALES:
-        found: list[float] = []
+        scales: list[float] = []
         for index in (space.index(1.0), *_gap_middles(taken | {space.index(1.0)}, space)):
-            if index not in taken and len(taken) < COARSE_SCALES and len(found) < missing:
+            if index not in taken and len(taken) < COARSE_SCALES and len(scales) < missing:
                 taken.add(index)
-                found.append(space.value(index))
-        return found
+                scales.append(space.value(index))
+        return scales
     if None in known.values():
         return []
     fids = {
@@ -195,7 +192,7 @@ def next_scales(known: Mapping[float, float | None], space: Range, count: int) -
 
 
 def _gap_middles(taken: set[int], space: Range) -> list[int]:
-    """Middles of the widest gaps (ends count as gaps to their neighbour), widest first."""
+    """Return the middles of the gaps, widest first; an end counts as the middle of its gap."""
     edges = sorted(taken)
     gaps = [(edges[0], 0), (space.count - 1 - edges[-1], space.count - 1)]
     gaps += [(right - left, (left + right) // 2) for left, right in itertools.pairwise(edges)]
@@ -204,7 +201,7 @@ def _gap_middles(taken: set[int], space: Range) -> list[int]:
 
 
 def _refinement(fids: Mapping[int, float], taken: set[int], space: Range) -> int:
-    """Free index nearest to where the minimum is to be expected."""
+    """Return the free index nearest to the expected minimum."""
     best = min(fids, key=lambda index: (fids[index], index))
     below = max((index for index in fids if index < best), default=None)
     above = min((index for index in fids if index > best), default=None)
@@ -220,9 +217,9 @@ def _refinement(fids: Mapping[int, float], taken: set[int], space: Range) -> int
 
 
 def _vertex(*points: tuple[int, float]) -> float:
-    """Abscissa of the minimum of the parabola through three points, the middle one the lowest.
+    """Return the abscissa of the vertex of the parabola through three points.
 
-    It lies no farther from the middle one than half the way to its neighbours.
+    The middle point is the lowest, so that the vertex is at most half-way to a neighbour.
     """
     (x0, y0), (x1, y1), (x2, y2) = points
     left, right = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
@@ -232,11 +229,11 @@ def _vertex(*points: tuple[int, float]) -> float:
 
 
 def should_prune(curve: Curve, finished: Sequence[Curve], config: PruningConfig) -> bool:
-    """Return True if a training is to be pruned.
+    """Return whether to prune a training.
 
-    It is, if at each of its last `config.patience` checkpoints its FID lies above the median of
-    the finished trainings by more than both intervals explain. All trainings are sampled from the
-    same noise, so that half-widths add up to more than the noise of the difference.
+    It is pruned if at each of its last `config.patience` checkpoints its FID is above the median
+    of the finished trainings by more than both intervals explain. All trainings are sampled from
+    the same noise, so that this bound is larger than the noise of the difference.
     """
     if not config.enabled or len(finished) < config.warmup_trainings:
         return False
@@ -255,7 +252,7 @@ def should_prune(curve: Curve, finished: Sequence[Curve], config: PruningConfig)
 
 
 def make_sampler(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that a study names."""
+    """Return the sampler of a study."""
     if study.sampler == "random":
         return optuna.samplers.RandomSampler(seed)
     if study.sampler == "gp":

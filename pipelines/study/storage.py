@@ -1,4 +1,4 @@
-"""Optuna's storage and samplers, as a study uses them."""
+"""Optuna's storage: opening, retrying during outages, and reading the studies in it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 
 OUTAGE_SECONDS = 120.0
-"""How long a storage may be away (locked, restarting) before the study stops."""
+"""Seconds that a storage may be unavailable (locked, restarting) before the study stops."""
 OPTUNA_COLUMNS = {"studies": {"study_id", "study_name"}, "trials": {"trial_id", "study_id"}}
-"""Table -> columns by which it is known as Optuna's. Its schema versions begin with a v, those of
-other programs that use Alembic, MLflow among them, are hexadecimal."""
-PASSING_CLASSES = {"08", "40"}
-"""SQLSTATE classes of errors that pass: connections, and transactions to be tried again."""
-PASSING_CODES = {
+"""Table -> columns that identify it as Optuna's. Optuna's schema versions begin with a v; those of
+other programs that use Alembic, such as MLflow, are hexadecimal."""
+TRANSIENT_CLASSES = {"08", "40"}
+"""SQLSTATE classes of transient errors: connections, and transactions to repeat."""
+TRANSIENT_CODES = {
     # A shared file system that answers late is an I/O error to SQLite.
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR),
     # PostgreSQL: out of memory or connections, a lock, a statement cut off, restarts.
@@ -55,23 +55,26 @@ PASSING_CODES = {
     # MySQL: too many connections, shutdown, lock wait, deadlock, connections.
     *(1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013, 2055),
 }
+"""Codes of transient errors."""
 FULL_CODES = {sqlite3.SQLITE_FULL, "53100", 1021, 1114}
+"""Codes of a full disk."""
 READ_ONLY_CODES = {sqlite3.SQLITE_READONLY, "25006", "42501", 1142, 1290}
+"""Codes of a database that this user may not write to."""
 DAMAGED_CODES = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
-"""Codes of a full disk, of a database that this user may not write to, and of a damaged file."""
+"""Codes of a damaged file."""
 
 
 def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     """Connect to a database of studies.
 
     Args:
-        url: Database, as SQLAlchemy writes it.
-        create: Set it up if it is new.
+        url: Database (SQLAlchemy URL).
+        create: Set up a new database.
 
     Raises:
-        ValueError: the URL is none, its driver is missing, the database cannot be reached, holds
-            something else, or was set up by another version of Optuna.
-        NoStudiesError: it is new, and is not to be set up.
+        ValueError: If the URL is invalid, its driver is missing, or the database cannot be reached,
+            belongs to another program, or was set up by another version of Optuna.
+        NoStudiesError: If the database is new and `create` is false.
     """
     try:
         parsed = make_url(url)
@@ -80,8 +83,8 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
             f"the study's storage must be a database URL (sqlite:///FILE, "
             f"postgresql+psycopg://USER@HOST/NAME), but got {redact(url)!r}"
         ) from error
-    shown = redact(parsed.render_as_string(hide_password=True))  # parameters as well
-    # SQLite: wait for another process's write instead of failing. Servers: notice a restart.
+    shown = redact(parsed.render_as_string(hide_password=True))  # also hides parameters
+    # SQLite: wait for another process's write instead of failing. Servers: detect a restart.
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options = {"connect_args": {"timeout": 60}}
@@ -109,9 +112,13 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
 
 
 def _require_studies(url: str, options: dict[str, Any], shown: str, *, create: bool) -> None:
-    """See that a database is Optuna's, or free for it, before anything is written there.
+    """Check that a database is Optuna's or new, before anything is written to it.
 
-    One that was not set up to the end is: whoever opens it next goes on with it.
+    A database whose setup was interrupted passes: the next process completes the setup.
+
+    Raises:
+        ValueError: If it belongs to another program.
+        NoStudiesError: If it holds no studies and `create` is false.
     """
     engine = create_engine(url, **options)
     try:
@@ -139,30 +146,34 @@ def _require_studies(url: str, options: dict[str, Any], shown: str, *, create: b
 
 
 def _require_version(storage: RDBStorage, shown: str) -> None:
-    """See that a database has the tables that the installed Optuna expects."""
-    there, expected = storage.get_current_version(), storage.get_head_version()
-    if there == expected:
+    """Check that a database has the tables that the installed Optuna expects.
+
+    Raises:
+        ValueError: If it was set up by an older or a newer Optuna.
+    """
+    current, expected = storage.get_current_version(), storage.get_head_version()
+    if current == expected:
         return
     storage.engine.dispose()
-    if there in storage.get_all_versions():
+    if current in storage.get_all_versions():
         raise ValueError(
-            f"the study's storage {shown} was set up by an older Optuna (tables {there}, expected "
-            f"{expected}). This command upgrades it, once nobody uses it: "
+            f"the study's storage {shown} was set up by an older Optuna (tables {current}, "
+            f"expected {expected}). This command upgrades it, once nobody uses it: "
             f"optuna storage upgrade --storage '{shown}'"
         )
     raise ValueError(
-        f"the study's storage {shown} was set up by a newer Optuna (tables {there}; Optuna "
+        f"the study's storage {shown} was set up by a newer Optuna (tables {current}; Optuna "
         f"{optuna.__version__} knows up to {expected}). This command installs the newest: "
         f"{Path(sys.executable).name} -m pip install --upgrade optuna"
     )
 
 
 def importances(trials: Iterable[FrozenTrial]) -> dict[str, float]:
-    """Optuna's parameter importances, largest first; empty while there are too few trials."""
+    """Return Optuna's parameter importances, largest first; empty if there are too few trials."""
     study = optuna.create_study(direction="minimize")
     study.add_trials([trial for trial in trials if trial.state.name == "COMPLETE"])
     try:
-        with warnings.catch_warnings(action="ignore"):  # of few trials: they are counted elsewhere
+        with warnings.catch_warnings(action="ignore"):  # Optuna warns of few trials
             return dict(optuna.importance.get_param_importances(study))
     except (ValueError, RuntimeError):
         return {}
@@ -171,14 +182,14 @@ def importances(trials: Iterable[FrozenTrial]) -> dict[str, float]:
 def retry_while_unavailable(
     act: Callable[[], Any], stopped: Callable[[], bool] = lambda: False
 ) -> Any:  # noqa: ANN401
-    """Do something with the storage; while that is away, try again for a while.
+    """Call `act` on the storage, and retry it for OUTAGE_SECONDS while the storage is unavailable.
 
     Args:
-        act: What to do; doing it twice must be the same as doing it once.
-        stopped: Whether to give up at once.
+        act: Idempotent call.
+        stopped: Returns True to end the retries at once.
 
     Raises:
-        StudyError: the storage stayed away, or failed in a way that does not pass.
+        StudyError: If the storage stays unavailable, or the error is not transient.
     """
     first: float | None = None
     while True:
@@ -193,7 +204,7 @@ def retry_while_unavailable(
                     f"Nothing that was computed is lost: the same command goes on from there."
                 ) from error
             time.sleep(1.0)
-        except KeyError as error:  # Optuna's word for rows that are not there
+        except KeyError as error:  # Optuna raises it for missing rows
             raise StudyError(
                 f"the study is not in its database any more ({error.args[0]}): another program "
                 f"deleted it"
@@ -201,33 +212,33 @@ def retry_while_unavailable(
 
 
 def can_pass(error: BaseException) -> bool:
-    """Whether a database error may be gone at the next attempt: an outage, a lock, a race.
+    """Return whether a database error is transient: an outage, a lock, a race.
 
-    A full disk, a missing table or right, a damaged file stay until somebody mends them.
+    A full disk, a missing table or right, and a damaged file are not.
     """
     cause = _cause(error)
     if not isinstance(cause, DBAPIError):
-        # A pool without a free connection passes. Optuna names the cause of whatever it wraps.
+        # A pool without a free connection is transient. Optuna names the cause of what it wraps.
         return isinstance(cause, StorageInternalError | PoolTimeoutError | PendingRollbackError)
     if cause.connection_invalidated or isinstance(cause, IntegrityError):
         return True
     code = _code(cause)
-    if code is None:  # a connection that was not made, or broke, has none
+    if code is None:  # the connection failed or broke
         return isinstance(cause, OperationalError | InterfaceError)
-    return code in PASSING_CODES or (isinstance(code, str) and code[:2] in PASSING_CLASSES)
+    return code in TRANSIENT_CODES or (isinstance(code, str) and code[:2] in TRANSIENT_CLASSES)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the database itself raised."""
+    """Return the error of the database that Optuna wrapped."""
     return error.__cause__ or error if isinstance(error, StorageInternalError) else error
 
 
 def _code(error: DBAPIError) -> int | str | None:
-    """SQLite's or MySQL's number of an error, or the SQLSTATE of a PostgreSQL driver."""
+    """Return the error number of SQLite or MySQL, or the SQLSTATE of a PostgreSQL driver."""
     raised = error.orig
     number = getattr(raised, "sqlite_errorcode", None)
     if number is not None:
-        return int(number) & 0xFF  # the rest tells variants apart
+        return int(number) & 0xFF  # the primary code, without its extension
     state = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None)
     if state:
         return str(state)
@@ -236,7 +247,7 @@ def _code(error: DBAPIError) -> int | str | None:
 
 
 def _mend(error: BaseException) -> str:
-    """What a person can do about it, as a sentence after a space."""
+    """Return the remedy of an error as a sentence after a space; empty if none is known."""
     cause = _cause(error)
     code = _code(cause) if isinstance(cause, DBAPIError) else None
     if code in FULL_CODES:
@@ -251,33 +262,35 @@ def _mend(error: BaseException) -> str:
 
 STORE, POINT_KEY, IDENTITY = "igdit.store", "igdit.point_key", "igdit.identity"
 GOAL = "igdit.goal"
-"""Attributes of the study: whose drivers it has, what a point is, what it is called elsewhere, and
-how many trials were asked for."""
+"""Attributes of a study in Optuna: name of the store, key of a point's evaluation, identity in
+MLflow and the register, and number of trials that were asked for."""
 DRIVERS, STORE_ID = ".drivers/", "store-id"
-"""Where a store keeps the locks of its studies' drivers, and its name."""
+"""Folder of a store with the locks of its studies' drivers, and the record with its name."""
 
 
 def store_name(store: Store) -> str | None:
-    """A name of the store that is the same for everyone who shares it; None: it has none yet."""
+    """Return the name of a store, which all its users share; None if it has none yet."""
     return store.records(DRIVERS + STORE_ID).get("")
 
 
 def name_store(store: Store) -> str:
-    """The store's name, given now if need be; under the lock of the storage."""
+    """Return the name of a store, created if it has none; call it under the storage's lock."""
     store.write_record(DRIVERS + STORE_ID, uuid.uuid4().hex)
     return store.records(DRIVERS + STORE_ID)[""]
 
 
 def check_same(found: optuna.Study, study: Study, store: str) -> None:
-    """Enter what the study is, or compare with what it was; under the lock of the storage.
+    """Record the settings of a new study, or check that a recorded study has the same settings.
+
+    The caller holds the lock of the storage.
 
     Args:
-        found: The study of that name in the storage, new or not.
-        study: What is meant.
-        store: Whose drivers work on it.
+        found: The study of that name in the storage.
+        study: The wanted study.
+        store: Name of the store that its drivers share.
 
     Raises:
-        ValueError: it is another one, or somebody else's.
+        ValueError: If its settings, store or code differ, or igdit did not create it.
     """
     known, fixed = retry_while_unavailable(lambda: found.user_attrs).get(SPEC), study.fixed()
     if known is None:
@@ -327,25 +340,25 @@ logger = logging.getLogger(__name__)
 
 
 class StoredStudy(NamedTuple):
-    """A study as its storage has it."""
+    """Study that was read from its storage."""
 
     study: Study
     identity: str
-    """What it is called elsewhere (`StudyLedger.identity`)."""
+    """Name in MLflow and the register (`StudyLedger.identity`)."""
     trials: list[Trial]
     importances: dict[str, float]
 
 
 def read_studies(url: str, store: Store) -> list[StoredStudy]:
-    """Read the studies whose work lies in a store; changes nothing.
+    """Read the studies of a store; changes nothing.
 
     Args:
-        url: Database, as SQLAlchemy writes it.
-        store: Whose name the studies bear.
+        url: Database (SQLAlchemy URL).
+        store: Store of their artifacts.
 
     Raises:
-        ValueError: the database cannot be reached or used.
-        NoStudiesError: it is not there, or new.
+        ValueError: If the database cannot be reached or used.
+        NoStudiesError: If the database does not exist, or is new.
     """
     name_of_store = store_name(store)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -361,7 +374,7 @@ def read_studies(url: str, store: Store) -> list[StoredStudy]:
 
 
 def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | None]:
-    """Read a study, None if igdit did not create it, and the store that its work lies in."""
+    """Read a study, None if igdit did not create it, and the name of its store."""
     study = retry_while_unavailable(lambda: optuna.load_study(study_name=name, storage=storage))
     known = study.user_attrs
     if SPEC not in known:
@@ -377,10 +390,10 @@ def _read(storage: RDBStorage, name: str) -> tuple[StoredStudy | None, str | Non
 
 
 def read_study(url: str, store: Store, name: str) -> StoredStudy:
-    """Read one of these, by name.
+    """Read the study of that name in a store.
 
     Raises:
-        ValueError: there is no such study, or the database cannot be reached.
+        ValueError: If there is no such study, or the database cannot be reached.
     """
     studies = read_studies(url, store)
     found = next((stored for stored in studies if stored.study.name == name), None)

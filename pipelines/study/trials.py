@@ -1,4 +1,4 @@
-"""A trial of a study, and how it is written down in Optuna."""
+"""Trials of a study, and their form in Optuna."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 SPEC, OWNER, FACTS, CURVE = "igdit.spec", "igdit.owner", "igdit.fid", "igdit.curve"
 LOSSES = "igdit.losses"
-"""Attributes of the study (what it is) and of its trials."""
+"""Attributes in Optuna: the settings of a study; driver, facts, curve and losses of a trial."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of the study."""
+    """Trial of a study."""
 
     number: int
     point: Point
@@ -30,19 +30,19 @@ class Trial:
     """RUNNING, COMPLETE, PRUNED or FAIL."""
     fid: float | None
     facts: dict[str, Any]
-    """Of a complete trial: fid_low, fid_high, num_samples, point_seconds, evaluate (artifact)."""
+    """Facts of a complete trial: fid_low, fid_high, num_samples, point_seconds, evaluate."""
     curve: Curve
     owner: str
     losses: int = 0
-    """How often its training lost its workers more often than it may."""
+    """Number of times that its training lost its workers for good."""
 
 
 def by_training(trials: Iterable[Trial]) -> dict[tuple[int, float], list[Trial]]:
-    """Trials of each training, in the order in which they come."""
-    found: dict[tuple[int, float], list[Trial]] = {}
+    """Group trials by training; the order is kept."""
+    groups: dict[tuple[int, float], list[Trial]] = {}
     for trial in trials:
-        found.setdefault(trial.point.training, []).append(trial)
-    return found
+        groups.setdefault(trial.point.training, []).append(trial)
+    return groups
 
 
 def numbered(trials: Sequence[Trial]) -> str:
@@ -52,7 +52,7 @@ def numbered(trials: Sequence[Trial]) -> str:
 
 
 def parameters_of(point: Point) -> dict[str, Any]:
-    """A point as Optuna's parameters."""
+    """Return a point as parameters of Optuna."""
     return {
         "aux_layer": point.aux_layer,
         "aux_weight": point.aux_weight,
@@ -63,20 +63,20 @@ def parameters_of(point: Point) -> dict[str, Any]:
 def own_trials(found: Iterable[FrozenTrial]) -> list[tuple[Trial, FrozenTrial]]:
     """Read the trials that drivers of igdit added, by number.
 
-    Anybody can add trials in an Optuna study: a dashboard, a script, `study.optimize`. They were
-    not measured as ours are, and are passed over.
+    Other programs can add trials to a study in Optuna (a dashboard, a script, `study.optimize`).
+    They were measured in another way, and are left out.
 
     Returns:
-        Each trial, with how Optuna has it.
+        Each trial, with its form in Optuna.
     """
-    read = ((read_trial(trial), trial) for trial in found)
-    return [(ours, trial) for ours, trial in read if ours is not None]
+    pairs = ((read_trial(trial), trial) for trial in found)
+    return [(trial, frozen) for trial, frozen in pairs if trial is not None]
 
 
 def read_trial(trial: FrozenTrial) -> Trial | None:
-    """Read a trial as Optuna has it; None if no driver of igdit added it, or finished it."""
-    said, complete = trial.user_attrs, trial.state.name == "COMPLETE"
-    if not str(said.get(OWNER, "")).isalnum() or (complete and FACTS not in said):
+    """Read a trial from Optuna; None if no driver of igdit added it, or finished it."""
+    attributes, complete = trial.user_attrs, trial.state.name == "COMPLETE"
+    if not str(attributes.get(OWNER, "")).isalnum() or (complete and FACTS not in attributes):
         return None
     try:
         return _read_own(trial)
@@ -109,18 +109,18 @@ def _read_own(trial: FrozenTrial) -> Trial:
 
 
 def curve_to_json(curve: Curve) -> str:
-    """A curve as an attribute."""
+    """Return a curve as JSON."""
     return json.dumps({step: [point.fid, point.half_width] for step, point in curve.items()})
 
 
 def point_key(study: Study) -> str:
-    """Key of one point's evaluation: it changes when a stage comes to give other results."""
+    """Return the key of one point's evaluation, which changes if the code gives other results."""
     lowest = study.at(study.layers[0], study.space.aux_weight.low, ())
     return next(iter(Graph(lowest).final.values())).evaluate.key
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
-    """Where two JSON values differ, as `path: old -> new`."""
+    """List the differences of two JSON values, as `path was old and is now new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [
@@ -140,4 +140,4 @@ class CurvePoint:
 
 
 Curve = dict[int, CurvePoint]
-"""Step -> FID of a training there."""
+"""Step -> FID of a training at that step."""

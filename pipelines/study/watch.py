@@ -1,4 +1,4 @@
-"""Watch over a training of a study: record what comes out, prune it when the rule says so."""
+"""Watch over a training of a study: record its results, and prune it by the study's rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """A `dag.Listener` that records curve and FIDs as they come, and stops a pruned training."""
+    """`Listener` that records the FID curve and the FIDs of trials, and stops a pruned training."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Watch:
         trial_group: list[Trial],
         on_measured: Callable[[Sequence[Trial], Measurement], None],
     ) -> None:
-        """Watch over the trials of one training.
+        """Prepare to watch the trials of one training.
 
         Args:
-            ledger: Where they are recorded.
-            store: Where their artifacts come.
-            graph: The training, evaluated at their scales.
+            ledger: Ledger in which results are recorded.
+            store: Store of the artifacts.
+            graph: Graph of the training with the scales of all trials.
             trial_group: The trials.
             on_measured: Called with the trials and the measurement of each evaluated point.
         """
@@ -59,24 +59,24 @@ class Watch:
         self.targets = [p.evaluate for p in (*curve, *final)]
 
     def on_waiting(self, node: Node) -> None:
-        """Another process builds the node."""
+        """Ignore that another process builds the node."""
 
     def on_started(self, nodes: Sequence[Node]) -> None:
-        """One task of this process builds the nodes."""
+        """Ignore that one task of this process builds the nodes."""
 
     def on_training(self, progress: TrainProgress) -> None:
-        """The training has made steps."""
+        """Ignore the steps of the training."""
 
     def on_finished(self, node: Node, done: int, total: int) -> None:  # noqa: ARG002
-        """The artifact is published."""
+        """Record the measurement of a published evaluation."""
         if node in self._nodes:
             self.look(node)
 
     def look(self, news: Node | None = None) -> None:
-        """Record what is published and not recorded yet; with `news`, report it."""
+        """Record published measurements; report that of `news`, if given."""
         with self._lock:
             results = collect(self._store, self._graph)
-            # One evaluation can be the end of the curve and a point of its own.
+            # One evaluation can be both the end of the curve and that of a trial.
             found = (*results.curve.values(), *results.final.values())
             measured = {m.point.evaluate: m for m in found}
             if news in measured:
@@ -92,7 +92,7 @@ class Watch:
                 if self.pipeline is not None:
                     self.pipeline.stop()
                 return
-            # What is said of trials must not depend on which of their parts came first.
+            # Results must not depend on the order in which evaluations are published.
             judged = len(curve) == len(self._curve_nodes)
             for guidance, m in results.final.items() if judged else ():
                 for trial in [t for t in self._open if self._guidance_of(t) == guidance]:
@@ -103,9 +103,9 @@ class Watch:
         return self._ledger.study.guidance_at(trial.point)
 
     def _without_gaps(self, results: Results) -> Curve:
-        """The FID curve up to the first checkpoint that is not evaluated yet.
+        """Return the FID curve up to the first checkpoint that is not evaluated yet.
 
-        What comes early counts when its turn is, so that nothing depends on who was faster.
+        Later checkpoints are left out, so that results do not depend on the order of evaluations.
         """
         found = results.curve_of(self._graph.experiment.guidance)
         steps = itertools.takewhile(
@@ -120,14 +120,14 @@ class Watch:
         }
 
     def _fatal_beginning(self, curve: Curve) -> Curve | None:
-        """Return the shortest beginning for which the training is pruned, if there is one.
+        """Return the shortest beginning of the curve for which the training is pruned, if any.
 
-        It is compared with the trainings that were finished when it is judged.
+        It is compared with the trainings that are finished now.
         """
         trials = self._ledger.trials()
         own = self.trial_group[0].point.training
         finished = {t.point.training: t.curve for t in trials if t.state == "COMPLETE"}
-        if own in finished:  # it passed, and its scales are refined
+        if own in finished:  # it was not pruned before, and its scales are refined
             return None
         steps = [
             step for step in curve if step != self._graph.experiment.train.checkpoint_steps[-1]
@@ -140,7 +140,7 @@ class Watch:
 
 
 def _facts(m: Measurement, store: Store) -> dict[str, object]:
-    """What a complete trial says besides its FID; the seconds are those of its own samples."""
+    """Return the facts of a complete trial besides its FID; seconds are of its own samples."""
     own = (node for node in closure([m.point.evaluate]) if node.stage in ("sample", "evaluate"))
     return {
         "fid_low": m.metrics["fid_low"],

@@ -164,7 +164,9 @@ def test_what_is_built_together_shares_its_time():
     runs[0].remaining.finished(one)
     runs[0].remaining.finished(two)
     runs[1].build(one, 3.0)
-    assert runs[0].remaining._seconds_per_unit("images") == pytest.approx(runs[1].remaining._seconds_per_unit("images"))
+    assert runs[0].remaining._seconds_per_unit("images") == pytest.approx(
+        runs[1].remaining._seconds_per_unit("images")
+    )
 
 
 def test_a_training_that_begins_again_farther_back_has_done_nothing():

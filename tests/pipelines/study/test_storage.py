@@ -186,9 +186,7 @@ def test_what_does_not_pass_is_said_at_once_with_what_mends_it(open_ledger, stud
 
 def fill(ledger):
     for number in range(100):
-        ledger._retry_while_unavailable(
-            functools.partial(ledger._optuna.set_user_attr, f"{number}", "x" * 2000)
-        )
+        ledger._retry(functools.partial(ledger._optuna.set_user_attr, f"{number}", "x" * 2000))
 
 
 def test_a_database_that_may_not_be_written_is_refused_but_can_be_read(
