@@ -1,4 +1,4 @@
-"""The program `igdit`, also started by `python -m pipelines`.
+"""Program `igdit`, also started by `python -m pipelines`.
 
 A command is imported when it is called, not with this module: if a library of the extra `run` is
 missing, the program names it.

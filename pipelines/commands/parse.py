@@ -1,4 +1,4 @@
-"""The words after a command: options, read into a dataclass by tyro, and requests for help."""
+"""Options of commands, parsed into dataclasses by tyro, and requests for help."""
 
 from __future__ import annotations
 

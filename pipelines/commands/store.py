@@ -13,10 +13,10 @@ STORE_HELP = """\
 usage: igdit store ls
        igdit store gc [options]
 
-  ls    List what was run (runs, studies, tables, evaluations), and the artifacts of each kind.
-  gc    List the artifacts that nothing that was run needs; --delete deletes them. --forget NAME
-        first deletes the record of a run, of a study with all its trials, of a table or of an
-        evaluation. `igdit store gc --help` lists its options.
+  ls    List the recorded runs, studies, tables and evaluations, and the artifacts of each kind.
+  gc    List the artifacts that none of these needs; --delete deletes them. --forget NAME first
+        deletes the record of a run, of a study with all its trials, of a table or of an evaluation.
+        `igdit store gc --help` lists its options.
 """
 
 
@@ -30,8 +30,9 @@ class GarbageOptions:
     """Options of `igdit store gc`."""
 
     forget: tuple[str, ...] = ()
-    """What to forget of what `igdit store ls` lists, so that its artifacts are not kept: the name
-    of a run, study, table or evaluation (study/NAME if a run has it, too), or digits of a key."""
+    """Records to forget, so that their artifacts are not kept: names of runs, studies, tables or
+    evaluations as `igdit store ls` lists them (study/NAME if a run has the same name), or the first
+    digits of keys."""
     delete: bool = False
     """Delete the artifacts. Without it the command only lists them."""
 

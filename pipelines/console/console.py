@@ -120,7 +120,7 @@ MIN_PART_CELLS = 8
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table."""
+    """Column of a table."""
 
     title: str
     numbers: bool

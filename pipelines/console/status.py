@@ -1,4 +1,4 @@
-"""The status of a home on the terminal."""
+"""Status of a home on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The result of an inspection."""
+"""Result of an inspection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run as one self-contained HTML page."""
+"""Report of a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
