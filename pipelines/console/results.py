@@ -77,7 +77,7 @@ def print_metrics(path: Path, protocol: str, console: Console) -> None:
 
 
 def print_store(store: Store, console: Console) -> None:
-    """Print what was run, and what the store holds of each kind."""
+    """Print the recorded runs, studies, tables and evaluations, and the artifacts of each kind."""
     register = read_register(store)
     runs = [
         (
