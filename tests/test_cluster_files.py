@@ -19,7 +19,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.processes import free_port
 from pipelines.commands.study import parse_study
-from pipelines.submit.job import SECRET_NAME, SETTINGS, check_addresses
+from pipelines.submit.job import JOB_SETTINGS, SECRET_NAME, check_addresses
 from tests.equipment.processes import kill_tree, wait_for
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
@@ -179,7 +179,7 @@ def test_rayjob_gives_a_study_addresses_that_a_submission_would_take(rayjob, env
     assert all(isinstance(value, str) for value in environment.values())
     check_addresses(environment, None, "http://head:8265", shared=False, study=True)
     ours = {name for name in environment if not name.startswith(("IGDIT_", "MLFLOW_"))}
-    assert {name: environment[name] for name in ours}.items() <= SETTINGS.items()
+    assert {name: environment[name] for name in ours}.items() <= JOB_SETTINGS.items()
 
 
 def test_rayjob_waits_longer_for_an_end_than_a_job_that_is_stopped(pods, environment):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def path_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's images."""
+    """Return the SHA-256 of a file, or of the names and contents of a folder's images."""
     if path.is_file():
         return file_digest(path)
     images = (
@@ -25,10 +25,10 @@ def path_digest(path: Path) -> str:
 
 
 def codec_digest(name: str, path: Path) -> str:
-    """SHA-256 of a codec: of its file, or of the two files in its folder that are read.
+    """Return the SHA-256 of a codec: of its file, or of the two files of its folder that are read.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: If the codec is not there.
     """
     from ig_core.codecs.files import codec_parts
 
@@ -40,7 +40,7 @@ def codec_digest(name: str, path: Path) -> str:
 
 
 def known_digest(path: Path) -> str:
-    """Digest of a path; a large file that did not change is read once a process."""
+    """Return the digest of a path; a file that did not change is read once a process."""
     if path.is_dir():
         return path_digest(path)
     status = path.stat()

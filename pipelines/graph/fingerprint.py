@@ -1,6 +1,6 @@
 """Fingerprint of an evaluation: numbers compare if their fingerprints are equal.
 
-It holds everything that moves an FID besides the model and its guidance: reference, number of
+It holds everything that an FID depends on besides the model and its guidance: reference, number of
 samples, labels, seed of the noise, sampler and its number of network evaluations, precision,
 rounding to uint8, decoder, extractor and its weights. Numbers of different fingerprints are never
 ranked.
@@ -24,7 +24,7 @@ UINT8_RULE = "round(127.5 (x + 1)), clamped to 0..255"
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Protocol of a measurement."""
+    """Everything that two comparable measurements share."""
 
     reference: str
     """Artifact of the reference; its key is a hash of its content and of the extractor."""
@@ -35,11 +35,11 @@ class Fingerprint:
     labels: str
     """balanced or random."""
     noise_seed: int | None
-    """Seed of the noise; None: made elsewhere."""
+    """Seed of the sampling noise; None if the images were made elsewhere."""
     shuffled: bool
-    """The images were put into a random order before they were grouped."""
+    """True if the images were put into a random order before they were grouped."""
     sampler: dict[str, Any] | None
-    """Method, steps, shift, precision; None: made elsewhere."""
+    """Method, steps, shift, precision; None if the images were made elsewhere."""
     network_evaluations: int | None
     """Evaluations of the network for an image (under one guidance)."""
     pixels: str
@@ -117,13 +117,13 @@ def _network_evaluations(sampler: dict[str, Any] | None) -> int | None:
 
 
 def require_one_protocol(found: Iterable[tuple[str, Fingerprint]]) -> None:
-    """Require one protocol of numbers that are put side by side.
+    """Check that numbers that are put side by side have one fingerprint.
 
     Args:
-        found: Name of each number, and how it was measured.
+        found: Name and fingerprint of each number.
 
     Raises:
-        ValueError: two of them differ; says in what.
+        ValueError: If two differ; the message lists the differences.
     """
     first: tuple[str, Fingerprint] | None = None
     for name, fingerprint in found:

@@ -1,4 +1,4 @@
-"""Garbage collection: what no root of the register needs any more.
+"""Garbage collection: artifacts that no root of the register needs any more.
 
 Artifacts that a recorded run, study or evaluation leads to are kept, and the state that a training
 which is not over would go on from; the rest can go. Runs hold a shared lock and collection an
@@ -33,8 +33,8 @@ def in_use(store: Store) -> Iterator[None]:
     """Mark the store as used by a run.
 
     Raises:
-        ValueError: the store cannot be used.
-        ArtifactError: it is being collected right now.
+        ValueError: If the store cannot be used.
+        ArtifactError: If garbage is being collected right now.
     """
     store.prepare()
     lock = store.lock(IN_USE, shared=True)
@@ -48,16 +48,16 @@ def in_use(store: Store) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Garbage:
-    """What can go."""
+    """Artifacts and roots that a collection deletes."""
 
     artifacts: tuple[Artifact, ...]
     quarantined: tuple[str, ...]
-    """Damaged artifacts that were rebuilt."""
+    """Names of damaged artifacts in quarantine."""
     unreadable: tuple[str, ...] = ()
     """Keys of records that cannot be read and are not forgotten: while there is one, no artifact is
     garbage, since it may be needed."""
     forgotten: tuple[str, ...] = ()
-    """Roots that are forgotten, in words."""
+    """Titles of the roots that are forgotten."""
 
 
 def find_garbage(store: Store, forget: Iterable[str] = ()) -> Garbage:
@@ -68,13 +68,13 @@ def find_garbage(store: Store, forget: Iterable[str] = ()) -> Garbage:
         forget: Names of roots, or first characters of their keys.
 
     Raises:
-        ValueError: a root to forget is not recorded, or several are meant.
+        ValueError: If a root to forget is not recorded, or a name means several.
     """
     return _find(store, forget)[0]
 
 
 def _find(store: Store, words: Iterable[str]) -> tuple[Garbage, tuple[str, ...]]:
-    """Garbage, and the keys of the roots that are forgotten."""
+    """Return the garbage, and the keys of the roots that are forgotten."""
     register = read_register(store)
     roots = register.roots(words)
     keys, titles, aside = tuple(roots), tuple(roots.values()), tuple(store.quarantined())
@@ -112,18 +112,18 @@ def collect_garbage(
     forget: Iterable[str] = (),
     announce: Callable[[Garbage], None] = lambda _: None,
 ) -> Garbage:
-    """Forget roots and delete garbage; returns what was deleted.
+    """Forget roots and delete garbage; return what was deleted.
 
-    What is garbage is decided while no run can begin.
+    Garbage is found while no run can begin.
 
     Args:
         store: Where to delete.
         forget: Names of roots, or first characters of their keys.
-        announce: Told what will be deleted, before it is.
+        announce: Called with the garbage before it is deleted.
 
     Raises:
-        ArtifactError: a run is using the store.
-        ValueError: a root to forget is not recorded, or several are meant.
+        ArtifactError: If a run is using the store.
+        ValueError: If a root to forget is not recorded, or a name means several.
     """
     lock = store.lock(IN_USE)
     if not lock.acquire():

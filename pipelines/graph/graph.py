@@ -1,4 +1,4 @@
-"""From an experiment to its stages: what depends on what, and under which key.
+"""Graph of an experiment: its artifacts, their dependencies and keys.
 
 A node's key is a hash of its kind, its version, its slice of the configuration and the keys of
 its inputs. Nothing about workers, devices, batch sizes or storage enters a key.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One number of the report: a checkpoint evaluated under a guidance."""
+    """Point of a report: a checkpoint evaluated under a guidance."""
 
     step: int
     guidance: Guidance
@@ -34,7 +34,7 @@ class Point:
 
 
 class Graph:
-    """The stages of an experiment."""
+    """Nodes of an experiment."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -104,13 +104,13 @@ class Graph:
 
     @property
     def needed(self) -> tuple[Node, ...]:
-        """`targets`, and the holdout of every guidance that may be chosen."""
+        """`targets`, and the holdout evaluations of every guidance that may be chosen."""
         holdout = self.holdout(*self.final).values()
         return tuple(dict.fromkeys((*self.targets, *(point.evaluate for point in holdout))))
 
     @property
     def targets(self) -> tuple[Node, ...]:
-        """What the report shows; everything else is made on the way."""
+        """Nodes that the report shows; everything else is built on the way."""
         points = (*self.curve.values(), *self.final.values())
         # A published checkpoint is judged without the data that it was trained on.
         data = () if self.experiment.train.imported else (self.data,)
@@ -119,7 +119,7 @@ class Graph:
 
     @property
     def run_key(self) -> str:
-        """Identity of the experiment: everything but its name and resources."""
+        """Identity of the experiment: a hash of everything but its name and resources."""
         experiment = self.experiment
         same = dataclasses.replace(
             experiment,
@@ -141,9 +141,9 @@ class Graph:
         return content_key(values)
 
     def checkpoint(self, step: int) -> Node:
-        """Checkpoint after `step` steps; its hash does not depend on how long training goes on.
+        """Return the checkpoint after `step` steps; its hash is the same however long training is.
 
-        One that is not trained here is known by its file and the architecture that it is read as.
+        A published checkpoint is identified by its file and the architecture that it is read as.
         """
         if self.experiment.train.imported:
             digest = self.experiment.train.checkpoint_sha256
@@ -160,22 +160,22 @@ class Graph:
         return Node("checkpoint", config, {"data": self.data}, at_step=step)
 
     def resume(self, step: int) -> Node:
-        """The same state, for nobody but the training that goes on from it.
+        """Return the state after `step` steps that only the training itself goes on from.
 
-        It is no checkpoint, so that nothing is made from it: it may be deleted at any time.
+        No artifact is made from it, so that it may be deleted at any time.
         """
         return dataclasses.replace(self.checkpoint(step), kind="resume")
 
     def point(
         self, step: int, guidance: Guidance, num_samples: int, noise_seed: int | None = None
     ) -> Point:
-        """`num_samples` images of a checkpoint under a guidance, and their evaluation.
+        """Return the point of a checkpoint under a guidance: its images and their evaluation.
 
         Args:
             step: Step of the checkpoint.
-            guidance: How they are guided.
-            num_samples: How many.
-            noise_seed: Seed of the sampling noise; None: that of the evaluation.
+            guidance: Guidance of the samples.
+            num_samples: Number of images.
+            noise_seed: Seed of the sampling noise; None for that of the evaluation.
         """
         evaluation, guidance = self.experiment.evaluation, guidance.canonical()
         seed = evaluation.seed if noise_seed is None else noise_seed
@@ -206,7 +206,7 @@ class Graph:
         return Point(step, guidance, num_samples, self.evaluation(images, sample), tuple(images))
 
     def evaluation(self, images: Iterable[Node], sample: Node) -> Node:
-        """The evaluation of a set of images that lies in shards."""
+        """Return the evaluation of images that lie in shards."""
         evaluation = self.experiment.evaluation
         layers = {"spatial": True} if evaluation.extractor == INCEPTION else {}
         features = [
@@ -236,7 +236,7 @@ class Graph:
         return dataclasses.replace(evaluate, config={**evaluate.config, "shuffle_seed": 0})
 
     def _normalisation(self) -> dict[str, Node]:
-        """What says how latents are normalised: the data that were learnt.
+        """Return the input with the normalisation of latents: the data that were learnt.
 
         Of a published checkpoint no data are read: SD-VAE's factor is known, and the statistics of
         VA-VAE's latents lie beside them.
@@ -247,7 +247,7 @@ class Graph:
         return {"data": self.data}
 
     def _data(self) -> Node:
-        """What is learnt: digits, or shards of latents that are bound together.
+        """Return the training data: digits, or shards of latents that are bound together.
 
         Each shard is an artifact of its own, and so encoding is spread, shared and continued like
         sampling. Latents that another program made become the same shards: one kind of file is
@@ -267,7 +267,7 @@ class Graph:
         return Node("data", config, {"listing": listing, **_numbered(parts)})
 
     def _reference(self) -> Node:
-        """What samples are compared with: the digits, images that are cropped, or a file."""
+        """Return the reference: of the digits, of images that are cropped, or of a file."""
         experiment, evaluation = self.experiment, self.experiment.evaluation
         given = evaluation.reference is not None
         if not given and experiment.data.source == "digits":
@@ -292,7 +292,7 @@ class Graph:
 
 
 def _in_order(*guidances: Guidance) -> list[Guidance]:
-    """Canonical forms, each once, by their fields: internal guidance scale ascending, and so on."""
+    """Return canonical guidances, each once, sorted by their fields: first by ig_scale."""
     return sorted({guidance.canonical() for guidance in guidances}, key=dataclasses.astuple)
 
 

@@ -1,4 +1,4 @@
-"""Nodes of the graph of stages: one artifact to be, and the key that it has."""
+"""Nodes of the graph of stages: an artifact before it is built, and its key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERSIONS = {
 """Kind -> version. Raise one when its builder starts to give other results for the same input, by
 more than the rounding that another version of torch changes too."""
 INCEPTION = "inception-v3-compat"
-"""Extractor that gives spatial features too."""
+"""Name of the extractor that gives spatial features too."""
 STAGES = {
     "listing": "data",
     "latents": "data",
@@ -48,13 +48,13 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Node:
-    """One artifact to be: what it is made from, and therefore its name."""
+    """Artifact before it is built: its configuration and inputs, which determine its key."""
 
     kind: str
     config: dict[str, Any]
     inputs: dict[str, Node] = field(default_factory=dict)
     at_step: int | None = None
-    """Training step of a state of a training; those of one training differ in nothing else."""
+    """Training step of a state of a training; the states of one training differ in nothing else."""
 
     @cached_property
     def ref(self) -> Ref:
@@ -68,7 +68,7 @@ class Node:
 
     @cached_property
     def hash(self) -> str:
-        """Content hash; for states of a training that of the trajectory they lie on."""
+        """Content hash; of a state of a training that of its trajectory."""
         return content_key(
             {
                 "kind": self.kind,
@@ -85,7 +85,7 @@ class Node:
 
     @property
     def trained(self) -> bool:
-        """Whether a training publishes it; a published checkpoint that is read is built alone."""
+        """True if a training publishes it; a published checkpoint that is read is built alone."""
         return self.kind == "checkpoint" and "file_sha256" not in self.config
 
     @property
@@ -101,7 +101,7 @@ class Node:
 
 
 def closure(nodes: Iterable[Node]) -> Iterator[Node]:
-    """The nodes and everything they are made from, inputs first, each once."""
+    """Yield nodes and everything that they are made from, inputs first, each once."""
     seen: set[Node] = set()
 
     def visit(node: Node) -> Iterator[Node]:

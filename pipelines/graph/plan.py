@@ -1,4 +1,4 @@
-"""Plan of an experiment: which nodes are cached, which have to be built."""
+"""Plan of an experiment: the nodes that are cached, and those that have to be built."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is in the store and what would be built."""
+    """Nodes in the store, and nodes to build."""
 
     cached: frozenset[Node]
     missing: tuple[Node, ...]
-    """Inputs first."""
+    """Nodes to build, inputs first."""
 
 
 def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
-    """Which of the targets, and of what they need, is missing; changes nothing.
+    """Return which of the targets, and of what they need, is missing; the store is not changed.
 
-    Inputs of what is published are not looked at: they are not needed.
+    Inputs of published artifacts are not needed, and not looked at.
     """
     targets = list(targets)
     absent = store.absent(node.ref for node in closure(targets))
@@ -51,10 +51,10 @@ def make_plan(store: Store, targets: Iterable[Node]) -> Plan:
 
 
 def quarantine_corrupt(store: Store, graph: Graph) -> list[Node]:
-    """Check every artifact of the experiment and set the damaged ones aside; returns them.
+    """Check every artifact of an experiment and quarantine the damaged ones; return these.
 
-    All checkpoints of its trajectory are looked at: a training may start from any of them. (One
-    that finds another state damaged goes on from an older one by itself.)
+    All checkpoints of the trajectory are checked, since a training may start from any of them. (A
+    training that finds another state damaged goes on from an older one by itself.)
     """
     trajectory = [graph.checkpoint(step) for step in published_steps(store, graph)]
     found = []

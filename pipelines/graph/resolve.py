@@ -1,4 +1,4 @@
-"""What an experiment refers to by a path is pinned by its content before any work."""
+"""Resolution of an experiment: the files that it names by path are identified by content."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 EVALUATION_FILES = ("extractor_weights", "reference")
-"""Files of an evaluation."""
+"""Fields of an evaluation that name files."""
 
 
 @functools.lru_cache(maxsize=16)
 def _encoder_digest(name: str, path: Path, digest: str) -> str:  # noqa: ARG001
-    """SHA-256 of a codec's encoder, read once a process; the digest says what lies there.
+    """Return the SHA-256 of a codec's encoder, read once a process for each digest of the codec.
 
     Raises:
-        ValueError: the codec does not fit its architecture.
+        ValueError: If the codec does not fit its architecture.
     """
     from ig_core.codecs.files import open_codec
 
@@ -38,7 +38,7 @@ def _encoder_digest(name: str, path: Path, digest: str) -> str:  # noqa: ARG001
 
 
 def unnamed_files(experiment: Experiment) -> dict[str, str]:
-    """Files that a run needs and the experiment does not name: field -> what belongs there."""
+    """Return the files that a run needs and the experiment does not name: field -> description."""
     evaluation, data = experiment.evaluation, experiment.data
     wanted = {}
     # A published checkpoint on SD-VAE's latents needs none of them: their factor is known.
@@ -64,7 +64,7 @@ def unnamed_files(experiment: Experiment) -> dict[str, str]:
 def files_elsewhere(experiment: Experiment) -> dict[str, str]:
     """List the files that an experiment names and this machine cannot read: field -> path.
 
-    Nodes of a cluster may see what the machine does not that a job is sent from.
+    Nodes of a cluster may see files that the machine that sends a job does not.
     """
     data, evaluation = experiment.data, experiment.evaluation
     named = {
@@ -93,16 +93,16 @@ def _lies_here(field: str, path: str) -> bool:
 def resolve(
     experiment: Experiment, *, partly: bool = False, skip: Collection[str] = ()
 ) -> Experiment:
-    """The experiment with the files that it refers to pinned by their content.
+    """Return an experiment with the digests of the files that it names.
 
     Args:
-        experiment: What is to be run or planned.
-        partly: Let files be that are not named yet: enough for a plan.
+        experiment: Experiment to be run or planned.
+        partly: Leave files out that are not named yet: enough for a plan.
         skip: Fields of files that are left as they are (`files_elsewhere`).
 
     Raises:
-        ValueError: a file is not named (one message for all of them), is not there, or is not the
-            one that the experiment was run with.
+        ValueError: If a file is not named (one message for all of them), is not there, or is not
+            the one that the experiment was run with.
     """
     unnamed = {} if partly else unnamed_files(experiment)
     if unnamed:
@@ -117,7 +117,7 @@ def resolve(
 
 
 def _resolve_weights(experiment: Experiment) -> EvaluationConfig:
-    """The weights of an extractor, pinned."""
+    """Return the evaluation with the digest of the extractor's weights."""
     evaluation = experiment.evaluation
     if evaluation.extractor_weights is None:
         return evaluation
@@ -128,10 +128,10 @@ def _resolve_weights(experiment: Experiment) -> EvaluationConfig:
 
 
 def _resolve_file(field: str, given: str, known: str | None) -> tuple[Path, str]:
-    """Return where a file lies and its digest.
+    """Return the path of a file and its digest.
 
     Raises:
-        ValueError: it is not there, or is not the one that the experiment was run with.
+        ValueError: If the file is not there, or is not the one that the experiment was run with.
     """
     path = Path(given).expanduser().absolute()
     if not path.is_file():
@@ -142,7 +142,7 @@ def _resolve_file(field: str, given: str, known: str | None) -> tuple[Path, str]
 
 
 def _check_known(field: str, path: Path, known: str | None, digest: str | None) -> None:
-    """Raise ValueError unless a file is the one that the experiment was run with, if it was."""
+    """Check that a file is the one that the experiment was run with, if it was run."""
     if known not in (None, digest):
         raise ValueError(
             f"{field} must be the file with SHA-256 {known}, but {path} has "
@@ -151,10 +151,11 @@ def _check_known(field: str, path: Path, known: str | None, digest: str | None) 
 
 
 def _resolve_reference(experiment: Experiment, skip: Collection[str]) -> EvaluationConfig:
-    """What samples are compared with, pinned after a look into it.
+    """Return the evaluation with the digest of its reference, after a look into it.
 
     Raises:
-        ValueError: it holds nothing to compare with, or is not what the experiment was run with.
+        ValueError: If the reference holds nothing to compare with, or is not the one that the
+            experiment was run with.
     """
     evaluation, data = experiment.evaluation, experiment.data
     given = evaluation.reference
@@ -187,14 +188,14 @@ def _resolve_reference(experiment: Experiment, skip: Collection[str]) -> Evaluat
 
 
 def _has_format_of_samples(path: Path, side: int | None) -> bool:
-    """Look into a reference: are it statistics, or images as they are and not to be cropped?
+    """Return True if a reference holds statistics or images that need no cropping.
 
     Args:
-        path: What is given.
-        side: Of the samples, in pixels: PNG files of another are to be cropped. None: none are.
+        path: File or folder of the reference.
+        side: Side of the samples in pixels: PNG files of another size are cropped. None: none are.
 
     Raises:
-        ValueError: it holds nothing that can be compared with.
+        ValueError: If the reference holds nothing to compare with.
     """
     from ig_core.data.sources.formats import CONTAINERS
     from ig_core.files.npz import has_arrays
@@ -217,39 +218,39 @@ def _has_format_of_samples(path: Path, side: int | None) -> bool:
 
 
 def _resolve_data(experiment: Experiment, skip: Collection[str] = ()) -> DataConfig:
-    """Data pinned by their content, as far as they are named, after a look at what is small.
+    """Return the data with the identity of their content, as far as they are named.
 
     Raises:
-        ValueError: they are not there, are of another kind or size than the experiment says, lack
-            their normalisation, or are not those that it was run with; or so with the codec.
+        ValueError: If the data or the codec are not there, are of another kind or size than the
+            experiment says, lack their normalisation, or are not those that it was run with.
     """
     data = experiment.data
     if data.source == "digits":
         return data
-    pinned: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     if data.codec != "none" and data.codec_path is not None and "data.codec_path" not in skip:
         codec = Path(data.codec_path).expanduser().absolute()
         digest = codec_digest(data.codec, codec)
-        pinned |= {"codec_path": str(codec), "codec_sha256": digest}
+        resolved |= {"codec_path": str(codec), "codec_sha256": digest}
         encoder = _encoder_digest(data.codec, codec, digest)
         if data.source == "images":
-            pinned["encoder_sha256"] = encoder
+            resolved["encoder_sha256"] = encoder
     if data.path is not None and "data.path" not in skip:
-        pinned |= resolve_source(
+        resolved |= resolve_source(
             data, Path(data.path).expanduser().absolute(), imported=experiment.train.imported
         )
     for name in ("content", "count", "codec_sha256", "encoder_sha256"):
         known = getattr(data, name)
-        if known is not None and name in pinned and known != pinned[name]:
+        if known is not None and name in resolved and known != resolved[name]:
             raise ValueError(
                 f"data.{name} must be {known!r} as when the experiment was run, but "
-                f"is {pinned[name]!r}"
+                f"is {resolved[name]!r}"
             )
-    return dataclasses.replace(data, **pinned)
+    return dataclasses.replace(data, **resolved)
 
 
 def _resolve_checkpoint(experiment: Experiment) -> TrainConfig:
-    """The published checkpoint that stands for a training, pinned; it must fit the model."""
+    """Return the training with the digest of its published checkpoint, which must fit the model."""
     train = experiment.train
     if train.from_checkpoint is None:
         return train
@@ -262,7 +263,7 @@ def _resolve_checkpoint(experiment: Experiment) -> TrainConfig:
 
 @functools.lru_cache(maxsize=64)
 def _check_checkpoint(path: Path, model: ModelConfig, digest: str) -> None:  # noqa: ARG001
-    """Raise ValueError unless names and shapes fit; once a process for what the digest says."""
+    """Check the names and shapes of a checkpoint's weights, once a process for each digest."""
     from ig_core.checkpoints.official import check_official
 
     with explained_settings():

@@ -1,4 +1,4 @@
-"""The source of an experiment's data: listed once a process, looked at, known by its content."""
+"""Checks of the source of an experiment's data, which is listed once a process."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from ig_core.data.sources.listing import Listing
     from ig_core.data.sources.rows import LatentRows
 
-PROBES = 16
-"""Images of a reference of which one at least must be usable before any work."""
+PROBED_IMAGES = 16
+"""First images of a reference, of which one must be usable before any work."""
 
 
 def resolve_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str, Any]:
-    """Fields of a source, by all that the data say of it.
+    """Return the fields of the data that a source determines: paths, content, count.
 
     Args:
-        data: What is said.
-        path: Where it lies, absolute.
-        imported: Whether a published checkpoint stands for the training, so that of VA-VAE's
+        data: Configuration of the data.
+        path: Path of the source, absolute.
+        imported: True if a published checkpoint stands for the training, so that of VA-VAE's
             latents the statistics are enough.
 
     Raises:
-        ValueError: nothing is there that is known, or it is not what the data say.
+        ValueError: If the source has no known format, or is not what the configuration says.
     """
     from ig_core.data.latent_checks import statistics_only
     from ig_core.data.sources.rows import read_normalisation
@@ -69,7 +69,7 @@ def resolve_source(data: DataConfig, path: Path, *, imported: bool) -> dict[str,
 # changes later is found by the stage that lists it.
 @functools.lru_cache(maxsize=16)
 def _source(data: DataConfig, labels: str) -> tuple[str, int]:  # noqa: ARG001
-    """Identity and rows of the source that data name; `labels` is the digest of their mapping."""
+    """Return identity and number of rows of a source; `labels` is the digest of its mapping."""
     from ig_core.data.sources.listing import identify
     from ig_core.data.sources.source import list_source
 
@@ -88,24 +88,24 @@ def _source(data: DataConfig, labels: str) -> tuple[str, int]:  # noqa: ARG001
 
 
 class ImagesOf(NamedTuple):
-    """Where the real images lie that samples are compared with."""
+    """Location of the real images that samples are compared with."""
 
     path: str
     num_classes: int | None = None
-    """Of images to learn, which are listed with their labels."""
+    """Number of classes of images to learn, which are listed with their labels; else None."""
     classes: str | None = None
 
     @classmethod
     def reference(cls, experiment: Experiment) -> ImagesOf:
-        """Find them: those that are given, else those to learn."""
+        """Return the location of the reference images, else that of the images to learn."""
         data, given = experiment.data, experiment.evaluation.reference
         return cls(str(data.path), data.num_classes, data.classes) if given is None else cls(given)
 
     def list(self) -> Listing:
-        """List them.
+        """List the images.
 
         Raises:
-            ValueError: there are none, or something of them is missing.
+            ValueError: If there are none, or a part of them is missing.
         """
         from ig_core.data.sources.source import list_images, list_source
 
@@ -119,10 +119,10 @@ class ImagesOf(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def reference_identity(images: ImagesOf) -> str:
-    """Identity of the images of a reference, taken once a process.
+    """Return the identity of the images of a reference, computed once a process.
 
     Raises:
-        ValueError: there are none, or of the first none can be used.
+        ValueError: If there are none, or none of the first can be used.
     """
     from ig_core.data.sources.rows import image_files
     from ig_core.data.sources.source import identify_images
@@ -130,7 +130,7 @@ def reference_identity(images: ImagesOf) -> str:
 
     listing = images.list()
     faults = []
-    for row, content in image_files(listing, 0, min(len(listing), PROBES)):
+    for row, content in image_files(listing, 0, min(len(listing), PROBED_IMAGES)):
         fault = content if isinstance(content, str) else None
         if not isinstance(content, str):
             pixels, fault, _ = read_pixels(content, 1)
@@ -146,13 +146,13 @@ def reference_identity(images: ImagesOf) -> str:
 
 
 def forget_sources() -> None:
-    """List sources anew, for a process in which they change."""
+    """Forget the listings of this process, so that changed sources are listed anew."""
     _source.cache_clear()
     reference_identity.cache_clear()
 
 
 def _check_latents(data: DataConfig, listing: Listing) -> None:
-    """Raise ValueError unless latents all over the source are what the experiment says."""
+    """Check that latents from all over the source are what the experiment says."""
     from ig_core.data.latent_checks import check_latents
 
     with _source_named(data):
@@ -160,14 +160,14 @@ def _check_latents(data: DataConfig, listing: Listing) -> None:
 
 
 def latent_form(data: DataConfig) -> LatentForm:
-    """What the latents of an experiment are to be."""
+    """Return the form that the latents of an experiment must have."""
     from ig_core.data.latent_checks import LatentForm
 
     return LatentForm(data.codec, data.channels, data.side, data.flip, data.check_statistics)
 
 
 def check_rows(data: DataConfig, listing: Listing, rows: LatentRows, first: int) -> None:
-    """Raise ValueError unless rows from `first` on are what the experiment says."""
+    """Check that rows from `first` on are what the experiment says."""
     from ig_core.data.latent_checks import check_rows
 
     with _source_named(data):
@@ -175,7 +175,7 @@ def check_rows(data: DataConfig, listing: Listing, rows: LatentRows, first: int)
 
 
 def check_values(data: DataConfig, sums: Any, given: Any, *, rows: int) -> None:  # noqa: ANN401
-    """Raise ValueError unless sums over latents are what their codec and statistics say."""
+    """Check that sums over latents agree with their codec and their statistics."""
     from ig_core.data.latent_checks import check_values
 
     with _source_named(data):

@@ -1,4 +1,4 @@
-"""States along a training from which it can go on."""
+"""Trajectory of a training: its published states, and those from which it can go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def published_steps(store: Store, graph: Graph) -> list[int]:
-    """Steps of the trajectory that have a checkpoint, ascending.
+    """Return the steps of the trajectory that have a checkpoint, ascending.
 
     They may come from runs of another length or with other checkpoint steps.
     """
@@ -22,19 +22,19 @@ def published_steps(store: Store, graph: Graph) -> list[int]:
 
 
 def resume_steps(store: Store, graph: Graph) -> list[int]:
-    """Steps of the trajectory that have a state to resume from, ascending."""
+    """Return the steps of the trajectory that have a state to resume from, ascending."""
     return sorted(ref.step for ref in _states(store, graph, ("resume",)))
 
 
 def starting_points(published: Iterable[Ref], graph: Graph, wanted: Iterable[int]) -> list[Node]:
-    """States from which all wanted steps can be reached, the best first.
+    """Return the states from which all wanted steps can be reached, the newest first.
 
-    That is the newest; of a checkpoint and a state to resume from the checkpoint.
+    Of a checkpoint and a state to resume from at one step the checkpoint comes first.
 
     Args:
-        published: What is published, of whatever kind and training.
-        graph: Whose states.
-        wanted: The steps; those that have a checkpoint are not made again.
+        published: Names of published artifacts, of any kind and training.
+        graph: Graph of the training.
+        wanted: Steps to reach; those that have a checkpoint are not trained again.
     """
     states = {"checkpoint": graph.checkpoint, "resume": graph.resume}
     hashes = {kind: state(0).hash for kind, state in states.items()}
@@ -48,7 +48,7 @@ def starting_points(published: Iterable[Ref], graph: Graph, wanted: Iterable[int
 
 
 def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
-    """Newest published step from which all wanted steps can be reached; 0: there is none."""
+    """Return the newest published step from which all wanted steps can be reached; else 0."""
     points = starting_points(_states(store, graph), graph, wanted)
     return points[0].step if points else 0
 
@@ -56,6 +56,6 @@ def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
 def _states(
     store: Store, graph: Graph, kinds: Iterable[str] = ("checkpoint", "resume")
 ) -> list[Ref]:
-    """List what is published of the trajectory."""
+    """List the published states of the trajectory."""
     hashes = {node.kind: node.hash for node in (graph.checkpoint(0), graph.resume(0))}
     return [each.ref for kind in kinds for each in store.list(kind, f"{hashes[kind]}-")]

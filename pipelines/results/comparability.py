@@ -1,4 +1,4 @@
-"""Compare the protocol of a measurement with that of a published number."""
+"""Comparability of a measurement with a published number, by their protocols."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 PROTOCOL = "adm-imagenet256"
 """Protocol of the published numbers."""
-PORT = "Inception-v3 in torch-fidelity's port of the same weights, published with"
-TOLERANCE = 100
-"""Images that a training set may lack (broken ones) or hold twice (encoders that share it may take
-as many each), and still be ImageNet's."""
+PORT_NOTE = "Inception-v3 in torch-fidelity's port of the same weights, published with"
+TOLERATED_IMAGES = 100
+"""Images that a training set may lack (broken ones) or hold twice (two encoders may take as many
+each), and still be ImageNet's."""
 
 
 def incomparable_because(
@@ -34,13 +34,13 @@ def incomparable_because(
     """List the protocol differences that make two results incomparable; empty if there are none.
 
     Args:
-        row: The published number.
-        run: What was run for it.
+        row: Row with the published number.
+        run: Experiment that was run for it.
         measured: Our number.
-        store: Where results lie: training set and reference are judged by what was made of them.
+        store: Store of the training data and the reference, which are checked as they were built.
 
     Raises:
-        CorruptArtifactError: the training data or the reference of the store are damaged.
+        CorruptArtifactError: If the training data or the reference of the store are damaged.
     """
     ours, theirs = measured.fingerprint, row.protocol
     found = [] if run.train.imported else _training_set(run, store)
@@ -74,7 +74,7 @@ def _training_set(run: Experiment, store: Store) -> list[str]:
     if store.find(node.ref):  # without those that were left out as broken
         folder = store.open(node.ref).path
         count = int(json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))["count"])
-    if count is None or abs(count - IMAGENET_TRAIN) <= TOLERANCE:
+    if count is None or abs(count - IMAGENET_TRAIN) <= TOLERATED_IMAGES:
         return []
     return [f"trained on {count:,} images, published with ImageNet's {IMAGENET_TRAIN:,}"]
 
@@ -115,7 +115,7 @@ def differences(row: TableRow, run: Experiment, measured: Measurement) -> tuple[
             f"classifier-free guidance: on all channels, published on {theirs.cfg_channels}"
         )
     if ours.extractor == f"{INCEPTION} {INCEPTION_2015_SHA256}":
-        found.append(f"features: {PORT} {theirs.extractor}")
+        found.append(f"features: {PORT_NOTE} {theirs.extractor}")
     if run.evaluation.reference is not None:
         content = run.evaluation.reference_content
         digest = str(content or run.evaluation.reference_sha256)[:12]

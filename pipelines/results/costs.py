@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 PEAK_TFLOPS = 312.0
-"""Data sheet of an A100 in fp16 and bf16, dense."""
+"""Peak of an A100 in fp16 and bf16, dense, by its data sheet, in 10^12 operations a second."""
 PEAK_SHARE = {"fp16": 1.0, "bf16": 1.0, "TF32": 1 / 2, "float32": 1 / 16}
-"""Arithmetic -> peak over that of half precision: 312, 156 and 19.5 TFLOP/s on an A100."""
+"""Arithmetic -> its peak divided by that of half precision (A100: 312, 156, 19.5 TFLOP/s)."""
 FEATURE_BYTES = {"inception-v3-compat": 4 * (2048 + 1008 + 2023), "digits-cnn": 4 * (64 + 10)}
 """Pooled features, logits and spatial features of an image, float32."""
 

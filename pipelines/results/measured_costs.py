@@ -1,8 +1,7 @@
-"""What comparable work has cost, as the artifacts of a store say.
+"""Costs of comparable work, measured by the artifacts of a store.
 
-A store holds what others put there too: images that `igdit evaluate` read from files, checkpoints
-that were trained elsewhere, artifacts of other versions. A reader takes what it understands and
-passes over the rest.
+A store also holds images that `igdit evaluate` read from files, checkpoints that were trained
+elsewhere and artifacts of other versions, which are passed over.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ ARCHITECTURE = ("depth", "width", "patch_size", "input_size", "mlp_ratio")
 
 @dataclass(frozen=True)
 class ImageCosts:
-    """Costs of one image; None: nothing comparable was measured yet."""
+    """Costs of one image; None where nothing comparable was measured yet."""
 
     sampling_seconds: float | None
-    """Of one worker, decoding included."""
+    """Seconds of one worker, decoding included."""
     judging_seconds: float | None
-    """Of the extractor."""
+    """Seconds of the extractor."""
     image_bytes: float | None
     feature_bytes: float | None
 
@@ -53,8 +52,8 @@ def recorded(artifact: Artifact, *names: str) -> Any:  # noqa: ANN401
     """Return a value of an artifact's manifest; None where its maker wrote none of that name.
 
     Args:
-        artifact: Whose manifest.
-        names: Where the value stands, from the outside to the inside.
+        artifact: Artifact with the manifest.
+        names: Path of the value, from the outside to the inside.
     """
     value: Any = artifact.manifest
     for name in names:
@@ -63,10 +62,7 @@ def recorded(artifact: Artifact, *names: str) -> Any:  # noqa: ANN401
 
 
 def comparable_checkpoints(store: Store, experiment: Experiment) -> list[Artifact]:
-    """List checkpoints of trainings of the same size.
-
-    Those that were trained elsewhere tell nothing.
-    """
+    """List checkpoints of trainings of the same size that were trained here."""
     model, batch = experiment.model, experiment.train.batch_size
     return [
         artifact
@@ -80,7 +76,7 @@ def comparable_checkpoints(store: Store, experiment: Experiment) -> list[Artifac
 
 
 def seconds_per_step(store: Store, experiment: Experiment) -> float | None:
-    """Wall seconds of a training step, by whatever workers took it; None: not measured."""
+    """Return the wall seconds of a training step, with any workers; None if not measured."""
     rates = []
     for artifact in comparable_checkpoints(store, experiment):
         first, ref = recorded(artifact, "work_from_step"), artifact.ref
@@ -90,12 +86,12 @@ def seconds_per_step(store: Store, experiment: Experiment) -> float | None:
 
 
 def checkpoint_bytes(store: Store, experiment: Experiment) -> float | None:
-    """Bytes of a checkpoint of such a training; None: not measured."""
+    """Return the bytes of a checkpoint of such a training; None if not measured."""
     return median([artifact.size for artifact in comparable_checkpoints(store, experiment)])
 
 
 def image_costs(store: Store, experiment: Experiment) -> ImageCosts:
-    """Costs of an image that such a model makes in as many steps of such a sampler."""
+    """Return the costs of an image of such a model in as many steps of such a sampler."""
     models = {str(a.ref) for a in comparable_checkpoints(store, experiment)}
     counts: dict[str, int] = {}
     sampling, judging, images, features = [], [], [], []
@@ -118,19 +114,19 @@ def image_costs(store: Store, experiment: Experiment) -> ImageCosts:
 
 
 def median(values: Sequence[float]) -> float | None:
-    """Median of what is a number; None: nothing is."""
+    """Return the median of the finite values; None if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return statistics.median(finite) if finite else None
 
 
 def _image_count(artifact: Artifact) -> int:
-    """Number of images in a shard; 0: the shard does not say."""
+    """Return the number of images in a shard; 0 if its manifest does not say."""
     start, stop = (recorded(artifact, "config", name) for name in ("start", "stop"))
     return max(stop - start, 0) if isinstance(start, int) and isinstance(stop, int) else 0
 
 
 def _sampled_alike(artifact: Artifact, sampler: SamplerConfig) -> bool:
-    """Whether the images were sampled, with as many steps of the same method and precision."""
+    """Return True if images were sampled in as many steps of the same method and precision."""
     said = recorded(artifact, "config", "sampler")
     if not isinstance(said, dict):  # made elsewhere
         return False

@@ -1,4 +1,4 @@
-"""What an experiment has shown so far, read from the store."""
+"""Measurements of an experiment, read from the store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Measurement:
-    """An evaluated point."""
+    """Point with its metrics."""
 
     point: Point
     artifact: Artifact
@@ -41,7 +41,7 @@ class Measurement:
 
     @property
     def guidance(self) -> Guidance:
-        """How the samples were guided, canonical."""
+        """Guidance of the samples, canonical."""
         return self.point.guidance
 
     @property
@@ -51,7 +51,7 @@ class Measurement:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """How it was measured."""
+        """Fingerprint of the evaluation."""
         return fingerprint(self.point.evaluate)
 
 
@@ -60,11 +60,11 @@ Gain = tuple[float, float, float]
 
 
 class Holdout(NamedTuple):
-    """The chosen guidance, measured on noise that had no part in the choice."""
+    """Measurement of the chosen guidance on noise that had no part in the choice."""
 
     measurement: Measurement
     gain: Gain | None
-    """Against the baseline on the same noise; None: the baseline itself was chosen."""
+    """Gain over the baseline on the same noise; None if the baseline itself was chosen."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,21 @@ class Results:
     graph: Graph
     store: Store
     curve: Mapping[tuple[int, Guidance], Measurement]
-    """By step and guidance, those of `Graph.curve`."""
+    """Measurements of `Graph.curve`, by step and guidance."""
     final: Mapping[Guidance, Measurement]
-    """The last checkpoint by guidance, those of `Graph.final`."""
+    """Measurements of `Graph.final`, the last checkpoint, by guidance."""
     holdout: Mapping[Guidance, Measurement] = field(default_factory=dict)
     """The baseline and the guidance with the lowest FID in `final`, on noise that had no part in
-    the choice. Of an experiment with one guidance it is not asked for."""
+    the choice. Not needed for an experiment with one guidance."""
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment."""
+        """Experiment of the graph."""
         return self.graph.experiment
 
     @property
     def complete(self) -> bool:
-        """Everything was measured."""
+        """True if everything was measured."""
         chosen = self.chosen
         return (
             chosen is not None
@@ -98,19 +98,19 @@ class Results:
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """All of them: the curve, the last checkpoint, the holdout."""
+        """All measurements: the curve, the last checkpoint, the holdout."""
         return (*self.curve.values(), *self.final.values(), *self.holdout.values())
 
     @property
     def targets(self) -> tuple[Node, ...]:
-        """What the experiment makes, the holdout among it once the choice is known."""
+        """Nodes that the experiment builds, with those of the holdout once the choice is known."""
         chosen = self.chosen
         holdout = {} if chosen is None else self.graph.chosen_holdout(chosen)
         return (*self.graph.targets, *(point.evaluate for point in holdout.values()))
 
     @property
     def chosen(self) -> Guidance | None:
-        """Guidance with the lowest FID in `final`, once all of that is there."""
+        """Guidance with the lowest FID in `final`; None until all of `final` is measured."""
         if len(self.final) < len(self.graph.final):
             return None
         return min(self.final.values(), key=lambda m: m.fid).guidance
@@ -121,7 +121,7 @@ class Results:
         return self.final.get(self.experiment.baseline)
 
     def headline(self, guidance: Guidance | None = None) -> Measurement | None:
-        """Return the last checkpoint under a guidance (None: the experiment's own)."""
+        """Return the last checkpoint under a guidance, or under the experiment's own."""
         own = self.experiment.guidance if guidance is None else guidance
         return self.final.get(own.canonical())
 
@@ -137,7 +137,7 @@ class Results:
         return {guidance: curve for guidance, curve in found.items() if curve}
 
     def history(self) -> pd.DataFrame | None:
-        """Losses by step of the newest checkpoint, if one was trained here."""
+        """Return the losses by step of the newest checkpoint; None if none was trained here."""
         if self.experiment.train.imported:
             return None
         from ig_core.checkpoints.own import load_history
@@ -151,7 +151,7 @@ class Results:
         return None
 
     def improvements(self) -> dict[Guidance, Gain | None]:
-        """Return the gain of each guidance in `final`; None: the baseline, or it is not there."""
+        """Return the gain of each guidance in `final`; None for the baseline, or without one."""
         base = self.baseline
         return {
             guidance: None if base is None or m is base else _improvement(m, base)
@@ -159,7 +159,7 @@ class Results:
         }
 
     def chosen_holdout(self) -> Holdout | None:
-        """Return the chosen guidance on holdout noise; None: it is not measured."""
+        """Return the chosen guidance on holdout noise; None if it is not measured."""
         return None if self.chosen is None else _holdout_of(self.graph, self.holdout, self.chosen)
 
     def best(self) -> tuple[Measurement, list[Measurement]] | None:
@@ -173,11 +173,11 @@ class Results:
         return best, [m for m in self.final.values() if m is not best and _overlaps(best, m)]
 
     def costs(self) -> pd.DataFrame:
-        """Artifacts, seconds of work and bytes of each stage, whenever they were made."""
+        """Return artifacts, seconds of work and bytes of each stage."""
         return stage_costs(self.store, closure(self.targets))
 
     def table(self) -> pd.DataFrame:
-        """All measurements as one tidy table."""
+        """Return all measurements as one tidy table."""
         rows = []
         parts = {
             "curve": self.curve.values(),
@@ -211,12 +211,12 @@ def published(store: Store, nodes: Iterable[Node]) -> dict[Node, Artifact]:
 
 
 def work_seconds(store: Store, nodes: Iterable[Node]) -> float:
-    """What the published ones among these cost to make."""
+    """Return the seconds that the published artifacts of these nodes took to build."""
     return sum(artifact.seconds for artifact in published(store, nodes).values())
 
 
 def stage_costs(store: Store, nodes: Iterable[Node]) -> pd.DataFrame:
-    """Artifacts, seconds of work and bytes by stage of the published ones among these."""
+    """Return artifacts, seconds of work and bytes by stage of the published ones of these nodes."""
     rows = [
         (node.stage, artifact.seconds, artifact.size)
         for node, artifact in published(store, nodes).items()
@@ -234,12 +234,12 @@ def collect(store: Store, graph: Graph, *, pass_over_damaged: bool = False) -> R
     """Read the published measurements of an experiment.
 
     Args:
-        store: Where they are.
-        graph: The experiment.
-        pass_over_damaged: Take what is damaged as not there, for those who only look.
+        store: Store of the results.
+        graph: Graph of the experiment.
+        pass_over_damaged: Treat damaged measurements as missing, for commands that only look.
 
     Raises:
-        CorruptArtifactError: a measurement is damaged, and is not to be passed over.
+        CorruptArtifactError: If a measurement is damaged, and is not to be passed over.
     """
 
     def read(points: Mapping[Key, Point]) -> dict[Key, Measurement]:
@@ -251,7 +251,7 @@ def collect(store: Store, graph: Graph, *, pass_over_damaged: bool = False) -> R
 
 
 def read_holdout(store: Store, graph: Graph, chosen: Guidance) -> Holdout | None:
-    """Read a guidance that was chosen on holdout noise; None: it is not measured, or damaged."""
+    """Read a chosen guidance on holdout noise; None if it is not measured, or damaged."""
     measured = _read(store, graph.holdout(chosen), pass_over_damaged=True)
     return _holdout_of(graph, measured, chosen)
 
@@ -282,7 +282,7 @@ def _read(
 
 
 def preview(results: Results, measurement: Measurement) -> Path | None:
-    """Contact sheet of a measurement's samples."""
+    """Return the path of the contact sheet of a measurement's samples; None if there is none."""
     node = measurement.point.evaluate.inputs["sample"]
     if not results.store.find(node.ref):
         return None
@@ -290,7 +290,7 @@ def preview(results: Results, measurement: Measurement) -> Path | None:
 
 
 def fid_jackknife_of(metrics: dict[str, Any]) -> Jackknife:
-    """The FID of an evaluation with what it is without each of its groups."""
+    """Return the FID of an evaluation with its values without each of its groups."""
     import torch
 
     from ig_core.metrics.jackknife import Jackknife
@@ -314,13 +314,13 @@ def _improvement(measurement: Measurement, base: Measurement) -> Gain:
 
 
 def _overlaps(best: Measurement, other: Measurement) -> bool:
-    """Whether the paired interval of the difference contains 0."""
+    """Return True if the paired interval of the difference contains 0."""
     _, low, high = _improvement(best, other)
     return low <= 0 <= high
 
 
 def checkpoint_name(train: TrainConfig) -> str:
-    """The checkpoint that is judged, for people."""
+    """Return the name of the evaluated checkpoint, for people."""
     if train.from_checkpoint is None:
         return f"step {train.steps:,}"
     return f"{PurePath(train.from_checkpoint).name} ({str(train.checkpoint_sha256)[:8]})"

@@ -1,4 +1,4 @@
-"""One of the paper's tables, with what was measured here beside what was published."""
+"""Tables of the paper, with measurements beside the published numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall", "balanced_fid")
-"""Metrics that papers publish, by their names here."""
+"""Metrics that papers publish, by their names in evaluations."""
 
 
 @dataclass(frozen=True)
 class TableLine:
-    """A row of the table, filled in."""
+    """Row of a table, filled in."""
 
     row: TableRow
     experiment: Experiment | None
@@ -61,13 +61,13 @@ class TableLine:
 def fill(
     rows: Iterable[TableRow], store: Store, given: Mapping[str, Sequence[Experiment]]
 ) -> list[TableLine]:
-    """Fill in what the store holds.
+    """Fill in the rows of a table with the results of a store.
 
     Args:
         rows: Rows of the table.
-        store: Where results lie.
-        given: Row -> experiments that were named for it, files pinned. Besides, recorded runs count
-            that agree with the row in all that is not a file, a number of workers or the protocol.
+        store: Store of the results.
+        given: Row -> experiments that were named for it, resolved. Recorded runs count too if they
+            agree with the row in all but files, numbers of workers and the protocol.
     """
     runs = list(read_register(store).experiments.values()) if store.exists() else []
     return [_line(row, store, given.get(row.name, ()), runs) for row in rows]
@@ -92,7 +92,7 @@ def _line(
                     differences(row, experiment, measured),
                 )
             )
-    # What can be compared first, then the newest.
+    # Comparable numbers first, then the newest.
     return max(
         found,
         default=TableLine(row, None, None),
@@ -162,10 +162,10 @@ def remember_table(store: Store, table: str, lines: Iterable[TableLine], *, trac
     """Record the runs in a table that were named for a row.
 
     Args:
-        store: Where.
-        table: Its name.
-        lines: Its rows.
-        tracked: Whether MLflow has it, too.
+        store: Store with the register.
+        table: Name of the table.
+        lines: Rows of the table.
+        tracked: True if MLflow has the table, too.
     """
     pairs: list[tuple[str | None, str | None]] = [(None, None)] if tracked else []
     pairs += [
