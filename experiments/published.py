@@ -24,7 +24,7 @@ class Published:
     epochs: int | None
     """Training epochs; None if they are not known."""
     cfg: bool = False
-    """Whether classifier-free guidance (or autoguidance) was on."""
+    """True if classifier-free guidance (or autoguidance) was on."""
     fid: float
     """Frechet distance of 50,000 samples with random labels."""
     sfid: float | None = None

@@ -98,7 +98,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """When a training is pruned: its FID curve is worse than the median, beyond the noise."""
+    """Rule that prunes a training: its FID curve is worse than the median, beyond the noise."""
 
     enabled: bool = True
     """Prune trainings at all."""
@@ -137,7 +137,7 @@ class Study:
     default_trials: int = 30
     """Trials to complete unless --trials is given."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    """When a training is pruned."""
+    """Rule that prunes trainings."""
 
     def __post_init__(self) -> None:
         require_file_name("name", self.name)

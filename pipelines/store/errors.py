@@ -17,7 +17,7 @@ class CorruptArtifactError(ArtifactError):
     def __init__(self, ref: Ref, path: Path | str, reason: str) -> None:
         super().__init__(
             f"artifact {ref} is damaged: {reason} ({path}). It was not used. Run the same "
-            f"command with --rebuild to set it aside and build it again."
+            f"command with --rebuild to quarantine it and build it again."
         )
         self.ref = ref
 

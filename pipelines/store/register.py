@@ -46,7 +46,7 @@ class Record:
     key: str
     """Key of the root: of a run its run key, of a study its identity."""
     experiment: Experiment | None = None
-    """What was run; None for a table, and for the study itself beside its runs."""
+    """Experiment that was run; None for a table, and for the study itself beside its runs."""
     run: str | None = None
     """Run key of the experiment, or of the run that was named for a row of the table."""
     row: str | None = None

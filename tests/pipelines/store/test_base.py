@@ -488,7 +488,7 @@ def test_a_record_or_lock_stays_in_the_store(store, name, method):
 
 
 @pytest.mark.parametrize("name", ["..", ".", ""])
-def test_only_what_was_set_aside_is_discarded(store, name):
+def test_only_what_is_quarantined_is_deleted(store, name):
     put(store)
     store.quarantine(REF)
     with pytest.raises(ValueError, match="must stay in the store"):
@@ -516,7 +516,7 @@ def test_of_a_linked_artifact_the_link_is_deleted_and_what_stays_is_named(store,
     assert leftovers(store) == []
 
 
-def test_a_linked_artifact_that_was_set_aside_is_discarded(store, tmp_path):
+def test_a_linked_artifact_in_quarantine_is_deleted(store, tmp_path):
     moved_and_linked(store, tmp_path / "elsewhere")
     store.delete_quarantined(store.quarantine(REF))
     assert store.quarantined() == []
