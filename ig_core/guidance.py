@@ -125,6 +125,10 @@ def _is_off(scale: float | Tensor) -> bool:
 def _internally_guided(
     model: DiffusionTransformer, x: Tensor, t: float, y: Tensor, scale: float | Tensor
 ) -> Tensor:
+    """Extrapolate from the auxiliary to the final head (IG paper): v = v_aux + s (v_final - v_aux).
+
+    A network of the user's own needs neither `final_velocity` nor an auxiliary head.
+    """
     times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
     if _is_off(scale) and hasattr(model, "final_velocity"):
         return model.final_velocity(x, times, y)

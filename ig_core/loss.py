@@ -46,7 +46,7 @@ def ig_loss(
     config: LossConfig,
     ema_model: Model | None = None,
 ) -> LossTerms:
-    """Compute the loss L of this module's head, and its terms.
+    """Compute the loss L, as defined at the top of this file, and its terms.
 
     The gradient of the auxiliary term flows into the trunk; nothing is detached. The randomness is
     the caller's: t, noise, and labels out of `drop_labels`.

@@ -1,4 +1,4 @@
-"""torch-fidelity: feature extractors by name, and its metrics on features.
+"""Feature extractors of torch-fidelity, by name.
 
 Extractors: `inception-v3-compat` (the port of the reference network; give its weights file) and
 `digits-cnn`, a classifier of 8x8 digits whose weights the data stage trains.

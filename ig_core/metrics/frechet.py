@@ -1,7 +1,7 @@
-"""Distances between image sets, from features: mergeable statistics, FID, the jackknife.
+"""Frechet distance between image sets: mergeable statistics of features, and FID.
 
 FID is the squared Frechet distance of two Gaussians fitted to features (Heusel et al. 2017).
-Kernel distance, precision, recall and Inception Score are torch-fidelity's own functions.
+Its intervals are in `jackknife` and `uncertainty`, other metrics in `scores`.
 """
 
 from __future__ import annotations

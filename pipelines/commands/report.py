@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments import EXPERIMENTS, get_experiment
 from pipelines.commands.parse import asks_for_help, parse_options
-from pipelines.commands.run import RunOptions, parse_experiment
+from pipelines.commands.run import ExperimentOptions, parse_experiment
 from pipelines.common.errors import UsageError
 from pipelines.console.console import log, make_console
 from pipelines.graph.garbage import in_use
@@ -66,7 +66,7 @@ def report_command(arguments: list[str]) -> int:
         log(make_console(), str(report_study(home, rest[0], options.storage)))
         return 0
     if rest or word.endswith(".json"):
-        experiment = resolve(parse_experiment(arguments, "report", RunOptions).experiment)
+        experiment = resolve(parse_experiment(arguments, "report", ExperimentOptions).experiment)
     else:
         exact = resolve(get_experiment(word)) if word in EXPERIMENTS else None
         experiment = find_run(home, word or None, exact)

@@ -68,22 +68,28 @@ changed.
 NAME is the experiment.json of an earlier run, or one of
 {list_names(EXPERIMENTS)}
 
-options: those of `igdit run`, --assume-tflops and --assume-utilisation; `igdit plan NAME --help`
-lists them with their values.
+options: --assume-tflops, --assume-utilisation and every setting of the experiment; `igdit plan NAME
+--help` lists them with their values.
 """
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """Options of `igdit run` and `igdit plan`."""
+class ExperimentOptions:
+    """Options of every command that takes an experiment."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class RunOptions(ExperimentOptions):
+    """Options of `igdit run`."""
+
     rebuild: bool = False
     """Check every artifact of the experiment, quarantine damaged ones and build them again."""
 
 
 @dataclass(frozen=True)
-class PlanOptions(RunOptions):
+class PlanOptions(ExperimentOptions):
     """Options of `igdit plan`."""
 
     assume_tflops: float | None = None
@@ -93,7 +99,7 @@ class PlanOptions(RunOptions):
     """Share of the peak that is assumed to be reached."""
 
 
-Options = TypeVar("Options", bound=RunOptions)
+Options = TypeVar("Options", bound=ExperimentOptions)
 
 
 def run_command(arguments: list[str]) -> int:

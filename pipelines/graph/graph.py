@@ -1,7 +1,8 @@
 """Graph of an experiment: its artifacts, their dependencies and keys.
 
 A node's key is a hash of its kind, its version, its slice of the configuration and the keys of
-its inputs. Nothing about workers, devices, batch sizes or storage enters a key.
+its inputs. Nothing about workers, devices, micro-batches or places of files enters
+a key; the global batch size and the sizes of shards do.
 """
 
 from __future__ import annotations

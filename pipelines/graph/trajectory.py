@@ -18,12 +18,12 @@ def published_steps(store: Store, graph: Graph) -> list[int]:
 
     They may come from runs of another length or with other checkpoint steps.
     """
-    return sorted(ref.step for ref in _states(store, graph, ("checkpoint",)))
+    return sorted(ref.step for ref in published_states(store, graph, ("checkpoint",)))
 
 
 def resume_steps(store: Store, graph: Graph) -> list[int]:
     """Return the steps of the trajectory that have a state to resume from, ascending."""
-    return sorted(ref.step for ref in _states(store, graph, ("resume",)))
+    return sorted(ref.step for ref in published_states(store, graph, ("resume",)))
 
 
 def starting_points(published: Iterable[Ref], graph: Graph, wanted: Iterable[int]) -> list[Node]:
@@ -49,11 +49,11 @@ def starting_points(published: Iterable[Ref], graph: Graph, wanted: Iterable[int
 
 def starting_step(store: Store, graph: Graph, wanted: Iterable[int]) -> int:
     """Return the newest published step from which all wanted steps can be reached; else 0."""
-    points = starting_points(_states(store, graph), graph, wanted)
+    points = starting_points(published_states(store, graph), graph, wanted)
     return points[0].step if points else 0
 
 
-def _states(
+def published_states(
     store: Store, graph: Graph, kinds: Iterable[str] = ("checkpoint", "resume")
 ) -> list[Ref]:
     """List the published states of the trajectory."""

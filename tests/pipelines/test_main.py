@@ -64,7 +64,7 @@ WRONG = [
     (["run", "digits", "--ig-scales", "1", "nan"], ["ig_scales", "finite", "nan"]),
     (["run", "digits", "--sampler.path", "cosine"], ["sampler.path", "'linear'", "'cosine'"]),
     (["run", "digits", "--ig-scales"], ["--ig-scales", "at least one value"]),
-    (["plan", "digits", "--ig_scales", "--rebuild"], ["--ig_scales", "at least one value"]),
+    (["plan", "digits", "--ig_scales", "--model.rope"], ["--ig_scales", "at least one value"]),
     (["study", "digits", "--experiment.ig-scales"], ["--experiment.ig-scales", "one value"]),
     (["table", "main", "--rows", "--run"], ["--rows", "at least one value"]),
     (["store", "gc", "--forget"], ["--forget", "at least one value"]),

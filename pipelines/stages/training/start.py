@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.common.errors import MissingArtifactError
-from pipelines.graph.trajectory import _states, starting_points
+from pipelines.graph.trajectory import published_states, starting_points
 from pipelines.store.base import Artifact
 from pipelines.store.errors import CorruptArtifactError
 
@@ -68,7 +68,7 @@ def open_start(store: Store, graph: Graph, wanted: Iterable[int], team: Team) ->
         CorruptArtifactError: On all workers alike, if one of them finds a checkpoint damaged.
     """
     first = team.rank == 0
-    points = starting_points(_states(store, graph), graph, wanted) if first else []
+    points = starting_points(published_states(store, graph), graph, wanted) if first else []
     while True:
         point = points.pop(0) if points else None
         choice = [0, 0] if point is None else [point.step, int(point.kind == "checkpoint")]
