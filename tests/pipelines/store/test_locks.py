@@ -188,7 +188,7 @@ def test_the_file_goes_while_the_lock_still_holds(path, monkeypatch):
 def test_an_owner_waits_for_whoever_only_looks(path):
     looker = FileLock(path)
     assert looker.acquire()
-    threading.Timer(0.05, looker.release, kwargs={"remove": True}).start()
+    threading.Timer(0.05, looker.release, kwargs={"delete": True}).start()
     owner = FileLock(path)
     wait_for_lock(owner, 0.01)
     assert not FileLock(path).acquire()
