@@ -39,7 +39,7 @@ lint: setup
 
 # A file of tests stays in one process; those that take long are begun first (tests/conftest.py).
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/pytest -m slow

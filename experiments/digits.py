@@ -17,7 +17,7 @@ from ig_core.config import (
 
 
 def digits() -> Experiment:
-    """Return a tiny SiT with Internal Guidance on scikit-learn's digits.
+    """A tiny SiT with Internal Guidance on scikit-learn's digits.
 
     Learning rate and scale of the embeddings were chosen by hand on training seeds 1 to 3 and on
     other sampling noise than that of the experiment (training seed 0, evaluation seed 0).
@@ -51,7 +51,7 @@ def digits() -> Experiment:
 
 
 def digits_study() -> Study:
-    """Return a study of layers 1 to 3, weights 0.1 to 1, scales 1 to 3: 8 trainings at 5 scales."""
+    """A study of layers 1 to 3, weights 0.1 to 1, scales 1 to 3: 8 trainings at 5 scales."""
     base = digits()
     return Study(
         name="digits",

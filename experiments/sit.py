@@ -45,7 +45,7 @@ _SCALES: dict[Size, tuple[float, tuple[float, ...]]] = {
 
 
 def sit(size: Size, *, ig: bool) -> Experiment:
-    """Return SiT-SIZE/2 for 80 epochs, with or without the auxiliary head."""
+    """SiT-SIZE/2 for 80 epochs, with or without the auxiliary head."""
     scale, scales = _SCALES[size] if ig else (1.0, ())
     return Experiment(
         name=f"sit_{size.lower()}2{'_ig' if ig else ''}",
@@ -63,17 +63,17 @@ def sit(size: Size, *, ig: bool) -> Experiment:
 
 
 def sit_b2() -> Experiment:
-    """Return SiT-B/2 without auxiliary head. Published: FID 33.02 at 80 epochs."""
+    """SiT-B/2 without auxiliary head. Published: FID 33.02 at 80 epochs."""
     return sit("B", ig=False)
 
 
 def sit_b2_ig() -> Experiment:
-    """Return SiT-B/2 with the head at block 4. Published: FID 30.60, at scale 1.9 17.38."""
+    """SiT-B/2 with the head at block 4. Published: FID 30.60, at scale 1.9 17.38."""
     return sit("B", ig=True)
 
 
 def sit_b2_ig_interval() -> Experiment:
-    """Return the same training, guided for t in [0.3, 1). Published: FID 16.19 at scale 2.3."""
+    """The same training, guided for t in [0.3, 1). Published: FID 16.19 at scale 2.3."""
     base = sit_b2_ig()
     return replace(
         base,
@@ -84,27 +84,27 @@ def sit_b2_ig_interval() -> Experiment:
 
 
 def sit_l2() -> Experiment:
-    """Return SiT-L/2 without auxiliary head. No published number of this size is known."""
+    """SiT-L/2 without auxiliary head. No published number of this size is known."""
     return sit("L", ig=False)
 
 
 def sit_l2_ig() -> Experiment:
-    """Return SiT-L/2 with the head at block 8. No published number of this size is known."""
+    """SiT-L/2 with the head at block 8. No published number of this size is known."""
     return sit("L", ig=True)
 
 
 def sit_xl2() -> Experiment:
-    """Return SiT-XL/2 without auxiliary head. Published: FID 8.61 at 1400 epochs."""
+    """SiT-XL/2 without auxiliary head. Published: FID 8.61 at 1400 epochs."""
     return sit("XL", ig=False)
 
 
 def sit_xl2_ig() -> Experiment:
-    """Return SiT-XL/2 with the head at block 8. Published: FID 5.31 at 80 epochs, 1.75 at 800."""
+    """SiT-XL/2 with the head at block 8. Published: FID 5.31 at 80 epochs, 1.75 at 800."""
     return sit("XL", ig=True)
 
 
 def sit_xl2_ig_cfg() -> Experiment:
-    """Return the same training under both guidances (`SiT/gen.sh`). Published: FID 1.46 at 800."""
+    """The same training under both guidances (`SiT/gen.sh`). Published: FID 1.46 at 800."""
     return replace(
         sit_xl2_ig(),
         name="sit_xl2_ig_cfg",

@@ -63,13 +63,13 @@ class TableRow:
 
 
 def main_table() -> tuple[TableRow, ...]:
-    """Return the rows of the system comparison."""
+    """The system comparison: what IG reaches, and what it is compared with."""
     others = [TableRow(name=_name(other), published=other) for other in OTHER_METHODS]
     return (*others, *_sit_rows(), *_lightningdit_rows())
 
 
 def sit_b2_ablation() -> tuple[TableRow, ...]:
-    """Return the rows of the ablation on SiT-B/2, 80 epochs: head, its block, and guidance."""
+    """The ablation on SiT-B/2, 80 epochs: head, its block, and guidance."""
     head = sit_b2_ig()
     rows = [TableRow(name="sit_b2", published=paper.SIT_B2, experiment=sit_b2(), scale=1.0)]
     for layer, numbers in paper.SIT_B2_AUX.items():
@@ -97,7 +97,7 @@ def sit_b2_ablation() -> tuple[TableRow, ...]:
 
 
 def paper_table() -> tuple[TableRow, ...]:
-    """Return the rows of both tables."""
+    """Both of them in one comparison."""
     return (*main_table(), *sit_b2_ablation())
 
 

@@ -60,7 +60,7 @@ def test_a_training_that_began_before_what_was_there_is_found(store, monkeypatch
 def test_files_without_a_manifest_and_manifests_without_files_are_found(store):
     store.bucket.write("files/checkpoint/abc-00000009/0123/weights", b"half")
     name = next(name for name in store.bucket.list("files") if "abc-00000001" in name)
-    store.bucket.remove(f"files/{name}")
+    store.bucket.delete(f"files/{name}")
     found = findings(store, [], [])
     assert found == [
         "checkpoint/abc-00000009/0123/weights belongs to nothing",
