@@ -35,7 +35,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 # A file of tests stays in one process; those that take long are begun first (tests/conftest.py).
 test: lint
