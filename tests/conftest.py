@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Tests run in several processes at once, and start others: one thread each, before torch is imported.
+# Tests run in several processes at once, and start others: one thread each, set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if sys.platform == "linux":
