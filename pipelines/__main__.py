@@ -157,10 +157,9 @@ def _main(arguments: list[str] | None) -> int:
     try:
         with extra("run"):
             command = _command(name)
-        # A submitted job reads the secrets of its node, not those of this machine.
-        if name != "submit" and not set(HELP) & set(rest):
-            load_secrets()
-        with extra("run"):
+            # A submitted job reads the secrets of its node, not those of this machine.
+            if name != "submit" and not set(HELP) & set(rest):
+                load_secrets()
             return command(rest)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not has_reader(sys.stdout):

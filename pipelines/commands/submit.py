@@ -72,8 +72,6 @@ VALUES = tuple(f.name for f in dataclasses.fields(SubmitOptions) if f.name not i
 
 def submit_command(arguments: list[str]) -> int:
     """Run `igdit submit`; the submitted command is read by its own parser."""
-    from pipelines.commands.run import parse_run
-    from pipelines.commands.study import parse_study
     from pipelines.submit.client import submit
 
     own, words = split_words(arguments)
@@ -85,6 +83,10 @@ def submit_command(arguments: list[str]) -> int:
         raise UsageError(_missing_command(words))
     options = parse_options(SubmitOptions, own, program)
     kind, rest = words[0], words[1:]
+    if kind == "study":
+        from pipelines.commands.study import parse_study
+    else:
+        from pipelines.commands.run import parse_run
     if set(HELP) & set(rest):
         (parse_study if kind == "study" else parse_run)(rest)
     root = (options.working_dir or find_root(Path.cwd())).absolute()
